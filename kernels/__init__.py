@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renderer of Gaussian fields: numba kernels behind torch operations."""
