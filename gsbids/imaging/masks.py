@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks as arrays on grids: resampling by affine, comparing grids, bounding boxes."""
+
+from itertools import product
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.errors import InputError
+
+
+def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray,
+              tolerance: float = 0.01) -> bool:
+    """Whether two grids have the same shape and put their corners in the same places.
+
+    Parameters
+    ----------
+    shape, other_shape : tuple of int
+    affine, other_affine : ndarray, (4, 4)
+    tolerance : float
+        Largest distance between corresponding corners, mm.
+    """
+    if tuple(shape) != tuple(other_shape):
+        return False
+    corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))])
+    apart = (corners @ (np.asarray(affine) - np.asarray(other_affine)).T)[:, :3]
+    return bool(np.linalg.norm(apart, axis=1).max() <= tolerance)
+
+
+def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:
+    """A mask on another grid, through the two affines: linear interpolation, at least one half.
+
+    Parameters
+    ----------
+    mask : ndarray, (A, B, C)
+        Inside where positive.
+    mask_affine : ndarray, (4, 4)
+        Of ``mask``.
+    affine : ndarray, (4, 4)
+        Of the grid wanted.
+    shape : tuple of int
+        (X, Y, Z) of the grid wanted.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+    """
+    inside = np.asarray(mask) > 0
+    if same_grid(inside.shape, mask_affine, shape, affine):
+        return inside
+    to_mask = np.linalg.inv(mask_affine) @ affine
+    # Half a voxel beyond the outermost centres still belongs to the mask: hence the padding by the edge.
+    padded = np.pad(inside.astype(np.float32), 1, mode="edge")
+    value = ndimage.affine_transform(padded, to_mask[:3, :3], to_mask[:3, 3] + 1.0, tuple(shape), order=1)
+    reach = _inside_grid(to_mask, shape, inside.shape)
+    return (value >= 0.5) & reach
+
+
+def bounding_box(mask: np.ndarray, margin=0) -> tuple[slice, slice, slice]:
+    """Smallest box around a mask, grown by a margin and cut at the borders of the grid.
+
+    Parameters
+    ----------
+    mask : ndarray, (X, Y, Z), bool
+    margin : int or sequence of int
+        Voxels added on both sides, for all axes or per axis.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The mask is empty.
+    """
+    if not np.any(mask):
+        raise InputError("the mask is empty (all zero): give a mask with the brain in it")
+    margins = np.broadcast_to(margin, mask.ndim)
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
+        box.append(slice(max(int(filled[0]) - int(margins[axis]), 0),
+                         min(int(filled[-1]) + 1 + int(margins[axis]), mask.shape[axis])))
+    return tuple(box)
+
+
+def _inside_grid(to_mask: np.ndarray, shape, mask_shape) -> np.ndarray:
+    """Voxels of a grid that lie within the half-voxel border of the mask's grid."""
+    inside = np.ones(shape, dtype=bool)
+    i, j, k = np.ogrid[tuple(slice(n) for n in shape)]
+    for axis in range(3):
+        a, b, c, d = to_mask[axis]
+        place = a * i + b * j + c * k + d
+        inside &= (place >= -0.5) & (place <= mask_shape[axis] - 0.5)
+    return inside
