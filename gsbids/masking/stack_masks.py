@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brain masks of stacks: from a file, from zeros around the brain, from a threshold."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.errors import InputError
+from gsbids.imaging.geometry import conform
+from gsbids.imaging.masks import resample_mask, same_grid
+from gsbids.imaging.nifti import load_image
+
+LOGGER = logging.getLogger("gsbids.masking")
+
+MODES = ("auto", "derivatives", "nonzero", "otsu", "none")
+
+# A background of exact zeros this large is not acquired: somebody stripped the skull.
+STRIPPED_FRACTION = 0.2
+
+
+def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
+              mask_file: str | Path | None = None) -> tuple[np.ndarray, str]:
+    """Brain mask of a stack, and in words where it comes from.
+
+    Parameters
+    ----------
+    mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+        ``auto`` takes the mask file where there is one; else the non-zero voxels of a stack with
+        at least 20 % zeros; else the threshold of Otsu, with a warning.
+    image : ndarray, (X, Y, Z)
+    affine : ndarray, (4, 4)
+    mask_file : path-like, optional
+        Mask from a derivative dataset, on any grid.
+
+    Returns
+    -------
+    mask : ndarray, (X, Y, Z), bool
+    reason : str
+        One sentence for the report.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        ``derivatives`` without a file, a mask without voxels, or one that misses the stack.
+    """
+    if mode not in MODES:
+        raise InputError(f"--mask-mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    if mode == "derivatives" and mask_file is None:
+        raise InputError("--mask-mode derivatives: there is no mask file for this stack; give a dataset of "
+                         "masks with -d/--derivatives or choose --mask-mode auto")
+    if mode == "derivatives" or (mode == "auto" and mask_file is not None):
+        return read_mask(mask_file, affine, image.shape)
+    if mode == "none":
+        return full_mask(image), "No mask: the whole stack is used."
+    zeros = float(np.mean(image == 0))
+    if mode == "nonzero" or (mode == "auto" and zeros >= STRIPPED_FRACTION):
+        mask = nonzero_mask(image)
+        reason = f"Voxels that are not zero ({100 * zeros:.0f} % of the stack are)."
+    else:
+        mask, reason = otsu_mask(image), "Largest region above the threshold of Otsu."
+        if mode == "auto":
+            reason += (" No mask was given, and this is no brain mask: fetal stacks need one of the brain "
+                       "(-d/--derivatives).")
+            LOGGER.warning(reason)
+    if not mask.any():
+        raise InputError(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
+                         "empty?); give masks with -d/--derivatives")
+    return mask, reason
+
+
+def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndarray, str]:
+    """A mask file on the grid of a stack, resampled through the affines where its grid differs.
+
+    Parameters
+    ----------
+    mask_file : path-like
+        Inside where positive, or at least one half if it holds fractions.
+    affine : ndarray, (4, 4)
+        Of the stack.
+    shape : tuple of int
+        Of the stack.
+
+    Returns
+    -------
+    mask : ndarray, (X, Y, Z), bool
+    reason : str
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The file cannot be read, is all zero, or misses the stack.
+    """
+    values, mask_affine = load_image(mask_file)
+    inside = values > 0 if np.array_equal(values, np.rint(values)) else values >= 0.5
+    if not inside.any():
+        raise InputError(f"{mask_file}: the mask is all zero; draw the brain or leave the stack out with "
+                         "--bids-filter-file")
+    reason = f"Mask file {Path(mask_file).name}."
+    for axis in (2, 1, 0):
+        permuted, permuted_affine = conform(inside, mask_affine, axis)
+        if same_grid(permuted.shape, permuted_affine, shape, affine):
+            return permuted, reason
+    LOGGER.info("%s: the mask (%s) is not on the grid of its stack (%s) and is resampled by affine",
+                mask_file, _size(inside.shape), _size(shape))
+    mask = resample_mask(inside, mask_affine, affine, shape)
+    if not mask.any():
+        raise InputError(f"{mask_file}: the mask does not overlap its stack in the scanner's space; "
+                         "check that both come from one session and that the affine is right")
+    return mask, f"{reason[:-1]}, resampled by affine to the grid of the stack."
+
+
+def nonzero_mask(image: np.ndarray) -> np.ndarray:
+    """Voxels that are not zero, with the holes inside every slice filled.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+    """
+    return _filled(np.asarray(image) != 0)
+
+
+def otsu_mask(image: np.ndarray) -> np.ndarray:
+    """Largest connected region above the threshold of Otsu, holes filled in every slice.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+        Empty for a constant image.
+
+    References
+    ----------
+    N. Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9 (1979).
+    """
+    image = np.asarray(image, dtype=np.float64)
+    low, high = np.percentile(image, (0.5, 99.5))
+    if high <= low:
+        return np.zeros(image.shape, dtype=bool)
+    count, edges = np.histogram(np.clip(image, low, high), bins=256)
+    middle = (edges[1:] + edges[:-1]) / 2
+    below = np.cumsum(count)[:-1].astype(np.float64)
+    above = count.sum() - below
+    sums = np.cumsum(count * middle)
+    between = np.zeros_like(below)
+    valid = (below > 0) & (above > 0)
+    gap = sums[:-1][valid] / below[valid] - (sums[-1] - sums[:-1][valid]) / above[valid]
+    between[valid] = below[valid] * above[valid] * gap**2
+    labels, regions = ndimage.label(image > edges[1:-1][np.argmax(between)])
+    if regions == 0:
+        return np.zeros(image.shape, dtype=bool)
+    return _filled(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def full_mask(image: np.ndarray) -> np.ndarray:
+    """Every voxel, (X, Y, Z), bool."""
+    return np.ones(np.shape(image), dtype=bool)
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """Holes inside the slices (third axis) filled."""
+    return np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], axis=2)
+
+
+def _size(shape) -> str:
+    return " x ".join(map(str, shape))
