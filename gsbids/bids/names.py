@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of files: the one list of output patterns, and BIDS URIs.
+
+Entities are plain dictionaries with the short BIDS keys in any order, and the suffix beside them:
+``{"sub": "01", "ses": "02", "run": "1", "suffix": "T2w"}``. A task's entities have no ``run``.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+METHOD = "gsvr"
+
+#: Order of entities in a file name (BIDS schema, then the proposal for transforms; ``desc`` is last).
+ENTITY_ORDER = (
+    "sub", "ses", "sample", "task", "acq", "ce", "trc", "rec", "dir", "run", "mod", "echo", "flip", "inv",
+    "mt", "part", "proc", "chunk", "space", "res", "den", "label", "from", "to", "mode", "desc")
+
+#: What the ``desc`` labels of our outputs mean: written to ``descriptions.tsv``.
+DESCRIPTIONS = {
+    "preproc": "Reconstructed volume, zero outside the brain mask",
+    "unmasked": "Reconstructed volume, whole field of view",
+    "brain": "Brain mask",
+    "coverage": "Weight of the acquired slices behind every voxel of the reconstructed volume",
+    "n4": "Stack after denoising and N4 bias field correction",
+    "simulated": "Stack as the reconstruction predicts it, in the geometry of the acquired stack",
+    "slices": "One transform a slice",
+    "motion": "Estimated motion of every slice, with its weight and similarity",
+    "gaussians": "Gaussian field of the reconstruction, with poses, gains and weights of the slices",
+    "qc": "Quality metrics of the reconstruction",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of output is named.
+
+    Attributes
+    ----------
+    level : {"task", "stack"}
+        ``task``: one file a reconstruction, with ``rec-gsvr``; ``stack``: one file a stack, with the whole
+        name of the source.
+    extension : str
+    entities : dict
+        Fixed entities, for example ``{"desc": "n4"}``.
+    suffix : str or None
+        None: the suffix of the source (``T2w``).
+    needs : tuple of str
+        Entities that the caller must give.
+    folder : str
+        ``anat`` below subject and session; ``figures`` and ``log`` below the subject; ``""`` for the root.
+    sidecar : dict
+        Fixed fields of the JSON sidecar.
+    """
+
+    level: str
+    extension: str
+    entities: Mapping[str, str] = field(default_factory=dict)
+    suffix: str | None = None
+    needs: tuple[str, ...] = ()
+    folder: str = "anat"
+    sidecar: Mapping[str, object] = field(default_factory=dict)
+
+
+_IMAGE = {"SpatialReference": "orig", "SkullStripped": False}
+_MASK = {"SpatialReference": "orig", "Type": "Brain"}
+_XFM = {"from": "orig", "to": METHOD, "mode": "image"}
+_DIRECTION = ("ITK transform in LPS millimetres: takes points of the reconstructed volume to points of the "
+              "acquired stack, so that resampling with it puts the stack onto the volume")
+
+#: The one pattern list: every file that a reconstruction writes.
+KINDS: dict[str, Kind] = {
+    # One file a reconstruction.
+    "volume": Kind("task", ".nii.gz", {"desc": "preproc"}, needs=("res",),
+                   sidecar=_IMAGE | {"SkullStripped": True}),
+    "volume_unmasked": Kind("task", ".nii.gz", {"desc": "unmasked"}, needs=("res",), sidecar=_IMAGE),
+    "volume_mask": Kind("task", ".nii.gz", {"desc": "brain"}, "mask", needs=("res",), sidecar=_MASK),
+    "coverage": Kind("task", ".nii.gz", {"desc": "coverage"}, needs=("res",), sidecar=_IMAGE),
+    "model": Kind("task", ".npz", {"desc": "gaussians"}, "model"),
+    "metrics": Kind("task", ".tsv", {"desc": "qc"}, "metrics"),
+    "report": Kind("task", ".html", folder=""),
+    "figure": Kind("task", ".svg", needs=("desc",), folder="figures"),
+    # One file a stack.
+    "stack": Kind("stack", ".nii.gz", {"desc": "n4"}, sidecar=_IMAGE),
+    "stack_mask": Kind("stack", ".nii.gz", {"desc": "brain"}, "mask", sidecar=_MASK),
+    "simulated": Kind("stack", ".nii.gz", {"desc": "simulated"}, sidecar=_IMAGE),
+    "stack_xfm": Kind("stack", ".txt", _XFM, "xfm", sidecar={"Description": _DIRECTION}),
+    "slices_xfm": Kind("stack", ".txt", _XFM | {"desc": "slices"}, "xfm",
+                       sidecar={"Description": f"{_DIRECTION}; one transform a slice, in array order"}),
+    "motion": Kind("stack", ".tsv", {"desc": "motion"}, "timeseries"),
+}
+
+
+def resolution_label(resolution: float) -> str:
+    """Label of ``res-`` for a voxel size in mm; labels have letters and digits only.
+
+    >>> resolution_label(0.8), resolution_label(1.0)
+    ('0p8', '1')
+    """
+    return f"{resolution:g}".replace(".", "p")
+
+
+def parse_name(name: str) -> dict[str, str]:
+    """Entities, suffix and extension of a BIDS file name, in the order they stand in.
+
+    Parts without a dash before the suffix are kept under ``extra``, as some derivative data sets
+    put the suffix of the source before ``desc``.
+
+    >>> parse_name("sub-01_run-1_T2w.nii.gz")
+    {'sub': '01', 'run': '1', 'suffix': 'T2w', 'extension': '.nii.gz'}
+    >>> parse_name("sub-01_T2w_desc-brain_mask.nii.gz")["extra"]
+    'T2w'
+    """
+    stem, dot, extension = Path(name).name.partition(".")
+    *parts, suffix = stem.split("_")
+    entities: dict[str, str] = {}
+    for part in parts:
+        key, dash, value = part.partition("-")
+        entities[key if dash else "extra"] = value if dash else key
+    return entities | {"suffix": suffix, "extension": dot + extension}
+
+
+def build_name(entities: Mapping[str, str], suffix: str, extension: str = "") -> str:
+    """File name with the entities in the order of BIDS.
+
+    >>> build_name({"desc": "n4", "run": "1", "sub": "01"}, "T2w", ".nii.gz")
+    'sub-01_run-1_desc-n4_T2w.nii.gz'
+    """
+    unknown = [key for key in entities if key not in ENTITY_ORDER]
+    if unknown:
+        raise ValueError(f"unknown entities: {', '.join(unknown)}")
+    for key, value in entities.items():
+        if not re.fullmatch(r"[A-Za-z0-9+]+", value):
+            raise ValueError(f"{key}-{value}: labels have letters and digits only")
+    parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
+    return "_".join([*parts, suffix]) + extension
+
+
+def task_name(entities: Mapping[str, str]) -> str:
+    """Name of a reconstruction task: the part that its stacks' names have in common.
+
+    >>> task_name({"sub": "01", "acq": "haste", "suffix": "T2w"})
+    'sub-01_acq-haste_T2w'
+    """
+    return build_name(_without(entities, "suffix"), entities["suffix"])
+
+
+def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float) -> Path:
+    """Path of an output below the output folder.
+
+    Parameters
+    ----------
+    entities : mapping
+        Entities of the task (``ReconstructionTask.entities``) or of the stack (``StackFile.entities``).
+    kind : str
+        A key of ``KINDS``.
+    **extra
+        Further entities, as ``res`` (label, or voxel size in mm) or ``desc``; ``extension`` replaces the
+        extension of the kind (a figure may be ``.svg`` or ``.png``).
+
+    Examples
+    --------
+    >>> str(derivative_path({"sub": "01", "suffix": "T2w"}, "volume", res=0.8))
+    'sub-01/anat/sub-01_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz'
+    """
+    pattern = KINDS[kind]
+    extension = str(extra.pop("extension", pattern.extension))
+    missing = [key for key in pattern.needs if key not in extra]
+    if missing:
+        raise ValueError(f"{kind}: {', '.join(missing)} is missing")
+    if pattern.level == "stack" and extra:
+        raise ValueError(f"{kind}: takes no further entities, got {', '.join(extra)}")
+    if "res" in extra and not isinstance(extra["res"], str):
+        extra["res"] = resolution_label(extra["res"])
+    suffix = pattern.suffix or entities["suffix"]
+    if kind == "report":
+        return Path(_report_name(entities))
+    named = _without(entities, "suffix", "extension", "extra") | dict(pattern.entities)
+    if pattern.level == "task":
+        # Two tasks may differ in rec- alone: the label of the source is kept in front of ours.
+        named["rec"] = f"{named.get('rec', '')}{METHOD}"
+    name = build_name(named | {k: str(v) for k, v in extra.items()}, suffix, extension)
+    folder = subject_folder(entities)
+    if pattern.folder == "anat" and "ses" in entities:
+        folder = folder / f"ses-{entities['ses']}"
+    return folder / pattern.folder / name
+
+
+def sidecar_path(path: str | Path) -> Path:
+    """The JSON file beside a data file.
+
+    >>> str(sidecar_path("sub-01_desc-n4_T2w.nii.gz"))
+    'sub-01_desc-n4_T2w.json'
+    """
+    path = Path(path)
+    return path.with_name(path.name.partition(".")[0] + ".json")
+
+
+def subject_folder(entities: Mapping[str, str]) -> Path:
+    """Folder of the subject below the output folder."""
+    return Path(f"sub-{entities['sub']}")
+
+
+def log_folder(entities: Mapping[str, str], run_uuid: str) -> Path:
+    """Folder for the settings and the crash files of one run."""
+    return subject_folder(entities) / "log" / run_uuid
+
+
+def bids_uri(dataset: str, relative: str | Path) -> str:
+    """BIDS URI of a file; the data set is a key of ``DatasetLinks``, or empty for the output itself.
+
+    >>> bids_uri("raw", "sub-01/anat/sub-01_T2w.nii.gz"), bids_uri("", "sub-01/x.nii.gz")
+    ('bids:raw:sub-01/anat/sub-01_T2w.nii.gz', 'bids::sub-01/x.nii.gz')
+    """
+    return f"bids:{dataset}:{PurePosixPath(relative)}"
+
+
+def uri_of(path: str | Path, datasets: Mapping[str, str | Path]) -> str:
+    """BIDS URI of a file that lies in one of several data sets.
+
+    Parameters
+    ----------
+    path : path
+    datasets : mapping of str to path
+        Folders by name, ``""`` for the output; the deepest folder that holds the file is taken.
+
+    Raises
+    ------
+    ValueError
+        The file is in none of them.
+    """
+    path = Path(path).absolute()
+    inside = {name: Path(root).absolute() for name, root in datasets.items()
+              if path.is_relative_to(Path(root).absolute())}
+    if not inside:
+        raise ValueError(f"{path} is in none of the data sets {', '.join(map(str, datasets.values()))}")
+    name = max(inside, key=lambda key: len(inside[key].parts))
+    return bids_uri(name, path.relative_to(inside[name]))
+
+
+def _report_name(entities: Mapping[str, str]) -> str:
+    """``sub-01.html``; further entities and a suffix other than T2w keep several reports apart."""
+    named = _without(entities, "suffix", "extension", "extra")
+    parts = [f"{key}-{named[key]}" for key in ENTITY_ORDER if key in named]
+    if entities["suffix"] != "T2w":
+        parts.append(entities["suffix"])
+    return "_".join(parts) + ".html"
+
+
+def _without(entities: Mapping[str, str], *keys: str) -> dict[str, str]:
+    return {key: value for key, value in entities.items() if key not in keys}

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is to be reconstructed: the stacks of one subject, session and contrast."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gsbids.bids.names import build_name, task_name
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """One acquired stack on disk.
+
+    Attributes
+    ----------
+    path : Path
+        The NIfTI file.
+    entities : dict
+        Short BIDS keys and ``suffix``: ``{"sub": "01", "run": "1", "suffix": "T2w"}``.
+    metadata : dict
+        JSON sidecar, with what it inherits.
+    thickness : float
+        Slice thickness in mm; NaN where neither sidecar nor option says it.
+    mask : Path or None
+        Brain mask from a derivative data set.
+    """
+
+    path: Path
+    entities: dict[str, str]
+    metadata: dict = field(default_factory=dict)
+    thickness: float = float("nan")
+    mask: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Whole source name without extension, for example ``sub-01_run-1_T2w``."""
+        named = {key: value for key, value in self.entities.items() if key != "suffix"}
+        return build_name(named, self.entities["suffix"])
+
+    @property
+    def label(self) -> str:
+        """Short name within the task, for example ``run-1``."""
+        parts = [f"{key}-{value}" for key, value in self.entities.items() if key in ("dir", "run", "chunk")]
+        return "_".join(parts) or self.name
+
+
+@dataclass(frozen=True)
+class ReconstructionTask:
+    """The stacks that are put into one volume.
+
+    Attributes
+    ----------
+    subject : str
+        Without ``sub-``.
+    session : str or None
+        Without ``ses-``.
+    suffix : str
+        For example ``T2w``.
+    entities : dict
+        What the stacks have in common: short BIDS keys and ``suffix``; no ``run``.
+    stacks : tuple of StackFile
+        In the order of their names.
+    warnings : tuple of str
+        What people should know about the data, for the log and the report.
+    """
+
+    subject: str
+    session: str | None
+    suffix: str
+    entities: dict[str, str]
+    stacks: tuple[StackFile, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the task, for example ``sub-01_ses-01_acq-haste_T2w``."""
+        return task_name(self.entities)
+
+    def with_warnings(self, *lines: str) -> "ReconstructionTask":
+        """Copy with more warnings."""
+        return replace(self, warnings=(*self.warnings, *lines))
