@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""(log-scale, quaternion) -> covariance and its backward, for all Gaussians at once."""
+
+import math
+
+import numba as nb
+import numpy as np
+
+
+@nb.njit(inline="always")
+def _matrix(q):
+    n = 1.0 / math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
+    w, x, y, z = q[0] * n, q[1] * n, q[2] * n, q[3] * n
+    return (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y), w, x, y, z, n)
+
+
+@nb.njit(parallel=True, cache=True)
+def _covariances(log_scale, quaternion, out):
+    for j in nb.prange(len(log_scale)):
+        a, b, c, d, e, f, g, h, i, _, _, _, _, _ = _matrix(quaternion[j].astype(np.float64))
+        p, q, r = math.exp(2.0 * log_scale[j, 0]), math.exp(2.0 * log_scale[j, 1]), math.exp(2.0 * log_scale[j, 2])
+        out[j, 0] = a * a * p + b * b * q + c * c * r
+        out[j, 1] = a * d * p + b * e * q + c * f * r
+        out[j, 2] = a * g * p + b * h * q + c * i * r
+        out[j, 3] = d * d * p + e * e * q + f * f * r
+        out[j, 4] = d * g * p + e * h * q + f * i * r
+        out[j, 5] = g * g * p + h * h * q + i * i * r
+
+
+def covariances(log_scale: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    """Covariances ``R(q) diag(exp(2 s)) R(q)^T``.
+
+    Parameters
+    ----------
+    log_scale : ndarray, (J, 3), float32
+        Logarithms of the standard deviations (mm).
+    quaternion : ndarray, (J, 4), float32
+        (w, x, y, z), of any length but 0.
+
+    Returns
+    -------
+    ndarray, (J, 6), float32
+        xx, xy, xz, yy, yz, zz in mm2.
+    """
+    out = np.empty((len(log_scale), 6), np.float32)
+    _covariances(log_scale, quaternion, out)
+    return out
+
+
+@nb.njit(parallel=True, cache=True)
+def _covariances_backward(log_scale, quaternion, grad, grad_scale, grad_quaternion):
+    for j in nb.prange(len(log_scale)):
+        a, b, c, d, e, f, g, h, i, w, x, y, z, n = _matrix(quaternion[j].astype(np.float64))
+        xx, xy, xz = np.float64(grad[j, 0]), 0.5 * grad[j, 1], 0.5 * grad[j, 2]
+        yy, yz, zz = np.float64(grad[j, 3]), 0.5 * grad[j, 4], np.float64(grad[j, 5])
+        # G R, column by column, then R^T G R: the gradient in the Gaussian's own axes.
+        k0, k1, k2 = xx * a + xy * d + xz * g, xy * a + yy * d + yz * g, xz * a + yz * d + zz * g
+        l0, l1, l2 = xx * b + xy * e + xz * h, xy * b + yy * e + yz * h, xz * b + yz * e + zz * h
+        m0, m1, m2 = xx * c + xy * f + xz * i, xy * c + yy * f + yz * i, xz * c + yz * f + zz * i
+        p, q, r = math.exp(2.0 * log_scale[j, 0]), math.exp(2.0 * log_scale[j, 1]), math.exp(2.0 * log_scale[j, 2])
+        grad_scale[j, 0] = 2 * p * (a * k0 + d * k1 + g * k2)
+        grad_scale[j, 1] = 2 * q * (b * l0 + e * l1 + h * l2)
+        grad_scale[j, 2] = 2 * r * (c * m0 + f * m1 + i * m2)
+        # Tangent rotation R exp([phi]x); dq = q (0, phi) / 2, so the gradient is 2 q (0, dL/dphi).
+        s = 4.0 * (q - r) * (b * m0 + e * m1 + h * m2) * n
+        t = 4.0 * (r - p) * (c * k0 + f * k1 + i * k2) * n
+        u = 4.0 * (p - q) * (a * l0 + d * l1 + g * l2) * n
+        grad_quaternion[j, 0] = -x * s - y * t - z * u
+        grad_quaternion[j, 1] = w * s + y * u - z * t
+        grad_quaternion[j, 2] = w * t + z * s - x * u
+        grad_quaternion[j, 3] = w * u + x * t - y * s
+
+
+def covariances_backward(log_scale, quaternion, grad):
+    """Gradients with respect to log-scale (J, 3) and quaternion (J, 4).
+
+    Parameters
+    ----------
+    log_scale, quaternion : ndarray, (J, 3), (J, 4), float32
+    grad : ndarray, (J, 6), float32
+        Gradient with respect to the six entries of :func:`covariances`; the off-diagonal ones count both
+        symmetric entries.
+
+    Returns
+    -------
+    grad_log_scale, grad_quaternion : ndarray, (J, 3), (J, 4), float32
+    """
+    grad_scale, grad_quaternion = np.empty_like(log_scale), np.empty_like(quaternion)
+    _covariances_backward(log_scale, quaternion, grad, grad_scale, grad_quaternion)
+    return grad_scale, grad_quaternion
