@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a run: made once by the command line, passed explicitly, kept as TOML."""
+
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from gsbids import __version__
+from gsbids.errors import InputError
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where the data are, and how the run is controlled.
+
+    Attributes
+    ----------
+    bids_dir, output_dir, work_dir : Path
+        Absolute.
+    run_uuid : str
+        ``YYYYmmdd-HHMMSS_<uuid4>``; names the log folder, and never changes a result.
+    participant_label, session_label : tuple of str
+        Without prefixes; empty: all.
+    bids_filters : dict
+        Queries ``stacks`` and ``masks`` of ``--bids-filter-file``.
+    bids_database_dir : Path or None
+        Where pybids keeps its index.
+    bids_database_wipe : bool
+    derivatives : dict of str to Path
+        Data sets with masks, by name.
+    clean_workdir, stop_on_first_crash, write_graph, dry_run : bool
+    verbosity : int
+        How often ``-v`` was given.
+    version : str
+        Version of gsbids that wrote the settings.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    work_dir: Path
+    run_uuid: str = ""
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    bids_filters: dict[str, dict] = field(default_factory=dict)
+    bids_database_dir: Path | None = None
+    bids_database_wipe: bool = False
+    derivatives: dict[str, Path] = field(default_factory=dict)
+    clean_workdir: bool = False
+    stop_on_first_crash: bool = False
+    write_graph: bool = False
+    dry_run: bool = False
+    verbosity: int = 0
+    version: str = __version__
+
+    @property
+    def datasets(self) -> dict[str, Path]:
+        """Folders by the names that BIDS URIs use; ``""`` is the output."""
+        return {"": self.output_dir, "raw": self.bids_dir, **self.derivatives}
+
+
+@dataclass(frozen=True)
+class WorkflowOptions:
+    """What is computed.
+
+    Attributes
+    ----------
+    mode : {"auto", "svr"}
+    modality : str
+        Suffix of the stacks.
+    output_resolution : float
+        Voxel size of the volume in mm.
+    slice_thickness : float or None
+        Overrides the sidecars, in mm.
+    mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    denoise, n4, motion_correction : bool
+    random_seed : int
+    device : str
+        ``cpu`` (``auto`` is resolved before the settings are made).
+    sloppy : bool
+        Few Gaussians and iterations, for testing only.
+    """
+
+    mode: str = "auto"
+    modality: str = "T2w"
+    output_resolution: float = 0.8
+    slice_thickness: float | None = None
+    mask_mode: str = "auto"
+    denoise: bool = True
+    n4: bool = True
+    motion_correction: bool = True
+    random_seed: int = 0
+    device: str = "cpu"
+    sloppy: bool = False
+
+
+@dataclass(frozen=True)
+class NipypeOptions:
+    """How the nodes are executed.
+
+    Attributes
+    ----------
+    nprocs : int
+        Threads and processes in use at any time.
+    omp_nthreads : int
+        Threads of one node.
+    memory_gb : float
+        Memory that the nodes that run at one time may plan with.
+    plugin : str
+    plugin_args : dict
+        As in the file of ``--use-plugin``.
+    """
+
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    memory_gb: float = 4.0
+    plugin: str = "MultiProc"
+    plugin_args: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    execution: Execution
+    workflow: WorkflowOptions = field(default_factory=WorkflowOptions)
+    nipype: NipypeOptions = field(default_factory=NipypeOptions)
+
+    def replace(self, section: str, **changes) -> "Config":
+        """Copy with some settings of one section replaced."""
+        return replace(self, **{section: replace(getattr(self, section), **changes)})
+
+    def to_toml(self, path: str | Path) -> Path:
+        """Write as TOML (under a temporary name, then renamed)."""
+        import tomli_w
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(tomli_w.dumps(_plain(asdict(self))), encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Config":
+        """Read the settings of a former run.
+
+        Raises
+        ------
+        InputError
+            No such file, not TOML, an unknown section or setting, or a value of another type.
+        """
+        sections = read_toml(path)
+        if not {"bids_dir", "output_dir", "work_dir"} <= set(sections["execution"]):
+            raise InputError(f"{path}: bids_dir, output_dir or work_dir is missing in [execution]; "
+                             "give a gsbids.toml that a run has written")
+        return cls(**{name: kind(**sections[name]) for name, kind in SECTIONS.items()})
+
+
+SECTIONS = {"execution": Execution, "workflow": WorkflowOptions, "nipype": NipypeOptions}
+
+
+def read_toml(path: str | Path) -> dict[str, dict[str, object]]:
+    """Settings that stand in a TOML file, by section, with the types of the dataclasses.
+
+    Raises
+    ------
+    InputError
+        As :meth:`Config.from_toml`.
+    """
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"--config-file {path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config-file {path}: not a TOML file ({error})") from error
+    strange = [name for name in found if name not in SECTIONS or not isinstance(found[name], dict)]
+    if strange:
+        raise InputError(f"--config-file {path}: unknown section {strange[0]!r}; "
+                         f"sections are {', '.join(SECTIONS)}")
+    return {name: _typed_section(path, name, found.get(name, {})) for name in SECTIONS}
+
+
+def _typed_section(path, name: str, values: dict) -> dict[str, object]:
+    hints = typing.get_type_hints(SECTIONS[name])
+    known = {entry.name for entry in fields(SECTIONS[name])}
+    for key in values:
+        if key not in known:
+            raise InputError(f"--config-file {path}: unknown setting {key!r} in [{name}]")
+    try:
+        return {key: _typed(value, hints[key]) for key, value in values.items()}
+    except TypeError as error:
+        key = next(key for key, value in values.items() if not _fits(value, hints[key]))
+        raise InputError(f"--config-file {path}: {key} in [{name}]: {error}") from error
+
+
+def _fits(value, hint) -> bool:
+    try:
+        _typed(value, hint)
+    except TypeError:
+        return False
+    return True
+
+
+def _typed(value, hint):
+    """A TOML value as the type of its field; TypeError where it is another."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return _typed(value, next(part for part in parts if part is not types.NoneType))
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(item, parts[0]) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(item, parts[1]) for key, item in value.items()}
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and origin is None and type(value) is hint:
+        return value
+    raise TypeError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}")
+
+
+def _plain(value):
+    """Only what TOML can say: no None, no paths, no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
