@@ -62,6 +62,8 @@ class ReconstructionTask:
         In the order of their names.
     warnings : tuple of str
         What people should know about the data, for the log and the report.
+    errors : tuple of str
+        Why the task cannot be run, as far as the names alone tell.
     """
 
     subject: str
@@ -70,6 +72,7 @@ class ReconstructionTask:
     entities: dict[str, str]
     stacks: tuple[StackFile, ...]
     warnings: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

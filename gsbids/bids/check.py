@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look at the data of a task before anything is computed."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gsbids.bids.task import ReconstructionTask, StackFile
+from gsbids.errors import InputError
+from gsbids.imaging.geometry import conform, slice_axis, slice_frames
+from gsbids.imaging.masks import resample_mask, same_grid
+from gsbids.imaging.nifti import load_image
+
+# Thinner or thicker slices than this are a mistake in the unit.
+_THICKNESS_RANGE = (0.1, 20.0)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What the check needs to know of the run.
+
+    Attributes
+    ----------
+    mode : {"auto", "svr"}
+    mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    thickness_given : bool
+        The thickness comes from ``--slice-thickness``.
+    masks_given : bool
+        Data sets with masks were given.
+    """
+
+    mode: str = "auto"
+    mask_mode: str = "auto"
+    thickness_given: bool = False
+    masks_given: bool = False
+
+
+def fill_thickness(task: ReconstructionTask) -> ReconstructionTask:
+    """Give stacks without a thickness that of the others, when those agree, with a warning.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        No stack has a thickness, those that have differ, or one is out of range.
+    """
+    missing = [stack for stack in task.stacks if math.isnan(stack.thickness)]
+    known = sorted({stack.thickness for stack in task.stacks if not math.isnan(stack.thickness)})
+    for stack in task.stacks:
+        if stack.thickness < _THICKNESS_RANGE[0] or stack.thickness > _THICKNESS_RANGE[1]:
+            raise InputError(f"{stack.path}: a slice thickness of {stack.thickness:g} mm is outside "
+                             f"{_THICKNESS_RANGE[0]:g} to {_THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
+                             "in the sidecar or give --slice-thickness")
+    if not missing:
+        return task
+    if len(known) != 1:
+        others = "no other stack has one" if not known else (
+            f"the other stacks have {' and '.join(f'{value:g}' for value in known)} mm")
+        raise InputError(f"{missing[0].path}: the sidecar has no SliceThickness and {others}; add it to "
+                         "the JSON sidecar or give --slice-thickness MM")
+    stacks = tuple(replace(stack, thickness=known[0]) if stack in missing else stack for stack in task.stacks)
+    return replace(task, stacks=stacks).with_warnings(
+        f"{_labels(missing)}: no SliceThickness in the sidecar; "
+        f"{known[0]:g} mm is taken from the other stacks")
+
+
+def check_task(task: ReconstructionTask, options: CheckOptions | None = None) -> list[str]:
+    """Read the headers, voxels and masks of a task.
+
+    Parameters
+    ----------
+    task : ReconstructionTask
+        With a thickness for every stack (:func:`fill_thickness`).
+    options : CheckOptions, optional
+
+    Returns
+    -------
+    list of str
+        Warnings: gaps or overlap between slices, repaired voxels, masks on other grids or absent.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        One line about the first thing that makes the task impossible: one stack only, a file that
+        cannot be used, an empty or misplaced mask, a mask that is missing in mode ``derivatives``.
+    """
+    options = options or CheckOptions()
+    if task.errors:
+        raise InputError(task.errors[0])
+    if len(task.stacks) < 2:
+        raise InputError(
+            f"{task.stacks[0].path}: {task.name} has this one stack only, and slice-to-volume reconstruction "
+            "(SVR) needs two or more; stacks with different acq-, ce- or rec- labels are not put together. "
+            "Super-resolution (SR) of a single volume would be the mode for it, and is not in this version")
+    spacings: dict[tuple[float, float], list[StackFile]] = defaultdict(list)
+    regridded, unmasked = [], []
+    with _collected("gsbids.imaging") as warnings:
+        for stack in task.stacks:
+            image, affine = _load_stack(stack)
+            spacings[stack.thickness, _slice_spacing(stack, image.shape, affine)].append(stack)
+            if stack.mask is None:
+                unmasked.append(stack)
+            elif not _check_mask(stack, image.shape, affine):
+                regridded.append(stack)
+    if unmasked and options.mask_mode == "derivatives":
+        raise InputError(f"{unmasked[0].path}: no mask for this stack in the data sets of --derivatives; "
+                         "add one, leave the stack out with --bids-filter-file, or use another --mask-mode")
+    if unmasked and options.mask_mode == "auto" and options.masks_given:
+        warnings.append(f"{_labels(unmasked)}: no mask in the data sets of --derivatives; "
+                        "a mask is made from the image")
+    if regridded:
+        warnings.append(f"{_labels(regridded)}: the mask lies on another grid and is resampled by its affine")
+    return warnings + _gap_warnings(spacings, options)
+
+
+def _load_stack(stack: StackFile) -> tuple[np.ndarray, np.ndarray]:
+    image, affine = load_image(stack.path)
+    if not image.any():
+        raise InputError(f"{stack.path}: all voxels are 0; leave the stack out with --bids-filter-file")
+    return image, affine
+
+
+def _slice_spacing(stack: StackFile, shape, affine: np.ndarray) -> float:
+    """Distance between slices in mm; errors of the geometry get the name of the file."""
+    try:
+        axis = slice_axis(shape, affine, stack.metadata.get("SliceEncodingDirection"))
+        placeholder, conformed = conform(np.empty(shape, dtype=bool), affine, axis)
+        slice_frames(conformed, placeholder.shape)
+    except InputError as error:
+        raise InputError(f"{stack.path}: {error}") from error
+    return round(float(np.linalg.norm(affine[:3, axis])), 3)
+
+
+def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> bool:
+    """Whether the mask is on the grid of its stack."""
+    mask, mask_affine = load_image(stack.mask)
+    if not (mask > 0).any():
+        raise InputError(f"{stack.mask}: the mask is empty (all voxels are 0); give a mask with the brain "
+                         "in it, leave the stack out with --bids-filter-file, or use another --mask-mode")
+    if not resample_mask(mask, mask_affine, affine, shape).any():
+        raise InputError(f"{stack.mask}: the mask does not overlap its stack {stack.path}; check the affines "
+                         "of both, or that the mask is of this stack")
+    return same_grid(mask.shape, mask_affine, shape, affine)
+
+
+def _gap_warnings(spacings, options: CheckOptions) -> list[str]:
+    source = "--slice-thickness" if options.thickness_given else "sidecar"
+    lines = []
+    for (thickness, spacing), stacks in sorted(spacings.items()):
+        apart = spacing - thickness
+        if abs(apart) > 0.01:
+            what = f"a gap of {apart:.3g} mm" if apart > 0 else f"an overlap of {-apart:.3g} mm"
+            lines.append(f"{_labels(stacks)}: slices are {thickness:g} mm thick ({source}) and {spacing:g} "
+                         f"mm apart (header), {what}; the thickness is taken for the slice profile")
+    return lines
+
+
+def _labels(stacks) -> str:
+    return ", ".join(stack.label for stack in stacks)
+
+
+@contextmanager
+def _collected(name: str) -> Iterator[list[str]]:
+    """Messages that a logger gets meanwhile, instead of its handlers: they belong to the task."""
+    lines: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger(name), Collector()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
