@@ -141,8 +141,8 @@ def _query_stacks(layout, bids_dir: Path, selection: Selection) -> list:
         default["session"] = list(selection.sessions)
     files = [file for file in query(layout, default, str(bids_dir)) if _is_raw(file.path)]
     if not files:
-        found = sorted({file.entities.get("suffix", "") for file in
-                        layout.get(**(default | {"suffix": None}))} - {""})
+        del default["suffix"]
+        found = sorted({file.entities["suffix"] for file in query(layout, default, str(bids_dir))})
         raise InputError(f"{bids_dir}: no {selection.suffix} image for {_who(selection)}; suffixes found: "
                          f"{_some(found)}; choose one with --modality")
     wanted = selection.filters.get("stacks", {})
