@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Acquisitions with a known answer, for the demo, tests and benchmarks."""
+"""Acquisitions with a known answer, for the demo, the tests and the benchmarks."""
