@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slice-to-volume reconstruction: field, poses, gains and weights fitted together."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from gsbids.errors import InputError
+from gsbids.imaging.stack import Stack
+from gsbids.kernels import ops
+from gsbids.recon import outliers, poses
+from gsbids.recon.field import GaussianField
+from gsbids.recon.initialise import brain_volume, initial_field
+from gsbids.recon.motion import RigidMotion
+from gsbids.recon.options import SvrOptions
+from gsbids.recon.result import SvrResult
+from gsbids.recon.slices import SliceSet
+
+PARAMETERS = ("mean", "log_scale", "quaternion", "intensity")
+REWEIGHT_EVERY = 10
+ROBUST_FROM = 0.25  # share of the iterations after which outliers lose weight: before, all is misplaced
+NEIGHBOUR_TURNS = (4, 8, 14, 22)
+FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
+
+
+@dataclass
+class FitState:
+    """What changes from one iteration to the next."""
+
+    parameters: dict[str, torch.Tensor]
+    optimiser: torch.optim.Optimizer
+    pose: poses.PoseState
+    gain: np.ndarray
+    slice_weight: np.ndarray
+    pixel_weight: np.ndarray
+    graph: object = None
+
+    def field(self, origin) -> GaussianField:
+        """The field as arrays (views of the parameters)."""
+        arrays = {k: v.detach().numpy() for k, v in self.parameters.items()}
+        return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
+
+
+def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = SvrOptions(),  # noqa: B008
+            progress: Callable[[int, int, dict], None] | None = None) -> SvrResult:
+    """Reconstruct a field of Gaussians from stacks of slices that moved.
+
+    Minimises ``sum_p w_p rho(a_s I_s(p) - y_p)`` over masked pixels p, with the forward model of
+    :func:`gsbids.kernels.reference.render_slices` (GSVR paper, Eq. 5 and 7), rho the Charbonnier loss. The field
+    goes by Adam, the poses by Levenberg-Marquardt (:mod:`gsbids.recon.poses`), gains and robust weights by their
+    closed forms (:mod:`gsbids.recon.outliers`).
+
+    Parameters
+    ----------
+    stacks : list of Stack
+        Masked stacks, bias corrected.
+    transforms : ndarray, (N, 4, 4)
+        World rigid transforms scanner -> common space from the co-registration of the stacks.
+    options : SvrOptions
+    progress : callable, optional
+        Called as ``progress(iteration, iterations, record)`` after every iteration; ``record`` has ``loss`` and
+        ``held_out``.
+
+    Returns
+    -------
+    SvrResult
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        A mask is empty, or there is no brain to reconstruct.
+    """
+    torch.set_num_threads(options.threads)
+    slices = SliceSet.from_stacks(stacks, transforms)
+    if len(slices) < 2:
+        raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
+    render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
+    state = _start(slices, options)
+    train, held = _split_pixels(slices, options)
+    history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
+    for iteration in range(options.iterations):
+        kept = float("nan")
+        if options.motion_correction and _is_pose_turn(iteration, options):
+            weight = train * state.slice_weight[:, None, None] * state.pixel_weight
+            turn = (iteration - options.pose_start) // options.pose_every
+            step = poses.try_neighbours if turn in NEIGHBOUR_TURNS else poses.pose_step
+            state.pose, moved = step(state.pose, state.field(slices.origin), slices,
+                                     weight.astype(np.float32), state.gain, render)
+            kept = float(moved.mean())
+        record, image = _field_step(state, slices, train, held, iteration, options, render)
+        if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
+            _reweigh(state, slices, image, train, iteration >= ROBUST_FROM * options.iterations)
+        for key, value in {"iteration": iteration, **record, "poses_kept": kept}.items():
+            history[key].append(value)
+        if progress:
+            progress(iteration + 1, options.iterations, record)
+        if _has_settled(history["held_out"], options.patience):
+            break
+    return _finish(state, slices, stacks, np.asarray(transforms, float), history, options, render)
+
+
+def _start(slices: SliceSet, options: SvrOptions) -> FitState:
+    """Initial field at the start poses; every slice with gain 1 and full weight."""
+    count = options.n_gaussians or max(500, round(brain_volume(slices) / options.mm3_per_gaussian))
+    field = initial_field(slices, count, options.edge_share, options.seed)
+    parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
+    # Adam without weight decay: positions and poses must not depend on where the origin is.
+    optimiser = torch.optim.Adam(parameters.values(), lr=options.learning_rate, eps=1e-15)
+    ones = np.ones(len(slices))
+    return FitState(parameters, optimiser, poses.PoseState(slices.start, 1e-2 * ones), ones, ones,
+                    np.ones(slices.values.shape, np.float32))
+
+
+def _split_pixels(slices: SliceSet, options: SvrOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels that are fitted, and pixels that are held out; both (S, X, Y) bool."""
+    draw = np.random.default_rng(options.seed + 1).random(slices.mask.shape)
+    held = slices.mask & (draw < options.held_out)
+    return slices.mask & ~held, held
+
+
+def _is_pose_turn(iteration: int, options: SvrOptions) -> bool:
+    since = iteration - options.pose_start
+    return since >= 0 and since % options.pose_every == 0
+
+
+def _field_step(state, slices, train, held, iteration, options, render) -> tuple[dict, np.ndarray]:
+    """One Adam step of the field; returns the record and the simulated slices (before gain)."""
+    rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / options.iterations))
+    for group in state.optimiser.param_groups:
+        group["lr"] = options.learning_rate * rate
+    state.optimiser.zero_grad(set_to_none=True)
+    zero = torch.zeros(len(slices), 3)
+    p = state.parameters
+    log_weight = torch.zeros(len(p["mean"]))
+    image = ops.SliceRender.apply(p["mean"], p["log_scale"], p["quaternion"], p["intensity"], log_weight, zero, zero,
+                                  slices.geometry(state.pose.motion), render)
+    weight = torch.from_numpy((train * state.slice_weight[:, None, None] * state.pixel_weight).astype(np.float32))
+    gain = torch.from_numpy(state.gain.astype(np.float32))[:, None, None]
+    residual = gain * image - torch.from_numpy(slices.values)
+    cost = torch.sqrt(residual**2 + poses.CHARBONNIER**2) - poses.CHARBONNIER
+    loss = (weight * cost).sum() / weight.sum()
+    narrow = torch.relu(math.log(options.scale_floor) - p["log_scale"])
+    prior = options.scale_weight * (narrow**2).mean()
+    if options.smooth_weight:
+        if iteration % 30 == 0:
+            from scipy.spatial import cKDTree
+            m = p["mean"].detach().numpy()
+            state.graph = torch.from_numpy(cKDTree(m, balanced_tree=False).query(m, k=7)[1][:, 1:])
+        diff = p["intensity"][:, None] - p["intensity"][state.graph]
+        prior = prior + options.smooth_weight * torch.sqrt(diff**2 + options.smooth_delta**2).mean()
+    (loss + prior).backward()
+    state.optimiser.step()
+    with torch.no_grad():
+        p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
+    seen = held * state.slice_weight[:, None, None]
+    held_out = float((np.abs(residual.detach().numpy()) * seen).sum() / max(seen.sum(), 1e-9))
+    return {"loss": float(loss.detach()), "held_out": held_out}, image.detach().numpy()
+
+
+def _reweigh(state: FitState, slices: SliceSet, image, train, robust: bool) -> None:
+    """Gains, and, once the volume is more than a blur, weights of slices and pixels."""
+    weight = train * state.slice_weight[:, None, None] * state.pixel_weight
+    state.gain = outliers.slice_gains(slices.values, image, weight)
+    if robust:
+        residual = slices.values - state.gain[:, None, None] * image
+        state.slice_weight = outliers.slice_weights(residual, train)
+        state.pixel_weight = outliers.pixel_weights(residual, train).astype(np.float32)
+
+
+def _has_settled(held_out: list[float], patience: int) -> bool:
+    """Whether the held-out residual has not fallen by 0.1 % for ``patience`` iterations."""
+    if not patience or len(held_out) <= 2 * patience:
+        return False
+    return min(held_out[-patience:]) > 0.999 * min(held_out[:-patience])
+
+
+def _finish(state, slices, stacks, transforms, history, options, render) -> SvrResult:
+    """Fix the gauge, return to the world, and measure every slice."""
+    field, motion = state.field(slices.origin), state.pose.motion
+    image, _ = ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
+                          slices.geometry(motion), render)
+    simulated = state.gain[:, None, None] * image
+    back = np.linalg.inv(poses.mean_correction(motion, slices.start, slices.mask.sum((1, 2)).astype(float)))
+    scale = float(np.median(slices.stack_scale))
+    return SvrResult(
+        field=move_field(field, back), stack_names=tuple(stack.name for stack in stacks),
+        stack_index=slices.stack_index, slice_index=slices.slice_index,
+        nominal=_at(slices.nominal, slices.origin), motion=_at(motion.moved(back), slices.origin),
+        stack_affine=transforms, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
+        weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
+        residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
+        intensity_scale=scale, history=history,
+        settings={**{k: v for k, v in asdict(options).items() if k != "threads"}, "gaussians": len(field),
+                  "pixels": int(slices.mask.sum()), "slices": len(slices), "eps": render.eps})
+
+
+def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
+    """Field carried along by a rigid transform (4, 4) about its own origin."""
+    turn = Rotation.from_matrix(transform[:3, :3])
+    quaternion = (turn * Rotation.from_quat(field.quaternion[:, [1, 2, 3, 0]])).as_quat()[:, [3, 0, 1, 2]]
+    mean = field.mean @ transform[:3, :3].T + transform[:3, 3]
+    return field.replace(mean=mean.astype(np.float32), quaternion=quaternion.astype(np.float32),
+                         log_scale=field.log_scale.copy(), intensity=field.intensity.copy())
+
+
+def _at(motion: RigidMotion, origin: np.ndarray) -> RigidMotion:
+    return RigidMotion(motion.rotation, motion.translation + origin)

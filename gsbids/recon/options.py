@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the slice-to-volume fit."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SvrOptions:
+    """Everything that steers :func:`gsbids.recon.fit_svr.fit_svr`; the defaults are the measured ones.
+
+    Attributes
+    ----------
+    n_gaussians : int or None
+        Number of Gaussians; None: one per ``mm3_per_gaussian`` of brain.
+    mm3_per_gaussian : float
+        Brain volume (mm3) that a Gaussian stands for on average.
+    iterations : int
+        Most iterations of the fit.
+    motion_correction : bool
+        Fit a pose per slice; else the poses of the co-registered stacks are kept.
+    pose_start, pose_every : int
+        First iteration with a pose step, and iterations from one to the next.
+    learning_rate : float
+        Adam's step for positions (mm), log-scales, quaternions and intensities.
+    edge_share : float
+        Share of the Gaussians that start where the image gradient is (the rest uniformly): 1 - lambda of
+        Eq. 6 of the GSVR paper.
+    scale_floor : float
+        Standard deviations (mm) under this are drawn back.
+    scale_weight : float
+        Weight of that regularisation.
+    mass_factor : bool
+        The PSF keeps the mass of a Gaussian (see :class:`gsbids.kernels.ops.RenderOptions`).
+    cut : float
+        Radius of a Gaussian in standard deviations.
+    held_out : float
+        Share of the pixels that the fit does not see; it stops when it no longer predicts them better.
+    patience : int
+        Iterations without progress on them before it stops.
+    seed : int
+    threads : int
+        CPU threads; the result does not depend on it.
+    """
+
+    n_gaussians: int | None = None
+    mm3_per_gaussian: float = 5.0
+    iterations: int = 200
+    motion_correction: bool = True
+    pose_start: int = 6
+    pose_every: int = 3
+    learning_rate: float = 2.5e-2
+    edge_share: float = 0.7
+    scale_floor: float = 1.05
+    scale_weight: float = 0.05
+    smooth_weight: float = 0.0
+    smooth_delta: float = 0.02
+    mass_factor: bool = True
+    cut: float = 3.5
+    held_out: float = 0.03
+    patience: int = 40
+    seed: int = 0
+    threads: int = 1

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Robust weights of slices and pixels, and the gain of every slice."""
+
+import numpy as np
+
+MAD_TO_SIGMA = 1.4826
+SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
+PIXEL_TOLERANCE = 4.0
+GAIN_LIMITS = (0.2, 5.0)
+GAIN_PRIOR = 0.02  # strength of the pull to gain 1, as a share of the slice's own evidence
+
+
+def slice_gains(values, simulated, weight) -> np.ndarray:
+    """Least-squares gain of every slice, ``values ~ gain * simulated``, drawn a little towards 1.
+
+    Parameters
+    ----------
+    values, simulated, weight : ndarray, (S, X, Y)
+
+    Returns
+    -------
+    ndarray, (S,)
+        With geometric mean 1 over the slices, weighted by their evidence.
+    """
+    cross = (weight * values * simulated).sum((1, 2), dtype=float)
+    power = (weight * simulated * simulated).sum((1, 2), dtype=float)
+    prior = GAIN_PRIOR * np.median(power) + 1e-12
+    gain = np.clip((cross + prior) / (power + prior), *GAIN_LIMITS)
+    return gain / np.exp(np.average(np.log(gain), weights=power + 1e-12))
+
+
+def slice_residuals(residual, mask) -> np.ndarray:
+    """Mean absolute residual of every slice inside its mask, (S,)."""
+    return (np.abs(residual) * mask).sum((1, 2), dtype=float) / np.maximum(mask.sum((1, 2)), 1)
+
+
+def slice_weights(residual, mask) -> np.ndarray:
+    """Welsch weights of slices from how far their residual stands out, (S,) in [0, 1].
+
+    ``w = exp(-(max(z, 0) / tolerance)^2 / 2)``, z the slice's mean absolute residual in robust standard
+    deviations (median absolute deviation) above the median of all slices. Never more than half of the slices
+    lose their say.
+    """
+    level = slice_residuals(residual, mask)
+    large = mask.sum((1, 2)) >= np.median(mask.sum((1, 2))) / 4  # small end slices do not set the scale
+    middle = np.median(level[large])
+    spread = max(MAD_TO_SIGMA * np.median(np.abs(level[large] - middle)), 0.05 * middle, 1e-6)
+    excess = np.maximum((level - middle) / spread, 0.0)
+    weight = np.exp(-0.5 * (excess / SLICE_TOLERANCE) ** 2)
+    return weight if np.median(weight) > 0.1 else np.ones_like(weight)
+
+
+def pixel_weights(residual, mask) -> np.ndarray:
+    """Welsch weights of pixels, (S, X, Y) in [0, 1]; the scale is each slice's robust deviation, but never
+    under that of the typical slice."""
+    scale = np.array([MAD_TO_SIGMA * np.median(np.abs(r[m])) for r, m in zip(residual, mask, strict=True)])
+    scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]
+    return np.exp(-0.5 * (residual / (PIXEL_TOLERANCE * scale)) ** 2)
+
+
+def slice_ncc(values, simulated, mask) -> np.ndarray:
+    """Normalised cross-correlation of every slice inside its mask, (S,); 0 where either is flat."""
+    count = np.maximum(mask.sum((1, 2), keepdims=True), 1)
+    a = (values - (values * mask).sum((1, 2), keepdims=True) / count) * mask
+    b = (simulated - (simulated * mask).sum((1, 2), keepdims=True) / count) * mask
+    norm = np.sqrt((a.astype(float) ** 2).sum((1, 2)) * (b.astype(float) ** 2).sum((1, 2)))
+    cross = (a.astype(float) * b).sum((1, 2))
+    return np.divide(cross, norm, out=np.zeros(len(cross)), where=norm > 1e-12)

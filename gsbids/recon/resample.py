@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the field to images: any grid, the output mask, and simulated stacks in their own geometry."""
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.imaging.geometry import slice_frames
+from gsbids.imaging.stack import Stack
+from gsbids.kernels import ops
+from gsbids.recon.field import GaussianField
+from gsbids.recon.motion import RigidMotion
+from gsbids.recon.psf import FWHM_TO_SIGMA
+from gsbids.recon.result import SvrResult
+
+GRID_MARGIN = 5.0  # mm around the brain
+BLOCK = 32  # planes rendered at once: bounds the memory
+
+
+def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: float = 0.0,
+                options: ops.RenderOptions = ops.RenderOptions()) -> tuple[np.ndarray, np.ndarray]:  # noqa: B008
+    """Values of the field at the voxel centres of any grid; nothing is interpolated.
+
+    Parameters
+    ----------
+    field : GaussianField
+    affine : ndarray, (4, 4)
+        Voxel indices to world RAS+ mm, with orthogonal axes.
+    shape : tuple of int
+        (X, Y, Z).
+    blur_fwhm : float
+        Full width at half maximum (mm) of a round PSF; 0: point samples.
+    options : RenderOptions
+
+    Returns
+    -------
+    image, weight : ndarray, (X, Y, Z), float32
+        I in the field's units, and D = sum of the weights (see :class:`GaussianField`).
+    """
+    frames, middle = slice_frames(affine, shape)
+    spacing = np.linalg.norm(affine[:3, :2], axis=0)
+    parameters = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
+    planes = []
+    for first in range(0, shape[2], BLOCK):
+        part = slice(first, min(first + BLOCK, shape[2]))
+        count = part.stop - part.start
+        geometry = ops.SliceGeometry(
+            rotation=frames[part], translation=middle[part] - field.origin,
+            psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2), spacing=np.tile(spacing, (count, 1)),
+            centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)), extent=ops.full_extent(count, shape[:2]),
+            shape=tuple(shape[:2]))
+        planes.append(ops.render(*parameters, geometry, options))
+    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
+
+
+def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
+    """Positions (P, 3), world mm, of all masked pixels after motion correction."""
+    points = []
+    for n, stack in enumerate(stacks):
+        moves = result.motion.as_affines(result.nominal)
+        for row in np.flatnonzero(result.stack_index == n):
+            k = result.slice_index[row]
+            index = np.argwhere(stack.mask[:, :, k])
+            world = np.c_[index, np.full(len(index), k), np.ones(len(index))] @ (moves[row] @ stack.affine).T
+            points.append(world[:, :3])
+    return np.concatenate(points)
+
+
+def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Isotropic RAS+ grid around the motion-corrected brain.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    result : SvrResult
+    resolution : float
+        Voxel size, mm; exactly the step of the returned affine.
+
+    Returns
+    -------
+    affine : ndarray, (4, 4)
+    shape : tuple of int
+    """
+    points = brain_points(stacks, result)[~np.repeat(result.rejected, _pixel_counts(stacks, result))]
+    low, high = points.min(0) - GRID_MARGIN, points.max(0) + GRID_MARGIN
+    shape = tuple(int(n) for n in np.ceil((high - low) / resolution) + 1)
+    affine = np.diag([resolution] * 3 + [1.0])
+    affine[:3, 3] = (low + high) / 2 - resolution * (np.array(shape) - 1) / 2
+    return affine, shape
+
+
+def _pixel_counts(stacks, result):
+    return [int(stacks[n].mask[:, :, k].sum())
+            for n, k in zip(result.stack_index, result.slice_index, strict=True)]
+
+
+def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
+    """Brain mask on a grid by the density-normalised vote of the motion-corrected slice masks.
+
+    Every pixel, in the mask or not, spreads a vote over its slice profile and pixel; brain is where more than
+    half of the votes say so. Dividing by the density makes the answer independent of slice distance and voxel
+    size. Rejected slices do not vote.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    result : SvrResult
+    affine, shape
+        The grid.
+
+    Returns
+    -------
+    mask : ndarray, shape, bool
+        Largest component, holes filled.
+    coverage : ndarray, shape, float32
+        Slices that saw each voxel: votes per voxel volume over those of one slice pack without gaps.
+    """
+    voxel = float(np.linalg.norm(affine[:3, 0]))
+    votes, seen = np.zeros((2, int(np.prod(shape))))
+    to_grid = np.linalg.inv(affine)
+    moves = result.motion.as_affines(result.nominal)
+    for n, stack in enumerate(stacks):
+        pixel_volume = np.prod(stack.spacing[:2]) * stack.thickness
+        depth = _profile_nodes(stack.thickness, voxel)
+        for row in np.flatnonzero((result.stack_index == n) & ~result.rejected):
+            positions, inside = _spread(stack, result.slice_index[row], depth)
+            index = np.rint(_apply(to_grid @ moves[row], positions)).astype(int)
+            fits = ((index >= 0) & (index < shape)).all(1)
+            flat = np.ravel_multi_index(index[fits].T, shape)
+            each = pixel_volume / (len(positions) / inside.size * voxel**3)
+            seen += each * np.bincount(flat, minlength=seen.size)
+            votes += each * np.bincount(flat, np.resize(inside, len(positions))[fits], minlength=seen.size)
+    reach = max(float(np.max(stack.spacing[:2])) for stack in stacks)
+    votes, seen = (ndimage.gaussian_filter(a.reshape(shape), reach / 2 / voxel) for a in (votes, seen))
+    mask = (votes > 0.5 * seen) & (seen > 0.15)
+    return _tidy(mask), seen.astype(np.float32)
+
+
+def _profile_nodes(thickness: float, voxel: float) -> np.ndarray:
+    """Depths (mm) across the slice thickness, no farther apart than half a voxel."""
+    count = max(1, int(np.ceil(2 * thickness / voxel)))
+    return ((np.arange(count) + 0.5) / count - 0.5) * thickness
+
+
+def _spread(stack: Stack, k: int, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """World positions (D * P, 3) of the pixels around the mask of slice k, at every depth; their mask (P,)."""
+    frame, _ = slice_frames(stack.affine, stack.image.shape)
+    box = [np.flatnonzero(stack.mask.any(axis)) for axis in ((1, 2), (0, 2))]
+    ranges = [np.arange(max(b[0] - 6, 0), min(b[-1] + 7, n)) for b, n in zip(box, stack.mask.shape, strict=False)]
+    i, j = (a.ravel() for a in np.meshgrid(*ranges, indexing="ij"))
+    world = _apply(stack.affine, np.c_[i, j, np.full(len(i), k)])
+    positions = world[None] + depth[:, None, None] * frame[k][:, 2]
+    return positions.reshape(-1, 3), stack.mask[i, j, k].astype(float)
+
+
+def _apply(affine, points):
+    return points @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _tidy(mask: np.ndarray) -> np.ndarray:
+    labels, count = ndimage.label(mask)
+    if count > 1:
+        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return ndimage.binary_fill_holes(mask)
+
+
+def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
+    """The stack as the reconstruction predicts it, in the stack's own grid and intensities.
+
+    Parameters
+    ----------
+    result : SvrResult
+    stack : Stack
+        Conformed stack ``index`` of the fit.
+    index : int
+        Its number, 0..N-1.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+        Zero in slices that were not part of the fit.
+    """
+    rows = np.flatnonzero(result.stack_index == index)
+    out = np.zeros(stack.image.shape, np.float32)
+    if not len(rows):
+        return out
+    shape, field = stack.image.shape[:2], result.field
+    _, middle = slice_frames(stack.affine, stack.image.shape)
+    move = result.motion.as_affines(result.nominal)[rows]
+    at = RigidMotion(result.nominal.rotation[rows], middle[result.slice_index[rows]]).moved(move)
+    count = len(rows)
+    geometry = ops.SliceGeometry(
+        rotation=at.rotation, translation=at.translation - field.origin, psf=result.psf[rows],
+        spacing=np.tile(stack.spacing[:2], (count, 1)), centre=np.tile((np.array(shape) - 1) / 2, (count, 1)),
+        extent=ops.full_extent(count, shape), shape=shape)
+    options = ops.RenderOptions(cut=result.settings["cut"], eps=result.settings["eps"],
+                                mass_factor=result.settings["mass_factor"])
+    image, _ = ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
+                          geometry, options)
+    image *= (result.gain[rows] * result.intensity_scale)[:, None, None]
+    out[:, :, result.slice_index[rows]] = np.moveaxis(image, 0, 2)
+    return out

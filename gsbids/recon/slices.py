@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All slices of a task in one set of arrays, as the fit and the kernels take them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsbids.errors import InputError
+from gsbids.imaging.geometry import slice_frames
+from gsbids.imaging.masks import bounding_box
+from gsbids.imaging.stack import Stack
+from gsbids.kernels.ops import SliceGeometry
+from gsbids.recon.motion import RigidMotion
+from gsbids.recon.psf import slice_psf
+
+REFERENCE_PERCENTILE = 99.0  # of the masked intensities of a stack: brought to 1
+
+
+@dataclass(frozen=True)
+class SliceSet:
+    """S slices with brain in them, cropped to their masks, padded to one size X x Y.
+
+    Positions are mm relative to ``origin``, so that nothing depends on where the scanner's own origin is.
+
+    Attributes
+    ----------
+    values : ndarray, (S, X, Y), float32
+        Intensities over the 99th percentile of their stack.
+    mask : ndarray, (S, X, Y), bool
+        Pixels of brain.
+    nominal : RigidMotion
+        Poses in the scanner.
+    start : RigidMotion
+        Poses after the co-registration of the stacks.
+    psf, spacing, centre : ndarray, (S, 3), (S, 2), (S, 2)
+        PSF variances (mm2), pixel size (mm), and pixel index of the slice origin (centroid of its mask).
+    stack_index, slice_index : ndarray, (S,), int
+    slice_gap : ndarray, (S,)
+        Distance (mm) to the next slice of the stack.
+    stack_scale : ndarray, (N,)
+        Intensity that stands for 1 in each stack.
+    origin : ndarray, (3,)
+        World RAS+ mm.
+    corner : ndarray, (S, 2), int
+        Index of the crop's first pixel in the whole slice.
+    """
+
+    values: np.ndarray
+    mask: np.ndarray
+    nominal: RigidMotion
+    start: RigidMotion
+    psf: np.ndarray
+    spacing: np.ndarray
+    centre: np.ndarray
+    stack_index: np.ndarray
+    slice_index: np.ndarray
+    slice_gap: np.ndarray
+    stack_scale: np.ndarray
+    origin: np.ndarray
+    corner: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def geometry(self, motion: RigidMotion) -> SliceGeometry:
+        """Where the pixels are under given poses, rendered within the mask's rows only."""
+        return SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,
+                             row_extent(self.mask), self.values.shape[1:])
+
+    def neighbour(self, offset: int) -> np.ndarray:
+        """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
+        row = {key: s for s, key in enumerate(zip(self.stack_index, self.slice_index, strict=True))}
+        return np.array([row.get((n, k + offset), s) for (n, k), s in row.items()])
+
+    @classmethod
+    def from_stacks(cls, stacks: list[Stack], transforms: np.ndarray, min_pixels: int = 4) -> "SliceSet":
+        """Gather the slices of stacks.
+
+        Parameters
+        ----------
+        stacks : list of Stack
+        transforms : ndarray, (N, 4, 4)
+            World rigid transforms scanner -> common space, one per stack.
+        min_pixels : int
+            Slices with fewer pixels of brain are left out.
+
+        Raises
+        ------
+        gsbids.errors.InputError
+            A mask is empty.
+        """
+        parts = [_slices_of(stack, min_pixels) for stack in stacks]
+        shape = np.max([part["values"].shape[1:] for part in parts], axis=0)
+        for part in parts:
+            for key in ("values", "mask"):
+                grow = [(0, int(n - m)) for n, m in zip(shape, part[key].shape[1:], strict=True)]
+                part[key] = np.pad(part[key], [(0, 0), *grow])
+        index = np.concatenate([np.full(len(p["values"]), k) for k, p in enumerate(parts)])
+        every = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "scale"}
+        nominal = RigidMotion(every.pop("rotation"), every.pop("translation"))
+        start = nominal.moved(np.asarray(transforms, float)[index])
+        weight = every["mask"].sum((1, 2), dtype=float)
+        origin = np.average(start.translation, axis=0, weights=weight)
+        return cls(nominal=RigidMotion(nominal.rotation, nominal.translation - origin),
+                   start=RigidMotion(start.rotation, start.translation - origin), stack_index=index,
+                   stack_scale=np.array([p["scale"] for p in parts]), origin=origin, **every)
+
+
+def row_extent(mask: np.ndarray) -> np.ndarray:
+    """First and one-past-last masked pixel of every row, (S, X, 2), int32; empty rows give (0, 0)."""
+    filled = mask.any(2)
+    first = mask.argmax(2)
+    last = mask.shape[2] - mask[:, :, ::-1].argmax(2)
+    return np.where(filled[..., None], np.stack([first, last], -1), 0).astype(np.int32)
+
+
+def _slices_of(stack: Stack, min_pixels: int) -> dict:
+    """Arrays of one stack's slices, in world mm."""
+    used = np.flatnonzero(stack.mask.sum((0, 1)) >= min_pixels)
+    if not len(used):
+        raise InputError(f"{stack.name}: its mask is empty: give a mask with the brain in it, or leave the stack out")
+    box = bounding_box(stack.mask)[:2]
+    image = np.moveaxis(stack.image[box][:, :, used], 2, 0).astype(np.float32)
+    mask = np.moveaxis(stack.mask[box][:, :, used], 2, 0)
+    scale = float(np.percentile(image[mask], REFERENCE_PERCENTILE))
+    if scale <= 0:
+        raise InputError(f"{stack.name}: every voxel inside its mask is 0: check image and mask")
+    corner = np.array([b.start for b in box])
+    u, v = np.arange(mask.shape[1]), np.arange(mask.shape[2])
+    count = mask.sum((1, 2))
+    centre = np.stack([(mask.sum(2) @ u) / count, (mask.sum(1) @ v) / count], 1)
+    spacing = stack.spacing
+    frames, middle = slice_frames(stack.affine, stack.image.shape)
+    offset = (centre + corner - (np.array(stack.image.shape[:2]) - 1) / 2) * spacing[:2]
+    position = middle[used] + np.einsum("sij,sj->si", frames[used][:, :, :2], offset)
+    gap = np.linalg.norm(np.diff(middle, axis=0), axis=1).mean() if len(middle) > 1 else stack.thickness
+    return {"values": image / scale, "mask": mask, "rotation": frames[used], "translation": position,
+            "psf": np.tile(slice_psf(spacing, stack.thickness), (len(used), 1)),
+            "spacing": np.tile(spacing[:2], (len(used), 1)), "centre": centre, "slice_index": used,
+            "slice_gap": np.full(len(used), gap), "corner": np.tile(corner, (len(used), 1)), "scale": scale}
