@@ -45,19 +45,14 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
     gsbids.errors.InputError
         ``derivatives`` without a file, a mask without voxels, or one that misses the stack.
     """
-    if mode not in MODES:
-        raise InputError(f"--mask-mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
-    if mode == "derivatives" and mask_file is None:
-        raise InputError("--mask-mode derivatives: there is no mask file for this stack; give a dataset of "
-                         "masks with -d/--derivatives or choose --mask-mode auto")
-    if mode == "derivatives" or (mode == "auto" and mask_file is not None):
+    chosen = choose_mode(mode, image, mask_file)
+    if chosen == "derivatives":
         return read_mask(mask_file, affine, image.shape)
-    if mode == "none":
+    if chosen == "none":
         return full_mask(image), "No mask: the whole stack is used."
-    zeros = float(np.mean(image == 0))
-    if mode == "nonzero" or (mode == "auto" and zeros >= STRIPPED_FRACTION):
+    if chosen == "nonzero":
         mask = nonzero_mask(image)
-        reason = f"Voxels that are not zero ({100 * zeros:.0f} % of the stack are)."
+        reason = f"Voxels that are not zero ({100 * np.mean(image == 0):.0f} % of the stack are)."
     else:
         mask, reason = otsu_mask(image), "Largest region above the threshold of Otsu."
         if mode == "auto":
@@ -68,6 +63,26 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
         raise InputError(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
                          "empty?); give masks with -d/--derivatives")
     return mask, reason
+
+
+def choose_mode(mode: str, image: np.ndarray, mask_file: str | Path | None) -> str:
+    """The mode that ``auto`` stands for with this stack; other modes are checked and kept.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        Unknown mode, or ``derivatives`` without a file.
+    """
+    if mode not in MODES:
+        raise InputError(f"--mask-mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    if mode == "derivatives" and mask_file is None:
+        raise InputError("--mask-mode derivatives: there is no mask file for this stack; give a dataset of "
+                         "masks with -d/--derivatives or choose --mask-mode auto")
+    if mode != "auto":
+        return mode
+    if mask_file is not None:
+        return "derivatives"
+    return "nonzero" if np.mean(image == 0) >= STRIPPED_FRACTION else "otsu"
 
 
 def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndarray, str]:
