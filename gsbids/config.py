@@ -108,6 +108,7 @@ class NipypeOptions:
     memory_gb : float
         Memory that the nodes that run at one time may plan with.
     plugin : str
+        ``auto``: MultiProc, or Linear with one process.
     plugin_args : dict
         As in the file of ``--use-plugin``.
     """
@@ -115,7 +116,7 @@ class NipypeOptions:
     nprocs: int = 1
     omp_nthreads: int = 1
     memory_gb: float = 4.0
-    plugin: str = "MultiProc"
+    plugin: str = "auto"
     plugin_args: dict = field(default_factory=dict)
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ball_stack, write_nifti
 
 from gsbids.bids import description
-from gsbids.bids.description import check_output, write_description
+from gsbids.bids.description import check_folders, write_description
 from gsbids.bids.names import DESCRIPTIONS, KINDS, build_name, derivative_path, log_folder, parse_name, uri_of
 from gsbids.bids.query import Selection, find_tasks
 from gsbids.bids.sink import Sink, to_json
@@ -150,21 +150,21 @@ def test_root_files_are_written_once(tmp_path):
 
 
 def test_output_folders_of_others_are_refused(tmp_path, monkeypatch, caplog):
-    check_output(tmp_path)
+    check_folders(tmp_path / "raw", tmp_path)
     file = tmp_path / "dataset_description.json"
     for fields, what in (({"Name": "x"}, "a raw BIDS data set"),
                          ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, "fMRIPrep")):
         file.write_text(json.dumps(fields))
         with pytest.raises(InputError, match=what):
-            check_output(tmp_path)
+            check_folders(tmp_path / "raw", tmp_path)
     file.write_text("{")
     with pytest.raises(InputError, match="not a JSON file"):
-        check_output(tmp_path)
+        check_folders(tmp_path / "raw", tmp_path)
     file.unlink()
     write_description(tmp_path, {"raw": tmp_path})
-    check_output(tmp_path)
+    check_folders(tmp_path / "raw", tmp_path)
     monkeypatch.setattr(description, "__version__", "9.9")
-    check_output(tmp_path)
+    check_folders(tmp_path / "raw", tmp_path)
     assert "this is 9.9" in caplog.text
 
 

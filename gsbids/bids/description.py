@@ -34,14 +34,15 @@ Volumes reconstructed from stacks of slices, written by gsbids {version}.
 """
 
 
-def check_output(output_dir: Path) -> None:
-    """Refuse an output folder that belongs to something else.
+def check_folders(bids_dir: Path, output_dir: Path) -> None:
+    """Refuse an output folder that belongs to something else, and an input that does not say what it is.
 
     Raises
     ------
     gsbids.errors.InputError
-        The folder holds a raw data set, or derivatives of another tool.
+        The output holds a raw data set or derivatives of another tool, or a description is not JSON.
     """
+    _read(bids_dir / FILE)
     found = _read(output_dir / FILE)
     if found is None:
         return

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point: from arguments to an exit code; every error of the user is one line."""
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from gsbids.cli.parser import parse_args
+from gsbids.errors import GsbidsError
+
+LOGGER = logging.getLogger("gsbids.cli")
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        0 all done; 1 a subject failed; 2 options or data cannot be used; 70 the workflow could not be
+        built; 127 a command is missing; 130 interrupted.
+    """
+    with _messages() as logger, _terminated_like_interrupted():
+        try:
+            args = parse_args(argv)
+            logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
+            from gsbids.cli.plan import make_plan
+            from gsbids.cli.run import run_plan
+
+            return run_plan(make_plan(args))
+        except GsbidsError as error:
+            LOGGER.error("%s", " ".join(str(error).split()))
+            return error.exit_code
+        except KeyboardInterrupt:
+            LOGGER.error("interrupted; the same command goes on from here")
+            return INTERRUPTED
+
+
+class _Formatter(logging.Formatter):
+    """``gsbids: error: ...``; plain text for what is no trouble."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno >= logging.WARNING:
+            return f"gsbids: {record.levelname.lower()}: {text}"
+        return text
+
+
+@contextmanager
+def _messages() -> Iterator[logging.Logger]:
+    """Messages of gsbids go to the standard error, once, while the command line runs."""
+    logger = logging.getLogger("gsbids")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A terminated run (as by a batch system) ends as tidily as an interrupted one."""
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After the run: which tasks have their outputs, which crashed, and what people are told."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gsbids.bids.names import derivative_path, log_folder
+from gsbids.config import Config
+
+LOGGER = logging.getLogger("gsbids.cli")
+
+
+def report_outcome(config: Config, tasks: Sequence, finished: bool) -> bool:
+    """Say what became of every task, and write the report of those that crashed.
+
+    Parameters
+    ----------
+    config : Config
+    tasks : sequence of ReconstructionTask
+    finished : bool
+        Whether nipype ended without an error.
+
+    Returns
+    -------
+    bool
+        Whether any task failed.
+    """
+    failed = [task for task in tasks if not _report_task(config, task)]
+    done = len(tasks) - len(failed)
+    LOGGER.info("%d of %d reconstructions done; results in %s", done, len(tasks), config.execution.output_dir)
+    if not finished and not failed:
+        LOGGER.error("a step failed that belongs to no subject; run again with -vv to see which")
+    return bool(failed) or not finished
+
+
+def find_crashes(config: Config, task) -> list[Path]:
+    """Crash files of a task in this run.
+
+    Tasks of one subject share a folder; each file says which node it is about.
+    """
+    folder = config.execution.output_dir / log_folder(task.entities, config.execution.run_uuid)
+    name = f".{task.name.replace('-', '_')}_wf."
+    found = []
+    for path in sorted(folder.glob("crash-*")):
+        node = re.search(r"^Node: (\S+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if node is None or name in f".{node[1]}.":
+            found.append(path)
+    return found
+
+
+def crash_summary(path: Path) -> tuple[str, str]:
+    """Node and last line of the traceback of a crash file."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return node[1].rpartition(".")[2] if node else path.name, lines[-1] if lines else "no traceback"
+
+
+def _report_task(config: Config, task) -> bool:
+    """Whether the task has succeeded."""
+    output_dir = config.execution.output_dir
+    crashes = find_crashes(config, task)
+    for path in crashes:
+        node, line = crash_summary(path)
+        LOGGER.error("%s: step %s failed: %s; details in %s", task.name, node, line, path)
+    report = output_dir / derivative_path(task.entities, "report")
+    if crashes:
+        _write_report(config, task, crashes)
+    else:
+        volume = derivative_path(task.entities, "volume", res=config.workflow.output_resolution)
+        missing = [path for path in (output_dir / volume, report) if not path.is_file()]
+        if not missing:
+            LOGGER.info("%s: report in %s", task.name, report)
+            return True
+        LOGGER.error("%s: not finished, %s is missing", task.name, missing[0])
+    return False
+
+
+def _write_report(config: Config, task, crashes: Sequence[Path]) -> None:
+    try:
+        from gsbids.workflows.report import write_crash_report
+
+        path = write_crash_report(config, task, crashes)
+    except Exception as error:
+        # The subject has failed already; that its report failed too must not hide the others.
+        LOGGER.error("%s: the report could not be written (%s: %s)", task.name, type(error).__name__, error)
+        LOGGER.debug("report of a crash", exc_info=True)
+    else:
+        LOGGER.info("%s: report with the errors in %s", task.name, path)

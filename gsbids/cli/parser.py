@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of ``gsbids``: argparse and nothing else, so that ``--help`` is quick."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gsbids import __version__
+
+DESCRIPTION = "Reconstruct volumes from stacks of slices that were acquired while the subject moved."
+EPILOG = ("Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
+          "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
+
+RESOLUTION_RANGE = (0.2, 5.0)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line: ``gsbids: error: ...``."""
+
+    def error(self, message: str):
+        """Print one line and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (gsbids --help lists the options)\n")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; a ``--config-file`` gives the defaults.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Without the program; ``sys.argv[1:]`` by default. Options may be spelled with ``_`` for ``-``.
+    """
+    argv = [_with_dashes(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    parser = build_parser()
+    config_file = _config_file(argv)
+    if config_file is not None:
+        parser.set_defaults(**_settings(config_file))
+    return parser.parse_args(argv)
+
+
+def _config_file(argv: Sequence[str]) -> str | None:
+    for position, arg in enumerate(argv):
+        if arg.startswith("--config-file="):
+            return arg.partition("=")[2]
+        if arg == "--config-file" and position + 1 < len(argv):
+            return argv[position + 1]
+    return None
+
+
+def _settings(path: str) -> dict[str, object]:
+    """Settings of a TOML file, checked as if they had been given as options."""
+    from gsbids.config import read_toml
+
+    values = {key: value for section in read_toml(path).values() for key, value in section.items()
+              if key not in _OF_ONE_RUN}
+    parser = build_parser()
+    options = {action.dest: action for action in parser._actions if action.option_strings}
+    argv = [word for key, value in values.items() if key in options
+            for word in _as_words(options[key], value)]
+    checked = vars(parser.parse_args(["-", "-", "participant", *argv]))
+    return {key: checked[key] if key in options else value for key, value in values.items()}
+
+
+def _as_words(action: argparse.Action, value) -> list[str]:
+    """An option and its values as one would type them."""
+    name = action.option_strings[0]
+    if isinstance(value, bool):
+        return [name] if value else action.option_strings[1:2]
+    if action.dest == "verbosity":
+        return [name] * value
+    if action.dest == "memory_gb":
+        return [name, f"{value}G"]
+    if isinstance(value, dict):
+        value = tuple(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return [name, *value] if value else []
+    return [name, str(value)]
+
+
+# Settings in a TOML file that belong to the run that wrote it.
+_OF_ONE_RUN = ("bids_dir", "output_dir", "run_uuid", "version", "dry_run")
+
+
+def build_parser() -> Parser:
+    """The parser, with one group of options a paragraph of ``--help``."""
+    parser = Parser(prog="gsbids", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS data set")
+    parser.add_argument("output_dir", type=Path, help="folder for the results, outside bids_dir")
+    parser.add_argument("analysis_level", type=_level, metavar="{participant}", help="what to run")
+    parser.add_argument("--version", action="version", version=f"gsbids {__version__}")
+    parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0,
+                        help="say more; -vv also what nipype says")
+    parser.add_argument("--notrack", action="store_true",
+                        help="accepted and without effect: gsbids never sends anything anywhere")
+    parser.set_defaults(bids_filters={}, plugin="auto", plugin_args={})
+    _add_selection(parser.add_argument_group("which data"))
+    _add_method(parser.add_argument_group("what is computed"))
+    _add_resources(parser.add_argument_group("resources"))
+    _add_control(parser.add_argument_group("control of the run"))
+    return parser
+
+
+def _add_selection(group) -> None:
+    group.add_argument("--participant-label", nargs="+", type=_label("sub"), metavar="LABEL", default=(),
+                       help="participants to run, with or without sub- (default: all)")
+    group.add_argument("--session-label", nargs="+", type=_label("ses"), metavar="LABEL", default=(),
+                       help="sessions to run, with or without ses- (default: all)")
+    group.add_argument("--bids-filter-file", type=Path, metavar="JSON",
+                       help='queries "stacks" and "masks" with pybids entities; null: absent, "*": any')
+    group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
+                       help="keep the index of the data set here, and use it when it is there")
+    group.add_argument("--bids-database-wipe", action="store_true", help="make the kept index anew")
+    group.add_argument("-d", "--derivatives", nargs="+", metavar="[NAME=]PATH", default={},
+                       help="derivative data sets with brain masks of the stacks (*_mask.nii.gz)")
+
+
+def _add_method(group) -> None:
+    group.add_argument("--mode", choices=("auto", "svr"), default="auto",
+                       help="slice-to-volume reconstruction of two or more stacks (default: %(default)s)")
+    group.add_argument("--modality", default="T2w", metavar="SUFFIX",
+                       help="suffix of the stacks (default: %(default)s)")
+    group.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
+                       help="voxel size of the volume (default: %(default)s)")
+    group.add_argument("--slice-thickness", type=_between(0.1, 20.0), metavar="MM",
+                       help="thickness of the slices, instead of SliceThickness in the sidecars")
+    group.add_argument("--mask-mode", choices=("auto", "derivatives", "nonzero", "otsu", "none"),
+                       default="auto", help="where brain masks come from; auto: --derivatives if it has one, "
+                       "else voxels that are not 0, else a threshold (default: %(default)s)")
+    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
+                       ("motion-correction", "estimate motion; without it slices stay where they were")):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
+    group.add_argument("--random-seed", type=_whole(0, 2**32 - 1), metavar="INT", default=0,
+                       help="the same seed gives the same result (default: %(default)s)")
+    group.add_argument("--device", type=_device, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+                       help="where to compute (default: %(default)s)")
+    group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
+
+
+def _add_resources(group) -> None:
+    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=_whole(1, 4096), metavar="INT",
+                       help="threads in use at any time (default: all)")
+    group.add_argument("--omp-nthreads", type=_whole(1, 4096), metavar="INT",
+                       help="threads of one step (default: nprocs - 1, at most 8)")
+    group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=_memory("M"), metavar="SIZE",
+                       help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)")
+    group.add_argument("--mem-gb", dest="memory_gb", type=_memory("G"), metavar="SIZE",
+                       help="the same; a bare number is GB")
+    group.add_argument("--use-plugin", "--nipype-plugin-file", type=Path, metavar="YAML",
+                       help="nipype plugin and its arguments: keys plugin and plugin_args")
+
+
+def _add_control(group) -> None:
+    group.add_argument("-w", "--work-dir", type=Path, default=Path("work"), metavar="DIR",
+                       help="where steps keep what they made, to go on from (default: ./%(default)s)")
+    group.add_argument("--clean-workdir", action="store_true",
+                       help="first remove what earlier runs of the selected data kept there")
+    group.add_argument("--stop-on-first-crash", action="store_true",
+                       help="stop everything when one step fails")
+    group.add_argument("--config-file", type=Path, metavar="TOML",
+                       help="settings of a former run (gsbids.toml); options of the command line go first")
+    group.add_argument("--dry-run", action="store_true", help="print tasks and steps, run nothing")
+    group.add_argument("--write-graph", action="store_true", help="draw the workflow into the work folder")
+
+
+def _with_dashes(arg: str) -> str:
+    """``--participant_label`` is ``--participant-label``; values stay as they are."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _level(text: str) -> str:
+    if text == "group":
+        raise argparse.ArgumentTypeError("the group level is not in this version; use participant")
+    if text != "participant":
+        raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant")
+    return text
+
+
+def _label(prefix: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        label = text.removeprefix(f"{prefix}-")
+        if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a label; labels have letters and digits only")
+        return label
+    return parse
+
+
+def _between(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of mm") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} mm is out of range; give {low:g} to {high:g} mm")
+        return value
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {low} to {high}")
+        return int(text)
+    return parse
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; give auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _memory(bare: str) -> Callable[[str], float]:
+    """Sizes in GB from text with a unit; ``bare`` is the unit of a number alone."""
+    def parse(text: str) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+        if not found or float(found[1]) <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 1.5G, 800M, or a number")
+        return float(found[1]) * {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}[(found[2] or bare).upper()]
+    return parse

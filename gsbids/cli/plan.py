@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From arguments to a plan: settings, tasks, and what cannot be run. Nothing is written."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
+from gsbids.errors import InputError
+
+LOGGER = logging.getLogger("gsbids.cli")
+
+QUERIES = ("stacks", "masks")
+
+#: Plugins of nipype that wait for their jobs, and the command that each needs.
+PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "PBS": "qsub", "SGE": "qsub", "LSF": "bsub",
+           "OAR": "oarsub", "Condor": "condor_submit"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes
+    ----------
+    config : Config
+    tasks : tuple of ReconstructionTask
+        Those whose data can be used.
+    refused : tuple of str
+        One line about each task or participant that cannot be run.
+    """
+
+    config: Config
+    tasks: tuple
+    refused: tuple[str, ...] = ()
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Check the options, find the tasks and look at their data.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        From :func:`gsbids.cli.parser.parse_args`.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        Options that cannot be, or nothing to run. Tasks with bad data beside good ones are
+        in ``Plan.refused``.
+    """
+    config = make_config(args)
+    from gsbids.bids.description import check_folders
+    from gsbids.bids.query import Selection, find_tasks
+
+    execution, workflow = config.execution, config.workflow
+    check_folders(execution.bids_dir, execution.output_dir)
+    selection = Selection(
+        suffix=workflow.modality,
+        participants=execution.participant_label,
+        sessions=execution.session_label,
+        filters=execution.bids_filters,
+        filter_file=f"--bids-filter-file {args.bids_filter_file or args.config_file}",
+        mask_datasets=execution.derivatives if workflow.mask_mode in ("auto", "derivatives") else {},
+        slice_thickness=workflow.slice_thickness,
+        database_dir=execution.bids_database_dir,
+        database_wipe=execution.bids_database_wipe)
+    tasks, refused = _check_tasks(find_tasks(execution.bids_dir, selection), config)
+    found = {task.subject for task in tasks} | {line.subject for line in refused}
+    lines = [str(line) for line in refused]
+    lines += [f"--participant-label {label}: no {workflow.modality} stack of this participant is selected; "
+              "check its files, or leave the label out"
+              for label in execution.participant_label if label not in found]
+    if not tasks:
+        # The last line is raised, so that exactly one line is printed for each.
+        for line in lines[:-1]:
+            LOGGER.error("%s", line)
+        raise InputError(lines[-1])
+    return Plan(config, tuple(tasks), tuple(lines))
+
+
+def make_config(args: argparse.Namespace) -> Config:
+    """Settings of the run, with paths absolute and defaults filled in.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        A folder inside the input, a file that cannot be read, or a device that is not there.
+    """
+    execution = Execution(
+        bids_dir=args.bids_dir.resolve(),
+        output_dir=args.output_dir.resolve(),
+        work_dir=args.work_dir.resolve(),
+        run_uuid=f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}",
+        participant_label=tuple(dict.fromkeys(args.participant_label)),
+        session_label=tuple(dict.fromkeys(args.session_label)),
+        bids_filters=_read_filters(args.bids_filter_file) if args.bids_filter_file else args.bids_filters,
+        bids_database_dir=args.bids_database_dir and args.bids_database_dir.resolve(),
+        bids_database_wipe=args.bids_database_wipe,
+        derivatives=parse_derivatives(args.derivatives),
+        clean_workdir=args.clean_workdir,
+        stop_on_first_crash=args.stop_on_first_crash,
+        write_graph=args.write_graph,
+        dry_run=args.dry_run,
+        verbosity=args.verbosity)
+    _check_folders(execution)
+    names = ("mode", "modality", "output_resolution", "slice_thickness", "mask_mode", "denoise", "n4",
+             "motion_correction", "random_seed", "sloppy")
+    workflow = WorkflowOptions(device=_resolve_device(args.device),
+                               **{name: getattr(args, name) for name in names})
+    if workflow.mask_mode == "derivatives" and not execution.derivatives:
+        raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
+    if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
+        LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
+    return Config(execution, workflow, _nipype_options(args))
+
+
+def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
+    """Data sets by name from ``[NAME=]PATH``; the name of the folder where none is given.
+
+    >>> parse_derivatives(["masks=/data/m", "/data/manual_masks"])
+    {'masks': PosixPath('/data/m'), 'manualmasks': PosixPath('/data/manual_masks')}
+    """
+    datasets: dict[str, Path] = {}
+    for value in values:
+        found = re.fullmatch(r"([A-Za-z0-9]+)=(.+)", value)
+        path = Path(found[2] if found else value).resolve()
+        name = found[1] if found else re.sub(r"[^A-Za-z0-9]", "", path.name) or "masks"
+        if name == "raw" or name in datasets:
+            raise InputError(f"--derivatives {value}: the name {name!r} is taken; give another as NAME=PATH")
+        if not path.is_dir():
+            raise InputError(f"--derivatives {value}: there is no such folder; give the root of a data set")
+        datasets[name] = path
+    return datasets
+
+
+def _check_tasks(tasks, config: Config):
+    """The tasks that can be run, with their warnings, and a line about each that cannot."""
+    from gsbids.bids.check import CheckOptions, check_task, fill_thickness
+
+    workflow = config.workflow
+    options = CheckOptions(mode=workflow.mode, mask_mode=workflow.mask_mode,
+                           thickness_given=workflow.slice_thickness is not None,
+                           masks_given=bool(config.execution.derivatives))
+    good, refused = [], []
+    for task in tasks:
+        try:
+            filled = fill_thickness(task)
+            checked = filled.with_warnings(*check_task(filled, options))
+        except InputError as error:
+            refused.append(_Refusal(task.subject, str(error)))
+            continue
+        for line in checked.warnings:
+            LOGGER.warning("%s: %s", checked.name, line)
+        good.append(checked)
+    return good, refused
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    subject: str
+    line: str
+
+    def __str__(self) -> str:
+        return self.line
+
+
+def _check_folders(execution: Execution) -> None:
+    bids_dir = execution.bids_dir
+    if not bids_dir.is_dir():
+        raise InputError(f"{bids_dir}: there is no such folder; give the root folder of a BIDS data set")
+    beside = bids_dir.with_name(f"{bids_dir.name}-gsbids")
+    ways = {"output_dir": (execution.output_dir, f"give another, for example {beside}"),
+            "--work-dir": (execution.work_dir, "give another with -w"),
+            "--bids-database-dir": (execution.bids_database_dir, "give another")}
+    for option, (folder, way) in ways.items():
+        if folder is None:
+            continue
+        if folder == bids_dir or folder.is_relative_to(bids_dir):
+            where = "the same as" if folder == bids_dir else "inside"
+            raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be "
+                             f"written; {way}")
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            raise InputError(f"{option} {folder}: {existing} is a file, not a folder; give another")
+        if not os.access(existing, os.W_OK):
+            raise InputError(f"{option} {folder}: {existing} cannot be written to; give another")
+    if execution.work_dir == execution.output_dir:
+        raise InputError(f"--work-dir {execution.work_dir}: is the same as output_dir; give another with -w")
+
+
+def _read_filters(path: Path) -> dict[str, dict]:
+    """Queries of a filter file; null becomes a word that TOML can keep."""
+    from gsbids.bids.layout import ABSENT
+
+    found = _read_text(path, "--bids-filter-file")
+    try:
+        filters = json.loads(found)
+    except ValueError as error:
+        raise InputError(f"--bids-filter-file {path}: not a JSON file ({error}); correct it") from error
+    if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
+        raise InputError(f'--bids-filter-file {path}: expected {{"stacks": {{"entity": value}}}}')
+    unknown = [name for name in filters if name not in QUERIES]
+    if unknown:
+        raise InputError(f"--bids-filter-file {path}: unknown query {unknown[0]!r}; "
+                         f"queries are {' and '.join(QUERIES)}")
+
+    def kept(value):
+        return [kept(item) for item in value] if isinstance(value, list) else (
+            ABSENT if value is None else value)
+
+    return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
+
+
+def _resolve_device(device: str) -> str:
+    if device.startswith("cuda"):
+        raise InputError(f"--device {device}: this version of gsbids computes on the CPU only; "
+                         "give --device cpu or auto")
+    return "cpu"
+
+
+def _nipype_options(args: argparse.Namespace) -> NipypeOptions:
+    nprocs = args.nprocs or len(os.sched_getaffinity(0))
+    if args.memory_gb is not None and args.memory_gb < 0.1:
+        LOGGER.warning("--mem: %g MB is very little; a bare number is MB, write %gG for GB",
+                       args.memory_gb * 1e3, args.memory_gb * 1e3)
+    plugin, plugin_args = args.plugin, args.plugin_args
+    if args.use_plugin is not None:
+        plugin, plugin_args = _read_plugin(args.use_plugin)
+    return NipypeOptions(
+        nprocs=nprocs,
+        omp_nthreads=min(args.omp_nthreads or max(1, min(nprocs - 1, 8)), nprocs),
+        memory_gb=args.memory_gb or round(0.9 * _total_memory_gb(), 2),
+        plugin=plugin, plugin_args=plugin_args)
+
+
+def _read_plugin(path: Path) -> tuple[str, dict]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(_read_text(path, "--use-plugin"))
+    except yaml.YAMLError as error:
+        raise InputError(f"--use-plugin {path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(found, Mapping) or not isinstance(found.get("plugin"), str):
+        raise InputError(f"--use-plugin {path}: expected the keys plugin (a name) and plugin_args")
+    plugin = found["plugin"]
+    if plugin.endswith("Graph"):
+        raise InputError(f"--use-plugin {path}: {plugin} submits jobs and does not wait for them, so that no "
+                         f"report could follow; use {plugin.removesuffix('Graph')}")
+    if plugin not in PLUGINS:
+        raise InputError(f"--use-plugin {path}: unknown plugin {plugin!r}; use {', '.join(PLUGINS)}")
+    arguments = found.get("plugin_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"--use-plugin {path}: plugin_args must be keys and values")
+    return plugin, dict(arguments)
+
+
+def _read_text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"{option} {path}: cannot be read ({why})") from error
+
+
+def _total_memory_gb() -> float:
+    """Memory of this machine, or of the control group where that is less, in GB."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        limit = "max"
+    return min(total, int(limit) if limit.isdigit() else total) / 1e9
