@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods text: what was done, in words that can be copied into a paper, with numbered references.
+
+Paragraphs cite with ``[@key]`` or ``[@key; @key]``; the keys are those of ``templates/references.toml``.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One entry of the list of references: the text, and its DOI or arXiv address (without ``https://``)."""
+
+    text: str
+    address: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.address}" if self.address else ""
+
+
+@cache
+def references() -> dict[str, Reference]:
+    """Every reference that a methods text may cite, by key."""
+    with open(Path(__file__).parent / "templates" / "references.toml", "rb") as file:
+        return {key: Reference(**entry) for key, entry in tomllib.load(file).items()}
+
+
+@dataclass(frozen=True)
+class MethodsFacts:
+    """What was really done, for :func:`methods_paragraphs`; leave out (None, False) what was not.
+
+    Attributes
+    ----------
+    versions : dict of str to str
+        Version of each package by its import name (``gsbids``, ``nipype``, ``bids``, ``ants``, ...).
+    n_stacks : int
+        Stacks that entered the reconstruction.
+    masking : str
+        How brain masks came about: ``derivatives``, ``nonzero``, ``otsu`` ``none``; several joined by ``+``.
+    denoised, bias_corrected, registered, motion_corrected : bool
+    n_gaussians : int, optional
+    resolution : tuple of float, optional
+        Spacing of the output grid in mm.
+    seed : int, optional
+    device : str, optional
+    """
+
+    versions: dict = field(default_factory=dict)
+    n_stacks: int = 0
+    masking: str = ""
+    denoised: bool = False
+    bias_corrected: bool = False
+    registered: bool = False
+    motion_corrected: bool = True
+    n_gaussians: int | None = None
+    resolution: tuple[float, ...] | None = None
+    seed: int | None = None
+    device: str | None = None
+
+
+_MASKS = {
+    "derivatives": "were taken from an existing derivative data set and resampled to the stacks",
+    "nonzero": "were the voxels above zero, as the stacks came without skull",
+    "otsu": "were found by Otsu's threshold [@otsu], keeping the largest component and filling its holes",
+    "none": "were not used: the whole field of view was reconstructed",
+}
+
+
+def methods_paragraphs(facts: MethodsFacts) -> tuple[str, ...]:
+    """Methods section of one reconstruction, as paragraphs with ``[@key]`` citations.
+
+    Parameters
+    ----------
+    facts : MethodsFacts
+    """
+    return (_preprocessing(facts), _reconstruction(facts), _software(facts))
+
+
+def _version(facts: MethodsFacts, package: str) -> str:
+    version = facts.versions.get(package)
+    return f" {version}" if version else ""
+
+
+def _preprocessing(facts: MethodsFacts) -> str:
+    count = f"{facts.n_stacks} stacks" if facts.n_stacks > 1 else "The stacks"
+    sentences = [
+        f"{count} of thick slices were organised as a BIDS data set [@bids] and processed with "
+        f"gsbids{_version(facts, 'gsbids')}, a BIDS App [@bidsapps] built on "
+        f"Nipype{_version(facts, 'nipype')} [@nipype] and PyBIDS{_version(facts, 'bids')} [@pybids]."]
+    masks = [_MASKS[name] for name in facts.masking.split("+") if name in _MASKS]
+    if masks:
+        sentences.append(f"Brain masks {', or '.join(masks)}.")
+    steps = []
+    if facts.denoised:
+        steps.append("denoised by adaptive non-local means [@denoise]")
+    if facts.bias_corrected:
+        steps.append("corrected for intensity inhomogeneity with N4 [@n4] inside the mask")
+    if facts.registered:
+        steps.append("co-registered rigidly from several starting positions, each registration being kept "
+                     "only where it raised the similarity of the stacks inside their masks")
+    if steps:
+        joined = steps[0] if len(steps) == 1 else f"{', '.join(steps[:-1])} and {steps[-1]}"
+        sentences.append(f"Stacks were {joined} (ANTs [@ants], antspyx{_version(facts, 'ants')}).")
+    return " ".join(sentences)
+
+
+def _reconstruction(facts: MethodsFacts) -> str:
+    number = f" of {facts.n_gaussians:,} Gaussians".replace(",", " ") if facts.n_gaussians else ""
+    sentences = [
+        f"The brain was represented as a normalised field{number} of free position, size, orientation and "
+        "intensity [@gsvr]. Every slice was simulated from it through a Gaussian point spread function with "
+        "a full width at half maximum of 1.2 times the pixel size in the plane and of the slice thickness "
+        "through it, by adding the covariances, with an intensity factor and a robust weight for every slice "
+        "[@svr]."]
+    poses = " and, in turns, one rigid pose per slice by Levenberg-Marquardt steps [@lm]"
+    sentences.append(
+        f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising a "
+        "robust difference of acquired and simulated pixels.")
+    if not facts.motion_corrected:
+        sentences.append("Slices were not corrected for motion beyond the registration of the stacks.")
+    if facts.resolution:
+        spacing = " x ".join(f"{value:g}" for value in facts.resolution) + " mm"
+        if len(set(facts.resolution)) == 1:
+            spacing = f"{facts.resolution[0]:g} mm isotropic"
+        sentences.append(f"The field was sampled once on a grid of {spacing} voxels.")
+    return " ".join(sentences)
+
+
+def _software(facts: MethodsFacts) -> str:
+    names = (("PyTorch", "torch", "pytorch"), ("Numba", "numba", "numba"), ("NumPy", "numpy", "numpy"),
+             ("SciPy", "scipy", "scipy"), ("NiBabel", "nibabel", "nibabel"))
+    parts = [f"{name}{_version(facts, package)} [@{key}]" for name, package, key in names]
+    sentence = f"Computations used {', '.join(parts[:-1])} and {parts[-1]}"
+    if facts.device:
+        sentence += f" on the {'GPU' if 'cuda' in facts.device else 'CPU'}"
+    if facts.seed is not None:
+        sentence += f"; the random seed was {facts.seed}"
+    return sentence + "."
+
+
+_CITATION = re.compile(r"\[(@[\w.-]+(?:\s*;\s*@[\w.-]+)*)\]")
+
+
+def number_citations(paragraphs: tuple[str, ...]) -> tuple[list[list[str | list[int]]], list[Reference]]:
+    """Split paragraphs at their citations and number the references in the order they appear.
+
+    Parameters
+    ----------
+    paragraphs : tuple of str
+
+    Returns
+    -------
+    pieces : list of list
+        For every paragraph its pieces: plain text (str), or the numbers of a citation (list of int).
+    references : list of Reference
+        In the order of their numbers, from 1. A key that is not known stays in the text as it is.
+
+    Examples
+    --------
+    >>> pieces, references = number_citations(("Corrected with N4 [@n4].",))
+    >>> pieces
+    [['Corrected with N4 ', [1], '.']]
+    """
+    known = references()
+    order: list[str] = []
+    numbered = []
+    for paragraph in paragraphs:
+        pieces: list[str | list[int]] = []
+        for i, part in enumerate(_CITATION.split(paragraph)):
+            keys = re.findall(r"@([\w.-]+)", part) if i % 2 else []
+            if keys and all(key in known for key in keys):
+                order.extend(key for key in dict.fromkeys(keys) if key not in order)
+                pieces.append([order.index(key) + 1 for key in keys])
+            elif part:
+                pieces.append(f"[{part}]" if i % 2 else part)
+        numbered.append(pieces)
+    return numbered, [known[key] for key in order]

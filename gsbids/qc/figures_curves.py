@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curves and strips: motion, weights, similarity, convergence; each function returns SVG bytes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsbids.qc.displacement import SliceDisplacement
+from gsbids.qc.figures_style import PALETTE, house_style, new_figure, svg_bytes
+from gsbids.recon.result import SvrResult
+
+#: Colour, dashes and marker of the three components (right, front, head).
+COMPONENTS = ((PALETTE.first, "-", "o"), (PALETTE.second, (0, (4, 1.5)), "s"),
+              (PALETTE.third, (0, (1.2, 1.2)), "^"))
+
+
+@dataclass(frozen=True)
+class StackMotion:
+    """Motion of the slices of one stack about its mean pose, ready to draw.
+
+    Attributes
+    ----------
+    name : str
+    index : ndarray, (K,), int
+        Slice index, ascending.
+    used : ndarray, (K,), bool
+    shift, turn : ndarray, (K, 3)
+        mm and degrees (see :class:`gsbids.qc.displacement.SliceDisplacement`).
+    """
+
+    name: str
+    index: np.ndarray
+    used: np.ndarray
+    shift: np.ndarray
+    turn: np.ndarray
+
+
+def stack_motion(result: SvrResult, moved: SliceDisplacement, stack: int) -> StackMotion:
+    """Motion of stack number ``stack``."""
+    mine = np.flatnonzero(result.stack_index == stack)
+    mine = mine[np.argsort(result.slice_index[mine], kind="stable")]
+    return StackMotion(result.stack_names[stack], result.slice_index[mine], ~result.rejected[mine],
+                       moved.shift[mine], moved.turn[mine])
+
+
+def motion_limits(stacks: list[StackMotion]) -> tuple[float, float]:
+    """Half-heights of the axes (mm, degrees) that hold the used slices of every stack: one scale for all."""
+    limits = []
+    for name, least in (("shift", 1.0), ("turn", 1.0)):
+        sizes = [np.abs(getattr(stack, name)[stack.used]).max() for stack in stacks if stack.used.any()]
+        limits.append(1.08 * max([least, *sizes]))
+    return tuple(limits)
+
+
+def motion_curves(stack: StackMotion, limits: tuple[float, float],
+                  times: tuple[float, ...] | None = None) -> bytes:
+    """Translations and rotations of the slices of one stack.
+
+    Parameters
+    ----------
+    stack : StackMotion
+    limits : tuple of float
+        Half-heights of the two axes, from :func:`motion_limits`.
+    times : tuple of float, optional
+        Acquisition time (s) of every slice of the stack, by slice index. Given, the slices stand in the order
+        of their acquisition, else in the order of their position.
+    """
+    order = np.arange(len(stack.index))
+    x, label = stack.index, "slice (position in the stack)"
+    if times is not None:
+        moments = np.array([times[k] for k in stack.index])
+        order = np.argsort(moments, kind="stable")
+        x, label = moments[order], "acquisition time (s)"
+    used = stack.used[order]
+    with house_style(f"motion-{stack.name}-{times is not None}"):
+        figure = new_figure(4.5, 3.1)
+        axes = figure.subplots(2, 1, sharex=True)
+        parts = (("shift (mm)", stack.shift, limits[0]), ("rotation (°)", stack.turn, limits[1]))
+        for axis, (name, values, limit) in zip(axes, parts, strict=True):
+            axis.axhline(0, color=PALETTE.muted, linewidth=0.6)
+            for component, (colour, dashes, marker) in enumerate(COMPONENTS):
+                y = values[order, component]
+                axis.plot(x[used], y[used], color=colour, linestyle=dashes, marker=marker, markersize=2.4)
+                axis.plot(x[~used], np.clip(y[~used], -limit, limit), linestyle="none", marker=marker,
+                          markersize=3.6, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=0.8)
+            axis.set(ylabel=name, ylim=(-limit, limit))
+        axes[1].set_xlabel(label)
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
+        figure.align_ylabels(axes)
+        return svg_bytes(figure)
+
+
+def slice_heat(result: SvrResult, values: np.ndarray, title: str, limits: tuple[float, float]) -> bytes:
+    """A strip of coloured cells per stack, one cell a slice; crosses mark rejected slices.
+
+    Parameters
+    ----------
+    result : SvrResult
+    values : ndarray, (S,)
+        What the colour shows; NaN stays empty.
+    title : str
+        Name of the values.
+    limits : tuple of float
+        Values of the two ends of the colour scale; values beyond take the end's colour.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    titles = {}
+    count = len(result.stack_names)
+    with house_style(f"heat-{title}"):
+        figure = new_figure(4.9, 0.85 + 0.26 * count)
+        axis = figure.subplots()
+        axis.grid(visible=False)
+        colours = ScalarMappable(Normalize(*limits), "cividis")
+        for s in range(len(values)):
+            if not np.isfinite(values[s]):
+                continue
+            stack, k = int(result.stack_index[s]), int(result.slice_index[s])
+            gid = f"cell-{s}"
+            verdict = ", rejected" if result.rejected[s] else ""
+            titles[gid] = f"{result.stack_names[stack]}, slice {k}: {title} {values[s]:.3f}{verdict}"
+            axis.add_patch(Rectangle((k - 0.5, stack - 0.4), 0.94, 0.8, linewidth=0, gid=gid,
+                                     facecolor=colours.to_rgba(values[s])))
+        bad = result.rejected
+        axis.plot(result.slice_index[bad], result.stack_index[bad], linestyle="none", marker="x",
+                  markersize=3.4, color="#ff5c4d", markeredgewidth=1.1)
+        axis.set(xlim=(-1, max([*result.slice_index, 1]) + 1), ylim=(count - 0.4, -0.6), xlabel="slice",
+                 yticks=range(count), yticklabels=result.stack_names)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["left", "bottom"]].set_visible(False)
+        axis.tick_params(length=0)
+        bar = figure.colorbar(colours, ax=axis, aspect=14, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.set_label(title)
+        return svg_bytes(figure, titles)
+
+
+def similarity_dots(result: SvrResult) -> bytes:
+    """Similarity of every slice, one row a stack, with the medians; rejected slices are hollow."""
+    count = len(result.stack_names)
+    titles = {}
+    with house_style("similarity"):
+        figure = new_figure(4.9, 0.75 + 0.26 * count)
+        axis = figure.subplots()
+        finite = np.isfinite(result.ncc)
+        for s in np.flatnonzero(finite):
+            stack, k = int(result.stack_index[s]), int(result.slice_index[s])
+            # A fixed scatter by slice index keeps equal values apart.
+            y = stack + 0.26 * np.sin(2.4 * k)
+            gid = f"dot-{s}"
+            titles[gid] = f"{result.stack_names[stack]}, slice {k}: {result.ncc[s]:.3f}"
+            axis.plot(result.ncc[s], y, marker="o", markersize=3.2, color=PALETTE.first, linestyle="none",
+                      markerfacecolor="none" if result.rejected[s] else PALETTE.first, markeredgewidth=0.8,
+                      alpha=1.0 if result.rejected[s] else 0.6, gid=gid)
+        for stack in range(count):
+            mine = finite & (result.stack_index == stack)
+            if mine.any():
+                axis.vlines(np.median(result.ncc[mine]), stack - 0.38, stack + 0.38, color=PALETTE.second,
+                            linewidth=2)
+        low = min([0.5, *result.ncc[finite]])
+        axis.set(xlim=(low - 0.02, 1.0), ylim=(count - 0.45, -0.55), yticks=range(count),
+                 yticklabels=result.stack_names, xlabel="similarity (NCC)")
+        axis.grid(visible=False, axis="y")
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        return svg_bytes(figure, titles)
+
+
+def convergence(history: dict) -> bytes:
+    """Loss of the fit, and of the pixels it was not shown, against the iteration.
+
+    Parameters
+    ----------
+    history : dict of str to list
+        Columns ``iteration`` (optional), ``loss`` and ``held_out`` (optional; entries may be null).
+    """
+    columns = {name: np.array([np.nan if v is None else v for v in history[name]], float)
+               for name in ("iteration", "loss", "held_out") if history.get(name)}
+    curves = [("fitted pixels", "loss", PALETTE.first, "-"),
+              ("held-out pixels", "held_out", PALETTE.second, "--")]
+    with house_style("convergence"):
+        figure = new_figure(6.6, 2.5)
+        axis = figure.subplots()
+        for label, name, colour, dashes in curves:
+            if name not in columns:
+                continue
+            y = columns[name]
+            x = columns.get("iteration", np.arange(len(y)))[:len(y)]
+            shown = np.isfinite(y)
+            axis.plot(x[shown], y[:len(x)][shown], color=colour, linestyle=dashes, label=label)
+        values = np.concatenate([np.ones(1), *(columns.get(name, []) for _, name, _, _ in curves)])
+        if (values[np.isfinite(values)] > 0).all():
+            axis.set_yscale("log")
+            # Plain numbers: the default formatter of logarithmic axes writes mathtext.
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        axis.set(xlabel="iteration", ylabel="loss")
+        axis.legend(frameon=False, fontsize=8)
+        return svg_bytes(figure)

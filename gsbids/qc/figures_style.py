@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the curves look: colours for light and dark pages, and SVG that can stand inside a page."""
+
+import html
+import io
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of the figures on a light page; :func:`inline_svg` exchanges them for the page's variables.
+
+    ``first``, ``second`` and ``third`` are told apart by people with any of the usual colour deficiencies,
+    and are drawn with different dashes or markers as well.
+    """
+
+    ink: str = "#1d2733"
+    muted: str = "#5c6875"
+    grid: str = "#dde2e8"
+    first: str = "#0b63b0"
+    second: str = "#c04d00"
+    third: str = "#0a7d63"
+
+
+PALETTE = Palette()
+
+_SETTINGS = {
+    "svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif", "text.parse_math": False,
+    "text.color": PALETTE.ink, "axes.labelcolor": PALETTE.ink, "axes.edgecolor": PALETTE.muted,
+    "xtick.color": PALETTE.muted, "ytick.color": PALETTE.muted, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "axes.labelsize": 8, "axes.titlesize": 8, "axes.titlelocation": "left", "axes.linewidth": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "grid.color": PALETTE.grid, "grid.linewidth": 0.6,
+    "axes.grid": True, "axes.axisbelow": True, "lines.linewidth": 1.3, "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False, "figure.facecolor": "none", "axes.facecolor": "none",
+}
+
+
+@contextmanager
+def house_style(key: str):
+    """Settings of matplotlib while one figure is made; ``key`` makes its ids the same in every run."""
+    import matplotlib
+
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": key}):
+        yield
+
+
+def new_figure(width: float, height: float):
+    """Figure without a window or global state, size in inches (72 units of the SVG each)."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg_bytes(figure, titles: dict[str, str] | None = None) -> bytes:
+    """SVG of a figure, the same bytes for the same figure.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    titles : dict, optional
+        Text that is shown when the pointer rests on an element, by the element's gid.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue().decode()
+
+    def add_title(match):
+        title = (titles or {}).get(html.unescape(match[1]))
+        return match[0] if title is None else f"{match[0]}<title>{html.escape(title)}</title>"
+
+    return re.sub(r'<g id="([^"]*)">', add_title, text).encode()
+
+
+def inline_svg(svg: bytes, key: str, label: str) -> str:
+    """SVG as an element of a page: own ids, the page's colours, a text for those who cannot see it.
+
+    Parameters
+    ----------
+    svg : bytes
+        From :func:`svg_bytes`.
+    key : str
+        Distinguishes the ids of this figure from those of the others on the page.
+    label : str
+        What the figure shows, in words.
+    """
+    text = svg.decode()
+    text = text[text.index("<svg"):]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r"\n\s*", "\n", text)
+    for name, colour in vars(PALETTE).items():
+        text = re.sub(rf"(stroke|fill): {colour}", rf"\1: var(--{name})", text)
+    size = re.search(r'viewBox="[^"]*"', text)[0]
+    opening = f'<svg {size} role="img" aria-label="{html.escape(label)}">'
+    return opening + text[text.index(">") + 1:]

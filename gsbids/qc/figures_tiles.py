@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of the report: planes through the volume, and the stacks before and after."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsbids.imaging.masks import same_grid
+from gsbids.qc.tiles import (
+    LETTERS,
+    PLANES,
+    RasImage,
+    Tile,
+    crop_box,
+    cut,
+    difference_png,
+    grey_png,
+    outline_path,
+    plane_edges,
+    to_ras,
+    window,
+)
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """Pictures that belong side by side, and what they show together."""
+
+    label: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where and how tiles are cut: box in the RAS array, grey window, and resolution.
+
+    A tile has at most ``pixels`` pixels along its longer side, and ``zoom`` along a voxel's shorter one.
+    """
+
+    box: tuple[slice, slice, slice]
+    limits: tuple[float, float]
+    pixels: int
+    zoom: float = 2.0
+
+
+def mid_planes(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
+               outlined: bool = False) -> tuple[Tile, ...]:
+    """Axial, coronal and sagittal plane through the middle of the mask.
+
+    Parameters
+    ----------
+    data : ndarray, (X, Y, Z)
+    affine : ndarray, (4, 4)
+    mask : ndarray, (X, Y, Z), bool, optional
+        Chooses middle, crop and grey window; everything without it.
+    outlined : bool
+        Draw the outline of the mask.
+    """
+    image, inside, frame = _volume_frame(data, affine, mask, 460, 4.0)
+    middle = [_middle(inside, axis, image.data.shape) for axis in range(3)]
+    drawn = inside if outlined else None
+    return tuple(_volume_tile(image, drawn, axis, middle[axis], frame) for axis in (2, 1, 0))
+
+
+def mosaic(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, count: int = 7,
+           outlined: bool = False) -> tuple[TileRow, ...]:
+    """Rows of ``count`` axial, coronal and sagittal planes spread over the mask.
+
+    The other parameters are those of :func:`mid_planes`.
+    """
+    image, inside, frame = _volume_frame(data, affine, mask, 260, 2.0)
+    rows = []
+    for axis in (2, 1, 0):
+        box = crop_box(inside, image.data.shape, image.spacing, 0.0)[axis]
+        places = box.start + np.linspace(0.12, 0.88, count) * (box.stop - box.start - 1)
+        drawn = inside if outlined else None
+        tiles = (_volume_tile(image, drawn, axis, int(k), frame) for k in np.rint(places))
+        rows.append(TileRow(PLANES[axis].capitalize(), tuple(tiles)))
+    return tuple(rows)
+
+
+def _volume_frame(data, affine, mask, pixels: int,
+                  zoom: float) -> tuple[RasImage, np.ndarray | None, Frame]:
+    image = to_ras(data, affine)
+    inside = None if mask is None else to_ras(np.asarray(mask) > 0, affine).data
+    box = crop_box(inside, image.data.shape, image.spacing)
+    return image, inside, Frame(box, window(image.data, inside), pixels, zoom)
+
+
+def _middle(mask, axis: int, shape) -> int:
+    if mask is None or not mask.any():
+        return shape[axis] // 2
+    share = mask.sum(axis=tuple(a for a in range(3) if a != axis)).cumsum()
+    return int(np.searchsorted(share, share[-1] / 2))
+
+
+def _volume_tile(image: RasImage, mask, axis: int, index: int, frame: Frame) -> Tile:
+    centre = [(b.start + b.stop - 1) / 2 for b in frame.box]
+    centre[axis] = index
+    position = (image.affine @ [*centre, 1.0])[axis]
+    letter = LETTERS[axis][0 if position >= 0 else 1]
+    label = f"{letter} {abs(position):.0f} mm"
+    edges = plane_edges(axis)
+    alt = f"{PLANES[axis].capitalize()} plane at {label}; {edges[0]} is on the left, {edges[2]} at the top."
+    return _tile(image, (axis, index), frame, label, alt, mask)
+
+
+def _tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str, mask=None) -> Tile:
+    axis, index = plane
+    across, up = (a for a in range(3) if a != axis)
+    box = list(frame.box)
+    box[axis] = slice(None)
+    step = (image.spacing[up], image.spacing[across])
+    picture = cut(image.data[tuple(box)], axis, index)
+    size = (picture.shape[0] * step[0], picture.shape[1] * step[1])
+    outline = "" if mask is None else outline_path(cut(mask[tuple(box)], axis, index), step)
+    png = grey_png(picture, frame.limits, _pixels(size, step, frame))
+    return Tile(png, size[1], size[0], label, alt, plane_edges(axis), outline)
+
+
+def _pixels(size: tuple[float, float], step: tuple[float, float], frame: Frame) -> tuple[int, int]:
+    """(rows, columns) of square pixels for a size and a voxel in mm."""
+    scale = min(frame.pixels / max(size), frame.zoom / min(step))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+@dataclass(frozen=True)
+class StackImages:
+    """Images of one stack on one grid (slices along the third axis); those that are missing are None.
+
+    Attributes
+    ----------
+    acquired : ndarray, (X, Y, Z)
+    affine : ndarray, (4, 4)
+    mask, corrected, simulated : ndarray, (X, Y, Z), optional
+        Brain mask, N4-corrected image, and the slices simulated from the reconstruction.
+    """
+
+    acquired: np.ndarray
+    affine: np.ndarray
+    mask: np.ndarray | None = None
+    corrected: np.ndarray | None = None
+    simulated: np.ndarray | None = None
+
+
+COLUMNS = ("Acquired", "N4-corrected", "Simulated", "Difference")
+
+
+def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) -> tuple[TileRow, ...]:
+    """Rows of pictures of one stack: chosen slices, then two cuts across the slices.
+
+    Parameters
+    ----------
+    images : StackImages
+    marks : dict of int to str
+        Slice indices to show, with the caption of each.
+    detail : float
+        Factor of the number of pixels along a side; below 1 for a report with many stacks.
+
+    Returns
+    -------
+    tuple of TileRow
+        Every row: acquired (whole field of view, outlined), and cropped to the brain: N4-corrected,
+        simulated, difference. In the two cuts across the slices everything is cropped.
+    """
+    view = _StackView(images, detail)
+    across = (view.across_row(axis) for axis in range(3) if axis != view.axis)
+    return (*(view.slice_row(k, label) for k, label in marks.items()), *across)
+
+
+def middle_slices(mask: np.ndarray | None, depth: int,
+                  shares: tuple[float, ...] = (0.3, 0.5, 0.7)) -> list[int]:
+    """Slice indices at shares of the extent of the mask along the third axis (of the stack without one)."""
+    filled = np.arange(depth)
+    if mask is not None and np.any(mask):
+        filled = np.flatnonzero(np.asarray(mask).any(axis=(0, 1)))
+    first, last = filled[0], filled[-1]
+    return sorted({round(first + share * (last - first)) for share in shares})
+
+
+class _StackView:
+    """The images of a stack turned to RAS, with one crop and one grey window for all its pictures."""
+
+    def __init__(self, images: StackImages, detail: float):
+        def turned(data):
+            return None if data is None else to_ras(data, images.affine).data
+
+        self.detail = detail
+        self.image = to_ras(images.acquired, images.affine)
+        self.mask = turned(None if images.mask is None else np.asarray(images.mask) > 0)
+        self.corrected, self.simulated = turned(images.corrected), turned(images.simulated)
+        self.axis = self.image.axis_of(2)
+        self.box = self._square_box()
+        reference = self.image.data if self.corrected is None else self.corrected
+        self.limits = window(reference, self.mask)
+        self.own_limits = window(self.image.data, self.mask)
+
+    def _square_box(self) -> tuple[slice, ...]:
+        """Crop around the mask, as square in the plane of the slices as the field of view allows."""
+        shape, spacing = self.image.data.shape, self.image.spacing
+        box = list(crop_box(self.mask, shape, spacing, 8.0))
+        plane = [a for a in range(3) if a != self.axis]
+        side = max((box[a].stop - box[a].start) * spacing[a] for a in plane)
+        for a in plane:
+            count = min(round(side / spacing[a]), shape[a])
+            start = int(np.clip((box[a].start + box[a].stop - count) // 2, 0, shape[a] - count))
+            box[a] = slice(start, start + count)
+        box[self.axis] = slice(None)
+        return tuple(box)
+
+    def slice_row(self, source_index: int, label: str) -> TileRow:
+        index = self.image.index_of(self.axis, source_index)
+        whole = Frame((slice(None),) * 3, self.own_limits, round(240 * self.detail), 1.0)
+        what = f"slice {source_index}"
+        first = _tile(self.image, (self.axis, index), whole, COLUMNS[0], f"{what} as acquired, mask outlined",
+                      self.mask)
+        return TileRow(label, (first, *self._cropped((self.axis, index), what)))
+
+    def across_row(self, axis: int) -> TileRow:
+        plane = (axis, _middle(self.mask, axis, self.image.data.shape))
+        first = _tile(self._blocks(self.image.data), plane, self._close_frame(self.own_limits), COLUMNS[0],
+                      "cut across the slices as acquired, mask outlined",
+                      None if self.mask is None else self._blocks(self.mask).data)
+        return TileRow(f"Across the slices ({PLANES[axis]} cut)",
+                       (first, *self._cropped(plane, "cut across the slices", blocks=True)))
+
+    def _cropped(self, plane, what: str, blocks: bool = False) -> list[Tile]:
+        shown = []
+        frame = self._close_frame(self.limits)
+        for data, label in ((self.corrected, COLUMNS[1]), (self.simulated, COLUMNS[2])):
+            if data is not None:
+                image = self._blocks(data) if blocks else self._with(data)
+                shown.append(_tile(image, plane, frame, label, f"{what}, {label.lower()}"))
+        if self.simulated is not None:
+            shown.append(self._difference(plane, frame, what, blocks))
+        return shown
+
+    def _difference(self, plane, frame: Frame, what: str, blocks: bool) -> Tile:
+        reference = self.image.data if self.corrected is None else self.corrected
+        data = reference - self.simulated
+        data = data if self.mask is None else data * self.mask
+        image = self._blocks(data) if blocks else self._with(data)
+        tile = _tile(image, plane, frame, COLUMNS[3], f"{what}, acquired minus simulated")
+        box = list(frame.box)
+        box[plane[0]] = slice(None)
+        picture = cut(image.data[tuple(box)], *plane)
+        step = (tile.height / picture.shape[0], tile.width / picture.shape[1])
+        png = difference_png(picture, 0.4 * self.limits[1], _pixels((tile.height, tile.width), step, frame))
+        return Tile(png, tile.width, tile.height, tile.label, tile.alt, tile.edges)
+
+    def _with(self, data: np.ndarray) -> RasImage:
+        return RasImage(data, self.image.affine, self.image.order, self.image.flipped)
+
+    def _repeats(self) -> int:
+        spacing = self.image.spacing
+        return max(1, round(spacing[self.axis] / min(spacing)))
+
+    def _blocks(self, data: np.ndarray) -> RasImage:
+        """Every slice as a block as thick as its spacing: nothing is interpolated across slices."""
+        affine = self.image.affine.copy()
+        affine[:3, self.axis] /= self._repeats()
+        return RasImage(np.repeat(data, self._repeats(), axis=self.axis), affine, self.image.order,
+                        self.image.flipped)
+
+    def _close_frame(self, limits) -> Frame:
+        return Frame(self.box, limits, round(260 * self.detail))
+
+
+def check_grids(acquired, others: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """Names of the images that are not on the grid of ``acquired`` (pairs of data and affine)."""
+    data, affine = acquired
+    return [name for name, (other, other_affine) in others.items()
+            if not same_grid(data.shape, affine, other.shape, other_affine, 0.1)]

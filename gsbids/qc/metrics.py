@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that describe one reconstruction: one row of the QC table."""
+
+import warnings
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.qc.displacement import SliceDisplacement, slice_displacement
+from gsbids.recon.result import SvrResult
+
+
+def _column(name: str, units: str, description: str) -> dict[str, str]:
+    return {"LongName": name, "Units": units, "Description": description}
+
+
+#: BIDS description of every column of the QC table (``LongName``, ``Units``, ``Description``).
+METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
+    "n_stacks": _column("Stacks", "count", "Stacks with at least one slice in the fit"),
+    "n_slices": _column("Slices", "count", "Slices with brain in their mask: the slices of the fit"),
+    "slices_used": _column("Slices used", "count", "Slices of the fit whose robust weight is at least 0.1"),
+    "slices_rejected": _column("Slices rejected", "fraction",
+                               "Share of the slices of the fit whose robust weight is below 0.1"),
+    "ncc_median": _column("Similarity, median", "arbitrary",
+                          "Median over all slices of the fit, rejected ones included, of the normalised "
+                          "cross-correlation of the acquired and the simulated slice inside the mask"),
+    "ncc_p10": _column("Similarity, 10th percentile", "arbitrary",
+                       "10th percentile over all slices of the fit of the normalised cross-correlation"),
+    "ncc_worst_stack": _column("Similarity, worst stack", "arbitrary",
+                               "Lowest of the stacks' median normalised cross-correlations"),
+    "residual_median": _column("Residual, median", "fraction",
+                               "Median over slices of the mean absolute difference of acquired and simulated "
+                               "slice inside the mask, over the 99th percentile of the intensities"),
+    "motion_mean": _column("Motion within stacks, mean", "mm",
+                           "Mean over used slices of the displacement from the mean pose of the slice's "
+                           "stack, at the point of the slice nearest the middle of the brain"),
+    "motion_max": _column("Motion within stacks, largest", "mm", "Largest of these displacements"),
+    "rotation_mean": _column("Rotation within stacks, mean", "degree",
+                             "Mean over used slices of the rotation from the mean pose of the slice's stack"),
+    "rotation_max": _column("Rotation within stacks, largest", "degree", "Largest of these rotations"),
+    "motion_neighbour_mean": _column("Motion between neighbours, mean", "mm",
+                                     "Mean displacement between used slices that lie next to one another "
+                                     "in a stack"),
+    "motion_neighbour_max": _column("Motion between neighbours, largest", "mm",
+                                    "Largest displacement between neighbouring used slices"),
+    "rotation_neighbour_mean": _column("Rotation between neighbours, mean", "degree",
+                                       "Mean rotation between neighbouring used slices"),
+    "mask_volume": _column("Brain mask volume", "mL", "Volume of the brain mask of the reconstruction"),
+    "sharpness": _column("Sharpness", "1/mm",
+                         "Mean gradient magnitude inside the mask (two voxels from its edge), over the "
+                         "range of intensities from the 5th to the 95th percentile; compare at one "
+                         "resolution only, and beside the noise, which raises it"),
+    "noise": _column("Noise", "fraction",
+                     "Standard deviation of the noise from the product of second differences along the "
+                     "three axes (median absolute deviation inside the mask), over the same range of "
+                     "intensities; fine structure counts as noise, neighbouring voxels that share theirs "
+                     "hide it"),
+    "gain_spread": _column("Spread of slice gains", "fraction",
+                           "Standard deviation over used slices of the natural logarithm of the slice gain"),
+}
+
+
+def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarray,
+                           spacing: np.ndarray) -> dict[str, float]:
+    """One row of quality numbers of a reconstruction.
+
+    Parameters
+    ----------
+    result : SvrResult
+    volume : ndarray, (X, Y, Z)
+        Reconstructed volume, masked or not.
+    mask : ndarray, (X, Y, Z)
+        Brain mask on the same grid (non-zero is brain).
+    spacing : array_like, (3,)
+        Voxel size in mm.
+
+    Returns
+    -------
+    dict of str to float
+        One value for every key of ``METRIC_DESCRIPTIONS``, in that order; NaN where it cannot be computed.
+    """
+    mask = np.asarray(mask) > 0
+    if mask.shape != np.shape(volume):
+        raise ValueError(f"the mask is {mask.shape}, the volume {np.shape(volume)}: they must share a grid")
+    spacing = np.broadcast_to(np.asarray(spacing, float), 3)
+    row = slice_metrics(result) | motion_metrics(result, slice_displacement(result))
+    row |= image_metrics(np.asarray(volume, np.float32), mask, spacing)
+    used = ~result.rejected & (result.gain > 0)
+    row["gain_spread"] = _summary(np.std, np.log(result.gain[used]))
+    return {name: float(row[name]) for name in METRIC_DESCRIPTIONS}
+
+
+def slice_metrics(result: SvrResult) -> dict[str, float]:
+    """Counts of slices, similarity and residual (see ``METRIC_DESCRIPTIONS``)."""
+    stacks = [result.ncc[result.stack_index == stack] for stack in np.unique(result.stack_index)]
+    medians = [_summary(np.median, values) for values in stacks]
+    return {
+        "n_stacks": len(stacks),
+        "n_slices": len(result.weight),
+        "slices_used": int((~result.rejected).sum()),
+        "slices_rejected": _summary(np.mean, result.rejected.astype(float)),
+        "ncc_median": _summary(np.median, result.ncc),
+        "ncc_p10": _summary(lambda values: np.percentile(values, 10), result.ncc),
+        "ncc_worst_stack": _summary(np.min, np.array(medians)),
+        "residual_median": _summary(np.median, result.residual),
+    }
+
+
+def motion_metrics(result: SvrResult, moved: SliceDisplacement) -> dict[str, float]:
+    """Motion within stacks and between neighbouring slices (see ``METRIC_DESCRIPTIONS``)."""
+    shift = np.linalg.norm(moved.shift[~result.rejected], axis=1)
+    turn = np.linalg.norm(moved.turn[~result.rejected], axis=1)
+    return {
+        "motion_mean": _summary(np.mean, shift),
+        "motion_max": _summary(np.max, shift),
+        "rotation_mean": _summary(np.mean, turn),
+        "rotation_max": _summary(np.max, turn),
+        "motion_neighbour_mean": _summary(np.mean, moved.step_shift),
+        "motion_neighbour_max": _summary(np.max, moved.step_shift),
+        "rotation_neighbour_mean": _summary(np.mean, moved.step_turn),
+    }
+
+
+def image_metrics(volume: np.ndarray, mask: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
+    """Volume of the mask, sharpness and noise (see ``METRIC_DESCRIPTIONS``)."""
+    row = {"mask_volume": mask.sum() * np.prod(spacing) / 1000.0, "sharpness": np.nan, "noise": np.nan}
+    inside = ndimage.binary_erosion(mask, iterations=2) if mask.any() else mask
+    if not inside.any() or min(mask.shape) < 3:
+        return row
+    low, high = np.percentile(volume[mask], (5, 95))
+    if high <= low:
+        return row
+    gradient = np.sqrt(sum(np.gradient(volume, step, axis=axis) ** 2 for axis, step in enumerate(spacing)))
+    row["sharpness"] = gradient[inside].mean() / (high - low)
+    detail = volume
+    for axis in range(3):
+        detail = ndimage.correlate1d(detail, [1.0, -2.0, 1.0], axis=axis, mode="nearest")
+    values = detail[inside]
+    # White noise of variance 1 comes out with variance (1 + 4 + 1)^3.
+    row["noise"] = 1.4826 * np.median(np.abs(values - np.median(values))) / 6 ** 1.5 / (high - low)
+    return row
+
+
+def _summary(function, values: np.ndarray) -> float:
+    """``function`` of the finite values, NaN when there are none."""
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(function(finite))

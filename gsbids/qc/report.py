@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of one reconstruction: one HTML file that asks nothing of the network."""
+
+import logging
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gsbids.qc.citations import number_citations
+from gsbids.qc.metrics import METRIC_DESCRIPTIONS
+from gsbids.qc.report_figures import Figures, draw_figures
+
+LOGGER = logging.getLogger("gsbids.qc")
+
+
+@dataclass(frozen=True)
+class StackPanel:
+    """Files of one stack, all on the conformed grid (slices along the third axis).
+
+    Attributes
+    ----------
+    name : str
+        As in ``SvrResult.stack_names``.
+    image : Path, optional
+        Conformed input.
+    n4, mask, simulated : Path, optional
+        Corrected image, brain mask, slices simulated from the reconstruction.
+    mask_reason : str
+        Where the mask comes from, in words.
+    slice_times : tuple of float, optional
+        Acquisition time (s) of every slice by its index, where ``SliceTiming`` is known.
+    facts : tuple of (label, value)
+        More about the stack, for example its file name, spacing and thickness.
+    """
+
+    name: str
+    image: Path | None = None
+    n4: Path | None = None
+    mask: Path | None = None
+    simulated: Path | None = None
+    mask_reason: str = ""
+    slice_times: tuple[float, ...] | None = None
+    facts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything a report shows; what is missing is left out and said so.
+
+    Attributes
+    ----------
+    title : str
+        Heading, for example ``sub-01 ses-01``.
+    task : str
+        Name of the task (``sub-01_ses-01_T2w``).
+    summary : tuple of (label, value)
+    warnings : tuple of str
+    volume, unmasked, mask : Path, optional
+        Reconstructed volume without and with its surroundings, and its brain mask (one grid).
+    orientation : str
+        What left, right, front and head refer to.
+    stacks : tuple of StackPanel
+    result : Path, optional
+        File of :meth:`gsbids.recon.result.SvrResult.save`.
+    registration : dict, optional
+        Fields of ``StackRegistration``: ``template`` (index of a stack), and by stack ``similarity_before``,
+        ``similarity_after``, ``accepted``, ``reason``.
+    metrics : dict, optional
+        Row of :func:`gsbids.qc.metrics.reconstruction_metrics`.
+    methods : tuple of str
+        Paragraphs with ``[@key]`` citations (:func:`gsbids.qc.citations.methods_paragraphs`).
+    versions : dict of str to str
+    crashes : tuple of str
+        Text of every crash of this subject.
+    run : dict of str to str
+        Command, seed, start, duration and the like.
+    """
+
+    title: str
+    task: str
+    summary: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    volume: Path | None = None
+    unmasked: Path | None = None
+    mask: Path | None = None
+    orientation: str = "Letters are directions of the scanner (for a fetus, those of the mother)."
+    stacks: tuple[StackPanel, ...] = ()
+    result: Path | None = None
+    registration: dict | None = None
+    metrics: dict | None = None
+    methods: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    crashes: tuple[str, ...] = ()
+    run: dict[str, str] = field(default_factory=dict)
+
+
+def write_report(path: str | Path, content: ReportContent) -> Path:
+    """Write the report under a temporary name, then rename it.
+
+    Parameters
+    ----------
+    path : path-like
+        The ``.html`` file; its folder exists.
+    content : ReportContent
+
+    Returns
+    -------
+    pathlib.Path
+        ``path``. A figure whose files are missing or unreadable is replaced by a sentence; the rest stands.
+    """
+    path = Path(path)
+    page = render_report(content)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render_report(content: ReportContent) -> str:
+    """The page as text; everything that is quoted in it is escaped."""
+    import jinja2
+
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = format_number
+    figures = draw_figures(content)
+    for note in figures.notes:
+        LOGGER.warning("%s: %s", content.task, note)
+    pieces, references = number_citations(content.methods)
+    return environment.get_template("report.html.j2").render(
+        content=content, figures=figures, methods=pieces, references=references, state=state(content),
+        missing=_missing(content, figures), highlights=highlights(content.metrics),
+        metric_rows=metric_rows(content.metrics), registration=registration_rows(content))
+
+
+def state(content: ReportContent) -> tuple[str, str]:
+    """(class, words) of the badge under the title."""
+    if content.crashes:
+        count = len(content.crashes)
+        return "bad", f"Failed: {count} step{'s' if count > 1 else ''} ended in an error"
+    if content.volume is None:
+        return "bad", "No volume was reconstructed"
+    if content.warnings:
+        count = len(content.warnings)
+        return "warn", f"Finished with {count} warning{'s' if count > 1 else ''}"
+    return "good", "Finished without warnings"
+
+
+#: Factor, decimal places and sign of the units of the metrics.
+_UNITS = {"fraction": (100, 1, " %"), "count": (1, 0, ""), "mL": (1, 0, " mL"), "mm": (1, 1, " mm"),
+          "degree": (1, 1, "°"), "arbitrary": (1, 3, "")}
+
+
+def format_number(value: float, units: str = "") -> str:
+    """A value and its unit for reading.
+
+    Examples
+    --------
+    >>> format_number(0.0312, "fraction"), format_number(158.2, "mL"), format_number(1.5, "degree")
+    ('3.1 %', '158 mL', '1.5°')
+    >>> format_number(0.9123, "arbitrary"), format_number(0.639, "mm"), format_number(float("nan"))
+    ('0.912', '0.6 mm', 'not available')
+    """
+    if value is None or not math.isfinite(value):
+        return "not available"
+    factor, places, sign = _UNITS.get(units, (1, 3, f" {units}" if units else ""))
+    return f"{factor * value:.{places}f}{sign}"
+
+
+_HIGHLIGHTS = ("ncc_median", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
+               "mask_volume")
+
+
+def highlights(metrics: dict | None) -> list[tuple[str, str]]:
+    """The few numbers that head the report: (name, value)."""
+    shown = {name: METRIC_DESCRIPTIONS[name] for name in _HIGHLIGHTS if metrics and name in metrics}
+    return [(known["LongName"], format_number(metrics[name], known["Units"]))
+            for name, known in shown.items()]
+
+
+def metric_rows(metrics: dict | None) -> list[tuple[str, str, str]]:
+    """Every metric: (name, value, description); unknown ones under their own key."""
+    rows = []
+    for name, value in (metrics or {}).items():
+        known = METRIC_DESCRIPTIONS.get(name, {"LongName": name, "Units": "arbitrary", "Description": ""})
+        shown = format_number(value, known["Units"]) if isinstance(value, int | float) else str(value)
+        rows.append((known["LongName"], shown, known["Description"]))
+    return rows
+
+
+def registration_rows(content: ReportContent) -> dict[str, str]:
+    """What became of every stack in the co-registration, in words, by the name of the stack."""
+    table = content.registration or {}
+    rows = {}
+    for i, stack in enumerate(content.stacks):
+        def entry(column, index=i):
+            values = table.get(column)
+            return values[index] if values is not None and len(values) > index else None
+
+        before, after, reason = entry("similarity_before"), entry("similarity_after"), entry("reason")
+        if table.get("template") == i:
+            before, words = None, "the other stacks are registered to this one"
+        elif entry("accepted") is None:
+            continue
+        else:
+            words = "accepted" if entry("accepted") else "refused: left where the scanner put it"
+        numbers = "" if before is None or after is None else f" (similarity {before:.3f}, then {after:.3f})"
+        rows[stack.name] = words + numbers + (f"; {reason}" if reason else "")
+    return rows
+
+
+def _missing(content: ReportContent, figures: Figures) -> list[str]:
+    """Parts of the report that could not be made."""
+    parts = (("the reconstruction", figures.planes), ("the stacks", figures.stacks),
+             ("motion", figures.motion), ("slice weights and similarity", figures.heat),
+             ("convergence", figures.convergence), ("metrics", content.metrics))
+    return [name for name, made in parts if not made]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the files of a report and draw its figures; one that fails becomes a note, not the end."""
+
+import math
+import zipfile
+from dataclasses import dataclass, field
+
+import numpy as np
+from markupsafe import Markup
+
+from gsbids.errors import GsbidsError
+from gsbids.imaging.masks import resample_mask, same_grid
+from gsbids.imaging.nifti import load_image
+from gsbids.qc import figures_curves as curves
+from gsbids.qc.displacement import SliceDisplacement, slice_displacement
+from gsbids.qc.figures_style import inline_svg
+from gsbids.qc.figures_tiles import StackImages, TileRow, mid_planes, middle_slices, mosaic, stack_rows
+from gsbids.qc.tiles import Tile
+from gsbids.recon.result import SvrResult
+
+_FILE_ERRORS = (GsbidsError, OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass
+class Figures:
+    """Figures of one report, ready for the page.
+
+    Attributes
+    ----------
+    planes : tuple of Tile
+        Three large planes of the volume.
+    mosaic, surroundings : tuple of TileRow
+        Planes of the masked volume; of the unmasked one with the mask's outline.
+    stacks : dict
+        Rows of pictures by stack name.
+    motion : list of (name, SVG, SVG by acquisition time or None)
+    moves : list of (name, shift (3,), turn (3,))
+        Where each stack went as a whole.
+    heat : list of SVG
+        Weights, then similarity.
+    similarity, convergence : SVG
+    slices : list of dict
+        One row a slice, for the table.
+    notes : list of str
+        What could not be drawn, and why.
+    """
+
+    planes: tuple[Tile, ...] = ()
+    mosaic: tuple[TileRow, ...] = ()
+    surroundings: tuple[TileRow, ...] = ()
+    stacks: dict = field(default_factory=dict)
+    motion: list = field(default_factory=list)
+    moves: list = field(default_factory=list)
+    heat: list = field(default_factory=list)
+    similarity: Markup | None = None
+    convergence: Markup | None = None
+    slices: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+
+
+def draw_figures(content) -> Figures:
+    """Draw all that the content of a report (``ReportContent``) allows."""
+    figures = Figures()
+    result = None
+    if content.result is not None:
+        try:
+            result = SvrResult.load(content.result)
+            _draw_result(figures, result, content.stacks)
+        except _FILE_ERRORS as error:
+            figures.notes.append(f"Motion and weights could not be drawn: {_words(error)}")
+    if content.volume is not None or content.unmasked is not None:
+        try:
+            _draw_volume(figures, content)
+        except _FILE_ERRORS as error:
+            figures.notes.append(f"The volume could not be drawn: {_words(error)}")
+    # The page stays well under 15 MB however many stacks there are.
+    detail = min(1.0, math.sqrt(10 / max(len(content.stacks), 1)))
+    for panel in content.stacks:
+        try:
+            rows = _draw_stack(figures, panel, result, detail)
+        except _FILE_ERRORS as error:
+            figures.notes.append(f"Stack {panel.name} could not be drawn: {_words(error)}")
+        else:
+            if rows:
+                figures.stacks[panel.name] = rows
+    return figures
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _svg(data: bytes, key: str, label: str) -> Markup:
+    # inline_svg escapes what it is given; matplotlib escapes the text it draws.
+    return Markup(inline_svg(data, key, label))
+
+
+def _draw_volume(figures: Figures, content) -> None:
+    data, affine = load_image(content.volume or content.unmasked)
+    mask = _mask_on(content.mask, affine, data.shape)
+    figures.planes = mid_planes(data, affine, mask)
+    figures.mosaic = mosaic(data, affine, mask)
+    if content.unmasked is not None and content.volume is not None:
+        data, affine = load_image(content.unmasked)
+        mask = _mask_on(content.mask, affine, data.shape)
+        figures.surroundings = mosaic(data, affine, mask, outlined=True)
+
+
+def _mask_on(path, affine: np.ndarray, shape) -> np.ndarray | None:
+    if path is None:
+        return None
+    mask, mask_affine = load_image(path)
+    if same_grid(mask.shape, mask_affine, shape, affine):
+        return mask > 0
+    return resample_mask(mask > 0, mask_affine, affine, shape)
+
+
+def _draw_stack(figures: Figures, panel, result: SvrResult | None, detail: float):
+    first = panel.image or panel.n4
+    if first is None:
+        return ()
+    data, affine = load_image(first)
+    images = {"corrected": panel.n4 if panel.image else None, "simulated": panel.simulated}
+    for name, path in images.items():
+        if path is None:
+            continue
+        other, other_affine = load_image(path)
+        images[name] = other
+        if not same_grid(data.shape, affine, other.shape, other_affine, 0.1):
+            figures.notes.append(f"Stack {panel.name}: the {name} image is on another grid and is not shown")
+            images[name] = None
+    mask = _mask_on(panel.mask, affine, data.shape)
+    marks = _marks(panel.name, mask, data.shape[2], result)
+    return stack_rows(StackImages(data, affine, mask, **images), marks, detail)
+
+
+def _marks(name: str, mask, depth: int, result: SvrResult | None) -> dict[int, str]:
+    """Slices to show: three through the brain, and the one least like its simulation."""
+    marks = {k: f"Slice {k}" for k in middle_slices(mask, depth)}
+    if result is None or name not in result.stack_names:
+        return marks
+    mine = np.flatnonzero(result.stack_index == result.stack_names.index(name))
+    for s in mine:
+        k = int(result.slice_index[s])
+        if k in marks and np.isfinite(result.ncc[s]):
+            marks[k] = f"Slice {k}, similarity {result.ncc[s]:.2f}"
+    finite = mine[np.isfinite(result.ncc[mine])]
+    if len(finite):
+        worst = finite[np.argmin(result.ncc[finite])]
+        k = int(result.slice_index[worst])
+        if 0 <= k < depth:
+            rejected = ", rejected" if result.rejected[worst] else ""
+            marks[k] = f"Slice {k}, lowest similarity of the stack ({result.ncc[worst]:.2f}{rejected})"
+    return marks
+
+
+def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
+    moved = slice_displacement(result)
+    times = {panel.name: panel.slice_times for panel in panels}
+    stacks = [curves.stack_motion(result, moved, i) for i in np.unique(result.stack_index)]
+    limits = curves.motion_limits(stacks)
+    for i, stack in enumerate(stacks):
+        label = f"Shift and rotation of the slices of {stack.name} against their position in the stack."
+        drawn = [stack.name, _svg(curves.motion_curves(stack, limits), f"motion{i}", label), None]
+        known = times.get(stack.name)
+        if known is not None and len(known) > max(stack.index):
+            label = f"Shift and rotation of the slices of {stack.name} against their acquisition time."
+            drawn[2] = _svg(curves.motion_curves(stack, limits, known), f"order{i}", label)
+        figures.motion.append(tuple(drawn))
+    figures.moves = [(name, moved.stack_shift[i].tolist(), moved.stack_turn[i].tolist())
+                     for i, name in enumerate(result.stack_names) if np.isfinite(moved.stack_shift[i]).all()]
+    strips = (("weight", result.weight, (0.0, 1.0)), ("similarity", result.ncc, (0.5, 1.0)))
+    for name, values, scale in strips:
+        label = f"{name.capitalize()} of every slice, one row a stack; the numbers are in the table."
+        figures.heat.append(_svg(curves.slice_heat(result, values, name, scale), f"heat-{name}", label))
+    label = "Similarity of every slice by stack."
+    figures.similarity = _svg(curves.similarity_dots(result), "similarity", label)
+    if result.history.get("loss") or result.history.get("held_out"):
+        figures.convergence = _svg(curves.convergence(result.history), "convergence",
+                                   "Loss of the fit against the iteration.")
+    figures.slices = _slice_rows(result, moved)
+
+
+def _slice_rows(result: SvrResult, moved: SliceDisplacement) -> list[dict]:
+    order = np.lexsort((result.slice_index, result.stack_index))
+    return [{"stack": result.stack_names[result.stack_index[s]], "slice": int(result.slice_index[s]),
+             "rejected": bool(result.rejected[s]), "weight": float(result.weight[s]),
+             "ncc": float(result.ncc[s]), "residual": float(result.residual[s]),
+             "gain": float(result.gain[s]), "shift": moved.shift[s].tolist(), "turn": moved.turn[s].tolist()}
+            for s in order]
