@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the interfaces share: stacks from their files, threads, paths in the node's folder."""
+
+import os
+from pathlib import Path
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, traits
+
+from gsbids.imaging.nifti import load_image
+from gsbids.imaging.stack import Stack
+
+
+class StacksInputSpec(BaseInterfaceInputSpec):
+    """Stacks as lists of the same length, in the order of the task."""
+
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc="conformed, corrected images")
+    in_masks = InputMultiObject(File(exists=True), mandatory=True, desc="brain masks")
+    names = InputMultiObject(traits.Str, mandatory=True, desc="short names")
+    thicknesses = InputMultiObject(traits.Float, mandatory=True, desc="slice thicknesses in mm")
+    # The result does not depend on it: another number of threads is no reason to compute anew.
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
+
+
+class NodeInterface(SimpleInterface):
+    """A simple interface that knows its folder."""
+
+    @staticmethod
+    def path(runtime, name: str) -> str:
+        """Absolute path of an output in the node's folder."""
+        return os.path.join(runtime.cwd, name)
+
+
+def read_stack(in_file: str, in_mask: str, name: str, thickness: float) -> Stack:
+    """A stack from its conformed image and mask."""
+    image, affine = load_image(in_file)
+    mask, _ = load_image(in_mask)
+    return Stack(name=name, image=image, mask=mask > 0, affine=affine, thickness=thickness)
+
+
+def read_stacks(inputs) -> list[Stack]:
+    """All stacks of a :class:`StacksInputSpec`."""
+    parts = zip(inputs.in_files, inputs.in_masks, inputs.names, inputs.thicknesses, strict=True)
+    return [read_stack(*part) for part in parts]
+
+
+def limit_threads(threads: int) -> None:
+    """Let torch and numba use so many threads in this process."""
+    import numba
+    import torch
+
+    torch.set_num_threads(max(1, threads))
+    numba.set_num_threads(min(max(1, threads), numba.config.NUMBA_NUM_THREADS))
+
+
+def write_text(path: str | Path, text: str) -> str:
+    """Write a small text file; returns its path."""
+    Path(path).write_text(text, encoding="utf-8")
+    return str(path)

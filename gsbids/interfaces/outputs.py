@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes at the end: quality metrics, files of the output, the report."""
+
+import json
+import math
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from gsbids.imaging.nifti import load_image
+from gsbids.interfaces.base import NodeInterface, write_text
+
+
+class QcMetricsInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`QcMetrics`."""
+
+    result = File(exists=True, mandatory=True, desc="npz of SvrResult")
+    volume = File(exists=True, mandatory=True, desc="reconstructed volume")
+    mask = File(exists=True, mandatory=True, desc="its brain mask")
+    name = traits.Str(mandatory=True, desc="first column of the table: name of the reconstruction")
+
+
+class QcMetricsOutputSpec(TraitedSpec):
+    """Outputs of :class:`QcMetrics`."""
+
+    table = File(exists=True, desc="TSV of one row")
+    metrics = File(exists=True, desc="JSON, null where there is no number")
+    columns = traits.Dict(desc="BIDS description of the columns")
+
+
+class QcMetrics(NodeInterface):
+    """Numbers that describe the reconstruction."""
+
+    input_spec = QcMetricsInputSpec
+    output_spec = QcMetricsOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
+        from gsbids.recon.result import SvrResult
+
+        volume, affine = load_image(self.inputs.volume)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        row = reconstruction_metrics(SvrResult.load(self.inputs.result), volume,
+                                     load_image(self.inputs.mask)[0] > 0, spacing)
+        shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in row.values()]
+        text = "\t".join(["bids_name", *row]) + "\n" + "\t".join([self.inputs.name, *shown]) + "\n"
+        self._results["table"] = write_text(self.path(runtime, "metrics.tsv"), text)
+        plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self._results["metrics"] = write_text(self.path(runtime, "metrics.json"), json.dumps(plain, indent=1))
+        name = {"LongName": "Name", "Description": "Name of the reconstruction"}
+        self._results["columns"] = {"bids_name": name} | METRIC_DESCRIPTIONS
+        return runtime
+
+
+class SaveDerivativeInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`SaveDerivative`."""
+
+    output_dir = traits.Str(mandatory=True, desc="root of the output")
+    kind = traits.Str(mandatory=True, desc="a key of gsbids.bids.names.KINDS")
+    entities = traits.Dict(traits.Str(), traits.Str(), mandatory=True, desc="of the task or the stack")
+    extra = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="further entities, as res")
+    in_file = File(exists=True, mandatory=True, desc="file that is copied")
+    sidecar = traits.Dict(usedefault=True, desc="fields known when the workflow is built")
+    more = traits.Dict(usedefault=True, desc="fields known when it has run")
+    registry = traits.Str(nohash=True, desc="folder where one run notes who wrote what")
+
+
+class SaveDerivativeOutputSpec(TraitedSpec):
+    """Outputs of :class:`SaveDerivative`."""
+
+    out_file = traits.Str(desc="path of the derivative")
+
+
+class SaveDerivative(NodeInterface):
+    """Put one file and its sidecar into the output.
+
+    Always runs: the output may have been emptied while the working folder was kept.
+    """
+
+    input_spec = SaveDerivativeInputSpec
+    output_spec = SaveDerivativeOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from gsbids.bids.sink import Sink
+
+        inputs = self.inputs
+        sink = Sink(inputs.output_dir, inputs.registry if isdefined(inputs.registry) else None)
+        path = sink.write(inputs.kind, inputs.entities, inputs.in_file, inputs.sidecar | inputs.more,
+                          **inputs.extra)
+        self._results["out_file"] = str(path)
+        return runtime
+
+
+class SubjectReportInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`SubjectReport`; all files but the static content may be missing."""
+
+    content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
+    facts = traits.Dict(mandatory=True, desc="fields of MethodsFacts known when the workflow is built")
+    panels = traits.List(traits.Dict, mandatory=True, desc="fields of StackPanel, one a stack")
+    conformed = InputMultiObject(File(exists=True), desc="conformed stacks")
+    corrected = InputMultiObject(File(exists=True), desc="denoised and bias corrected stacks")
+    masks = InputMultiObject(File(exists=True), desc="brain masks of the stacks")
+    mask_reasons = InputMultiObject(traits.Str, desc="where the masks come from, in words")
+    mask_methods = InputMultiObject(traits.Str, desc="modes that made them")
+    simulated = InputMultiObject(File(exists=True), desc="stacks as the reconstruction predicts them")
+    registration = File(exists=True, desc="JSON of RegisterStacks")
+    result = File(exists=True, desc="npz of SvrResult")
+    volume = File(exists=True, desc="reconstructed volume")
+    unmasked = File(exists=True, desc="the same in the whole field of view")
+    mask = File(exists=True, desc="brain mask of the volume")
+    metrics = File(exists=True, desc="JSON of QcMetrics")
+
+
+class SubjectReportOutputSpec(TraitedSpec):
+    """Outputs of :class:`SubjectReport`."""
+
+    out_file = File(exists=True, desc="one HTML file")
+
+
+class SubjectReport(NodeInterface):
+    """Write the report of one reconstruction."""
+
+    input_spec = SubjectReportInputSpec
+    output_spec = SubjectReportOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.qc.report import write_report
+
+        found = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
+        path = write_report(self.path(runtime, "report.html"), gather_content(found))
+        self._results["out_file"] = str(path)
+        return runtime
+
+
+def gather_content(found: dict):
+    """The content of a report from the inputs of :class:`SubjectReport` that are there.
+
+    Parameters
+    ----------
+    found : dict
+        Inputs by name; lists have an entry for every stack, None where a file is missing.
+
+    Returns
+    -------
+    gsbids.qc.report.ReportContent
+    """
+    from gsbids.qc.citations import MethodsFacts, methods_paragraphs
+    from gsbids.qc.report import ReportContent, StackPanel
+
+    lists = {"image": "conformed", "n4": "corrected", "mask": "masks", "simulated": "simulated"}
+    panels = []
+    for k, fixed in enumerate(found["panels"]):
+        files = {field: found[name][k] for field, name in lists.items() if name in found}
+        files = {field: Path(file) for field, file in files.items() if file}
+        reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
+        panels.append(StackPanel(**_tuples(fixed), **files, mask_reason=reason))
+    content = _tuples(found["content"])
+    facts = dict(found["facts"])
+    facts["masking"] = "+".join(dict.fromkeys(filter(None, found.get("mask_methods", []))))
+    if "resolution" in facts:
+        facts["resolution"] = tuple(facts["resolution"])
+    if "result" in found:
+        content["summary"], facts["n_gaussians"] = _summary(found["result"], content.get("summary", ()))
+    for name in ("registration", "metrics"):
+        if name in found:
+            content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
+    if "metrics" in content:
+        content["metrics"] = {k: math.nan if v is None else v for k, v in content["metrics"].items()}
+    images = {name: Path(found[name]) for name in ("volume", "unmasked", "mask", "result") if name in found}
+    return ReportContent(stacks=tuple(panels), methods=methods_paragraphs(MethodsFacts(**facts)),
+                         **images, **content)
+
+
+def _summary(result_file: str, fixed) -> tuple[tuple, int]:
+    """Summary rows with those of the result, and the number of Gaussians."""
+    from gsbids.recon.result import SvrResult
+
+    result = SvrResult.load(result_file)
+    rows = (("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
+            ("Gaussians", f"{len(result.field)}"))
+    return (*fixed, *rows), len(result.field)
+
+
+def _tuples(fields: dict) -> dict:
+    """Lists, also those within lists, as the tuples that frozen dataclasses hold."""
+    def frozen(value):
+        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+    return {name: frozen(value) for name, value in fields.items()}

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes of the reconstruction: co-register, fit, sample the volume, simulate stacks, list the motion."""
+
+import json
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+
+from gsbids.imaging.nifti import read_header, save_image
+from gsbids.interfaces.base import (
+    NodeInterface,
+    StacksInputSpec,
+    limit_threads,
+    read_stack,
+    read_stacks,
+    write_text,
+)
+
+
+class RegisterStacksOutputSpec(TraitedSpec):
+    """Outputs of :class:`RegisterStacks`."""
+
+    out_file = File(exists=True, desc="JSON with the fields of StackRegistration")
+
+
+class RegisterStacks(NodeInterface):
+    """Bring whole stacks into one space by rigid registration."""
+
+    input_spec = StacksInputSpec
+    output_spec = RegisterStacksOutputSpec
+
+    def _run_interface(self, runtime):
+        from dataclasses import asdict
+
+        from gsbids.recon.register import register_stacks
+
+        found = asdict(register_stacks(read_stacks(self.inputs), self.inputs.num_threads))
+        # JSON keeps every bit of a double.
+        text = json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}, indent=1)
+        self._results["out_file"] = write_text(self.path(runtime, "registration.json"), text)
+        return runtime
+
+
+class FitSvrInputSpec(StacksInputSpec):
+    """Inputs of :class:`FitSvr`."""
+
+    registration = File(exists=True, mandatory=True, desc="JSON of RegisterStacks")
+    options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of SvrOptions")
+
+
+class FitSvrOutputSpec(TraitedSpec):
+    """Outputs of :class:`FitSvr`."""
+
+    out_file = File(exists=True, desc="npz of SvrResult")
+
+
+class FitSvr(NodeInterface):
+    """Fit the Gaussian field and a pose per slice."""
+
+    input_spec = FitSvrInputSpec
+    output_spec = FitSvrOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from gsbids.recon.fit_svr import fit_svr
+        from gsbids.recon.options import SvrOptions
+
+        limit_threads(self.inputs.num_threads)
+        with open(self.inputs.registration, encoding="utf-8") as file:
+            transforms = np.array(json.load(file)["transforms"])
+        options = SvrOptions(**self.inputs.options, threads=self.inputs.num_threads)
+        with _bar() as bar:
+            result = fit_svr(read_stacks(self.inputs), transforms, options, progress=bar)
+        self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
+        return runtime
+
+
+class SampleVolumeInputSpec(StacksInputSpec):
+    """Inputs of :class:`SampleVolume`."""
+
+    result = File(exists=True, mandatory=True, desc="npz of SvrResult")
+    resolution = traits.Float(mandatory=True, desc="voxel size in mm")
+
+
+class SampleVolumeOutputSpec(TraitedSpec):
+    """Outputs of :class:`SampleVolume`."""
+
+    volume = File(exists=True, desc="volume, zero outside the brain mask")
+    unmasked = File(exists=True, desc="volume in the whole field of view")
+    mask = File(exists=True, desc="brain mask")
+    coverage = File(exists=True, desc="slices that saw each voxel")
+    facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
+
+
+class SampleVolume(NodeInterface):
+    """Sample the field on the output grid, and vote on the brain mask."""
+
+    input_spec = SampleVolumeInputSpec
+    output_spec = SampleVolumeOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.recon.resample import output_grid, sample_grid, vote_mask
+        from gsbids.recon.result import SvrResult
+
+        limit_threads(self.inputs.num_threads)
+        result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
+        affine, shape = output_grid(stacks, result, self.inputs.resolution)
+        image = sample_grid(result.field, affine, shape)[0] * result.intensity_scale
+        mask, coverage = vote_mask(stacks, result, affine, shape)
+        for name, data, dtype in (("volume", image * mask, "float32"), ("unmasked", image, "float32"),
+                                  ("mask", mask, "uint8"), ("coverage", coverage, "float32")):
+            self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, affine, dtype))
+        self._results["facts"] = result_facts(result)
+        return runtime
+
+
+def result_facts(result) -> dict:
+    """Plain numbers of a result under the names they have in the sidecar of the volume."""
+    return {
+        "NumberOfGaussians": len(result.field),
+        "NumberOfStacksUsed": len({int(n) for n in result.stack_index}),
+        "NumberOfSlicesUsed": int((~result.rejected).sum()),
+        "NumberOfSlicesRejected": int(result.rejected.sum()),
+        "PSFModel": "Gaussian, full width at half maximum 1.2 x pixel size in the plane and slice thickness "
+                    "through it",
+        "RandomSeed": int(result.settings.get("seed", 0)),
+    }
+
+
+class StackOfResultInputSpec(BaseInterfaceInputSpec):
+    """A stack and the result it was part of."""
+
+    result = File(exists=True, mandatory=True, desc="npz of SvrResult")
+    index = traits.Int(mandatory=True, desc="number of the stack in the result, from 0")
+    in_file = File(exists=True, mandatory=True, desc="conformed image of the stack")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
+
+
+class SimulateStackInputSpec(StackOfResultInputSpec):
+    """Inputs of :class:`SimulateStack`."""
+
+    in_mask = File(exists=True, mandatory=True, desc="brain mask of the stack")
+    thickness = traits.Float(mandatory=True, desc="slice thickness in mm")
+
+
+class SimulateStackOutputSpec(TraitedSpec):
+    """Outputs of :class:`SimulateStack`."""
+
+    out_file = File(exists=True, desc="stack as the reconstruction predicts it")
+
+
+class SimulateStack(NodeInterface):
+    """Predict one stack from the reconstruction, in its own geometry."""
+
+    input_spec = SimulateStackInputSpec
+    output_spec = SimulateStackOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.recon.resample import simulate_stack
+        from gsbids.recon.result import SvrResult
+
+        limit_threads(self.inputs.num_threads)
+        stack = read_stack(self.inputs.in_file, self.inputs.in_mask, "", self.inputs.thickness)
+        image = simulate_stack(SvrResult.load(self.inputs.result), stack, self.inputs.index)
+        self._results["out_file"] = str(
+            save_image(self.path(runtime, "simulated.nii.gz"), image, stack.affine))
+        return runtime
+
+
+class MotionTableInputSpec(StackOfResultInputSpec):
+    """Inputs of :class:`MotionTable`."""
+
+    slice_timing = traits.List(traits.Float, desc="BIDS SliceTiming in s")
+
+
+class MotionTableOutputSpec(TraitedSpec):
+    """Outputs of :class:`MotionTable`."""
+
+    table = File(exists=True, desc="TSV, one row a slice")
+    columns = traits.Dict(desc="BIDS description of its columns")
+    stack_xfm = File(exists=True, desc="ITK transform of the stack as a whole")
+    slices_xfm = File(exists=True, desc="ITK transforms, one a slice")
+
+
+class MotionTable(NodeInterface):
+    """Write the motion of one stack's slices as a table and as transforms."""
+
+    input_spec = MotionTableInputSpec
+    output_spec = MotionTableOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.imaging.itk import write_itk_transforms
+        from gsbids.recon.motion_table import COLUMNS, format_table, motion_table, slice_transforms
+        from gsbids.recon.result import SvrResult
+
+        result, index = SvrResult.load(self.inputs.result), self.inputs.index
+        depth = read_header(self.inputs.in_file)[0][2]
+        rows = motion_table(result, index, depth, self.inputs.slice_timing)
+        self._results["table"] = write_text(self.path(runtime, "motion.tsv"), format_table(rows))
+        self._results["columns"] = COLUMNS
+        self._results["stack_xfm"] = str(
+            write_itk_transforms(self.path(runtime, "stack_xfm.txt"), result.stack_affine[index]))
+        self._results["slices_xfm"] = str(write_itk_transforms(
+            self.path(runtime, "slices_xfm.txt"), slice_transforms(result, index, depth)))
+        return runtime
+
+
+class _bar:
+    """Progress bar on a terminal, nothing elsewhere."""
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc="Fitting", unit="it", disable=None, leave=False)
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def __call__(self, iteration: int, iterations: int, record: dict) -> None:
+        self._bar.total = iterations
+        self._bar.set_postfix({k: f"{v:.4g}" for k, v in record.items()}, refresh=False)
+        self._bar.update(iteration - self._bar.n)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes that prepare one stack: conform, mask, denoise, correct the bias field."""
+
+import logging
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+
+from gsbids.imaging.nifti import load_image, save_image
+from gsbids.interfaces.base import NodeInterface
+
+LOGGER = logging.getLogger("gsbids.interfaces")
+
+
+class ConformStackInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`ConformStack`."""
+
+    in_file = File(exists=True, mandatory=True, desc="stack as acquired")
+    slice_encoding_direction = traits.Str(desc="BIDS SliceEncodingDirection")
+
+
+class ConformStackOutputSpec(TraitedSpec):
+    """Outputs of :class:`ConformStack`."""
+
+    out_file = File(exists=True, desc="float32, slices along the third axis, no negative voxels")
+
+
+class ConformStack(NodeInterface):
+    """Move the slice axis to third place and make the voxels finite and non-negative."""
+
+    input_spec = ConformStackInputSpec
+    output_spec = ConformStackOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from gsbids.imaging.geometry import conform, slice_axis
+
+        data, affine = load_image(self.inputs.in_file)
+        given = self.inputs.slice_encoding_direction
+        axis = slice_axis(data.shape, affine, given if isdefined(given) else None)
+        data, affine = conform(data, affine, axis)
+        negative = int((data < 0).sum())
+        if negative:
+            LOGGER.warning("%s: %d negative voxels are set to 0", self.inputs.in_file, negative)
+        out_file = self.path(runtime, "conformed.nii.gz")
+        self._results["out_file"] = str(save_image(out_file, np.maximum(data, 0.0), affine))
+        return runtime
+
+
+class MaskStackInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`MaskStack`."""
+
+    in_file = File(exists=True, mandatory=True, desc="conformed stack")
+    mask_file = File(exists=True, desc="mask from a derivative data set, on any grid")
+    mode = traits.Enum("auto", "derivatives", "nonzero", "otsu", "none", usedefault=True,
+                       desc="where the mask comes from")
+
+
+class MaskStackOutputSpec(TraitedSpec):
+    """Outputs of :class:`MaskStack`."""
+
+    out_mask = File(exists=True, desc="brain mask on the grid of the stack")
+    reason = traits.Str(desc="where the mask comes from, in words")
+    method = traits.Str(desc="mode that was used in the end")
+
+
+class MaskStack(NodeInterface):
+    """Make the brain mask of a stack."""
+
+    input_spec = MaskStackInputSpec
+    output_spec = MaskStackOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.masking.stack_masks import choose_mode, make_mask
+
+        image, affine = load_image(self.inputs.in_file)
+        mask_file = self.inputs.mask_file if isdefined(self.inputs.mask_file) else None
+        mask, reason = make_mask(self.inputs.mode, image, affine, mask_file)
+        self._results["out_mask"] = str(
+            save_image(self.path(runtime, "mask.nii.gz"), mask, affine, dtype="uint8"))
+        self._results["reason"] = reason
+        self._results["method"] = choose_mode(self.inputs.mode, image, mask_file)
+        return runtime
+
+
+class FilterStackInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`DenoiseStack` and :class:`CorrectBias`."""
+
+    in_file = File(exists=True, mandatory=True, desc="conformed stack")
+    in_mask = File(exists=True, mandatory=True, desc="brain mask on its grid")
+
+
+class FilterStackOutputSpec(TraitedSpec):
+    """Outputs of :class:`DenoiseStack` and :class:`CorrectBias`."""
+
+    out_file = File(exists=True, desc="filtered stack")
+
+
+class DenoiseStack(NodeInterface):
+    """Adaptive non-local means within each slice (antspyx)."""
+
+    input_spec = FilterStackInputSpec
+    output_spec = FilterStackOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.imaging.bias import denoise
+
+        image, affine = load_image(self.inputs.in_file)
+        clean = denoise(image, load_image(self.inputs.in_mask)[0] > 0, affine)
+        self._results["out_file"] = str(save_image(self.path(runtime, "denoised.nii.gz"), clean, affine))
+        return runtime
+
+
+class CorrectBias(NodeInterface):
+    """N4 bias field correction inside the mask (antspyx)."""
+
+    input_spec = FilterStackInputSpec
+    output_spec = FilterStackOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.imaging.bias import correct_bias
+
+        image, affine = load_image(self.inputs.in_file)
+        even = correct_bias(image, load_image(self.inputs.in_mask)[0] > 0, affine)
+        self._results["out_file"] = str(save_image(self.path(runtime, "corrected.nii.gz"), even, affine))
+        return runtime

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of workflows, and the folders that they work in."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from gsbids.bids.task import ReconstructionTask, StackFile
+from gsbids.config import Config
+
+TOP = "gsbids_wf"
+
+
+def workflow_name(task: ReconstructionTask) -> str:
+    """Name of a task's workflow, for example ``sub_01_ses_01_T2w_wf``.
+
+    Two tasks never share one: a ``+``, which BIDS allows in labels, becomes two underscores.
+    """
+    return task.name.replace("-", "_").replace("+", "__") + "_wf"
+
+
+def stack_workflow_name(stack: StackFile) -> str:
+    """Name of a stack's workflow, for example ``run_1_wf``."""
+    return re.sub(r"\W", "_", stack.label.replace("+", "__")) + "_wf"
+
+
+def working_folder(config: Config) -> Path:
+    """Folder below the work folder that belongs to this input and this output.
+
+    Two data sets may share one scratch folder: their subjects have the same names.
+    """
+    execution = config.execution
+    key = hashlib.sha256(f"{execution.bids_dir}\n{execution.output_dir}".encode()).hexdigest()[:8]
+    return execution.work_dir / f"{execution.bids_dir.name}-{key}"
+
+
+def task_folder(config: Config, task: ReconstructionTask) -> Path:
+    """Folder where the nodes of a task work."""
+    return working_folder(config) / TOP / workflow_name(task)
+
+
+def registry_folder(config: Config) -> Path:
+    """Folder where the processes of one run note who wrote which output."""
+    return working_folder(config) / "written" / (config.execution.run_uuid or "run")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into the output: files of the reconstruction and of every stack."""
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from gsbids.bids.names import bids_uri, derivative_path, uri_of
+from gsbids.bids.task import ReconstructionTask, StackFile
+from gsbids.config import Config
+from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
+from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
+from gsbids.workflows.names import registry_folder, stack_workflow_name
+
+#: Fields of the raw sidecars that stay true, where all stacks agree.
+PROPAGATED = ("Modality", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName",
+              "MRAcquisitionType", "SequenceName", "EchoTime", "RepetitionTime", "FlipAngle")
+
+
+def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
+    """Measure the reconstruction, and save its images, its model and its metrics.
+
+    Parameters
+    ----------
+    config : Config
+    task : ReconstructionTask
+
+    Inputs
+    ------
+    volume, unmasked, mask, coverage, result, facts
+        As from :func:`gsbids.workflows.svr.init_svr_wf`.
+
+    Outputs
+    -------
+    metrics
+        Quality metrics (JSON).
+    """
+    workflow = Workflow(name="volume_outputs_wf")
+    images = ("volume", "unmasked", "mask", "coverage")
+    inputnode = Node(IdentityInterface([*images, "result", "facts"]), "inputnode")
+    outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
+    resolution = {"res": config.workflow.output_resolution}
+    target = derivative_path(task.entities, "volume", **resolution)
+    qc = Node(QcMetrics(name=target.name.partition(".")[0]), "qc", mem_gb=1.0)
+    sources = {"Sources": stack_uris(config, task.stacks)}
+    sidecar = sources | common_fields(task.stacks)
+    workflow.connect([(inputnode, qc, [("result", "result"), ("volume", "volume"), ("mask", "mask")]),
+                      (qc, outputnode, [("metrics", "metrics")])])
+    for field, kind in zip(images, ("volume", "volume_unmasked", "volume_mask", "coverage"), strict=True):
+        save = _save(config, task.entities, kind, f"save_{field}", sources if field == "mask" else sidecar,
+                     resolution)
+        workflow.connect(inputnode, field, save, "in_file")
+        if field in ("volume", "unmasked"):
+            workflow.connect(inputnode, "facts", save, "more")
+    save_model = _save(config, task.entities, "model", "save_model", sources)
+    save_metrics = _save(config, task.entities, "metrics", "save_metrics", {})
+    workflow.connect([(inputnode, save_model, [("result", "in_file"), ("facts", "more")]),
+                      (qc, save_metrics, [("table", "in_file"), ("columns", "more")])])
+    return workflow
+
+
+def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: int) -> Workflow:
+    """Simulate one stack, list the motion of its slices, and save all that belongs to it.
+
+    Parameters
+    ----------
+    config : Config
+    task : ReconstructionTask
+    index : int
+        Number of the stack in the task.
+
+    Inputs
+    ------
+    prepared, mask
+        As from :func:`gsbids.workflows.stack.init_stack_prep_wf`.
+    result
+        Fitted field and poses (npz).
+
+    Outputs
+    -------
+    simulated
+        The stack as the reconstruction predicts it.
+    """
+    stack = task.stacks[index]
+    workflow = Workflow(name=stack_workflow_name(stack).replace("_wf", "_outputs_wf"))
+    inputnode = Node(IdentityInterface(["prepared", "mask", "result"]), "inputnode")
+    outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
+    threads = config.nipype.omp_nthreads
+    simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads), "simulate",
+                    n_procs=threads, mem_gb=1.0)
+    motion = Node(MotionTable(index=index, slice_timing=slice_times(stack)), "motion", mem_gb=0.3)
+    workflow.connect([
+        (inputnode, simulate, [("prepared", "in_file"), ("mask", "in_mask"), ("result", "result")]),
+        (inputnode, motion, [("prepared", "in_file"), ("result", "result")]),
+        (simulate, outputnode, [("out_file", "simulated")]),
+    ])
+    sources = {"Sources": stack_uris(config, [stack])}
+    model = {"Sources": [*sources["Sources"], bids_uri("", derivative_path(task.entities, "model"))]}
+    image = common_fields([stack]) | {"SliceThickness": stack.thickness}
+    saved = [(inputnode, "mask", "stack_mask", sources), (simulate, "out_file", "simulated", image | model),
+             (motion, "table", "motion", {}), (motion, "stack_xfm", "stack_xfm", model),
+             (motion, "slices_xfm", "slices_xfm", model)]
+    if config.workflow.n4:
+        saved.append((inputnode, "prepared", "stack", image | sources))
+    for node, field, kind, sidecar in saved:
+        save = _save(config, stack.entities, kind, f"save_{kind}", sidecar)
+        workflow.connect(node, field, save, "in_file")
+        if kind == "motion":
+            workflow.connect(motion, "columns", save, "more")
+    return workflow
+
+
+def stack_uris(config: Config, stacks) -> list[str]:
+    """BIDS URIs of stacks and of the masks that go with them."""
+    paths = [stack.path for stack in stacks]
+    if config.workflow.mask_mode in ("auto", "derivatives"):
+        paths += [stack.mask for stack in stacks if stack.mask is not None]
+    return [uri_of(path, config.execution.datasets) for path in paths]
+
+
+def common_fields(stacks) -> dict:
+    """Fields of ``PROPAGATED`` that all sidecars have with one value."""
+    first = stacks[0].metadata
+    return {key: first[key] for key in PROPAGATED
+            if key in first and all(stack.metadata.get(key) == first[key] for stack in stacks)}
+
+
+def slice_times(stack: StackFile) -> list[float]:
+    """``SliceTiming`` of a stack, empty where it is missing or not a list of numbers."""
+    times = stack.metadata.get("SliceTiming")
+    if not isinstance(times, list | tuple) or not all(isinstance(time, int | float) for time in times):
+        return []
+    return [float(time) for time in times]
+
+
+def _save(config: Config, entities: dict, kind: str, name: str, sidecar: dict,
+          extra: dict | None = None) -> Node:
+    interface = SaveDerivative(output_dir=str(config.execution.output_dir), kind=kind, entities=entities,
+                               sidecar=sidecar, extra=extra or {}, registry=str(registry_folder(config)))
+    return Node(interface, name, run_without_submitting=True, mem_gb=0.1)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation of one stack."""
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from gsbids.bids.task import StackFile
+from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
+from gsbids.workflows.names import stack_workflow_name
+
+
+def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True, n4: bool = True,
+                       name: str | None = None) -> Workflow:
+    """Conform, mask, denoise and bias-correct one stack.
+
+    Workflow Graph
+        .. workflow::
+            :graph2use: orig
+            :simple_form: yes
+
+            from gsbids.bids.task import StackFile
+            from gsbids.workflows.stack import init_stack_prep_wf
+            stack = StackFile("sub-01_run-1_T2w.nii.gz", {"sub": "01", "run": "1", "suffix": "T2w"})
+            wf = init_stack_prep_wf(stack=stack, mask_mode="auto")
+
+    Parameters
+    ----------
+    stack : StackFile
+    mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    denoise, n4 : bool
+        Whether the step is made.
+    name : str, optional
+        Name of the workflow; that of the stack without it.
+
+    Outputs
+    -------
+    conformed
+        The stack with its slices along the third axis.
+    prepared
+        The same, denoised and corrected: what the reconstruction works on.
+    mask
+        Brain mask on that grid.
+    reason, method
+        Where the mask comes from, in words and as a mode.
+    """
+    workflow = Workflow(name=name or stack_workflow_name(stack))
+    outputnode = Node(IdentityInterface(["conformed", "prepared", "mask", "reason", "method"]), "outputnode")
+    conform = Node(ConformStack(in_file=str(stack.path)), "conform", mem_gb=0.3)
+    direction = stack.metadata.get("SliceEncodingDirection")
+    if direction:
+        conform.inputs.slice_encoding_direction = str(direction)
+    mask = Node(MaskStack(mode=mask_mode), "mask", mem_gb=0.3)
+    if stack.mask is not None and mask_mode in ("auto", "derivatives"):
+        mask.inputs.mask_file = str(stack.mask)
+    workflow.connect([
+        (conform, mask, [("out_file", "in_file")]),
+        (conform, outputnode, [("out_file", "conformed")]),
+        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method")]),
+    ])
+    last = conform
+    for wanted, interface, step in ((denoise, DenoiseStack, "denoise"), (n4, CorrectBias, "n4")):
+        if wanted:
+            node = Node(interface(), step, mem_gb=0.6)
+            workflow.connect([(last, node, [("out_file", "in_file")]),
+                              (mask, node, [("out_mask", "in_mask")])])
+            last = node
+    workflow.connect(last, "out_file", outputnode, "prepared")
+    return workflow

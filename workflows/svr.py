@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slice-to-volume reconstruction of prepared stacks."""
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
+
+#: What ``--sloppy`` does to the fit: enough to see that everything runs.
+SLOPPY = {"iterations": 40, "mm3_per_gaussian": 60.0}
+
+
+def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float, seed: int,
+                motion_correction: bool = True, sloppy: bool = False, omp_nthreads: int = 1) -> Workflow:
+    """Co-register stacks, fit the Gaussian field with a pose per slice, and sample the volume.
+
+    Workflow Graph
+        .. workflow::
+            :graph2use: orig
+            :simple_form: yes
+
+            from gsbids.workflows.svr import init_svr_wf
+            wf = init_svr_wf(names=["run-1", "run-2"], thicknesses=[3.0, 3.0], resolution=0.8, seed=1)
+
+    Parameters
+    ----------
+    names : list of str
+        Short names of the stacks.
+    thicknesses : list of float
+        Slice thicknesses in mm.
+    resolution : float
+        Voxel size of the volume in mm.
+    seed : int
+    motion_correction : bool
+        Fit a pose per slice; else stacks move as a whole only.
+    sloppy : bool
+        Few Gaussians and iterations, for testing.
+    omp_nthreads : int
+
+    Inputs
+    ------
+    in_files, in_masks
+        Prepared stacks and their masks, in the order of ``names``.
+
+    Outputs
+    -------
+    registration
+        JSON of the co-registration.
+    result
+        Fitted field, poses, gains and weights (npz).
+    volume, unmasked, mask, coverage
+        Images on the output grid.
+    facts
+        Numbers for the sidecar of the volume.
+    """
+    workflow = Workflow(name="svr_wf")
+    inputnode = Node(IdentityInterface(["in_files", "in_masks"]), "inputnode")
+    outputnode = Node(IdentityInterface(["registration", "result", "volume", "unmasked", "mask", "coverage",
+                                         "facts"]), "outputnode")
+    fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
+    options = {"seed": seed, "motion_correction": motion_correction} | (SLOPPY if sloppy else {})
+    register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
+    fit = Node(FitSvr(options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
+    sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
+    stacks = [("in_files", "in_files"), ("in_masks", "in_masks")]
+    images = ("volume", "unmasked", "mask", "coverage", "facts")
+    workflow.connect([
+        (inputnode, register, stacks),
+        (inputnode, fit, stacks),
+        (inputnode, sample, stacks),
+        (register, fit, [("out_file", "registration")]),
+        (fit, sample, [("out_file", "result")]),
+        (register, outputnode, [("out_file", "registration")]),
+        (fit, outputnode, [("out_file", "result")]),
+        (sample, outputnode, [(field, field) for field in images]),
+    ])
+    return workflow

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One reconstruction: from the stacks of a task to its volume and its report."""
+
+from nipype.interfaces.utility import Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from gsbids.bids.task import ReconstructionTask
+from gsbids.config import Config
+from gsbids.interfaces.outputs import SaveDerivative, SubjectReport
+from gsbids.workflows.names import registry_folder, workflow_name
+from gsbids.workflows.outputs import init_stack_outputs_wf, init_volume_outputs_wf
+from gsbids.workflows.report import report_inputs
+from gsbids.workflows.stack import init_stack_prep_wf
+from gsbids.workflows.svr import init_svr_wf
+
+
+def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
+    """Everything between the stacks of one task and its files in the output.
+
+    Every stack has its own sub-workflow; ``Merge`` nodes join them in the order of the task.
+
+    Parameters
+    ----------
+    config : Config
+    task : ReconstructionTask
+        With a thickness for every stack.
+    """
+    options = config.workflow
+    workflow = Workflow(name=workflow_name(task))
+    preps = [init_stack_prep_wf(stack=stack, mask_mode=options.mask_mode, denoise=options.denoise,
+                                n4=options.n4) for stack in task.stacks]
+    svr_wf = init_svr_wf(
+        names=[stack.label for stack in task.stacks], thicknesses=[stack.thickness for stack in task.stacks],
+        resolution=options.output_resolution, seed=options.random_seed,
+        motion_correction=options.motion_correction, sloppy=options.sloppy,
+        omp_nthreads=config.nipype.omp_nthreads)
+    volume_outputs_wf = init_volume_outputs_wf(config=config, task=task)
+    stack_outputs = [init_stack_outputs_wf(config=config, task=task, index=k)
+                     for k in range(len(task.stacks))]
+    report = Node(SubjectReport(**report_inputs(config, task)), "report", mem_gb=1.5)
+    save_report = Node(SaveDerivative(
+        output_dir=str(config.execution.output_dir), kind="report", entities=task.entities,
+        registry=str(registry_folder(config))), "save_report", run_without_submitting=True, mem_gb=0.1)
+
+    joined = {field: _join(workflow, preps, field)
+              for field in ("conformed", "prepared", "mask", "reason", "method")}
+    simulated = _join(workflow, stack_outputs, "simulated")
+    images = [f"outputnode.{field}" for field in ("result", "volume", "unmasked", "mask")]
+    workflow.connect([
+        (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
+        (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
+        (svr_wf, volume_outputs_wf, [(f"outputnode.{field}", f"inputnode.{field}") for field in
+                                     ("volume", "unmasked", "mask", "coverage", "result", "facts")]),
+        (joined["conformed"], report, [("out", "conformed")]),
+        (joined["mask"], report, [("out", "masks")]),
+        (joined["reason"], report, [("out", "mask_reasons")]),
+        (joined["method"], report, [("out", "mask_methods")]),
+        (simulated, report, [("out", "simulated")]),
+        (svr_wf, report, [(image, image.partition(".")[2]) for image in images]),
+        (svr_wf, report, [("outputnode.registration", "registration")]),
+        (volume_outputs_wf, report, [("outputnode.metrics", "metrics")]),
+        (report, save_report, [("out_file", "in_file")]),
+    ])
+    if options.denoise or options.n4:
+        workflow.connect(joined["prepared"], "out", report, "corrected")
+    own = [(f"outputnode.{field}", f"inputnode.{field}") for field in ("prepared", "mask")]
+    for prep, outputs in zip(preps, stack_outputs, strict=True):
+        workflow.connect([
+            (prep, outputs, own),
+            (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
+        ])
+    return workflow
+
+
+def _join(workflow: Workflow, parts: list[Workflow], field: str) -> Node:
+    """A node whose ``out`` lists one output of several workflows."""
+    merge = Node(Merge(len(parts)), f"join_{field}", run_without_submitting=True, mem_gb=0.1)
+    for number, part in enumerate(parts, start=1):
+        workflow.connect(part, f"outputnode.{field}", merge, f"in{number}")
+    return merge
