@@ -147,12 +147,12 @@ def test_true_motion_predicts_the_masks(dataset, phantom):
         for row in rows[::4]:
             k = int(row["slice"])
             t, r, c = (np.array([float(row[f"{name}_{axis}"]) for axis in "xyz"])
-                       for name in ("trans", "rot", "center"))
+                       for name in ("trans", "rot", "centre"))
             inside = np.argwhere(mask[:, :, k] > 0)
             if len(inside) < 20:
                 continue
             x = np.c_[inside, np.full(len(inside), k)] @ affine[:3, :3].T + affine[:3, 3]
-            moved = Rotation.from_rotvec(r).apply(x - c) + c + t
+            moved = Rotation.from_euler("xyz", r).apply(x - c) + c + t
             for points, covered in ((moved, with_motion), (x, without)):
                 index = (points - phantom.affine[:3, 3]) / phantom.voxel
                 covered.append(ndimage.map_coordinates(phantom.mask.astype(float), index.T, order=1).mean())

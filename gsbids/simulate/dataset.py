@@ -30,16 +30,17 @@ MOTION_COLUMNS = {
     "trans_x": ("Shift t of the slice, R axis", "mm"),
     "trans_y": ("Shift t of the slice, A axis", "mm"),
     "trans_z": ("Shift t of the slice, S axis", "mm"),
-    "rot_x": ("Rotation vector of R, R axis", "rad"),
-    "rot_y": ("Rotation vector of R, A axis", "rad"),
-    "rot_z": ("Rotation vector of R, S axis", "rad"),
-    "center_x": ("Middle c of the slice in the scanner, R axis", "mm"),
-    "center_y": ("Middle c of the slice in the scanner, A axis", "mm"),
-    "center_z": ("Middle c of the slice in the scanner, S axis", "mm"),
+    "rot_x": ("Rotation about the R axis", "rad"),
+    "rot_y": ("Rotation about the A axis", "rad"),
+    "rot_z": ("Rotation about the S axis", "rad"),
+    "centre_x": ("Middle c of the slice in the scanner, R axis", "mm"),
+    "centre_y": ("Middle c of the slice in the scanner, A axis", "mm"),
+    "centre_z": ("Middle c of the slice in the scanner, S axis", "mm"),
     "gain": ("Intensity factor of the slice", None),
     "dropped": ("1 where the slice lost most of its signal", None),
 }
-CONVENTION = "x_anatomy = R (x_scanner - c) + c + t in world RAS+ mm"
+CONVENTION = ("x_anatomy = R (x_scanner - c) + c + t in world RAS+ mm, with t = trans, c = centre, "
+              "R = Rz(rot_z) Ry(rot_y) Rx(rot_x)")
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def write_motion_table(path: Path, stack: AcquiredStack) -> None:
     centre = (stack.affine[:3, :3] @ index + stack.affine[:3, 3:]).T
     turn = stack.transforms[:, :3, :3]
     shift = np.einsum("sij,sj->si", turn, centre) + stack.transforms[:, :3, 3] - centre
-    table = np.column_stack([shift, Rotation.from_matrix(turn).as_rotvec(), centre, stack.gain])
+    table = np.column_stack([shift, Rotation.from_matrix(turn).as_euler("xyz"), centre, stack.gain])
     rows = ["\t".join(MOTION_COLUMNS)]
     for k in range(nz):
         numbers = [f"{value:.9g}" for value in table[k]]

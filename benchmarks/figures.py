@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mid-planes of volumes side by side, in one frame."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.imaging.nifti import load_image, save_image
+from gsbids.simulate.compare import align_rigid
+
+PLANES = ("sagittal", "coronal", "axial")
+
+
+def on_grid(image: Path, grid_of: Path) -> np.ndarray:
+    """An image by its own place in the scanner, on the grid of another file (linear)."""
+    data, affine = load_image(image)
+    grid, grid_affine = load_image(grid_of)
+    index = np.linalg.inv(affine) @ grid_affine
+    return ndimage.affine_transform(data, index[:3, :3], index[:3, 3], grid.shape, order=1)
+
+
+def upright(volume: Path, folder: Path, spacing: float = 0.8) -> tuple[Path, Path]:
+    """A volume without negative background on a grid along the world's axes, and its brain mask."""
+    data, affine = load_image(volume)
+    data = np.clip(data, 0, None)
+    inside = np.argwhere(data > 0) @ affine[:3, :3].T + affine[:3, 3]
+    low, high = inside.min(0) - 3, inside.max(0) + 3
+    shape = tuple(np.ceil((high - low) / spacing).astype(int) + 1)
+    grid = np.diag([spacing, spacing, spacing, 1.0])
+    grid[:3, 3] = low
+    index = np.linalg.inv(affine) @ grid
+    where = {"matrix": index[:3, :3], "offset": index[:3, 3], "output_shape": shape, "order": 1}
+    mask = ndimage.affine_transform((data > 0).astype(np.float32), **where) > 0.5
+    folder.mkdir(parents=True, exist_ok=True)
+    return (save_image(folder / "reference.nii.gz", ndimage.affine_transform(data, **where), grid),
+            save_image(folder / "reference_mask.nii.gz", mask, grid, dtype="uint8"))
+
+
+def aligned_rows(volumes: dict[str, Path], reference: Path, mask: Path) -> dict[str, np.ndarray]:
+    """Volumes on the grid of the reference, each rigidly aligned to it inside the mask."""
+    return {name: align_rigid(path, reference, mask) for name, path in volumes.items()}
+
+
+def draw_planes(path: Path, rows: dict[str, np.ndarray], mask: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:
+    """Write a PNG: one row a volume, its three planes through the middle of the mask.
+
+    Grey values go from 0 to the 99.5th percentile inside the mask, for each volume on its own.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    middle = np.round(np.argwhere(mask).mean(0)).astype(int)
+    box = [slice(max(0, i.min() - 4), i.max() + 5) for i in np.nonzero(mask)]
+    widths = [(box[b].stop - box[b].start) * spacing[b] for b in (1, 0, 0)]
+    heights = [(box[b].stop - box[b].start) * spacing[b] for b in (2, 2, 1)]
+    height = 2.6 * len(rows)
+    figure, axes = plt.subplots(
+        len(rows), 3, figsize=(2.6 * sum(widths) / max(heights) + 0.3, height), squeeze=False,
+        gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02})
+    for line, (name, volume) in zip(axes, rows.items(), strict=True):
+        top = np.percentile(volume[mask], 99.5)
+        for axis, plane, place in zip((0, 1, 2), PLANES, line, strict=True):
+            cut = [b if k != axis else middle[axis] for k, b in enumerate(box)]
+            across, up = [k for k in range(3) if k != axis]
+            place.imshow(volume[tuple(cut)].T, cmap="gray", vmin=0, vmax=top, origin="lower",
+                         aspect=spacing[up] / spacing[across], interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            place.set_title(plane if line is axes[0] else "", fontsize=9)
+        line[0].set_ylabel(name, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
+    plt.close(figure)
