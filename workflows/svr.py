@@ -62,12 +62,12 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
     fit = Node(FitSvr(options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
     sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
-    stacks = [("in_files", "in_files"), ("in_masks", "in_masks")]
+    # Nipype keeps and changes the lists of pairs that it is given: none is given twice.
+    for node in (register, fit, sample):
+        workflow.connect(inputnode, "in_files", node, "in_files")
+        workflow.connect(inputnode, "in_masks", node, "in_masks")
     images = ("volume", "unmasked", "mask", "coverage", "facts")
     workflow.connect([
-        (inputnode, register, stacks),
-        (inputnode, fit, stacks),
-        (inputnode, sample, stacks),
         (register, fit, [("out_file", "registration")]),
         (fit, sample, [("out_file", "result")]),
         (register, outputnode, [("out_file", "registration")]),

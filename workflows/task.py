@@ -63,10 +63,10 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     ])
     if options.denoise or options.n4:
         workflow.connect(joined["prepared"], "out", report, "corrected")
-    own = [(f"outputnode.{field}", f"inputnode.{field}") for field in ("prepared", "mask")]
     for prep, outputs in zip(preps, stack_outputs, strict=True):
         workflow.connect([
-            (prep, outputs, own),
+            (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
+            (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
             (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
         ])
     return workflow
