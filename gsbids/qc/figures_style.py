@@ -88,7 +88,8 @@ def inline_svg(svg: bytes, key: str, label: str) -> str:
     """
     text = svg.decode()
     text = text[text.index("<svg"):]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # A style element would hold for the whole page; report.css says the same for these figures alone.
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r"\n\s*", "\n", text)

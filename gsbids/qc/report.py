@@ -189,7 +189,7 @@ def metric_rows(metrics: dict | None) -> list[tuple[str, str, str]]:
     rows = []
     for name, value in (metrics or {}).items():
         known = METRIC_DESCRIPTIONS.get(name, {"LongName": name, "Units": "arbitrary", "Description": ""})
-        shown = format_number(value, known["Units"]) if isinstance(value, int | float) else str(value)
+        shown = str(value) if isinstance(value, str) else format_number(value, known["Units"])
         rows.append((known["LongName"], shown, known["Description"]))
     return rows
 
@@ -199,19 +199,17 @@ def registration_rows(content: ReportContent) -> dict[str, str]:
     table = content.registration or {}
     rows = {}
     for i, stack in enumerate(content.stacks):
-        def entry(column, index=i):
-            values = table.get(column)
-            return values[index] if values is not None and len(values) > index else None
-
-        before, after, reason = entry("similarity_before"), entry("similarity_after"), entry("reason")
-        if table.get("template") == i:
-            before, words = None, "the other stacks are registered to this one"
-        elif entry("accepted") is None:
-            continue
-        else:
-            words = "accepted" if entry("accepted") else "refused: left where the scanner put it"
-        numbers = "" if before is None or after is None else f" (similarity {before:.3f}, then {after:.3f})"
-        rows[stack.name] = words + numbers + (f"; {reason}" if reason else "")
+        found = {name: values[i] for name, values in table.items()
+                 if isinstance(values, list | tuple) and len(values) > i}
+        if found.get("reason"):
+            rows[stack.name] = found["reason"]
+        elif table.get("template") == i:
+            rows[stack.name] = "Template: the other stacks are registered to this one."
+        elif "accepted" in found:
+            words = "Registered" if found["accepted"] else "Left where the scanner put it"
+            before, after = found.get("similarity_before"), found.get("similarity_after")
+            numbers = f": similarity {before:.2f}, then {after:.2f}" if before and after else ""
+            rows[stack.name] = f"{words}{numbers}."
     return rows
 
 

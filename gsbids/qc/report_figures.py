@@ -74,7 +74,7 @@ def draw_figures(content) -> Figures:
         except _FILE_ERRORS as error:
             figures.notes.append(f"The volume could not be drawn: {_words(error)}")
     # The page stays well under 15 MB however many stacks there are.
-    detail = min(1.0, math.sqrt(10 / max(len(content.stacks), 1)))
+    detail = min(1.0, math.sqrt(7 / max(len(content.stacks), 1)))
     for panel in content.stacks:
         try:
             rows = _draw_stack(figures, panel, result, detail)

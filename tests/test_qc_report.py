@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: complete in itself, escaped, readable by everyone, written whatever is missing."""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qc_samples import ball, grid, sample_content
+
+from gsbids.imaging.nifti import save_image
+from gsbids.qc.report import ReportContent, StackPanel, registration_rows, render_report, write_report
+
+EVIL = '<script>alert("x")</script> & \'quotes\' </pre></style>'
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """Content of a complete report, and its page."""
+    content = sample_content(tmp_path_factory.mktemp("report"))
+    return content, render_report(content)
+
+
+class Page(HTMLParser):
+    """Every start tag with its attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def section_ids(page):
+    return [attributes["id"] for attributes in page.all("section")]
+
+
+def test_complete_report_has_every_section_and_no_notes(complete):
+    page = Page(complete[1])
+    assert section_ids(page) == ["summary", "warnings", "reconstruction", "stacks", "motion", "slices",
+                                 "convergence", "methods", "about"]
+    assert "could not be drawn" not in page.text
+    assert "Not in this report" not in page.text
+    for words in ("Finished with 1 warning", "look here", "run-1, in order of acquisition", "no gain",
+                  "Template: the other", "Registered: similarity 0.50, then 0.80", "gsbids a b participant"):
+        assert words in page.text
+
+
+def test_nothing_is_loaded_from_outside(complete):
+    text = complete[1]
+    page = Page(text)
+    assert not page.all("script", "iframe", "object", "embed", "audio", "video", "base", "form")
+    for attributes in page.all("img", "link", "use", "image", "source"):
+        for name in ("src", "href", "srcset", "xlink:href"):
+            assert not attributes.get(name) or attributes[name].startswith(("data:", "#"))
+    assert not re.search(r"url\((?!#|\"?data:)", text)
+    assert "@import" not in text
+    assert not any(re.match(r"on[a-z]+$", name) for _, attributes in page.tags for name in attributes)
+    for found in re.finditer(r"https?://", text):
+        before = text[max(0, found.start() - 40):found.start()]
+        assert before.endswith('<a href="') or "xmlns" in before
+    policy = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_ids_are_unique_and_links_arrive(complete):
+    page = Page(complete[1])
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for a in page.all("a", "use") if a.get("href", "").startswith("#")}
+    targets |= {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a}
+    assert targets <= set(ids)
+
+
+def test_readable_without_eyes_or_mouse(complete):
+    page = Page(complete[1])
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(a.get("alt") for a in page.all("img"))
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in page.all("svg"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    scrolling = [a for _, a in page.tags if "scroll" in a.get("class", "").split()]
+    assert scrolling
+    assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolling)
+    assert page.all("a")[0] == {"class": "skip", "href": "#summary"}
+    assert all(a.get("scope") for a in page.all("th"))
+
+
+def test_everything_quoted_is_escaped(tmp_path):
+    content = sample_content(tmp_path, names=("run-1", EVIL))
+    panels = tuple(replace(panel, mask_reason=EVIL, facts=((EVIL, EVIL),)) for panel in content.stacks)
+    content = replace(
+        content, title=EVIL, task=EVIL, summary=((EVIL, EVIL),), warnings=(EVIL,), stacks=panels,
+        methods=(EVIL,), orientation=EVIL, versions={EVIL: EVIL}, crashes=(EVIL,), run={EVIL: EVIL},
+        metrics={EVIL: 1.0, "noise": EVIL}, registration={"reason": [EVIL, EVIL]})
+    page = Page(render_report(content))
+    assert not page.all("script")
+    assert len(page.all("style")) == 1
+    assert page.text.count("</pre></style>") >= 12
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not any(name.startswith(("'", "<", "alert")) for name in names)
+
+
+def test_failed_subject_has_a_report_with_its_errors(tmp_path):
+    content = ReportContent("sub-02", "sub-02_T2w", crashes=("Traceback\nValueError: <b>", "second"))
+    path = write_report(tmp_path / "sub-02.html", content)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert section_ids(page) == ["summary", "warnings", "errors", "about"]
+    assert "Failed: 2 steps ended in an error" in page.text
+    assert "ValueError: <b>" in page.text
+    assert "because it was not made: the reconstruction, the stacks, motion" in page.text
+    assert [p.name for p in tmp_path.iterdir()] == ["sub-02.html"]
+
+
+def test_missing_and_corrupt_files_become_sentences(tmp_path):
+    content = sample_content(tmp_path)
+    for name in ("volume", "unmasked"):
+        getattr(content, name).unlink()
+    content.result.write_bytes(b"PK\x03\x04 not an archive")
+    content.stacks[0].image.write_bytes(content.stacks[0].image.read_bytes()[:200])
+    save_image(content.stacks[1].n4, np.ones((10, 10, 4)), grid((1, 1, 4), (10, 10, 4)))
+    page = Page(write_report(tmp_path / "r.html", content).read_text(encoding="utf-8"))
+    for words in ("The volume could not be drawn: ", "Motion and weights could not be drawn: ",
+                  "Stack run-1 could not be drawn: ", "Stack run-2: the corrected image is on another grid"):
+        assert words in page.text
+    assert "reconstruction" not in section_ids(page)
+    assert "stacks" in section_ids(page)
+
+
+@pytest.mark.parametrize("history", [{}, {"loss": [], "iteration": []}, {"loss": [None, float("nan")]}])
+def test_odd_histories(tmp_path, complete, history):
+    from gsbids.recon.result import SvrResult
+
+    result = replace(SvrResult.load(complete[0].result), history=history)
+    content = ReportContent("a", "b", result=result.save(tmp_path / "r.npz"))
+    assert "could not be drawn" not in render_report(content)
+
+
+def test_metrics_that_are_not_available(complete):
+    content = ReportContent("a", "b", metrics={"ncc_median": float("nan"), "noise": None, "new_one": 2})
+    text = Page(render_report(content)).text
+    assert "not available Similarity, median" in text
+    assert "new_one 2.000" in text
+
+
+def test_registration_words():
+    stacks = tuple(StackPanel(name) for name in ("a", "b", "c"))
+    table = {"template": 1, "accepted": [False, True], "similarity_before": [0.4, 1.0],
+             "similarity_after": [0.4, 1.0]}
+    rows = registration_rows(ReportContent("a", "b", stacks=stacks, registration=table))
+    assert rows == {"a": "Left where the scanner put it: similarity 0.40, then 0.40.",
+                    "b": "Template: the other stacks are registered to this one."}
+
+
+def test_same_content_same_bytes(complete):
+    assert render_report(complete[0]) == complete[1]
+
+
+def test_report_replaces_the_old_one_only_when_complete(tmp_path, monkeypatch):
+    path = tmp_path / "r.html"
+    path.write_text("old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(path, ReportContent("a", "b"))
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"sub-\xff.nii.gz")
+    path = write_report(tmp_path / "r.html", ReportContent(name, name, volume=Path(name), crashes=(name,)))
+    assert "sub-?" in path.read_text(encoding="utf-8")
+
+
+def test_many_noisy_stacks_stay_under_15_mb(tmp_path):
+    """Noise is what PNG compresses worst."""
+    rng = np.random.default_rng(0)
+    shape = (256, 256, 12)
+    affine = grid((1.0, 1.0, 3.0), shape)
+    _, mask = ball(shape, affine, 60)
+    noise = rng.uniform(0, 100, shape).astype(np.float32)
+    files = {"image": save_image(tmp_path / "i.nii.gz", noise, affine),
+             "n4": save_image(tmp_path / "n.nii.gz", noise, affine),
+             "simulated": save_image(tmp_path / "s.nii.gz", noise[::-1], affine),
+             "mask": save_image(tmp_path / "m.nii.gz", mask, affine, "uint8")}
+    one = write_report(tmp_path / "one.html", ReportContent("a", "b", stacks=(StackPanel("s0", **files),)))
+    # The number of stacks lowers the detail of each: the size of one among 14 is measured alone.
+    stacks = (StackPanel("s0", **files), *(StackPanel(f"s{k}") for k in range(1, 14)))
+    many = write_report(tmp_path / "many.html", ReportContent("a", "b", stacks=stacks))
+    assert many.stat().st_size < one.stat().st_size
+    noise = rng.uniform(0, 100, (180, 180, 180))
+    volume = save_image(tmp_path / "v.nii.gz", noise, grid((0.5,) * 3, noise.shape))
+    volumes = write_report(tmp_path / "volume.html", ReportContent("a", "b", volume=volume, unmasked=volume))
+    assert volumes.stat().st_size + 14 * many.stat().st_size < 13e6
+    assert volumes.stat().st_size + 7 * one.stat().st_size < 13e6
+
+
+def test_report_of_real_stacks(test_data, tmp_path):
+    folder = test_data / "fetal-stacks-mialsrtk"
+    stack = folder / "sub-01/anat/sub-01_run-3_T2w.nii.gz"
+    mask = folder / "derivatives/manual_masks/sub-01/anat/sub-01_run-3_T2w_desc-brain_mask.nii.gz"
+    volume = test_data / "peer-volumes-svrtk/svrtk_all-runs_T2w.nii.gz"
+    if not (stack.is_file() and mask.is_file() and volume.is_file()):
+        pytest.skip(f"{folder} or {volume} is not complete")
+    panel = StackPanel("run-3", image=stack, mask=mask)
+    content = ReportContent("sub-01", "sub-01_T2w", volume=volume, stacks=(panel,))
+    path = write_report(tmp_path / "r.html", content)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "could not be drawn" not in page.text
+    assert len(page.all("img")) >= 3 + 21 + 5
+
+
+def browse(path, *options):
+    """Run a headless browser on a file; returns what it said on standard error."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("no Chromium here: the page is not rendered (Debian: apt install chromium)")
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--no-first-run")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet,
+               "--hide-scrollbars", "--enable-logging=stderr", f"--user-data-dir={path.parent / 'profile'}",
+               *options, path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+
+
+@pytest.mark.parametrize("width", [1200, 420])
+def test_browser_renders_without_a_complaint(complete, tmp_path, width):
+    from PIL import Image
+
+    page = tmp_path / "report.html"
+    page.write_text(complete[1], encoding="utf-8")
+    shot = tmp_path / "shot.png"
+    said = browse(page, f"--window-size={width},2400", f"--screenshot={shot}")
+    assert "CONSOLE" not in said
+    with Image.open(shot) as image:
+        assert image.width == width
+        assert len(np.unique(np.asarray(image.convert("L")))) > 100
+    if width == 1200:
+        # What the page may not load is refused by its own policy, and the browser says so: the check sees it.
+        outside = '<main><img src="https://example.org/a.png" alt="x">'
+        page.write_text(complete[1].replace("<main>", outside), encoding="utf-8")
+        assert "Content Security Policy" in browse(page, f"--screenshot={shot}")
