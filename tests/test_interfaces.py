@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interfaces on tiny files: what each writes, and what is part of its hash."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ball_stack, write_nifti
+from scipy.spatial.transform import Rotation
+
+from gsbids.bids.names import derivative_path
+from gsbids.imaging.geometry import conform
+from gsbids.imaging.itk import read_itk_transforms
+from gsbids.imaging.nifti import load_image, read_header
+from gsbids.interfaces.outputs import QcMetrics, SaveDerivative, SubjectReport
+from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SampleVolume, SimulateStack
+from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
+from gsbids.recon.motion_table import COLUMNS, motion_table, slice_transforms
+from gsbids.recon.result import SvrResult
+
+NAMES = ["run-1", "run-2", "run-3"]
+
+
+@pytest.fixture(scope="module")
+def stacks(tmp_path_factory):
+    """Inputs that hold three stacks of a ball."""
+    folder = tmp_path_factory.mktemp("stacks")
+    files, masks = [], []
+    for run in (1, 2, 3):
+        image, mask, affine = ball_stack(run)
+        files.append(str(write_nifti(folder / f"run-{run}.nii.gz", image, affine)))
+        masks.append(str(write_nifti(folder / f"run-{run}_mask.nii.gz", mask, affine)))
+    return {"in_files": files, "in_masks": masks, "names": NAMES, "thicknesses": [3.5] * 3}
+
+
+@pytest.fixture(scope="module")
+def fitted(stacks, tmp_path_factory):
+    """Folder and files of a short fit."""
+    folder = tmp_path_factory.mktemp("fit")
+    registration = run(RegisterStacks(**stacks), folder).out_file
+    options = {"iterations": 12, "n_gaussians": 400, "seed": 3}
+    result = run(FitSvr(registration=registration, options=options, **stacks), folder).out_file
+    volume = run(SampleVolume(result=result, resolution=2.0, **stacks), folder)
+    return folder, registration, result, volume
+
+
+def run(interface, folder):
+    return interface.run(cwd=str(folder)).outputs
+
+
+def test_conform(tmp_path):
+    data = np.random.default_rng(0).normal(1, 1, (5, 12, 13)).astype(np.float32)
+    affine = np.diag([4.0, 1.0, 1.0, 1.0])
+    path = write_nifti(tmp_path / "a.nii.gz", data, affine)
+    out = run(ConformStack(in_file=str(path)), tmp_path)
+    made, made_affine = load_image(out.out_file)
+    expected, expected_affine = conform(np.maximum(data, 0), affine, 0)
+    np.testing.assert_array_equal(made, expected)
+    np.testing.assert_allclose(made_affine, expected_affine)
+    (tmp_path / "k").mkdir()
+    out = run(ConformStack(in_file=str(path), slice_encoding_direction="k"), tmp_path / "k")
+    assert read_header(out.out_file)[0] == (5, 12, 13)
+
+
+def test_mask_denoise_and_bias(stacks, tmp_path):
+    image = stacks["in_files"][0]
+    mask = run(MaskStack(in_file=image, mask_file=stacks["in_masks"][0]), tmp_path)
+    assert mask.method == "derivatives"
+    assert mask.reason.startswith("Mask file")
+    np.testing.assert_array_equal(load_image(mask.out_mask)[0], load_image(stacks["in_masks"][0])[0])
+    assert run(MaskStack(in_file=image), tmp_path).method == "otsu"
+    for interface in (DenoiseStack, CorrectBias):
+        out = run(interface(in_file=image, in_mask=mask.out_mask), tmp_path)
+        assert np.isfinite(load_image(out.out_file)[0]).all()
+
+
+def test_threads_are_no_part_of_the_hash(stacks):
+    one, two = (RegisterStacks(num_threads=n, **stacks).inputs.get_hashval()[1] for n in (1, 2))
+    assert one == two
+
+
+def test_registration_keeps_every_bit(fitted, stacks):
+    from gsbids.interfaces.base import read_stacks
+    from gsbids.recon.register import register_stacks
+
+    found = json.loads(Path(fitted[1]).read_text())
+    again = register_stacks(read_stacks(RegisterStacks(**stacks).inputs))
+    np.testing.assert_array_equal(found["transforms"], again.transforms)
+    assert found["reason"] == list(again.reason)
+
+
+def test_volume_and_simulated_stack(fitted, stacks, tmp_path):
+    _, _, result, volume = fitted
+    image, affine = load_image(volume.volume)
+    mask, _ = load_image(volume.mask)
+    np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), 2.0)
+    assert not image[mask == 0].any()
+    assert load_image(volume.unmasked)[0][mask == 0].any()
+    assert load_image(volume.coverage)[0].shape == image.shape
+    assert volume.facts["NumberOfStacksUsed"] == 3
+    assert volume.facts["RandomSeed"] == 3
+    out = run(SimulateStack(result=result, index=1, in_file=stacks["in_files"][1],
+                            in_mask=stacks["in_masks"][1], thickness=3.5), tmp_path)
+    simulated, simulated_affine = load_image(out.out_file)
+    acquired, acquired_affine = load_image(stacks["in_files"][1])
+    inside = load_image(stacks["in_masks"][1])[0] > 0
+    np.testing.assert_allclose(simulated_affine, acquired_affine)
+    assert np.corrcoef(simulated[inside], acquired[inside])[0, 1] > 0.8
+
+
+def test_motion_table_and_transforms_say_the_same(fitted, stacks, tmp_path):
+    _, _, result_file, _ = fitted
+    result = SvrResult.load(result_file)
+    depth = read_header(stacks["in_files"][2])[0][2]
+    times = [0.5 * k for k in range(0, depth, 2)] + [0.5 * k for k in range(1, depth, 2)]
+    out = run(MotionTable(result=result_file, index=2, in_file=stacks["in_files"][2], slice_timing=times),
+              tmp_path)
+    lines = [line.split("\t") for line in Path(out.table).read_text().splitlines()]
+    assert lines[0] == list(COLUMNS) == list(out.columns)
+    assert len(lines) == 1 + depth
+    assert lines[1 + depth // 2][1] == "1"
+    moves = read_itk_transforms(out.slices_xfm)
+    np.testing.assert_allclose(moves, slice_transforms(result, 2, depth), atol=1e-9)
+    np.testing.assert_allclose(read_itk_transforms(out.stack_xfm)[0], result.stack_affine[2], atol=1e-9)
+    row = dict(zip(lines[0], lines[1 + depth // 2], strict=True))
+    x, y, z = (float(row[f"rot_{axis}"]) for axis in "xyz")
+    about = Rotation.from_rotvec
+    turn = about([0, 0, z]) * about([0, y, 0]) * about([x, 0, 0])
+    centre, shift = ([float(row[f"{name}_{axis}"]) for axis in "xyz"] for name in ("centre", "trans"))
+    point = np.array([3.0, -4.0, 5.0])
+    expected = turn.apply(point - centre) + centre + shift
+    np.testing.assert_allclose((moves[depth // 2] @ [*point, 1])[:3], expected, atol=1e-6)
+
+
+def test_slices_without_brain_have_no_numbers(fitted):
+    result = SvrResult.load(fitted[2])
+    rows = motion_table(result, 0, 40)
+    absent = sorted(set(range(40)) - set(result.slice_index[result.stack_index == 0].tolist()))
+    assert absent
+    assert rows[absent[0]]["ncc"] is None
+    assert rows[0]["stack_time_index"] is None
+    np.testing.assert_array_equal(slice_transforms(result, 0, 40)[absent[0]], result.stack_affine[0])
+
+
+def test_metrics_and_report(fitted, stacks, tmp_path):
+    _, registration, result, volume = fitted
+    qc = run(QcMetrics(result=result, volume=volume.volume, mask=volume.mask, name="sub-01"), tmp_path)
+    header, values = (line.split("\t") for line in Path(qc.table).read_text().splitlines())
+    assert header[0] == "bids_name"
+    assert values[0] == "sub-01"
+    assert set(header) == set(qc.columns)
+    fixed = {"content": {"title": "sub 01", "task": "sub-01_T2w", "warnings": ("a <b>",)},
+             "facts": {"versions": {"gsbids": "1"}, "n_stacks": 3, "resolution": (2.0,) * 3},
+             "panels": [{"name": name, "slice_times": None, "facts": (("File", "x"),)} for name in NAMES]}
+    out = run(SubjectReport(**fixed, conformed=stacks["in_files"], masks=stacks["in_masks"],
+                            mask_reasons=["by hand"] * 3, mask_methods=["derivatives"] * 3, result=result,
+                            registration=registration, volume=volume.volume, unmasked=volume.unmasked,
+                            mask=volume.mask, metrics=qc.metrics), tmp_path)
+    page = Path(out.out_file).read_text()
+    assert "by hand" in page
+    assert "a &lt;b&gt;" in page
+    assert str(tmp_path) not in page
+    little = run(SubjectReport(**fixed), tmp_path)
+    assert "sub 01" in Path(little.out_file).read_text()
+
+
+def test_save_derivative(fitted, tmp_path):
+    entities = {"sub": "01", "suffix": "T2w"}
+    node = SaveDerivative(output_dir=str(tmp_path / "out"), kind="volume_mask", entities=entities,
+                          extra={"res": 2.0}, in_file=fitted[3].mask, more={"Note": 1},
+                          sidecar={"Sources": ["bids:raw:sub-01/x.nii.gz"]})
+    assert node.always_run
+    path = Path(run(node, tmp_path).out_file)
+    assert path == tmp_path / "out" / derivative_path(entities, "volume_mask", res=2.0)
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Note"] == 1
+    assert sidecar["Type"] == "Brain"

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workflows: graphs, a whole run on tiny data, resuming, crashes."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from gsbids.bids.query import Selection, find_tasks
+from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
+from gsbids.errors import WorkflowError
+from gsbids.workflows.base import init_gsbids_wf
+from gsbids.workflows.names import task_folder, workflow_name
+from gsbids.workflows.outputs import common_fields, slice_times
+from gsbids.workflows.report import write_crash_report
+
+
+@pytest.fixture
+def setting(tiny_bids, tmp_path):
+    """Settings and the one task of a tiny data set of three stacks."""
+    tiny = tiny_bids()
+    masks = {"masks": tiny.masks}
+    config = Config(
+        Execution(tiny.root, tmp_path / "out", tmp_path / "work", run_uuid="r1", derivatives=masks),
+        WorkflowOptions(output_resolution=2.0, sloppy=True), NipypeOptions(omp_nthreads=1))
+    return config, find_tasks(tiny.root, Selection(mask_datasets=masks))[0], tiny
+
+
+def execute(config, task):
+    workflow = init_gsbids_wf(config=config, tasks=[task])
+    workflow.config["execution"] |= {"crashfile_format": "txt", "hash_method": "content",
+                                     "create_report": False, "remove_unnecessary_outputs": False}
+    for node in workflow._get_all_nodes():
+        node.config["execution"] = workflow.config["execution"] | node.config["execution"]
+    return workflow.run(plugin="Linear")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_graph(setting):
+    config, task, _ = setting
+    workflow = init_gsbids_wf(config=config, tasks=[task])
+    names = workflow.list_node_names()
+    assert workflow.name == "gsbids_wf"
+    assert workflow_name(task) == "sub_01_T2w_wf"
+    for step in ("run_1_wf.conform", "run_3_wf.n4", "svr_wf.fit", "run_2_outputs_wf.motion", "report"):
+        assert f"sub_01_T2w_wf.{step}" in names
+    for node in workflow._get_all_nodes():
+        assert node.config["execution"]["crashdump_dir"] == str(config.execution.output_dir / "sub-01/log/r1")
+    # Every mandatory input is either set or connected once the graph is flat.
+    flat = workflow._create_flat_graph()
+    for node in flat.nodes():
+        fed = {pair[1] for _, _, data in flat.in_edges(node, data=True) for pair in data["connect"]}
+        for name in node.inputs.traits(mandatory=True):
+            assert name in fed or getattr(node.inputs, name) not in (None, ""), f"{node}: {name}"
+
+
+def test_steps_can_be_left_out(setting):
+    config, task, _ = setting
+    config = config.replace("workflow", denoise=False, n4=False)
+    names = init_gsbids_wf(config=config, tasks=[task]).list_node_names()
+    assert not [name for name in names if re.search(r"denoise|\.n4|save_stack$", name)]
+
+
+def test_two_tasks_of_one_name(setting):
+    config, task, _ = setting
+    with pytest.raises(WorkflowError, match="two reconstructions"):
+        init_gsbids_wf(config=config, tasks=[task, task])
+
+
+def test_fields_of_sidecars(setting):
+    from dataclasses import replace
+
+    fields = {"EchoTime": 0.1, "StationName": "x", "SliceTiming": []}
+    stacks = [replace(stack, metadata=fields | {"FlipAngle": k}) for k, stack in enumerate(setting[1].stacks)]
+    assert common_fields(stacks) == {"EchoTime": 0.1}
+    assert slice_times(stacks[0]) == []
+    assert slice_times(replace(stacks[0], metadata={"SliceTiming": [0, 1.5]})) == [0.0, 1.5]
+    assert slice_times(replace(stacks[0], metadata={"SliceTiming": "late"})) == []
+
+
+def test_run_resume_and_repeat(setting):
+    config, task, tiny = setting
+    raw = contents(tiny.root)
+    execute(config, task)
+    made = contents(config.execution.output_dir)
+    assert contents(tiny.root) == raw
+    assert "sub-01/anat/sub-01_rec-gsvr_res-2_desc-preproc_T2w.nii.gz" in made
+    assert "sub-01.html" in made
+    assert len([name for name in made if "slices_xfm.txt" in name]) == 3
+    # The output is gone, and so is a step in the middle: only what is missing is done, with the same bits.
+    for name in made:
+        (config.execution.output_dir / name).unlink()
+    folder = task_folder(config, task)
+    fitted = folder / "svr_wf/fit/result.npz"
+    before = fitted.stat().st_mtime_ns
+    for left in (folder / "run_2_outputs_wf/simulate").iterdir():
+        left.unlink()
+    execute(config.replace("execution", run_uuid="r2"), task)
+    assert fitted.stat().st_mtime_ns == before
+    assert contents(config.execution.output_dir) == made
+    # From nothing, in another folder, with other threads.
+    again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace(
+        "nipype", omp_nthreads=2)
+    execute(again, task)
+    assert contents(config.execution.output_dir) == made
+
+
+def test_crash_leaves_a_report(setting):
+    config, task, tiny = setting
+    path = tiny.stack("01", 2)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(Exception, match="truncated"):
+        execute(config, task)
+    crashes = sorted((config.execution.output_dir / "sub-01/log/r1").glob("crash-*.txt"))
+    assert len(crashes) == 1
+    report = write_crash_report(config, task, crashes)
+    page = report.read_text()
+    assert report == config.execution.output_dir / "sub-01.html"
+    assert "truncated or corrupt" in page
+    assert "run-1" in page
