@@ -3,29 +3,36 @@
 
 import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 
 def start_worker(cwd: str) -> None:
-    """First thing in a worker: it leaves Ctrl-C to its parent, and dies with it."""
-    import ctypes
+    """First thing in a worker: it leaves Ctrl-C to its parent, dies with it, and prints nothing but errors.
 
+    The standard output belongs to the command line; what libraries print goes to the standard error.
+    """
     os.chdir(cwd)
     os.environ["NIPYPE_NO_ET"] = "1"
+    os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Workers of a killed run would go on writing into the working folder of the next one.
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """Else the workers of a killed run would go on writing into the working folder of the next one."""
+    parent_process().join()
+    os._exit(1)
 
 
 def make_executor(plugin_args: dict):
     """Nipype's MultiProc plugin with two repairs.
 
     A worker that dies (out of memory, say) breaks the whole pool, and the plugin would wait for ever
-    for what was running. Here the pool is made anew, what was running is tried once more, and a step
-    that takes its worker along again has crashed like any other.
+    for what was running. Here the pool is made anew, each step that was running is tried once more in
+    a process of its own, and the one whose process dies again has crashed like any other step.
 
     Parameters
     ----------
@@ -43,28 +50,20 @@ def make_executor(plugin_args: dict):
     class MultiProcPlugin(multiproc.MultiProcPlugin):
         def __init__(self):
             super().__init__(plugin_args)
+            self.pool = make_pool(self.processors, self._cwd)
+            self._own_pools = {}
             self._jobs = {}
-            self._tried_again = set()
-            self._make_pool()
-
-        def _make_pool(self):
-            self.pool = ProcessPoolExecutor(
-                max_workers=self.processors, initializer=start_worker, initargs=(self._cwd,),
-                mp_context=get_context("forkserver"))
 
         def _submit_job(self, node, updatehash=False):
             self._taskid += 1
-            self._jobs[self._taskid] = (node, updatehash)
-            self._send(self._taskid)
-            return self._taskid
-
-        def _send(self, taskid):
+            self._jobs[self._taskid] = (multiproc.run_node, node, updatehash, self._taskid)
             try:
-                future = self.pool.submit(multiproc.run_node, *self._jobs[taskid], taskid)
+                future = self.pool.submit(*self._jobs[self._taskid])
             except BrokenProcessPool:
-                self._make_pool()
-                future = self.pool.submit(multiproc.run_node, *self._jobs[taskid], taskid)
-            self._task_obj[taskid] = future
+                self.pool = make_pool(self.processors, self._cwd)
+                future = self.pool.submit(*self._jobs[self._taskid])
+            self._task_obj[self._taskid] = future
+            return self._taskid
 
         def _get_result(self, taskid):
             future = self._task_obj[taskid]
@@ -73,21 +72,37 @@ def make_executor(plugin_args: dict):
             error = future.exception()
             if error is None:
                 return future.result()
-            if isinstance(error, BrokenProcessPool) and taskid not in self._tried_again:
-                self._tried_again.add(taskid)
-                self._send(taskid)
-                return None
-            hint = "the process of this step was ended from outside, twice; often memory was too little"
-            text = hint if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}"
-            return {"result": None, "traceback": [f"WorkerError: {text}\n"], "taskid": taskid}
+            if not isinstance(error, BrokenProcessPool):
+                return _failure(taskid, f"{type(error).__name__}: {error}")
+            if taskid in self._own_pools:
+                return _failure(taskid, "WorkerError: the process of this step was ended from outside, "
+                                        "twice; too little memory is the usual reason")
+            self._own_pools[taskid] = make_pool(1, self._cwd)
+            self._task_obj[taskid] = self._own_pools[taskid].submit(*self._jobs[taskid])
+            return None
 
         def _clear_task(self, taskid):
             super()._clear_task(taskid)
             del self._jobs[taskid]
+            if taskid in self._own_pools:
+                self._own_pools.pop(taskid).shutdown(wait=False)
 
         def stop(self):
-            for process in list((self.pool._processes or {}).values()):
-                process.terminate()
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            for pool in (self.pool, *self._own_pools.values()):
+                # The processes are known to the pool alone, and are forgotten by its shutdown.
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     return MultiProcPlugin()
+
+
+def make_pool(workers: int, cwd: str) -> ProcessPoolExecutor:
+    """A pool of processes from a fork server."""
+    return ProcessPoolExecutor(max_workers=workers, initializer=start_worker, initargs=(cwd,),
+                               mp_context=get_context("forkserver"))
+
+
+def _failure(taskid: int, text: str) -> dict:
+    """What nipype expects of a step that failed."""
+    return {"result": None, "traceback": [f"{text}\n"], "taskid": taskid}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gsbids.bids.names import derivative_path, log_folder
 from gsbids.config import Config
+from gsbids.workflows.names import workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -41,7 +42,7 @@ def find_crashes(config: Config, task) -> list[Path]:
     Tasks of one subject share a folder; each file says which node it is about.
     """
     folder = config.execution.output_dir / log_folder(task.entities, config.execution.run_uuid)
-    name = f".{task.name.replace('-', '_')}_wf."
+    name = f".{workflow_name(task)}."
     found = []
     for path in sorted(folder.glob("crash-*")):
         node = re.search(r"^Node: (\S+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
@@ -50,12 +51,17 @@ def find_crashes(config: Config, task) -> list[Path]:
     return found
 
 
-def crash_summary(path: Path) -> tuple[str, str]:
-    """Node and last line of the traceback of a crash file."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+def crash_summary(text: str) -> tuple[str, str]:
+    """Node and error of a crash file, from its text.
+
+    >>> crash_summary("Node: a.b\\nTraceback:\\n\\tValueError: the fit\\n\\twent wrong\\n\\nMore.")
+    ('b', 'ValueError: the fit went wrong')
+    """
     node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return node[1].rpartition(".")[2] if node else path.name, lines[-1] if lines else "no traceback"
+    # The innermost error stands last; its message ends with a blank line.
+    errors = re.findall(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*(?:\n.*\S.*)*)", text, re.M)
+    message = " ".join(errors[-1].split()) if errors else "no traceback"
+    return node[1].rpartition(".")[2] if node else "?", message.removeprefix("gsbids.errors.InputError: ")
 
 
 def _report_task(config: Config, task) -> bool:
@@ -63,7 +69,7 @@ def _report_task(config: Config, task) -> bool:
     output_dir = config.execution.output_dir
     crashes = find_crashes(config, task)
     for path in crashes:
-        node, line = crash_summary(path)
+        node, line = crash_summary(path.read_text(encoding="utf-8", errors="replace"))
         LOGGER.error("%s: step %s failed: %s; details in %s", task.name, node, line, path)
     report = output_dir / derivative_path(task.entities, "report")
     if crashes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 LOGGER = logging.getLogger("gsbids.cli")
 
-_TRIVIAL = ("IdentityInterface", "Merge", "Select", "Function")
+_TRIVIAL = ("IdentityInterface", "Merge", "Select")
 
 
 def is_step(node) -> bool:

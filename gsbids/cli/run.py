@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the workflow, run it, and tell what came of it."""
 
-import hashlib
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from gsbids.bids.description import write_description
@@ -17,6 +16,7 @@ from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, is_step
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
+from gsbids.workflows.names import task_folder, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -66,9 +66,11 @@ def run_plan(plan: Plan) -> int:
     if command and shutil.which(command) is None:
         raise MissingCommandError(f"--use-plugin {config.nipype.plugin}: the command {command} is not there; "
                                   "run where it is, or without --use-plugin")
-    with environment(config):
+    output = sys.stdout
+    # Libraries print, nipype's messages among them; the standard output is for what was asked for.
+    with environment(config), redirect_stdout(sys.stderr):
         if config.execution.dry_run:
-            print_plan(plan, build(plan))
+            output.write(describe_plan(plan, build(plan)))
             return int(bool(plan.refused))
         _prepare_folders(plan)
         workflow = build(plan)
@@ -79,18 +81,8 @@ def run_plan(plan: Plan) -> int:
     return int(bool(plan.refused) or failed)
 
 
-def working_folder(config: Config) -> Path:
-    """Folder below the work folder that belongs to this input and this output.
-
-    Two data sets may share one scratch folder: their subjects have the same names.
-    """
-    execution = config.execution
-    key = hashlib.sha256(f"{execution.bids_dir}\n{execution.output_dir}".encode()).hexdigest()[:8]
-    return execution.work_dir / f"{execution.bids_dir.name}-{key}"
-
-
 def build(plan: Plan):
-    """The workflow of all tasks, with the crash folder of each.
+    """The workflow of all tasks.
 
     Raises
     ------
@@ -102,26 +94,13 @@ def build(plan: Plan):
     try:
         from gsbids.workflows.base import init_gsbids_wf
 
-        workflow = init_gsbids_wf(config=config, tasks=plan.tasks)
+        return init_gsbids_wf(config=config, tasks=plan.tasks)
     except GsbidsError:
         raise
     except Exception as error:
         LOGGER.debug("the workflow could not be built", exc_info=True)
         raise WorkflowError(f"the workflow could not be built ({type(error).__name__}: {error}); "
                             "-v shows where, please report it") from error
-    workflow.base_dir = str(working_folder(config))
-    folders = {workflow_name(task): config.execution.output_dir
-               / log_folder(task.entities, config.execution.run_uuid) for task in plan.tasks}
-    for node in workflow._get_all_nodes():
-        for part in node.fullname.split("."):
-            if part in folders:
-                node.config = {"execution": {"crashdump_dir": str(folders[part])}}
-    return workflow
-
-
-def workflow_name(task) -> str:
-    """Name of the sub-workflow of a task."""
-    return f"{task.name.replace('-', '_')}_wf"
 
 
 def execute(workflow, plan: Plan) -> bool:
@@ -172,18 +151,20 @@ def write_graph(workflow) -> Path:
     return drawn
 
 
-def print_plan(plan: Plan, workflow) -> None:
-    """Say on the standard output what would be done."""
+def describe_plan(plan: Plan, workflow) -> str:
+    """What would be done: tasks with their stacks, and the nodes of the workflow."""
     config = plan.config
+    lines = []
     for task in plan.tasks:
         volume = derivative_path(task.entities, "volume", res=config.workflow.output_resolution)
         target = config.execution.output_dir / volume
-        sys.stdout.write(f"{task.name}: {len(task.stacks)} stacks -> {target}\n")
+        lines.append(f"{task.name}: {len(task.stacks)} stacks -> {target}")
         for stack in task.stacks:
             mask = stack.mask or f"made ({config.workflow.mask_mode})"
-            sys.stdout.write(f"  {stack.path.name}: thickness {stack.thickness:g} mm, mask {mask}\n")
+            lines.append(f"  {stack.path.name}: thickness {stack.thickness:g} mm, mask {mask}")
     names = workflow.list_node_names()
-    sys.stdout.write(f"{len(names)} nodes:\n" + "".join(f"  {name}\n" for name in names))
+    lines.append(f"{len(names)} nodes:")
+    return "\n".join([*lines, *(f"  {name}" for name in names)]) + "\n"
 
 
 @contextmanager
@@ -228,7 +209,8 @@ def _prepare_folders(plan: Plan) -> None:
 def _clean(plan: Plan) -> None:
     """Remove the working files of the selected tasks, and of nothing else."""
     for task in plan.tasks:
-        for folder in working_folder(plan.config).glob(f"*/{workflow_name(task)}"):
+        folder = task_folder(plan.config, task)
+        if folder.is_dir():
             shutil.rmtree(folder)
 
 

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of the command line on a workflow that computes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pytest
+
+from gsbids.cli.main import main
+from gsbids.config import Config
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """``run(tiny, *options, fake={...})``: exit code, standard output, standard error of a run in series."""
+    for name, module in fakes.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def call(tiny, *options, fake=None):
+        monkeypatch.setenv("GSBIDS_FAKE", json.dumps(fake or {}))
+        code = main([str(tiny.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
+                     "--nprocs", "1", *map(str, options)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def start(tiny, tmp_path, *options, fake=None) -> subprocess.Popen:
+    """The same as another process, with several workers."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent),
+                                "GSBIDS_FAKE": json.dumps(fake or {})}
+    command = [sys.executable, "-m", "fakes", tiny.root, tmp_path / "out", "participant",
+               "-w", tmp_path / "work", "--nprocs", "2", *options]
+    return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def workers(tmp_path, name: str = "note-sub-01_T2w") -> list[int]:
+    """Process numbers of the workers that began the step of a task."""
+    note = tmp_path / name
+    return [int(line) for line in note.read_text().split()] if note.exists() else []
+
+
+def wait_for(condition, seconds: float = 30) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def test_all_well(run, tiny_bids, tmp_path):
+    code, out, err = run(tiny_bids(subjects=("01", "02")))
+    assert (code, out) == (0, "")
+    lines = err.splitlines()
+    assert lines[0].startswith("gsbids: warning: sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick")
+    assert lines[2].startswith("sub-01_T2w reconstruct: ")
+    assert lines[-1] == f"2 of 2 reconstructions done; results in {tmp_path / 'out'}"
+    assert f"sub-02_T2w: report in {tmp_path / 'out' / 'sub-02.html'}" in lines
+    assert (tmp_path / "out" / "dataset_description.json").is_file()
+    (settings,) = (tmp_path / "out" / "sub-02" / "log").glob("*/gsbids.toml")
+    config = Config.from_toml(settings)
+    assert config.execution.run_uuid == settings.parent.name
+    assert config.workflow.random_seed == 0
+
+
+def test_a_second_run_keeps_what_is_done(run, tiny_bids, tmp_path):
+    tiny = tiny_bids()
+    assert run(tiny)[0] == 0
+    assert run(tiny)[0] == 0
+    assert len(workers(tmp_path)) == 1
+    assert run(tiny, "--clean-workdir")[0] == 0
+    assert len(workers(tmp_path)) == 2
+
+
+def test_a_failure_stops_nobody_else(run, tiny_bids, tmp_path):
+    code, _, err = run(tiny_bids(subjects=("01", "02", "03")), fake={"02": "raise"})
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("gsbids: error:")]
+    assert "sub-02_T2w: step reconstruct failed: ValueError: the reconstruction went wrong; details" in line
+    assert "Traceback" not in err
+    (crash,) = tmp_path.glob("out/sub-*/log/*/crash-*.txt")
+    assert crash.parts[-4] == "sub-02"
+    assert "ValueError: the reconstruction" in (tmp_path / "out" / "sub-02.html").read_text()
+    for other in ("01", "03"):
+        assert (tmp_path / "out" / f"sub-{other}.html").read_text() == "x"
+
+
+def test_missing_output_is_a_failure(run, tiny_bids):
+    code, _, err = run(tiny_bids(), fake={"01": "write nothing"})
+    assert code == 1
+    assert "sub-01_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz is missing" in err
+
+
+def test_crash_of_one_session_is_not_told_of_the_other(run, tiny_bids, tmp_path, monkeypatch):
+    tiny = tiny_bids(subjects=("01", "02"), stacks=2)
+    for session, subject in (("a", "01"), ("b", "02")):
+        for run_ in (1, 2):
+            source = tiny.stack(subject, run_)
+            folder = tiny.root / "sub-09" / f"ses-{session}" / "anat"
+            target = folder / f"sub-09_ses-{session}_run-{run_}_T2w.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+            target.with_name(target.name.replace("nii.gz", "json")).write_text('{"SliceThickness": 4}')
+    build = fakes.init_gsbids_wf
+
+    def fail_in_b(*, config, tasks):
+        workflow = build(config=config, tasks=tasks)
+        for node in workflow._get_all_nodes():
+            if "ses_b" in node.fullname:
+                node.inputs.behaviour = "raise"
+        return workflow
+
+    monkeypatch.setattr(sys.modules["gsbids.workflows.base"], "init_gsbids_wf", fail_in_b)
+    code, _, err = run(tiny, "--participant-label", "09")
+    assert code == 1
+    assert err.count("gsbids: error:") == 1
+    assert "sub-09_ses-b_T2w: step reconstruct failed" in err
+    assert "sub-09_ses-a_T2w: report in" in err
+
+
+def test_stop_on_first_crash(run, tiny_bids, tmp_path):
+    code, _, err = run(tiny_bids(subjects=("01", "02")), "--stop-on-first-crash",
+                       fake={"01": "raise", "02": "raise"})
+    assert code == 1
+    assert len(list(tmp_path.glob("out/sub-*/log/*/crash-*.txt"))) == 1
+    assert "not finished" in err
+
+
+def test_report_of_a_crash_that_fails_itself(run, tiny_bids, monkeypatch):
+    def broken(config, task, crash_files):
+        raise KeyError("ink")
+
+    monkeypatch.setattr(sys.modules["gsbids.workflows.report"], "write_crash_report", broken)
+    code, _, err = run(tiny_bids(), fake={"01": "raise"})
+    assert code == 1
+    assert "the report could not be written (KeyError: 'ink')" in err
+
+
+def test_workflow_that_cannot_be_built(run, tiny_bids):
+    code, _, err = run(tiny_bids(), fake={"build": "x"})
+    assert code == 70
+    line = err.splitlines()[-1]
+    assert line.startswith("gsbids: error: the workflow could not be built (RuntimeError: two wires crossed)")
+
+
+def test_dry_run_writes_nothing(run, tiny_bids, tmp_path):
+    tiny = tiny_bids()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = run(tiny, "--dry-run", "-d", f"masks={tiny.masks}")
+    assert code == 0
+    volume = tmp_path / "out" / "sub-01" / "anat" / "sub-01_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz"
+    assert f"sub-01_T2w: 3 stacks -> {volume}" in out
+    assert f"sub-01_run-1_T2w.nii.gz: thickness 3.5 mm, mask {tiny.mask()}" in out
+    assert "1 nodes:\n  sub_01_T2w_wf.reconstruct\n" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_graph(run, tiny_bids, tmp_path, monkeypatch, there):
+    if not there:
+        monkeypatch.setenv("PATH", "/nonexistent")
+    code, _, err = run(tiny_bids(), "--write-graph")
+    assert code == 0
+    graphs = {path.suffix for path in (tmp_path / "work").rglob("graph.*")}
+    if "the command dot (graphviz) is not there" in err:
+        assert graphs == {".dot"}
+    else:
+        assert there
+        assert ".svg" in graphs
+
+
+def test_environment_is_put_back(run, tiny_bids, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("NO_ET", raising=False)
+    assert run(tiny_bids())[0] == 0
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "NO_ET" not in os.environ
+
+
+def test_batch_plugin_without_its_command(run, tiny_bids, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (tmp_path / "p.yml").write_text("plugin: SLURM\n")
+    code, _, err = run(tiny_bids(), "--use-plugin", tmp_path / "p.yml")
+    assert code == 127
+    assert "the command sbatch is not there" in err
+
+
+def test_plugin_of_a_file(run, tiny_bids, tmp_path):
+    (tmp_path / "p.yml").write_text("plugin: Linear\nplugin_args: {}\n")
+    assert run(tiny_bids(), "--use-plugin", tmp_path / "p.yml")[0] == 0
+
+
+def test_workers(tiny_bids, tmp_path):
+    process = start(tiny_bids(subjects=("01", "02", "03")), tmp_path, fake={"02": "raise"})
+    code, out, err = finish(process)
+    assert code == 1
+    assert out == ""
+    assert "sub-02_T2w: step reconstruct failed: ValueError: the reconstruction went wrong" in err
+    assert "2 of 3 reconstructions done" in err
+    assert "Traceback" not in err
+
+
+def test_worker_that_dies(tiny_bids, tmp_path):
+    process = start(tiny_bids(subjects=("01", "02", "03")), tmp_path, fake={"01": "die"})
+    code, _, err = finish(process)
+    assert code == 1
+    assert "sub-01_T2w: step reconstruct failed: WorkerError: the process of this step was ended" in err
+    assert "2 of 3 reconstructions done" in err
+    assert len(workers(tmp_path)) == 2
+
+
+def test_worker_that_dies_by_accident(tiny_bids, tmp_path):
+    code, _, err = finish(start(tiny_bids(), tmp_path, fake={"01": "die once"}))
+    assert code == 0, err
+    assert len(workers(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tiny_bids, tmp_path, number):
+    tiny = tiny_bids()
+    process = start(tiny, tmp_path, fake={"01": "sleep"})
+    assert wait_for(lambda: workers(tmp_path))
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 130
+    assert err.splitlines()[-1] == "gsbids: error: interrupted; the same command goes on from here"
+    assert "Traceback" not in err
+    (worker,) = workers(tmp_path)
+    assert wait_for(lambda: gone(worker))
+
+
+def test_killed_run_leaves_no_worker(tiny_bids, tmp_path):
+    process = start(tiny_bids(), tmp_path, fake={"01": "sleep"})
+    assert wait_for(lambda: workers(tmp_path))
+    process.kill()
+    process.wait()
+    (worker,) = workers(tmp_path)
+    assert wait_for(lambda: gone(worker), 10)
