@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice-to-volume reconstruction of prepared stacks."""
 
+from dataclasses import asdict
+
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
+from gsbids.recon.options import SvrOptions
 
 #: What ``--sloppy`` does to the fit: enough to see that everything runs.
-SLOPPY = {"iterations": 40, "mm3_per_gaussian": 60.0}
+SLOPPY = {"iterations": 40, "n_gaussians": 2000}
 
 
 def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float, seed: int,
@@ -58,7 +61,9 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     outputnode = Node(IdentityInterface(["registration", "result", "volume", "unmasked", "mask", "coverage",
                                          "facts"]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
-    options = {"seed": seed, "motion_correction": motion_correction} | (SLOPPY if sloppy else {})
+    options = SvrOptions(seed=seed, motion_correction=motion_correction, **(SLOPPY if sloppy else {}))
+    # All options, so that other defaults in another version are other inputs; threads change nothing.
+    options = {key: value for key, value in asdict(options).items() if key != "threads"}
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
     fit = Node(FitSvr(options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
     sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
