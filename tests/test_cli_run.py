@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import fakes
+import numpy as np
 import pytest
+from conftest import ball_stack, write_nifti
 
 from gsbids.cli.main import main
 from gsbids.config import Config
@@ -256,3 +258,35 @@ def test_killed_run_leaves_no_worker(tiny_bids, tmp_path):
     process.wait()
     (worker,) = workers(tmp_path)
     assert wait_for(lambda: gone(worker), 10)
+
+
+def test_bad_data_of_one_subject_stops_nobody_else(run, tiny_bids, tmp_path):
+    tiny = tiny_bids(subjects=("01", "02", "03"))
+    tiny.stack("02").write_bytes(b"nothing of the kind")
+    code, _, err = run(tiny)
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("gsbids: error:")]
+    assert line.startswith(f"gsbids: error: {tiny.stack('02')}: ")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.html")) == ["sub-01.html", "sub-03.html"]
+
+
+def test_participant_without_stacks(run, tiny_bids, tmp_path):
+    tiny = tiny_bids(subjects=("01", "02"), thickness=4.0)
+    for run_ in (1, 2, 3):
+        tiny.stack("02", run_).unlink()
+    code, _, err = run(tiny, "--participant-label", "01", "02")
+    assert code == 1
+    assert "--participant-label 02: no T2w stack of this participant is selected" in err
+    code, _, err = run(tiny)
+    assert (code, "error" in err) == (0, False)
+
+
+def test_repaired_voxels_are_counted(run, tiny_bids):
+    tiny = tiny_bids(thickness=4.0)
+    image, _, affine = ball_stack(1)
+    image = image.astype("float32")
+    image[:3, 0, 0] = [np.nan, np.inf, -np.inf]
+    write_nifti(tiny.stack(), image, affine)
+    code, _, err = run(tiny)
+    assert code == 0
+    assert f"gsbids: warning: sub-01_T2w: {tiny.stack()}: 3 voxels were NaN or infinite and are set to 0" in err

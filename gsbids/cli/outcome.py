@@ -13,7 +13,7 @@ from gsbids.workflows.names import workflow_name
 LOGGER = logging.getLogger("gsbids.cli")
 
 
-def report_outcome(config: Config, tasks: Sequence, finished: bool) -> bool:
+def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int = 0) -> bool:
     """Say what became of every task, and write the report of those that crashed.
 
     Parameters
@@ -22,6 +22,8 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool) -> bool:
     tasks : sequence of ReconstructionTask
     finished : bool
         Whether nipype ended without an error.
+    refused : int
+        Number of tasks that were not begun.
 
     Returns
     -------
@@ -30,7 +32,8 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool) -> bool:
     """
     failed = [task for task in tasks if not _report_task(config, task)]
     done = len(tasks) - len(failed)
-    LOGGER.info("%d of %d reconstructions done; results in %s", done, len(tasks), config.execution.output_dir)
+    LOGGER.info("%d of %d reconstructions done; results in %s", done, len(tasks) + refused,
+                config.execution.output_dir)
     if not finished and not failed:
         LOGGER.error("a step failed that belongs to no subject; run again with -vv to see which")
     return bool(failed) or not finished

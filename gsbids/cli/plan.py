@@ -83,6 +83,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for line in lines[:-1]:
             LOGGER.error("%s", line)
         raise InputError(lines[-1])
+    for line in lines:
+        LOGGER.error("%s", line)
     return Plan(config, tuple(tasks), tuple(lines))
 
 

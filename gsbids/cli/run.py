@@ -60,8 +60,6 @@ def run_plan(plan: Plan) -> int:
         The workflow cannot be built (70), or a command is missing (127).
     """
     config = plan.config
-    for line in plan.refused:
-        LOGGER.error("%s", line)
     command = PLUGINS.get(config.nipype.plugin)
     if command and shutil.which(command) is None:
         raise MissingCommandError(f"--use-plugin {config.nipype.plugin}: the command {command} is not there; "
@@ -77,7 +75,7 @@ def run_plan(plan: Plan) -> int:
         if config.execution.write_graph:
             write_graph(workflow)
         finished = execute(workflow, plan)
-        failed = report_outcome(config, plan.tasks, finished)
+        failed = report_outcome(config, plan.tasks, finished, len(plan.refused))
     return int(bool(plan.refused) or failed)
 
 
