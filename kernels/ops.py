@@ -95,7 +95,7 @@ class _Field:
         return self.mean, self.cov, self.intensity, self.log_amplitude
 
 
-def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=RenderOptions()):  # noqa: B008
+def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=RenderOptions()):
     """Render slices without gradients.
 
     Parameters
@@ -118,7 +118,7 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     return image, weight
 
 
-def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=RenderOptions()):  # noqa: B008, E501
+def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=RenderOptions()):
     """Derivative of the rendered slices with respect to the pixels' positions.
 
     Parameters

@@ -30,7 +30,7 @@ def skew(vector: torch.Tensor) -> torch.Tensor:
 
 
 def retract(rotation, translation, omega, tau):
-    """Pose update in the slice frame: ``R exp([omega]x)`` and ``t + R tau``; shapes (S, 3, 3), (S, 3), (S, 3), (S, 3)."""
+    """Pose update in the slice frame: ``R exp([omega]x)`` (S, 3, 3) and ``t + R tau`` (S, 3)."""
     return rotation @ torch.linalg.matrix_exp(skew(omega)), translation + (rotation @ tau[..., None])[..., 0]
 
 

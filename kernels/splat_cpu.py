@@ -124,7 +124,7 @@ def _span(vc, half, spacing, centre, extent):
 @nb.njit(fastmath=FAST)
 def _splat(numerator, weight, extent, spacing, centre, p, log_amplitude, cut2, intensity):
     """Add one Gaussian (projection ``p``) to the two images of a slice."""
-    szz, xu, xv, quu, quv, qvv, cuu = p[8], p[9], p[10], p[11], p[12], p[13], p[14]
+    szz, xu, xv, quv, qvv, cuu = p[8], p[9], p[10], p[12], p[13], p[14]
     room = cut2 - p[2] * p[2] / szz
     k = np.float32(-0.5 * LOG2E * qvv * spacing[1] * spacing[1])
     c = np.float32(intensity)
@@ -149,7 +149,7 @@ def _splat(numerator, weight, extent, spacing, centre, p, log_amplitude, cut2, i
 @nb.njit(fastmath=FAST)
 def _moments(h, k_image, extent, spacing, centre, p, log_amplitude, cut2, intensity):
     """S0, S1 (2), S2 (3) of ``W = w (c h - k)`` about xbar, and ``sum w h``, of one Gaussian in one slice."""
-    szz, xu, xv, quu, quv, qvv, cuu = p[8], p[9], p[10], p[11], p[12], p[13], p[14]
+    szz, xu, xv, quv, qvv, cuu = p[8], p[9], p[10], p[12], p[13], p[14]
     room = cut2 - p[2] * p[2] / szz
     k = np.float32(-0.5 * LOG2E * qvv * spacing[1] * spacing[1])
     c = np.float32(intensity)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numba
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
@@ -14,7 +15,7 @@ from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
 from gsbids.recon import outliers, poses
 from gsbids.recon.field import GaussianField
-from gsbids.recon.initialise import brain_volume, initial_field
+from gsbids.recon.initialise import initial_field
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.result import SvrResult
@@ -23,7 +24,6 @@ from gsbids.recon.slices import SliceSet
 PARAMETERS = ("mean", "log_scale", "quaternion", "intensity")
 REWEIGHT_EVERY = 10
 ROBUST_FROM = 0.25  # share of the iterations after which outliers lose weight: before, all is misplaced
-NEIGHBOUR_TURNS = (4, 8, 14, 22)
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 
@@ -37,7 +37,6 @@ class FitState:
     gain: np.ndarray
     slice_weight: np.ndarray
     pixel_weight: np.ndarray
-    graph: object = None
 
     def field(self, origin) -> GaussianField:
         """The field as arrays (views of the parameters)."""
@@ -74,7 +73,8 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     gsbids.errors.InputError
         A mask is empty, or there is no brain to reconstruct.
     """
-    torch.set_num_threads(options.threads)
+    numba.set_num_threads(min(options.threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(1)  # its sums change with the threads; its share of the time is small
     slices = SliceSet.from_stacks(stacks, transforms)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
@@ -87,7 +87,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
         if options.motion_correction and _is_pose_turn(iteration, options):
             weight = train * state.slice_weight[:, None, None] * state.pixel_weight
             turn = (iteration - options.pose_start) // options.pose_every
-            step = poses.try_neighbours if turn in NEIGHBOUR_TURNS else poses.pose_step
+            step = poses.try_neighbours if turn in options.neighbour_turns else poses.pose_step
             state.pose, moved = step(state.pose, state.field(slices.origin), slices,
                                      weight.astype(np.float32), state.gain, render)
             kept = float(moved.mean())
@@ -105,7 +105,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
 
 def _start(slices: SliceSet, options: SvrOptions) -> FitState:
     """Initial field at the start poses; every slice with gain 1 and full weight."""
-    count = options.n_gaussians or max(500, round(brain_volume(slices) / options.mm3_per_gaussian))
+    count = options.n_gaussians or max(500, round(slices.mask.sum() / options.pixels_per_gaussian))
     field = initial_field(slices, count, options.edge_share, options.seed)
     parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
     # Adam without weight decay: positions and poses must not depend on where the origin is.
@@ -145,13 +145,6 @@ def _field_step(state, slices, train, held, iteration, options, render) -> tuple
     loss = (weight * cost).sum() / weight.sum()
     narrow = torch.relu(math.log(options.scale_floor) - p["log_scale"])
     prior = options.scale_weight * (narrow**2).mean()
-    if options.smooth_weight:
-        if iteration % 30 == 0:
-            from scipy.spatial import cKDTree
-            m = p["mean"].detach().numpy()
-            state.graph = torch.from_numpy(cKDTree(m, balanced_tree=False).query(m, k=7)[1][:, 1:])
-        diff = p["intensity"][:, None] - p["intensity"][state.graph]
-        prior = prior + options.smooth_weight * torch.sqrt(diff**2 + options.smooth_delta**2).mean()
     (loss + prior).backward()
     state.optimiser.step()
     with torch.no_grad():
@@ -194,7 +187,7 @@ def _finish(state, slices, stacks, transforms, history, options, render) -> SvrR
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
         intensity_scale=scale, history=history,
-        settings={**{k: v for k, v in asdict(options).items() if k != "threads"}, "gaussians": len(field),
+        settings={**_plain(options), "gaussians": len(field),
                   "pixels": int(slices.mask.sum()), "slices": len(slices), "eps": render.eps})
 
 
@@ -205,6 +198,11 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
     mean = field.mean @ transform[:3, :3].T + transform[:3, 3]
     return field.replace(mean=mean.astype(np.float32), quaternion=quaternion.astype(np.float32),
                          log_scale=field.log_scale.copy(), intensity=field.intensity.copy())
+
+
+def _plain(options: SvrOptions) -> dict:
+    """Options as JSON knows them, without what does not change the result."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
 
 
 def _at(motion: RigidMotion, origin: np.ndarray) -> RigidMotion:

@@ -12,12 +12,6 @@ SPREAD = 0.6  # standard deviation of a Gaussian over the distance to its neighb
 NEIGHBOURS = 4
 
 
-def brain_volume(slices: SliceSet) -> float:
-    """Brain volume in mm3: mean over stacks of the masked area times the slice distance."""
-    area = slices.mask.sum((1, 2)) * slices.spacing.prod(1) * slices.slice_gap
-    return float(np.mean(np.bincount(slices.stack_index, area)))
-
-
 def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
     """Probability of every pixel to become the centre of a Gaussian.
 

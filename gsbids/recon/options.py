@@ -11,15 +11,17 @@ class SvrOptions:
     Attributes
     ----------
     n_gaussians : int or None
-        Number of Gaussians; None: one per ``mm3_per_gaussian`` of brain.
-    mm3_per_gaussian : float
-        Brain volume (mm3) that a Gaussian stands for on average.
+        Number of Gaussians; None: one per ``pixels_per_gaussian``.
+    pixels_per_gaussian : float
+        Masked pixels of all slices that a Gaussian stands for: more data carry more detail.
     iterations : int
         Most iterations of the fit.
     motion_correction : bool
         Fit a pose per slice; else the poses of the co-registered stacks are kept.
     pose_start, pose_every : int
         First iteration with a pose step, and iterations from one to the next.
+    neighbour_turns : tuple of int
+        Pose steps (counted from 0) at which every slice also tries the motion of its neighbours.
     learning_rate : float
         Adam's step for positions (mm), log-scales, quaternions and intensities.
     edge_share : float
@@ -43,17 +45,16 @@ class SvrOptions:
     """
 
     n_gaussians: int | None = None
-    mm3_per_gaussian: float = 5.0
-    iterations: int = 200
+    pixels_per_gaussian: float = 16.0
+    iterations: int = 120
     motion_correction: bool = True
-    pose_start: int = 6
-    pose_every: int = 3
+    pose_start: int = 4
+    pose_every: int = 2
+    neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
     learning_rate: float = 2.5e-2
     edge_share: float = 0.7
     scale_floor: float = 1.05
     scale_weight: float = 0.05
-    smooth_weight: float = 0.0
-    smooth_delta: float = 0.02
     mass_factor: bool = True
     cut: float = 3.5
     held_out: float = 0.03
