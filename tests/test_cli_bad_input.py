@@ -118,6 +118,14 @@ def spoil_mask_empty(tiny):
     return tiny.mask(), "the mask is empty"
 
 
+def spoil_mask_speck(tiny):
+    mask, affine = ball_stack(1)[1:]
+    speck = mask * 0
+    speck[14, 14, 7] = 1
+    write_nifti(tiny.mask(), speck, affine)
+    return tiny.mask(), "the mask holds 0.016 ml, which is no brain"
+
+
 def spoil_mask_elsewhere(tiny):
     affine = ball_stack(1)[2]
     affine[0, 3] += 300
@@ -153,8 +161,8 @@ def spoil_affine_singular(tiny):
 
 
 @pytest.mark.parametrize("spoil", [
-    spoil_mask_empty, spoil_mask_elsewhere, spoil_truncated, spoil_corrupt, spoil_volumes, spoil_affine,
-    spoil_affine_singular])
+    spoil_mask_empty, spoil_mask_speck, spoil_mask_elsewhere, spoil_truncated, spoil_corrupt,
+    spoil_volumes, spoil_affine, spoil_affine_singular])
 def test_bad_files(refuse, tiny_bids, spoil):
     tiny = tiny_bids()
     file, what = spoil(tiny)

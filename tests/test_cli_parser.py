@@ -4,7 +4,7 @@
 import pytest
 
 from gsbids.cli.parser import parse_args
-from gsbids.cli.plan import make_config
+from gsbids.cli.plan import make_config, parse_derivatives
 from gsbids.errors import InputError
 
 
@@ -71,6 +71,13 @@ def test_help_names_every_option_once(capsys):
     text = capsys.readouterr().out
     assert "_" not in "".join(word for word in text.split() if word.startswith("--"))
     assert "Exit codes" in text
+
+
+def test_derivatives_have_names(tmp_path):
+    for name in ("m", "manual_masks"):
+        (tmp_path / name).mkdir()
+    named = parse_derivatives([f"masks={tmp_path / 'm'}", str(tmp_path / "manual_masks")])
+    assert named == {"masks": tmp_path / "m", "manualmasks": tmp_path / "manual_masks"}
 
 
 def test_config_file_gives_defaults(tiny_bids, tmp_path):

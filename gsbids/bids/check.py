@@ -19,6 +19,9 @@ from gsbids.imaging.nifti import load_image
 # Thinner or thicker slices than this are a mistake in the unit.
 _THICKNESS_RANGE = (0.1, 20.0)
 
+# In ml; the brain of a fetus of 14 weeks has some 3.
+_SMALLEST_BRAIN = 0.5
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -141,6 +144,11 @@ def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> bool:
     if not (mask > 0).any():
         raise InputError(f"{stack.mask}: the mask is empty (all voxels are 0); give a mask with the brain "
                          "in it, leave the stack out with --bids-filter-file, or use another --mask-mode")
+    volume = (mask > 0).sum() * abs(np.linalg.det(mask_affine[:3, :3])) / 1000
+    if volume < _SMALLEST_BRAIN:
+        raise InputError(f"{stack.mask}: the mask holds {volume:.2g} ml, which is no brain (at least "
+                         f"{_SMALLEST_BRAIN:g} ml); give a mask with the brain in it, or leave the stack out "
+                         "with --bids-filter-file")
     if not resample_mask(mask, mask_affine, affine, shape).any():
         raise InputError(f"{stack.mask}: the mask does not overlap its stack {stack.path}; check the affines "
                          "of both, or that the mask is of this stack")

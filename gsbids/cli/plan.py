@@ -127,8 +127,8 @@ def make_config(args: argparse.Namespace) -> Config:
 def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
     """Data sets by name from ``[NAME=]PATH``; the name of the folder where none is given.
 
-    >>> parse_derivatives(["masks=/data/m", "/data/manual_masks"])
-    {'masks': PosixPath('/data/m'), 'manualmasks': PosixPath('/data/manual_masks')}
+    >>> parse_derivatives(["masks=/"])
+    {'masks': PosixPath('/')}
     """
     datasets: dict[str, Path] = {}
     for value in values:

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples in the docstrings of the command line and of the BIDS modules."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["bids.names", "bids.sink", "cli.outcome", "cli.plan", "cli.progress"])
+def test_examples(name):
+    outcome = doctest.testmod(importlib.import_module(f"gsbids.{name}"))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
