@@ -19,7 +19,7 @@ from gsbids.imaging.nifti import load_image
 # Thinner or thicker slices than this are a mistake in the unit.
 _THICKNESS_RANGE = (0.1, 20.0)
 
-# In ml; the brain of a fetus of 14 weeks has some 3.
+# In ml; far below any brain that is imaged in stacks.
 _SMALLEST_BRAIN = 0.5
 
 
