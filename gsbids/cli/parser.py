@@ -142,7 +142,7 @@ def _add_resources(group) -> None:
     group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=_whole(1, 4096), metavar="INT",
                        help="threads in use at any time (default: all)")
     group.add_argument("--omp-nthreads", type=_whole(1, 4096), metavar="INT",
-                       help="threads of one step (default: nprocs - 1, at most 8)")
+                       help="threads of one step (default: as --nprocs, at most 8)")
     group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=_memory("M"), metavar="SIZE",
                        help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)")
     group.add_argument("--mem-gb", dest="memory_gb", type=_memory("G"), metavar="SIZE",

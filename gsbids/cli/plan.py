@@ -238,7 +238,7 @@ def _nipype_options(args: argparse.Namespace) -> NipypeOptions:
         plugin, plugin_args = _read_plugin(args.use_plugin)
     return NipypeOptions(
         nprocs=nprocs,
-        omp_nthreads=min(args.omp_nthreads or max(1, min(nprocs - 1, 8)), nprocs),
+        omp_nthreads=min(args.omp_nthreads or 8, nprocs),
         memory_gb=args.memory_gb or round(0.9 * _total_memory_gb(), 2),
         plugin=plugin, plugin_args=plugin_args)
 
