@@ -39,7 +39,11 @@ def upright(volume: Path, folder: Path, spacing: float = 0.8) -> tuple[Path, Pat
 
 def aligned_rows(volumes: dict[str, Path], reference: Path, mask: Path) -> dict[str, np.ndarray]:
     """Volumes on the grid of the reference, each rigidly aligned to it inside the mask."""
-    return {name: align_rigid(path, reference, mask) for name, path in volumes.items()}
+    rows = {}
+    for name, path in volumes.items():
+        image, filled = align_rigid(path, reference, mask)
+        rows[name] = np.where(filled, image, 0)
+    return rows
 
 
 def draw_planes(path: Path, rows: dict[str, np.ndarray], mask: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:
@@ -62,14 +66,15 @@ def draw_planes(path: Path, rows: dict[str, np.ndarray], mask: np.ndarray, spaci
         gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02})
     for line, (name, volume) in zip(axes, rows.items(), strict=True):
         top = np.percentile(volume[mask], 99.5)
-        for axis, plane, place in zip((0, 1, 2), PLANES, line, strict=True):
+        for axis, place in enumerate(line):
             cut = [b if k != axis else middle[axis] for k, b in enumerate(box)]
             across, up = [k for k in range(3) if k != axis]
             place.imshow(volume[tuple(cut)].T, cmap="gray", vmin=0, vmax=top, origin="lower",
                          aspect=spacing[up] / spacing[across], interpolation="nearest")
             place.set(xticks=[], yticks=[])
-            place.set_title(plane if line is axes[0] else "", fontsize=9)
         line[0].set_ylabel(name, fontsize=9)
+    for plane, place in zip(PLANES, axes[0], strict=True):
+        place.set_title(plane, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
     plt.close(figure)

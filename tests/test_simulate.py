@@ -57,13 +57,14 @@ def gaussian_ball(sigma=(4.0, 4.0, 4.0), voxel=1.0, size=61):
 
 def test_phantom_has_the_size_and_the_contrast_of_a_fetal_head():
     phantom = fetal_phantom(voxel=1.0, brain_ml=80.0)
-    assert phantom.brain_ml == pytest.approx(80, rel=0.02)
+    radius = (3 * 80 / (4 * np.pi)) ** (1 / 3) * 10  # of a ball as large as the brain, mm
+    assert 80 * (1 + 2 / radius) ** 3 < phantom.mask_ml < 80 * (1 + 6 / radius) ** 3
     brain = phantom.image[phantom.mask]
     depth = ndimage.distance_transform_edt(~phantom.mask) * phantom.voxel
+    rim = phantom.image[(depth > 0) & (depth < 1.5)]
     skull = phantom.image[(depth > 1.5) & (depth < 3.5)]
-    fluid = phantom.image[depth > 9]
-    assert np.median(skull) < 0.6 * np.median(brain) < 0.6 * np.median(fluid)
-    assert np.percentile(brain, 95) - np.percentile(brain, 5) > 150
+    assert np.median(skull) < 0.7 * np.median(brain) < 0.7 * np.median(rim)
+    assert np.percentile(brain, 95) - np.percentile(brain, 5) > 400
     middle = phantom.affine[:3, :3] @ ((np.array(phantom.image.shape) - 1) / 2) + phantom.affine[:3, 3]
     np.testing.assert_allclose(middle, 0, atol=1e-9)
 
@@ -185,15 +186,15 @@ def test_second_subject_joins_and_the_first_is_never_overwritten(dataset):
 
 
 def test_score_forgives_gain_and_offset_and_nothing_else(phantom):
-    exact = score(3 * phantom.image + 40, phantom.image, phantom.mask)
-    assert exact.psnr > 90
-    assert exact.ncc == pytest.approx(1, abs=1e-6)
+    psnr, ncc = score(3 * phantom.image + 40, phantom.image, phantom.mask)
+    assert psnr > 90
+    assert ncc == pytest.approx(1, abs=1e-6)
     noisy = phantom.image + 100 * np.random.default_rng(0).standard_normal(phantom.image.shape)
     values = phantom.image[phantom.mask].astype(float)
     # The best gain shrinks towards the mean: error^2 = noise^2 * signal^2 / (noise^2 + signal^2).
     error = 100 * values.std() / np.hypot(100, values.std())
     expected = 20 * np.log10(values.max() / error)
-    assert score(noisy, phantom.image, phantom.mask).psnr == pytest.approx(expected, abs=0.1)
+    assert score(noisy, phantom.image, phantom.mask)[0] == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("angle", [0, 20])
@@ -204,11 +205,11 @@ def test_comparison_undoes_a_rigid_motion(tmp_path, dataset, angle):
     file = save_image(tmp_path / "moved.nii.gz", (2 * truth + 50) * mask, move @ affine)
     found = compare_to_truth(file, dataset.truth, dataset.truth_mask)
     assert found.psnr > 50
-    assert found.coverage == 1.0
+    assert found.coverage > 0.95
 
 
 def test_average_of_still_stacks_beats_average_of_moving_ones(tmp_path):
-    moving = replace(TINY, brain_ml=120.0, acquisition=replace(TINY.acquisition, noise=0, drop=0, bias=0))
+    moving = replace(TINY, acquisition=replace(TINY.acquisition, noise=0, drop=0, bias=0))
     still = replace(moving, angle=0, shift=0, stack_angle=0, stack_shift=0)
     scores = []
     for name, settings in (("still", still), ("moving", moving)):

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--in-plane", type=float, default=1.1, help="pixel size, mm")
     parser.add_argument("--thickness", type=float, default=3.0, help="slice thickness, mm")
     parser.add_argument("--spacing", type=float, default=3.3, help="distance between slices, mm")
-    parser.add_argument("--noise", type=float, default=0.03, help="noise over the signal of fluid")
+    parser.add_argument("--noise", type=float, default=0.02, help="noise over the signal of fluid")
     parser.add_argument("--angle", type=float, default=5.0, help="largest rotation within the scan, degrees")
     parser.add_argument("--shift", type=float, default=3.0, help="largest shift within the scan, mm")
     parser.add_argument("--drop", type=float, default=0.05, help="part of the slices that lose their signal")

@@ -49,7 +49,7 @@ class Acquisition:
     thickness: float = 3.0
     spacing: float = 3.3
     interleave: int = 2
-    noise: float = 0.03
+    noise: float = 0.02
     gain_sd: float = 0.03
     drop: float = 0.05
     bias: float = 0.2

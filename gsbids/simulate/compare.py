@@ -13,23 +13,26 @@ from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image
 from gsbids.simulate.acquire import rigid_about
 
+MARGIN = 2.0  # mm
 SAMPLES = 10_000  # voxels of the mask that the alignment looks at
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How near a volume is to the truth, inside the true brain mask.
+    """How near a volume is to the truth, inside the brain.
 
     A reconstruction is defined up to a rigid motion, a gain and an offset: these are fitted first.
+    The outermost ``MARGIN`` mm of the mask are left out: there the volume's own mask, not the brain,
+    would decide.
 
     Attributes
     ----------
     psnr : float
-        dB; the peak is the truth's maximum in the mask.
+        dB; the peak is the truth's maximum in there.
     ncc : float
         Normalised cross-correlation.
     coverage : float
-        Part of the mask where the volume is not zero.
+        Part of the whole mask where the volume is not zero.
     """
 
     psnr: float
@@ -56,15 +59,18 @@ def compare_to_truth(volume: str | Path, truth: str | Path, truth_mask: str | Pa
     InputError
         A file that cannot be read, or a volume of zeros.
     """
-    truth_data, _ = load_image(truth)
+    truth_data, affine = load_image(truth)
     mask = load_image(truth_mask)[0] > 0.5
     if not load_image(volume)[0].any():
         raise InputError(f"{volume}: every voxel is 0, so there is nothing to compare; see how it was made")
-    return score(align_rigid(volume, truth, truth_mask), truth_data, mask)
+    aligned, filled = align_rigid(volume, truth, truth_mask)
+    depth = ndimage.distance_transform_edt(mask, sampling=np.linalg.norm(affine[:3, :3], axis=0))
+    psnr, ncc = score(aligned, truth_data, depth > MARGIN)
+    return Comparison(psnr, ncc, coverage=float(filled[mask].mean()))
 
 
-def score(volume: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Comparison:
-    """PSNR and NCC after the best gain and offset.
+def score(volume: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """PSNR (dB) and NCC after the best gain and offset.
 
     Parameters
     ----------
@@ -78,11 +84,10 @@ def score(volume: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> Comparison
     gain = deviation @ (y - y.mean()) / power if power > 0 else 0.0
     error = np.sqrt(np.mean((y - y.mean() - gain * deviation) ** 2))
     ncc = gain * np.sqrt(power / max(np.sum((y - y.mean()) ** 2), 1e-30))
-    return Comparison(psnr=float(20 * np.log10(y.max() / max(error, 1e-12))), ncc=float(ncc),
-                      coverage=float(np.mean(np.abs(x) > 1e-3 * np.abs(x).max())))
+    return float(20 * np.log10(y.max() / max(error, 1e-12))), float(ncc)
 
 
-def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -> np.ndarray:
+def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The volume on the truth's grid, rigidly aligned to it inside the brain.
 
     Started where ANTs puts it, where it is, and with the middle of its filled part on the middle of
@@ -95,8 +100,9 @@ def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -
 
     Returns
     -------
-    ndarray, (X, Y, Z), float32
-        0 where the volume does not reach.
+    image : ndarray, (X, Y, Z), float32
+    filled : ndarray, (X, Y, Z), bool
+        Where the volume is not zero.
     """
     moving, moving_affine = load_image(volume)
     fixed, fixed_affine = load_image(truth)
@@ -121,7 +127,9 @@ def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -
     best = min(ends, key=lambda end: end.fun)
     best = minimize(cost, best.x, method="Powell", options={"xtol": 1e-4, "ftol": 1e-8, "maxiter": 10})
     index = to_index @ _rigid(best.x, centre) @ fixed_affine
-    return ndimage.affine_transform(moving, index[:3, :3], index[:3, 3], fixed.shape, order=3)
+    where = {"matrix": index[:3, :3], "offset": index[:3, 3], "output_shape": fixed.shape}
+    filled = ndimage.affine_transform((moving != 0).astype(np.float32), order=1, **where) >= 0.5
+    return ndimage.affine_transform(moving, order=3, **where), filled
 
 
 def _rigid(parameters, centre):

@@ -16,8 +16,10 @@ FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 # Signals of a T2-weighted fetal brain, fluid = 1: the cortex is dark, unmyelinated white matter is not.
 FLUID, GREY, WHITE = 1.0, 0.40, 0.64
-# The head around the brain: outer radius of each layer (mm from the brain's surface) and its signal.
-LAYERS = ((1.5, 0.95), (3.5, 0.10), (6.0, 0.50), (np.inf, 0.85))
+FLUID_RIM = 2.0  # mm of fluid around the brain that belong to its mask: a fetus has much of it
+SULCI = 1.2  # standard deviation (template mm) by which the fluid of the sulci is widened
+# The head around the mask: outer radius of each layer (mm from the mask's surface) and its signal.
+LAYERS = ((1.5, FLUID), (3.5, 0.12), (6.0, 0.50), (np.inf, 0.85))
 LAYER_BLUR = 0.35  # mm, logistic width of the layers' borders
 
 
@@ -30,7 +32,7 @@ class Phantom:
     image : ndarray, (X, Y, Z), float32
         Signal of the whole head; fluid inside the brain is about 1000.
     mask : ndarray, (X, Y, Z), bool
-        Brain with the fluid in it.
+        Brain with the fluid in it and a rim of fluid around it, as masks of fetal brains are drawn.
     affine : ndarray, (4, 4)
         Voxel indices to world RAS+ mm; the middle of the grid is at 0.
     """
@@ -45,24 +47,25 @@ class Phantom:
         return float(self.affine[0, 0])
 
     @property
-    def brain_ml(self) -> float:
+    def mask_ml(self) -> float:
         """Volume of the mask, ml."""
         return float(self.mask.sum()) * self.voxel**3 / 1000
 
 
-def fetal_phantom(voxel: float = 0.5, brain_ml: float = 200.0, margin: float = 16.0) -> Phantom:
+def fetal_phantom(voxel: float = 0.5, brain_ml: float = 140.0, margin: float = 16.0) -> Phantom:
     """Fetal-sized head with T2-like contrast: brain, fluid, skull rim, scalp, amniotic fluid.
 
     Grey and white matter fractions and what is left of the brain as fluid are mixed with T2-like
-    signals; what the T1 template says beyond them (deep nuclei) is added with its sign turned.
-    Adult folds at fetal size are finer than a fetus has: a harder case, not an easier one.
+    signals; what the T1 template says beyond them (deep nuclei) is added with its sign turned. Sulci
+    are widened and the brain swims in fluid, as before birth. Adult folds at fetal size are finer
+    than a fetus has: a harder case, not an easier one.
 
     Parameters
     ----------
     voxel : float
         Voxel size, mm.
     brain_ml : float
-        Volume of the brain, ml: 120 is about 24 weeks of gestation, 240 about 30.
+        Volume of the brain without the rim of fluid, ml: 120 is about 24 weeks of gestation, 240 about 30.
     margin : float
         Room around the brain, mm.
 
@@ -77,22 +80,30 @@ def fetal_phantom(voxel: float = 0.5, brain_ml: float = 200.0, margin: float = 1
     """
     grey, white, t1 = _icbm152_maps()
     brain = ndimage.binary_fill_holes(t1 > 0.03)
-    size = (1000 * brain_ml / brain.sum()) ** (1 / 3)  # fetal mm per template mm
-    fluid = np.clip(1 - grey - white, 0, 1)
-    deep = t1 - (0.25 * fluid + 0.62 * grey + 0.86 * white)
-    signal = FLUID * fluid + GREY * grey + WHITE * white - 0.5 * deep * (1 - fluid)
-    # Beyond its mask the brain goes on as fluid, so that no interpolation meets an edge to zero.
-    signal = np.where(brain, np.clip(signal, 0.05, None), FLUID)
     inside = np.argwhere(brain)
-    lo, hi = inside.min(0), inside.max(0) + 1
-    box = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    shape = np.ceil(((hi - lo) * size + 2 * margin) / voxel).astype(int)
-    signal = _rescale(signal[box], size, voxel, shape, outside=FLUID)
-    mask = _rescale(brain[box].astype(np.float32), size, voxel, shape, outside=0.0) >= 0.5
+    box = tuple(slice(a, b) for a, b in zip(inside.min(0), inside.max(0) + 1, strict=True))
+    brain = brain[box]
+    signal = np.where(brain, _tissue_signal(grey[box], white[box], t1[box]), FLUID).astype(np.float32)
+    size = (1000 * brain_ml / brain.sum()) ** (1 / 3)  # fetal mm per template mm
+    shape = np.ceil((np.array(brain.shape) * size + 2 * margin) / voxel).astype(int)
+    signal = _rescale(signal, size, voxel, shape, outside=FLUID)
+    brain = _rescale(brain.astype(np.float32), size, voxel, shape, outside=0.0) >= 0.5
+    mask = _distance_from(brain, voxel) <= FLUID_RIM
     image = np.where(mask, signal, _head_around(mask, voxel))
     affine = np.diag([voxel, voxel, voxel, 1.0])
     affine[:3, 3] = -voxel * (shape - 1) / 2
     return Phantom((1000 * image).astype(np.float32), mask, affine)
+
+
+def _tissue_signal(grey, white, t1):
+    """T2-like signal from fractions of grey and white matter and a T1-weighted image, each 0 to 1."""
+    fluid = np.clip(1 - grey - white, 0, 1)
+    tissue = 1 - fluid
+    mixed = np.where(tissue > 1e-3, (GREY * grey + WHITE * white) / np.maximum(tissue, 1e-3), GREY)
+    deep = t1 - (0.25 * fluid + 0.62 * grey + 0.86 * white)
+    solid = np.clip(mixed - 0.5 * deep * tissue, 0.05, None)
+    widened = np.clip(np.maximum(fluid, 1.8 * ndimage.gaussian_filter(fluid, SULCI)), 0, 1)
+    return FLUID * widened + solid * (1 - widened)
 
 
 def band_limited(phantom: Phantom, resolution: float) -> Phantom:
@@ -143,10 +154,15 @@ def _rescale(data, size, voxel, shape, outside):
 
 def _head_around(mask, voxel):
     """Signal outside the brain: thin fluid, dark skull, scalp, amniotic fluid (fluid = 1)."""
-    distance = ndimage.distance_transform_edt(~mask) * voxel
+    distance = _distance_from(mask, voxel)
     width = max(LAYER_BLUR, voxel / 4)
     signal = np.full(mask.shape, LAYERS[0][1])
     for (radius, _), (_, value) in pairwise(LAYERS):
         outside = 1 / (1 + np.exp(-np.clip((distance - radius) / width, -50, 50)))
         signal += (value - signal) * outside
     return signal
+
+
+def _distance_from(mask, voxel):
+    """Distance (mm) of voxel centres from the mask's surface, half a voxel beyond its last centres."""
+    return (ndimage.distance_transform_edt(~mask) - 0.5) * voxel
