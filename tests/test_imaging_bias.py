@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gsbids.imaging.bias import correct_bias, denoise
+from gsbids.imaging.bias import correct_bias, denoise, noise_deviation
 
 AFFINE = np.diag([1.1, 1.1, 3.3, 1.0])
 
@@ -21,14 +21,26 @@ def stack():
     return clean.astype(np.float32), bias.astype(np.float32), mask
 
 
-def test_denoise_lowers_the_error_in_the_mask_only(stack):
+def test_denoise_as_much_as_the_noise_calls_for(stack):
     clean, _, mask = stack
-    noisy = np.abs(clean + np.random.default_rng(1).normal(0, 50, clean.shape)).astype(np.float32)
-    made = denoise(noisy, mask, AFFINE)
-    assert made.dtype == np.float32
-    assert np.std((made - clean)[mask]) < 0.75 * np.std((noisy - clean)[mask])
-    np.testing.assert_array_equal(made[:3], noisy[:3])
+    errors = []
+    for deviation in (100, 2):
+        noisy = np.abs(clean + np.random.default_rng(1).normal(0, deviation, clean.shape)).astype(np.float32)
+        made = denoise(noisy, mask, AFFINE)
+        assert made.dtype == np.float32
+        errors.append(np.std((made - clean)[mask]) / np.std((noisy - clean)[mask]))
+        np.testing.assert_array_equal(made[:3], noisy[:3])
+    assert errors[0] < 0.85
+    assert errors[1] < 1.05
     np.testing.assert_array_equal(made, denoise(noisy, mask, AFFINE))
+
+
+@pytest.mark.parametrize("deviation", [5, 20, 60])
+def test_noise_is_estimated(stack, deviation):
+    clean, _, mask = stack
+    noisy = ndimage.gaussian_filter(clean, (1, 1, 0)) + np.random.default_rng(1).normal(0, deviation, clean.shape)
+    assert noise_deviation(noisy, mask) == pytest.approx(deviation, rel=0.15)
+    assert noise_deviation(noisy, np.zeros_like(mask)) == 0.0
 
 
 def test_bias_is_removed_and_the_scale_kept(stack):

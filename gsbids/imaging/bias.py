@@ -4,11 +4,14 @@
 import os
 
 import numpy as np
+from scipy import ndimage
 
 from gsbids.imaging.masks import bounding_box
 
 # Room around the mask, mm: the filters see some of what surrounds the brain.
 MARGIN = 10.0
+# Part of the noise that the filter takes away (measured: 0.52 to 0.69), and slices that see one place.
+REMOVES, SEEN = 0.6, 8.0
 
 
 def load_ants():
@@ -28,12 +31,13 @@ def load_ants():
 
 
 def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Adaptive non-local means within each slice.
+    """Adaptive non-local means within each slice, as strong as the noise calls for.
 
-    Patches stay in the plane, because neighbouring slices have moved: on simulated fetal stacks
-    with motion and 2 % of noise the error in the brain falls from 20 to 13.5 (99th percentile of the
-    intensities: 1000), and to 17 with patches that reach into the neighbouring slices. Gaussian
-    noise, because the Rician correction left a bias of 3.
+    Patches stay in the plane, because neighbouring slices have moved, and noise is taken as Gaussian,
+    because the Rician correction left a bias. The filter also takes away some of the signal, the same
+    in every slice, while noise averages out over the slices of a reconstruction. So the filtered image
+    is blended in with the share that makes the expected error of such a mean least: on simulated fetal
+    stacks a fifth at 2 % of noise (of the 99th percentile), half at 5 %, next to nothing below 1 %.
 
     Parameters
     ----------
@@ -54,14 +58,74 @@ def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     """
     ants = load_ants()
     box = _box(mask, affine)
-    part = ants.from_numpy(np.ascontiguousarray(image[box], dtype=np.float32), spacing=_spacing(affine))
-    clean = ants.denoise_image(part, p="1x1x0", r="1x1x0", noise_model="Gaussian").numpy()
-    return _pasted(image, np.where(np.isfinite(clean), clean, image[box]), box)
+    part, inside = np.ascontiguousarray(image[box], dtype=np.float32), mask[box]
+    clean = ants.denoise_image(ants.from_numpy(part, spacing=_spacing(affine)), p="1x1x0", r="1x1x0",
+                               noise_model="Gaussian").numpy()
+    removed = np.where(np.isfinite(clean), part - clean, 0.0)
+    share = blend_share(float(np.mean(removed[inside] ** 2)), noise_deviation(part, inside) ** 2)
+    return _pasted(image, part - np.float32(share) * removed, box)
+
+
+def blend_share(removed: float, noise: float) -> float:
+    """Share of a denoised image in a blend whose mean over several slices has the least error.
+
+    The filter takes the part ``REMOVES`` of the noise and a signal of variance s2 = removed -
+    REMOVES^2 noise with it. A blend with share w, averaged over ``SEEN`` slices, has the expected
+    error w^2 s2 + (1 - w REMOVES)^2 noise / SEEN.
+
+    Parameters
+    ----------
+    removed : float
+        Mean square of what the filter takes away.
+    noise : float
+        Variance of the noise.
+
+    Examples
+    --------
+    >>> round(blend_share(removed=17.0**2, noise=20.0**2), 2), blend_share(removed=81.0, noise=0.0)
+    (0.18, 0.0)
+    """
+    signal = max(removed - REMOVES**2 * noise, 0.0)
+    averaged = noise / SEEN
+    if averaged == 0.0:
+        return 0.0
+    return min(REMOVES * averaged / (signal + REMOVES**2 * averaged), 1.0)
+
+
+def noise_deviation(image: np.ndarray, mask: np.ndarray) -> float:
+    """Standard deviation of the noise from second differences within the slices.
+
+    Median absolute deviation of the product of second differences along rows and columns, over the
+    mask without its border; fine structure adds a little (0.2 % of the intensities on noise-free
+    fetal stacks), correlated noise hides.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+    mask : ndarray, (X, Y, Z), bool
+
+    References
+    ----------
+    J. Immerkaer, Fast noise variance estimation, Comput. Vis. Image Underst. 64 (1996).
+    """
+    inside = ndimage.binary_erosion(mask, np.ones((3, 3, 1)))
+    if not inside.any():
+        return 0.0
+    detail = image.astype(np.float64)
+    for axis in (0, 1):
+        detail = ndimage.correlate1d(detail, [1.0, -2.0, 1.0], axis=axis)
+    values = detail[inside]
+    # White noise of variance 1 comes out with variance (1 + 4 + 1)^2.
+    return float(1.4826 * np.median(np.abs(values - np.median(values))) / 6)
 
 
 def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
-                 iterations: tuple[int, ...] = (50, 50, 50)) -> np.ndarray:
+                 iterations: tuple[int, ...] = (200,)) -> np.ndarray:
     """N4 bias field correction, fitted in the mask and applied in the box around it.
+
+    A stiff field: one cubic piece along each side of the box. On simulated fetal stacks without a bias
+    it adds a standard deviation of 0.013 (logarithm), against 0.023, 0.05 and 0.08 with two, three and
+    four levels, which take contrast of tissues for a bias; of a linear bias of 0.135 it leaves 0.013.
 
     Parameters
     ----------
@@ -69,8 +133,7 @@ def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
     mask : ndarray, (X, Y, Z), bool
     affine : ndarray, (4, 4)
     iterations : tuple of int
-        Most iterations at each level; every level halves the spacing of the B-spline's knots, which
-        starts as the size of the box.
+        Most iterations at each level; every further level halves the spans of the B-spline.
 
     Returns
     -------
