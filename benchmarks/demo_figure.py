@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 
 from common import only
-from figures import aligned_rows, draw_planes
+from figures import aligned_rows, draw_planes, on_grid
 
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.simulate.compare import average_of_stacks
 
 
 def main() -> None:
-    """Draw truth, plain average and reconstruction."""
+    """Draw an acquired stack, the plain average, the reconstruction and the truth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path, help="folder that make demo made")
     parser.add_argument("png", type=Path, help="picture to write")
@@ -28,9 +28,10 @@ def main() -> None:
         average = save_image(Path(folder) / "average.nii.gz", *average_of_stacks(stacks, masks, 0.8))
         volumes = {"stacks averaged": average,
                    "gsbids": only(args.demo / "out", "*_rec-gsvr_*_desc-preproc_T2w.nii.gz")}
-        rows = aligned_rows(volumes, truth, mask)
-    rows["truth"] = load_image(truth)[0]
-    draw_planes(args.png, rows, load_image(mask)[0] > 0.5)
+        rows = {"one stack": on_grid(stacks[0], truth)} | aligned_rows(volumes, truth, mask)
+    brain = load_image(mask)[0] > 0.5
+    rows["truth"] = load_image(truth)[0] * brain
+    draw_planes(args.png, rows, brain)
 
 
 if __name__ == "__main__":

@@ -119,13 +119,14 @@ def converted_motion(table: Path, folder: Path) -> Path:
 
 
 def draw(path: Path, volumes: dict[str, Path], truth: Path, mask: Path) -> None:
-    """Mid-planes of the truth and of the volumes, aligned to it."""
+    """Mid-planes of the volumes, aligned to the truth, and of the truth."""
     from figures import aligned_rows, draw_planes
 
     from gsbids.imaging.nifti import load_image
 
-    rows = {"truth": load_image(truth)[0]} | aligned_rows(volumes, truth, mask)
-    draw_planes(path, rows, load_image(mask)[0] > 0.5)
+    brain = load_image(mask)[0] > 0.5
+    rows = aligned_rows(volumes, truth, mask) | {"truth": load_image(truth)[0] * brain}
+    draw_planes(path, rows, brain)
     say(str(path))
 
 
