@@ -5,6 +5,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from gsbids import __version__
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 
@@ -25,12 +26,14 @@ def stack_workflow_name(stack: StackFile) -> str:
 
 
 def working_folder(config: Config) -> Path:
-    """Folder below the work folder that belongs to this input and this output.
+    """Folder below the work folder that belongs to this input, this output and this version.
 
-    Two data sets may share one scratch folder: their subjects have the same names.
+    Two data sets may share one scratch folder: their subjects have the same names. Another version
+    computes other things from the same inputs.
     """
     execution = config.execution
-    key = hashlib.sha256(f"{execution.bids_dir}\n{execution.output_dir}".encode()).hexdigest()[:8]
+    named = f"{execution.bids_dir}\n{execution.output_dir}\n{__version__}"
+    key = hashlib.sha256(named.encode()).hexdigest()[:8]
     return execution.work_dir / f"{execution.bids_dir.name}-{key}"
 
 
