@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-SAMPLE_EVERY = 0.25  # s, how often the processes of a command are looked at
+SAMPLE_EVERY = 1.0  # s, how often the processes of a command are looked at
 
 
 @dataclass(frozen=True)
