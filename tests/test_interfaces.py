@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from conftest import ball_stack, write_nifti
 from scipy.spatial.transform import Rotation
 

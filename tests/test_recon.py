@@ -18,7 +18,7 @@ from gsbids.recon.fit_svr import fit_svr, move_field
 from gsbids.recon.initialise import initial_field, sampling_probability
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.resample import output_grid, sample_grid, simulate_stack, vote_mask
+from gsbids.recon.resample import output_grid, sample_grid, shown_region, simulate_stack, vote_mask
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 
@@ -134,6 +134,17 @@ def test_slices_are_where_the_affine_says(moving):
         assert slices.values[s, i, j] == pytest.approx(value)
 
 
+def test_the_rim_is_around_the_mask_and_no_wider(moving):
+    _, stacks, _, _ = moving
+    without, slices = (SliceSet.from_stacks(stacks, STILL, rim) for rim in (0.0, 2.0))
+    np.testing.assert_array_equal(without.region, without.mask)
+    assert (slices.region & slices.mask).sum() == slices.mask.sum() == without.mask.sum()
+    for s in range(0, len(slices), 5):
+        far = ndimage.distance_transform_edt(~slices.mask[s], sampling=slices.spacing[s])
+        assert far[slices.region[s]].max() <= 2.0
+        assert far[~slices.region[s]].min() > 2.0
+
+
 def test_an_empty_mask_is_named():
     stack = acquire(brain(), "axial")
     empty = dataclasses.replace(stack, mask=np.zeros_like(stack.mask))
@@ -161,7 +172,7 @@ def test_gaussians_start_inside_their_pixels(moving):
         index = np.rint(local[:, :2] / slices.spacing + slices.centre).astype(int)
         near = np.abs(local[:, 2]) <= slices.slice_gap / 2 + 1e-4
         fits = near & (index >= 0).all(1) & (index < slices.values.shape[1:]).all(1)
-        values = [slices.values[s, *index[s]] for s in np.flatnonzero(fits) if slices.mask[s, *index[s]]]
+        values = [slices.values[s, *index[s]] for s in np.flatnonzero(fits) if slices.region[s, *index[s]]]
         assert np.isclose(values, intensity).any()
 
 
@@ -311,6 +322,9 @@ def test_mask_does_not_depend_on_the_voxel_size(moving, spacing):
     truth = (((index @ back[:3, :3].T + back[:3, 3]) / RADIUS) ** 2).sum(-1) < 1
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.94
     assert coverage[truth].mean() == pytest.approx(3, rel=0.15)
+    shown = shown_region(mask, coverage, affine, 2.0)
+    assert shown[mask].all()
+    assert ndimage.distance_transform_edt(~mask, sampling=[spacing] * 3)[shown].max() <= 2.0
 
 
 def test_simulated_stack_is_like_the_acquired_one(moving):

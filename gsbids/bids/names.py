@@ -19,7 +19,7 @@ ENTITY_ORDER = (
 
 #: What the ``desc`` labels of our outputs mean: written to ``descriptions.tsv``.
 DESCRIPTIONS = {
-    "preproc": "Reconstructed volume, zero outside the brain mask",
+    "preproc": "Reconstructed volume, zero outside the brain and a rim of 2 mm",
     "unmasked": "Reconstructed volume, whole field of view",
     "brain": "Brain mask",
     "coverage": "Weight of the acquired slices behind every voxel of the reconstructed volume",

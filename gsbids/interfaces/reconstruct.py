@@ -85,7 +85,7 @@ class SampleVolumeInputSpec(StacksInputSpec):
 class SampleVolumeOutputSpec(TraitedSpec):
     """Outputs of :class:`SampleVolume`."""
 
-    volume = File(exists=True, desc="volume, zero outside the brain mask")
+    volume = File(exists=True, desc="volume, zero outside the brain and a narrow rim")
     unmasked = File(exists=True, desc="volume in the whole field of view")
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
@@ -99,7 +99,7 @@ class SampleVolume(NodeInterface):
     output_spec = SampleVolumeOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.recon.resample import output_grid, sample_grid, vote_mask
+        from gsbids.recon.resample import output_grid, sample_grid, shown_region, vote_mask
         from gsbids.recon.result import SvrResult
 
         limit_threads(self.inputs.num_threads)
@@ -107,7 +107,8 @@ class SampleVolume(NodeInterface):
         affine, shape = output_grid(stacks, result, self.inputs.resolution)
         image = sample_grid(result.field, affine, shape)[0] * result.intensity_scale
         mask, coverage = vote_mask(stacks, result, affine, shape)
-        for name, data, dtype in (("volume", image * mask, "float32"), ("unmasked", image, "float32"),
+        shown = shown_region(mask, coverage, affine, result.settings["rim"])
+        for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
                                   ("mask", mask, "uint8"), ("coverage", coverage, "float32")):
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, affine, dtype))
         self._results["facts"] = result_facts(result)

@@ -97,15 +97,15 @@ def _preprocessing(facts: MethodsFacts) -> str:
         sentences.append(f"Brain masks {', or '.join(masks)}.")
     steps = []
     if facts.denoised:
-        steps.append("denoised by adaptive non-local means [@denoise]")
+        steps.append("denoised by adaptive non-local means [@denoise], as far as their measured noise called for")
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4] inside the mask")
-    if facts.registered:
-        steps.append("co-registered rigidly from several starting positions, each registration being kept "
-                     "only where it raised the similarity of the stacks inside their masks")
     if steps:
-        joined = steps[0] if len(steps) == 1 else f"{', '.join(steps[:-1])} and {steps[-1]}"
-        sentences.append(f"Stacks were {joined} (ANTs [@ants], antspyx{_version(facts, 'ants')}).")
+        sentences.append(f"Stacks were {' and '.join(steps)} (ANTs [@ants], antspyx{_version(facts, 'ants')}).")
+    if facts.registered:
+        sentences.append(
+            "Whole stacks were co-registered rigidly from a cover of all rotations, maximising the normalised "
+            "cross-correlation inside their masks; a registration was kept only where it raised the similarity.")
     return " ".join(sentences)
 
 
@@ -119,8 +119,9 @@ def _reconstruction(facts: MethodsFacts) -> str:
         "[@svr]."]
     poses = " and, in turns, one rigid pose per slice by Levenberg-Marquardt steps [@lm]"
     sentences.append(
-        f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising a "
-        "robust difference of acquired and simulated pixels.")
+        f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising the "
+        "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 2 mm around them; slices "
+        "and pixels that stand out lose weight (Welsch).")
     if not facts.motion_corrected:
         sentences.append("Slices were not corrected for motion beyond the registration of the stacks.")
     if facts.resolution:

@@ -48,10 +48,10 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
             progress: Callable[[int, int, dict], None] | None = None) -> SvrResult:
     """Reconstruct a field of Gaussians from stacks of slices that moved.
 
-    Minimises ``sum_p w_p rho(a_s I_s(p) - y_p)`` over masked pixels p, with the forward model of
-    :func:`gsbids.kernels.reference.render_slices` (GSVR paper, Eq. 5 and 7), rho the Charbonnier loss. The field
-    goes by Adam, the poses by Levenberg-Marquardt (:mod:`gsbids.recon.poses`), gains and robust weights by their
-    closed forms (:mod:`gsbids.recon.outliers`).
+    Minimises ``sum_p w_p rho(a_s I_s(p) - y_p)`` over the pixels p of the masks and a rim around them, with the
+    forward model of :func:`gsbids.kernels.reference.render_slices` (GSVR paper, Eq. 5 and 7), rho the Charbonnier
+    loss. The field goes by Adam, the poses by Levenberg-Marquardt (:mod:`gsbids.recon.poses`), gains and robust
+    weights by their closed forms (:mod:`gsbids.recon.outliers`).
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     """
     numba.set_num_threads(min(options.threads, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(1)  # its sums change with the threads; its share of the time is small
-    slices = SliceSet.from_stacks(stacks, transforms)
+    slices = SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
     render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
@@ -105,7 +105,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
 
 def _start(slices: SliceSet, options: SvrOptions) -> FitState:
     """Initial field at the start poses; every slice with gain 1 and full weight."""
-    count = options.n_gaussians or max(500, round(slices.mask.sum() / options.pixels_per_gaussian))
+    count = options.n_gaussians or max(500, round(slices.region.sum() / options.pixels_per_gaussian))
     field = initial_field(slices, count, options.edge_share, options.seed)
     parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
     # Adam without weight decay: positions and poses must not depend on where the origin is.
@@ -117,9 +117,9 @@ def _start(slices: SliceSet, options: SvrOptions) -> FitState:
 
 def _split_pixels(slices: SliceSet, options: SvrOptions) -> tuple[np.ndarray, np.ndarray]:
     """Pixels that are fitted, and pixels that are held out; both (S, X, Y) bool."""
-    draw = np.random.default_rng(options.seed + 1).random(slices.mask.shape)
-    held = slices.mask & (draw < options.held_out)
-    return slices.mask & ~held, held
+    draw = np.random.default_rng(options.seed + 1).random(slices.region.shape)
+    held = slices.region & (draw < options.held_out)
+    return slices.region & ~held, held
 
 
 def _is_pose_turn(iteration: int, options: SvrOptions) -> bool:
@@ -188,7 +188,7 @@ def _finish(state, slices, stacks, transforms, history, options, render) -> SvrR
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
         intensity_scale=scale, history=history,
         settings={**_plain(options), "gaussians": len(field),
-                  "pixels": int(slices.mask.sum()), "slices": len(slices), "eps": render.eps})
+                  "pixels": int(slices.region.sum()), "slices": len(slices), "eps": render.eps})
 
 
 def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:

@@ -15,8 +15,8 @@ NEIGHBOURS = 4
 def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
     """Probability of every pixel to become the centre of a Gaussian.
 
-    ``P = edge_share |grad I| / sum |grad I| + (1 - edge_share) / N`` over the N masked pixels; the gradient is
-    per millimetre, and taken one pixel inside the mask, where its edge has no say.
+    ``P = edge_share |grad I| / sum |grad I| + (1 - edge_share) / N`` over the N pixels of the region; the gradient
+    is per millimetre, and taken one pixel inside the region, where its edge has no say.
 
     Returns
     -------
@@ -24,11 +24,11 @@ def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
     """
     gradient = np.zeros(slices.values.shape)
     for s in range(len(slices)):
-        core = ndimage.binary_erosion(slices.mask[s])
+        core = ndimage.binary_erosion(slices.region[s])
         along = np.gradient(slices.values[s], *slices.spacing[s])
         gradient[s] = np.hypot(*along) * core
     share = edge_share if gradient.any() else 0.0
-    probability = (1 - share) * slices.mask / slices.mask.sum()
+    probability = (1 - share) * slices.region / slices.region.sum()
     if share:
         probability = probability + share * gradient / gradient.sum()
     return probability
@@ -42,7 +42,7 @@ def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int) ->
     slices : SliceSet
         Placed by its ``start`` poses.
     count : int
-        Number of Gaussians; at most the number of masked pixels.
+        Number of Gaussians; at most the number of pixels of the region.
     edge_share : float
         See :func:`sampling_probability`.
     seed : int

@@ -13,7 +13,7 @@ class SvrOptions:
     n_gaussians : int or None
         Number of Gaussians; None: one per ``pixels_per_gaussian``.
     pixels_per_gaussian : float
-        Masked pixels of all slices that a Gaussian stands for: more data carry more detail.
+        Fitted pixels of all slices that a Gaussian stands for: more data carry more detail.
     iterations : int
         Most iterations of the fit.
     motion_correction : bool
@@ -24,6 +24,8 @@ class SvrOptions:
         Pose steps (counted from 0) at which every slice also tries the motion of its neighbours.
     learning_rate : float
         Adam's step for positions (mm), log-scales, quaternions and intensities.
+    rim : float
+        Width (mm) of the rim around the masks that is fitted as well.
     edge_share : float
         Share of the Gaussians that start where the image gradient is (the rest uniformly): 1 - lambda of
         Eq. 6 of the GSVR paper.
@@ -52,6 +54,7 @@ class SvrOptions:
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
     learning_rate: float = 2.5e-2
+    rim: float = 2.0
     edge_share: float = 0.7
     scale_floor: float = 1.05
     scale_weight: float = 0.05

@@ -13,6 +13,7 @@ from gsbids.recon.psf import FWHM_TO_SIGMA
 from gsbids.recon.result import SvrResult
 
 GRID_MARGIN = 5.0  # mm around the brain
+LEAST_COVERAGE = 0.15  # slices that must have seen a voxel for it to be shown
 BLOCK = 32  # planes rendered at once: bounds the memory
 
 
@@ -131,8 +132,30 @@ def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape)
             votes += each * np.bincount(flat, np.resize(inside, len(positions))[fits], minlength=seen.size)
     reach = max(float(np.max(stack.spacing[:2])) for stack in stacks)
     votes, seen = (ndimage.gaussian_filter(a.reshape(shape), reach / 2 / voxel) for a in (votes, seen))
-    mask = (votes > 0.5 * seen) & (seen > 0.15)
+    mask = (votes > 0.5 * seen) & (seen > LEAST_COVERAGE)
     return _tidy(mask), seen.astype(np.float32)
+
+
+def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: float) -> np.ndarray:
+    """Where the volume is shown: the brain and the rim around it that was fitted too, as far as slices saw it.
+
+    A volume that ends at the mask itself would cut the cortex wherever the mask is a voxel too tight.
+
+    Parameters
+    ----------
+    mask, coverage : ndarray, (X, Y, Z)
+        From :func:`vote_mask`.
+    affine : ndarray, (4, 4)
+    rim : float
+        Width in mm.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    near = ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim
+    return near & (coverage > LEAST_COVERAGE)
 
 
 def _profile_nodes(thickness: float, voxel: float) -> np.ndarray:

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_frames
@@ -28,6 +29,8 @@ class SliceSet:
         Intensities over the 99th percentile of their stack.
     mask : ndarray, (S, X, Y), bool
         Pixels of brain.
+    region : ndarray, (S, X, Y), bool
+        Pixels that are fitted: the mask and a rim around it, so that the edge of the brain is data and not a guess.
     nominal : RigidMotion
         Poses in the scanner.
     start : RigidMotion
@@ -47,6 +50,7 @@ class SliceSet:
 
     values: np.ndarray
     mask: np.ndarray
+    region: np.ndarray
     nominal: RigidMotion
     start: RigidMotion
     psf: np.ndarray
@@ -63,9 +67,9 @@ class SliceSet:
         return len(self.values)
 
     def geometry(self, motion: RigidMotion) -> SliceGeometry:
-        """Where the pixels are under given poses, rendered within the mask's rows only."""
+        """Where the pixels are under given poses, rendered within the region's rows only."""
         return SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,
-                             row_extent(self.mask), self.values.shape[1:])
+                             row_extent(self.region), self.values.shape[1:])
 
     def neighbour(self, offset: int) -> np.ndarray:
         """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
@@ -73,7 +77,8 @@ class SliceSet:
         return np.array([row.get((n, k + offset), s) for (n, k), s in row.items()])
 
     @classmethod
-    def from_stacks(cls, stacks: list[Stack], transforms: np.ndarray, min_pixels: int = 4) -> "SliceSet":
+    def from_stacks(cls, stacks: list[Stack], transforms: np.ndarray, rim: float = 0.0,
+                    min_pixels: int = 4) -> "SliceSet":
         """Gather the slices of stacks.
 
         Parameters
@@ -81,6 +86,8 @@ class SliceSet:
         stacks : list of Stack
         transforms : ndarray, (N, 4, 4)
             World rigid transforms scanner -> common space, one per stack.
+        rim : float
+            Width (mm) of the rim around the mask, in the plane of the slice, that is fitted as well.
         min_pixels : int
             Slices with fewer pixels of brain are left out.
 
@@ -89,10 +96,10 @@ class SliceSet:
         gsbids.errors.InputError
             A mask is empty.
         """
-        parts = [_slices_of(stack, min_pixels) for stack in stacks]
+        parts = [_slices_of(stack, rim, min_pixels) for stack in stacks]
         shape = np.max([part["values"].shape[1:] for part in parts], axis=0)
         for part in parts:
-            for key in ("values", "mask"):
+            for key in ("values", "mask", "region"):
                 grow = [(0, int(n - m)) for n, m in zip(shape, part[key].shape[1:], strict=True)]
                 part[key] = np.pad(part[key], [(0, 0), *grow])
         index = np.concatenate([np.full(len(p["values"]), k) for k, p in enumerate(parts)])
@@ -114,14 +121,16 @@ def row_extent(mask: np.ndarray) -> np.ndarray:
     return np.where(filled[..., None], np.stack([first, last], -1), 0).astype(np.int32)
 
 
-def _slices_of(stack: Stack, min_pixels: int) -> dict:
+def _slices_of(stack: Stack, rim: float, min_pixels: int) -> dict:
     """Arrays of one stack's slices, in world mm."""
     used = np.flatnonzero(stack.mask.sum((0, 1)) >= min_pixels)
     if not len(used):
         raise InputError(f"{stack.name}: its mask is empty: give a mask with the brain in it, or leave the stack out")
-    box = bounding_box(stack.mask)[:2]
+    spacing = stack.spacing
+    box = bounding_box(stack.mask, [int(np.ceil(rim / spacing[0])), int(np.ceil(rim / spacing[1])), 0])[:2]
     image = np.moveaxis(stack.image[box][:, :, used], 2, 0).astype(np.float32)
     mask = np.moveaxis(stack.mask[box][:, :, used], 2, 0)
+    region = np.array([ndimage.distance_transform_edt(~m, sampling=spacing[:2]) <= rim for m in mask])
     scale = float(np.percentile(image[mask], REFERENCE_PERCENTILE))
     if scale <= 0:
         raise InputError(f"{stack.name}: every voxel inside its mask is 0: check image and mask")
@@ -129,12 +138,11 @@ def _slices_of(stack: Stack, min_pixels: int) -> dict:
     u, v = np.arange(mask.shape[1]), np.arange(mask.shape[2])
     count = mask.sum((1, 2))
     centre = np.stack([(mask.sum(2) @ u) / count, (mask.sum(1) @ v) / count], 1)
-    spacing = stack.spacing
     frames, middle = slice_frames(stack.affine, stack.image.shape)
     offset = (centre + corner - (np.array(stack.image.shape[:2]) - 1) / 2) * spacing[:2]
     position = middle[used] + np.einsum("sij,sj->si", frames[used][:, :, :2], offset)
     gap = np.linalg.norm(np.diff(middle, axis=0), axis=1).mean() if len(middle) > 1 else stack.thickness
-    return {"values": image / scale, "mask": mask, "rotation": frames[used], "translation": position,
+    return {"values": image / scale, "mask": mask, "region": region, "rotation": frames[used], "translation": position,
             "psf": np.tile(slice_psf(spacing, stack.thickness), (len(used), 1)),
             "spacing": np.tile(spacing[:2], (len(used), 1)), "centre": centre, "slice_index": used,
             "slice_gap": np.full(len(used), gap), "corner": np.tile(corner, (len(used), 1)), "scale": scale}
