@@ -160,7 +160,7 @@ def _reweigh(state: FitState, slices: SliceSet, image, train, robust: bool) -> N
     state.gain = outliers.slice_gains(slices.values, image, weight)
     if robust:
         residual = slices.values - state.gain[:, None, None] * image
-        state.slice_weight = outliers.slice_weights(residual, train)
+        state.slice_weight = outliers.slice_weights(residual, train & slices.mask)
         state.pixel_weight = outliers.pixel_weights(residual, train).astype(np.float32)
 
 

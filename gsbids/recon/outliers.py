@@ -5,6 +5,7 @@ import numpy as np
 
 MAD_TO_SIGMA = 1.4826
 SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
+LEAST_SPREAD = 0.3  # of the median: slices that are all alike must not reject one another
 PIXEL_TOLERANCE = 4.0
 GAIN_LIMITS = (0.2, 5.0)
 GAIN_PRIOR = 0.02  # strength of the pull to gain 1, as a share of the slice's own evidence
@@ -44,7 +45,7 @@ def slice_weights(residual, mask) -> np.ndarray:
     level = slice_residuals(residual, mask)
     large = mask.sum((1, 2)) >= np.median(mask.sum((1, 2))) / 4  # small end slices do not set the scale
     middle = np.median(level[large])
-    spread = max(MAD_TO_SIGMA * np.median(np.abs(level[large] - middle)), 0.05 * middle, 1e-6)
+    spread = max(MAD_TO_SIGMA * np.median(np.abs(level[large] - middle)), LEAST_SPREAD * middle, 1e-6)
     excess = np.maximum((level - middle) / spread, 0.0)
     weight = np.exp(-0.5 * (excess / SLICE_TOLERANCE) ** 2)
     return weight if np.median(weight) > 0.1 else np.ones_like(weight)
