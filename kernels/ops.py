@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gsbids.kernels import geometry as chain
-from gsbids.kernels import splat_cpu
+from gsbids.kernels import rows, splat_cpu
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,49 @@ class SliceGeometry:
                 np.ascontiguousarray(self.extent, np.int32))
 
 
+@dataclass(frozen=True)
+class Acquired:
+    """What the rendered slices are compared with.
+
+    Attributes
+    ----------
+    values, weight : ndarray, (S, X, Y)
+        Acquired intensities, and the weight of each pixel: 0 where there is nothing to compare.
+    delta : float
+        Residual from which on the Charbonnier loss grows linearly.
+    gain : ndarray, (S,), or None
+        Factor of each slice that the simulated intensities are multiplied by; 1 if left out.
+    """
+
+    values: np.ndarray
+    weight: np.ndarray
+    delta: float
+    gain: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What :func:`step_slices` returns.
+
+    Attributes
+    ----------
+    loss : ndarray, (S,)
+        Loss of each slice.
+    image : ndarray, (S, X, Y), float32
+        Simulated slices, before their gain.
+    gradients : tuple of ndarray, float32
+        Of the sum of the losses, with respect to mean (J, 3), log_scale (J, 3), quaternion (J, 4), intensity (J,)
+        and log_weight (J,).
+    pose : ndarray, (S, 6)
+        Gradient with respect to the slice-frame tangents omega and tau.
+    """
+
+    loss: np.ndarray
+    image: np.ndarray
+    gradients: tuple[np.ndarray, ...]
+    pose: np.ndarray
+
+
 def full_extent(slices: int, shape: tuple[int, int]) -> np.ndarray:
     """Extents (S, X, 2) that cover every pixel."""
     return np.tile(np.array([0, shape[1]], np.int32), (slices, shape[0], 1))
@@ -74,14 +117,16 @@ def full_extent(slices: int, shape: tuple[int, int]) -> np.ndarray:
 class _Field:
     """Parameters as the kernels take them."""
 
+    log_scale: np.ndarray
+    quaternion: np.ndarray
     mean: np.ndarray
     cov: np.ndarray
     intensity: np.ndarray
-    log_amplitude: np.ndarray
+    amplitude: np.ndarray
 
     @classmethod
     def pack(cls, mean, log_scale, quaternion, intensity, log_weight, options):
-        arrays = [np.ascontiguousarray(np.asarray(a), np.float32)
+        arrays = [np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
                   for a in (mean, log_scale, quaternion, intensity, log_weight)]
         if not all(np.isfinite(a).all() for a in arrays):
             raise FloatingPointError("a parameter of the Gaussian field is not finite: the fit has diverged")
@@ -89,10 +134,21 @@ class _Field:
         amplitude = log_weight.astype(np.float64)
         if options.mass_factor:
             amplitude = amplitude + log_scale.sum(1, dtype=np.float64)
-        return cls(mean, chain.covariances(log_scale, quaternion), intensity, amplitude)
+        return cls(log_scale, quaternion, mean, chain.covariances(log_scale, quaternion), intensity,
+                   np.exp(amplitude))
 
     def arrays(self):
-        return self.mean, self.cov, self.intensity, self.log_amplitude
+        """The tuple ``field`` of :mod:`gsbids.kernels.splat_cpu`."""
+        columns = np.concatenate([self.mean.T, np.exp(2 * self.log_scale.max(1, initial=-np.inf))[None]])
+        return columns, self.mean, self.cov, self.intensity, self.amplitude
+
+    def gradients(self, parts, options):
+        """Gradients of the five parameters from those of the parts (P, J, 11)."""
+        total = parts.sum(0)
+        scale, turn = chain.covariances_backward(self.log_scale, self.quaternion, np.ascontiguousarray(total[:, 3:9]))
+        if options.mass_factor:  # d(log det Sigma)/2 = sum of the log-scales
+            scale += total[:, 10:]
+        return tuple(np.ascontiguousarray(a) for a in (total[:, :3], scale, turn, total[:, 9], total[:, 10]))
 
 
 def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=RenderOptions()):
@@ -113,9 +169,37 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
     weight = np.empty_like(image)
-    splat_cpu.forward(*geometry.arrays(), *field.arrays(), options.cut**2, np.float32(options.eps),
-                      options.mass_factor, image, weight)
+    splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
+                      options.mass_factor, rows.lanes(), image, weight)
     return image, weight
+
+
+def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options=RenderOptions()):
+    """Forward, Charbonnier loss and all gradients in one pass: a slice is projected, compared and taken back at once.
+
+    ``loss_s = sum_p w_p (sqrt(r_p^2 + d^2) - d)``, ``r = a_s I - y``. The same numbers as :class:`SliceRender` with
+    that loss gives, at less than the cost of its two passes.
+
+    Parameters
+    ----------
+    mean ... geometry, options
+        As for :func:`render`.
+    acquired : Acquired
+
+    Returns
+    -------
+    Step
+    """
+    field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    slices = len(geometry.rotation)
+    image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
+    parts, pose = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32), np.empty((slices, 6))
+    gain = np.ones(slices) if acquired.gain is None else acquired.gain
+    splat_cpu.step(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps), options.mass_factor,
+                   rows.lanes(), np.ascontiguousarray(acquired.values, np.float32),
+                   np.ascontiguousarray(acquired.weight, np.float32), np.asarray(gain, np.float32),
+                   np.float32(acquired.delta), image, loss, parts, pose)
+    return Step(loss, image, field.gradients(parts, options), pose)
 
 
 def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=RenderOptions()):
@@ -135,7 +219,7 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
     """
     field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
-    splat_cpu.image_gradient(*geometry.arrays(), *field.arrays(), options.cut**2, options.mass_factor,
+    splat_cpu.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
                              *rendered, out)
     return out
 
@@ -172,30 +256,24 @@ class SliceRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options):
-        field = _Field.pack(*(a.detach() for a in (mean, log_scale, quaternion, intensity, log_weight)), options)
+        field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
         image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
-        splat_cpu.forward(*geometry.arrays(), *field.arrays(), options.cut**2, np.float32(options.eps),
-                          options.mass_factor, image, weight)
+        splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
+                          options.mass_factor, rows.lanes(), image, weight)
         ctx.problem = (field, geometry, options)
-        ctx.save_for_backward(log_scale, quaternion, torch.from_numpy(image), torch.from_numpy(weight))
-        return torch.from_numpy(image)
+        image = torch.from_numpy(image)
+        ctx.save_for_backward(image, torch.from_numpy(weight))
+        return image
 
     @staticmethod
     def backward(ctx, grad):
         field, geometry, options = ctx.problem
-        log_scale, quaternion, image, weight = ctx.saved_tensors
-        h = (grad / weight).contiguous()
+        image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         parts = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32)
         pose = np.empty((len(geometry.rotation), 6))
-        splat_cpu.backward(*geometry.arrays(), *field.arrays(), options.cut**2, options.mass_factor,
-                           h.numpy(), (h * image).numpy(), parts, pose)
-        total = parts.sum(0)
-        scale, turn = chain.covariances_backward(log_scale.detach().numpy(), quaternion.detach().numpy(),
-                                                 np.ascontiguousarray(total[:, 3:9]))
-        if options.mass_factor:  # d(log det Sigma)/2 = sum of the log-scales
-            scale += total[:, 10:]
+        splat_cpu.backward(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
+                           np.ascontiguousarray(grad, np.float32), image, weight, parts, pose)
         pose = torch.from_numpy(pose.astype(np.float32))
-        columns = [torch.from_numpy(np.ascontiguousarray(a))
-                   for a in (total[:, :3], scale, turn, total[:, 9], total[:, 10])]
-        return *columns, pose[:, :3], pose[:, 3:], None, None
+        gradients = (torch.from_numpy(a) for a in field.gradients(parts, options))
+        return *gradients, pose[:, :3], pose[:, 3:], None, None
