@@ -59,28 +59,29 @@ def ceiling(x, low, high):
     return min(max(np.int64(x + 65536.999999) - 65536, low), high)
 
 
-@nb.njit(inline="always")
-def box(f, bounds):
-    """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) of the same meaning."""
-    return (ceiling(f[0] - f[6], bounds[0], bounds[1]), ceiling(f[0] + f[6], bounds[0], bounds[1]),
-            ceiling(f[1] - f[7], bounds[2], bounds[3]), ceiling(f[1] + f[7], bounds[2], bounds[3]))
+@nb.njit
+def box(f, bounds, extent):
+    """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels."""
+    i0, i1 = ceiling(f[0] - f[6], bounds[0], bounds[1]), ceiling(f[0] + f[6], bounds[0], bounds[1])
+    j0, j1 = ceiling(f[1] - f[7], bounds[2], bounds[3]), ceiling(f[1] + f[7], bounds[2], bounds[3])
+    while i0 < i1 and (extent[i0, 1] <= j0 or extent[i0, 0] >= j1):
+        i0 += 1
+    while i0 < i1 and (extent[i1 - 1, 1] <= j0 or extent[i1 - 1, 0] >= j1):
+        i1 -= 1
+    return i0, i1, j0, j1
 
 
 @nb.njit(inline="always")
-def strip_rows(f, least, i0, i1, j, count, extent):
-    """Rows of [i0, i1) that the Gaussian reaches on the columns [j, j + count) and that have pixels there."""
+def strip_rows(f, least, i0, i1, j, count):
+    """Rows of [i0, i1) that the Gaussian reaches on the columns [j, j + count)."""
     if f[7] > 0.5 * count:  # wider than a strip: the ellipse is shorter on most strips than its box
         first, last = j - f[1], j + count - 1 - f[1]
         tip = f[6] * f[2] * f[3] / (f[4] + f[2] * f[2] * f[3])  # column of the box's last row
         high, low = min(max(tip, first), last), min(max(-tip, first), last)
         above = max((least - f[5] - f[4] * high * high) / f[3], 0.0)
         below = max((least - f[5] - f[4] * low * low) / f[3], 0.0)
-        i0 = ceiling(f[0] + f[2] * low - math.sqrt(below), i0, i1)
-        i1 = ceiling(f[0] + f[2] * high + math.sqrt(above), i0, i1)
-    while i0 < i1 and (extent[i0, 1] <= j or extent[i0, 0] >= j + count):
-        i0 += 1
-    while i0 < i1 and (extent[i1 - 1, 1] <= j or extent[i1 - 1, 0] >= j + count):
-        i1 -= 1
+        return (ceiling(f[0] + f[2] * low - math.sqrt(below), i0, i1),
+                ceiling(f[0] + f[2] * high + math.sqrt(above), i0, i1))
     return i0, i1
 
 
@@ -94,16 +95,14 @@ def _columns(f, i, j, lanes):
 
 
 @nb.njit(fastmath=FAST)
-def splat(numerator, weight, f, amplitude, intensity, least, bounds, extent, lanes):
+def splat(numerator, weight, f, amplitude, intensity, least, place, lanes):
     """Add ``w`` and ``w c`` of one Gaussian to two images (X, Y + PADDING)."""
-    i0, i1, j0, j1 = box(f, bounds)
-    if i0 >= i1:
-        return
+    i0, i1, j0, j1 = place
     factor, floor = spread(np.float32(f[3]), lanes), spread(np.float32(least), lanes)
     a, ac = spread(np.float32(amplitude), lanes), spread(np.float32(amplitude * intensity), lanes)
     one = spread(np.float32(1.0), lanes)
     for j in range(j0, j1, width(lanes)):
-        first, last = strip_rows(f, least, i0, i1, j, width(lanes), extent)
+        first, last = strip_rows(f, least, i0, i1, j, width(lanes))
         _, base, _, ridge = _columns(f, first, j, lanes)
         row = spread(np.float32(0.0), lanes)
         for i in range(first, last):
@@ -115,45 +114,42 @@ def splat(numerator, weight, f, amplitude, intensity, least, bounds, extent, lan
 
 
 @nb.njit(fastmath=FAST)
-def moments(h, k, f, spacing, amplitude, intensity, least, bounds, extent, lanes):
+def moments(h, k, f, spacing, amplitude, intensity, least, place, lanes):
     """S0, S1 (2), S2 (3) of ``W = w (c h - k)`` about the centre (mm), and ``sum w h``, of one Gaussian."""
     zero = spread(np.float32(0.0), lanes)
     s0 = su = sv = suu = suv = svv = gc = zero
-    i0, i1, j0, j1 = box(f, bounds)
+    i0, i1, j0, j1 = place
     factor, floor = spread(np.float32(f[3]), lanes), spread(np.float32(least), lanes)
     c, one = spread(np.float32(intensity), lanes), spread(np.float32(1.0), lanes)
-    if i0 < i1:
-        for j in range(j0, j1, width(lanes)):
-            first, last = strip_rows(f, least, i0, i1, j, width(lanes), extent)
-            dj, base, shift, ridge = _columns(f, first, j, lanes)
-            row = q0 = q1 = q2 = zero
-            for i in range(first, last):
-                d = row - ridge
-                w = exp2_above(factor * d * d + base, floor)
-                gradient = read(h, i, j, lanes)
-                gc = gc + w * gradient
-                w = w * (c * gradient - read(k, i, j, lanes))
-                q0 = q0 + w
-                w = w * d
-                q1 = q1 + w
-                q2 = q2 + w * d
-                row = row + one
-            # From the ridge, where the row loop has its origin, to the centre.
-            s0 = s0 + q0
-            r1 = q1 + shift * q0
-            su, sv = su + r1, sv + dj * q0
-            suu, suv, svv = suu + q2 + shift * (q1 + r1), suv + dj * r1, svv + dj * dj * q0
+    for j in range(j0, j1, width(lanes)):
+        first, last = strip_rows(f, least, i0, i1, j, width(lanes))
+        dj, base, shift, ridge = _columns(f, first, j, lanes)
+        row = q0 = q1 = q2 = zero
+        for i in range(first, last):
+            d = row - ridge
+            w = exp2_above(factor * d * d + base, floor)
+            gradient = read(h, i, j, lanes)
+            gc = gc + w * gradient
+            w = w * (c * gradient - read(k, i, j, lanes))
+            q0 = q0 + w
+            w = w * d
+            q1 = q1 + w
+            q2 = q2 + w * d
+            row = row + one
+        # From the ridge, where the row loop has its origin, to the centre.
+        s0 = s0 + q0
+        r1 = q1 + shift * q0
+        su, sv = su + r1, sv + dj * q0
+        suu, suv, svv = suu + q2 + shift * (q1 + r1), suv + dj * r1, svv + dj * dj * q0
     a, u, v = amplitude, spacing[0], spacing[1]
     return (a * total(s0), a * u * total(su), a * v * total(sv), a * u * u * total(suu), a * u * v * total(suv),
             a * v * v * total(svv), a * total(gc))
 
 
 @nb.njit(fastmath=FAST)
-def splat_gradient(image, out, p, f, spacing, amplitude, intensity, least, bounds, extent, lanes):
+def splat_gradient(image, out, p, f, spacing, amplitude, intensity, least, place, lanes):
     """Add ``w (c - I) grad(-E / 2)`` of one Gaussian to three images ``out`` (3, X, Y + PADDING), per mm."""
-    i0, i1, j0, j1 = box(f, bounds)
-    if i0 >= i1:
-        return
+    i0, i1, j0, j1 = place
     suz, svz, szz, quu, quv, qvv = p[5], p[7], p[8], p[11], p[12], p[13]
     zu, zv = (quu * suz + quv * svz) / szz, (quv * suz + qvv * svz) / szz
     factor, floor = spread(np.float32(f[3]), lanes), spread(np.float32(least), lanes)
@@ -165,7 +161,7 @@ def splat_gradient(image, out, p, f, spacing, amplitude, intensity, least, bound
     row_z = spread(np.float32((zv + zu * p[15] / p[16]) * spacing[1]), lanes)
     z0 = spread(np.float32(p[2] / szz), lanes)
     for j in range(j0, j1, width(lanes)):
-        first, last = strip_rows(f, least, i0, i1, j, width(lanes), extent)
+        first, last = strip_rows(f, least, i0, i1, j, width(lanes))
         dj, base, _, ridge = _columns(f, first, j, lanes)
         v0, w0 = row_v * dj, row_z * dj + z0
         row = spread(np.float32(0.0), lanes)

@@ -73,8 +73,11 @@ def _splat_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, 
         p = project(pose[0], pose[1], pose[2], mean[j], cov[j])
         if p[2] * p[2] < cut2 * p[8]:
             f = rows.fit(p, pixels[0], pixels[1], cut2)
+            place = rows.box(f, bounds, extent)
+            if place[0] >= place[1]:
+                continue
             rows.splat(numerator, weight, f, _amplitude(p, amplitude[j], mass_factor), intensity[j],
-                       HALF_LOG2E * cut2, bounds, extent, lanes)
+                       HALF_LOG2E * cut2, place, lanes)
 
 
 @nb.njit
@@ -85,8 +88,11 @@ def _moments_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor
         p = project(pose[0], pose[1], pose[2], mean[j], cov[j])
         if p[2] * p[2] < cut2 * p[8]:
             f = rows.fit(p, pixels[0], pixels[1], cut2)
+            place = rows.box(f, bounds, extent)
+            if place[0] >= place[1]:
+                continue
             m = rows.moments(h, k, f, pixels[0], _amplitude(p, amplitude[j], mass_factor), intensity[j],
-                             HALF_LOG2E * cut2, bounds, extent, lanes)
+                             HALF_LOG2E * cut2, place, lanes)
             g = chain(p, m, mass_factor)
             add_to_gaussian(grad[j], pose[0], g, m)
             add_to_pose(grad_pose, p, pose[2], g)
@@ -210,8 +216,11 @@ def _gradient_slice(pose, pixels, extent, bounds, field, index, cut2, mass_facto
         p = project(pose[0], pose[1], pose[2], mean[j], cov[j])
         if p[2] * p[2] < cut2 * p[8]:
             f = rows.fit(p, pixels[0], pixels[1], cut2)
+            place = rows.box(f, bounds, extent)
+            if place[0] >= place[1]:
+                continue
             rows.splat_gradient(image, out, p, f, pixels[0], _amplitude(p, amplitude[j], mass_factor), intensity[j],
-                                HALF_LOG2E * cut2, bounds, extent, lanes)
+                                HALF_LOG2E * cut2, place, lanes)
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
