@@ -1,157 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer as torch operations: slices of a Gaussian field, forward and backward.
-
-A volume on a grid is a stack of slices without a PSF, so the same operation renders both.
-"""
-
-from dataclasses import dataclass
+"""The renderer as torch operations: slices of a Gaussian field, forward and backward, and its volume on a grid."""
 
 import numpy as np
 import torch
 
-from gsbids.kernels import geometry as chain
 from gsbids.kernels import rows, splat_cpu
+from gsbids.kernels.grid import GridGeometry, GridRender, render_grid
+from gsbids.kernels.problem import DEFAULT, Acquired, PackedField, RenderOptions, SliceGeometry, Step, full_extent
+
+__all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeometry", "SliceRender", "Step",
+           "full_extent", "image_gradient", "pose_normal_equations", "render", "render_grid", "step_slices"]
 
 
-@dataclass(frozen=True)
-class RenderOptions:
-    """How a field is rendered.
 
-    Attributes
-    ----------
-    cut : float
-        Gaussians contribute where their Mahalanobis distance is under ``cut``.
-    eps : float
-        Weight of the background (intensity 0) in the normalisation.
-    mass_factor : bool
-        Weigh by ``sqrt(det Sigma / det Sigma_obs)``: a Gaussian keeps its mass when the PSF widens it.
-    """
-
-    cut: float = 3.5
-    eps: float = 1e-3
-    mass_factor: bool = True
-
-
-@dataclass(frozen=True)
-class SliceGeometry:
-    """Where the pixels of S slices of X x Y pixels are.
-
-    Attributes
-    ----------
-    rotation, translation : ndarray, (S, 3, 3), (S, 3)
-        Poses: pixel (u, v, 0) mm lies at ``rotation @ (u, v, 0) + translation``.
-    psf : ndarray, (S, 3)
-        Variances (mm2) of the PSF along row, column and normal.
-    spacing, centre : ndarray, (S, 2)
-        Pixel size in mm, and pixel index of the slice origin.
-    extent : ndarray, (S, X, 2), int32
-        First and one-past-last pixel of each row that is rendered; the rest is left 0.
-    shape : tuple of int
-        (X, Y).
-    """
-
-    rotation: np.ndarray
-    translation: np.ndarray
-    psf: np.ndarray
-    spacing: np.ndarray
-    centre: np.ndarray
-    extent: np.ndarray
-    shape: tuple[int, int]
-
-    def arrays(self):
-        """The arrays in the order and types of the kernels."""
-        flat = (self.rotation, self.translation, self.psf, self.spacing, self.centre)
-        return (*(np.ascontiguousarray(a, np.float64) for a in flat),
-                np.ascontiguousarray(self.extent, np.int32))
-
-
-@dataclass(frozen=True)
-class Acquired:
-    """What the rendered slices are compared with.
-
-    Attributes
-    ----------
-    values, weight : ndarray, (S, X, Y)
-        Acquired intensities, and the weight of each pixel: 0 where there is nothing to compare.
-    delta : float
-        Residual from which on the Charbonnier loss grows linearly.
-    gain : ndarray, (S,), or None
-        Factor of each slice that the simulated intensities are multiplied by; 1 if left out.
-    """
-
-    values: np.ndarray
-    weight: np.ndarray
-    delta: float
-    gain: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """What :func:`step_slices` returns.
-
-    Attributes
-    ----------
-    loss : ndarray, (S,)
-        Loss of each slice.
-    image : ndarray, (S, X, Y), float32
-        Simulated slices, before their gain.
-    gradients : tuple of ndarray, float32
-        Of the sum of the losses, with respect to mean (J, 3), log_scale (J, 3), quaternion (J, 4), intensity (J,)
-        and log_weight (J,).
-    pose : ndarray, (S, 6)
-        Gradient with respect to the slice-frame tangents omega and tau.
-    """
-
-    loss: np.ndarray
-    image: np.ndarray
-    gradients: tuple[np.ndarray, ...]
-    pose: np.ndarray
-
-
-def full_extent(slices: int, shape: tuple[int, int]) -> np.ndarray:
-    """Extents (S, X, 2) that cover every pixel."""
-    return np.tile(np.array([0, shape[1]], np.int32), (slices, shape[0], 1))
-
-
-@dataclass(frozen=True)
-class _Field:
-    """Parameters as the kernels take them."""
-
-    log_scale: np.ndarray
-    quaternion: np.ndarray
-    mean: np.ndarray
-    cov: np.ndarray
-    intensity: np.ndarray
-    amplitude: np.ndarray
-
-    @classmethod
-    def pack(cls, mean, log_scale, quaternion, intensity, log_weight, options):
-        arrays = [np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
-                  for a in (mean, log_scale, quaternion, intensity, log_weight)]
-        if not all(np.isfinite(a).all() for a in arrays):
-            raise FloatingPointError("a parameter of the Gaussian field is not finite: the fit has diverged")
-        mean, log_scale, quaternion, intensity, log_weight = arrays
-        amplitude = log_weight.astype(np.float64)
-        if options.mass_factor:
-            amplitude = amplitude + log_scale.sum(1, dtype=np.float64)
-        return cls(log_scale, quaternion, mean, chain.covariances(log_scale, quaternion), intensity,
-                   np.exp(amplitude))
-
-    def arrays(self):
-        """The tuple ``field`` of :mod:`gsbids.kernels.splat_cpu`."""
-        columns = np.concatenate([self.mean.T, np.exp(2 * self.log_scale.max(1, initial=-np.inf))[None]])
-        return columns, self.mean, self.cov, self.intensity, self.amplitude
-
-    def gradients(self, parts, options):
-        """Gradients of the five parameters from those of the parts (P, J, 11)."""
-        total = parts.sum(0)
-        scale, turn = chain.covariances_backward(self.log_scale, self.quaternion, np.ascontiguousarray(total[:, 3:9]))
-        if options.mass_factor:  # d(log det Sigma)/2 = sum of the log-scales
-            scale += total[:, 10:]
-        return tuple(np.ascontiguousarray(a) for a in (total[:, :3], scale, turn, total[:, 9], total[:, 10]))
-
-
-def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=RenderOptions()):
+def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):
     """Render slices without gradients.
 
     Parameters
@@ -166,7 +28,7 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     image, weight : ndarray, (S, X, Y), float32
         ``I = sum w c / D`` and ``D = sum w + eps``; formulas in :func:`gsbids.kernels.reference.render_slices`.
     """
-    field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
     weight = np.empty_like(image)
     splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
@@ -174,7 +36,7 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     return image, weight
 
 
-def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options=RenderOptions()):
+def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options=DEFAULT):
     """Forward, Charbonnier loss and all gradients in one pass: a slice is projected, compared and taken back at once.
 
     ``loss_s = sum_p w_p (sqrt(r_p^2 + d^2) - d)``, ``r = a_s I - y``. The same numbers as :class:`SliceRender` with
@@ -190,7 +52,7 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     -------
     Step
     """
-    field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     slices = len(geometry.rotation)
     image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
     parts, pose = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32), np.empty((slices, 6))
@@ -202,7 +64,7 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     return Step(loss, image, field.gradients(parts, options), pose)
 
 
-def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=RenderOptions()):
+def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT):
     """Derivative of the rendered slices with respect to the pixels' positions.
 
     Parameters
@@ -217,7 +79,7 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
     ndarray, (S, X, Y, 3), float32
         dI/dX per mm along row, column and normal of the slice. The PSF is held fixed.
     """
-    field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
     splat_cpu.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
                              *rendered, out)
@@ -256,7 +118,7 @@ class SliceRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options):
-        field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+        field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
         image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
         splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),

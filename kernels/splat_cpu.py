@@ -56,7 +56,7 @@ def _bounds(extent):
 
 
 @nb.njit(inline="always")
-def _amplitude(p, amplitude, mass_factor):
+def peak(p, amplitude, mass_factor):
     """Peak weight: ``amplitude``, over sqrt(det S) with the mass factor."""
     if mass_factor:
         return amplitude * math.sqrt((p[11] * p[13] - p[12] * p[12]) / p[8])
@@ -76,7 +76,7 @@ def _splat_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, 
             place = rows.box(f, bounds, extent)
             if place[0] >= place[1]:
                 continue
-            rows.splat(numerator, weight, f, _amplitude(p, amplitude[j], mass_factor), intensity[j],
+            rows.splat(numerator, weight, f, peak(p, amplitude[j], mass_factor), intensity[j],
                        HALF_LOG2E * cut2, place, lanes)
 
 
@@ -91,7 +91,7 @@ def _moments_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor
             place = rows.box(f, bounds, extent)
             if place[0] >= place[1]:
                 continue
-            m = rows.moments(h, k, f, pixels[0], _amplitude(p, amplitude[j], mass_factor), intensity[j],
+            m = rows.moments(h, k, f, pixels[0], peak(p, amplitude[j], mass_factor), intensity[j],
                              HALF_LOG2E * cut2, place, lanes)
             g = chain(p, m, mass_factor)
             add_to_gaussian(grad[j], pose[0], g, m)
@@ -219,7 +219,7 @@ def _gradient_slice(pose, pixels, extent, bounds, field, index, cut2, mass_facto
             place = rows.box(f, bounds, extent)
             if place[0] >= place[1]:
                 continue
-            rows.splat_gradient(image, out, p, f, pixels[0], _amplitude(p, amplitude[j], mass_factor), intensity[j],
+            rows.splat_gradient(image, out, p, f, pixels[0], peak(p, amplitude[j], mass_factor), intensity[j],
                                 HALF_LOG2E * cut2, place, lanes)
 
 
