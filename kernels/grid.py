@@ -56,21 +56,24 @@ class _Grid:
         self.order = _brick_order((packed.mean - geometry.origin) @ geometry.rotation, geometry)
 
     def forward(self):
-        image = np.empty(self.shape, np.float32)
-        weight = np.empty_like(image)
+        image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
         grid_cpu.forward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
                          self.options.cut**2, np.float32(self.options.eps), self.options.mass_factor, rows.lanes(),
                          image, weight)
         return image, weight
 
     def backward(self, grad, image, weight):
-        h = np.empty((*self.shape[:2], self.shape[2] + rows.PADDING), np.float32)
-        k = np.empty_like(h)
+        h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
         grid_cpu.cotangents(grad, image, weight, h, k)
         total = np.empty((1, len(self.packed.mean), 11), np.float32)
         grid_cpu.backward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
                           self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total[0])
         return self.packed.gradients(total, self.options)
+
+
+def _inside(padded, geometry):
+    """The volume without its padding: a view."""
+    return padded[:, :geometry.shape[1], :geometry.shape[2]]
 
 
 def _brick_order(position: np.ndarray, geometry: GridGeometry) -> np.ndarray:
@@ -101,10 +104,10 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
     Returns
     -------
     image, weight : ndarray, (P, X, Y), float32
-        I and D.
+        I and D; views, not contiguous.
     """
     packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
-    return _Grid(packed, geometry, options).forward()
+    return tuple(_inside(a, geometry) for a in _Grid(packed, geometry, options).forward())
 
 
 class GridRender(torch.autograd.Function):
@@ -116,7 +119,7 @@ class GridRender(torch.autograd.Function):
         ctx.grid = _Grid(packed, geometry, options)
         image, weight = (torch.from_numpy(a) for a in ctx.grid.forward())
         ctx.save_for_backward(image, weight)
-        return image
+        return _inside(image, geometry)
 
     @staticmethod
     def backward(ctx, grad):

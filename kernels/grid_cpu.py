@@ -15,12 +15,18 @@ import numba as nb
 import numpy as np
 
 from gsbids.kernels import rows
+from gsbids.kernels.lanes import FAST
 from gsbids.kernels.projection import add_to_gaussian, project
 from gsbids.kernels.rows import HALF_LOG2E, PADDING
 from gsbids.kernels.splat_cpu import peak
 
-SLAB = 8  # planes of a part
+SLAB = 16  # planes of a part
 BLOCK = 1024  # Gaussians of a part
+
+
+def padded(shape: tuple[int, int, int]) -> np.ndarray:
+    """New float32 volume with room for strips that overrun, and no power of 2 from plane to plane (cache sets)."""
+    return np.empty((shape[0], shape[1] + 1, shape[2] + PADDING), np.float32)
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
@@ -65,9 +71,18 @@ def _splat_slab(pose, pixels, extent, field, order, ranges, first, cut2, mass_fa
                            lanes)
 
 
+@nb.njit(fastmath=FAST, error_model="numpy")
+def _divide(numerator, weight, eps):
+    """Sums to I and D, in place."""
+    for i in range(len(weight)):
+        d = weight[i] + eps
+        weight[i] = d
+        numerator[i] = numerator[i] / d
+
+
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def forward(pose, pixels, extent, field, order, ranges, cut2, eps, mass_factor, lanes, image, weight):
-    """Fill ``image`` = I and ``weight`` = D, both (P, X, Y) float32.
+    """Fill ``image`` = I and ``weight`` = D, both from :func:`padded`; rubbish in the padding.
 
     ``pose``: rotation (3, 3) with the axes of row, column and plane, position of voxel (0, 0, 0), PSF variances.
     ``pixels``: spacing (2), centre (2) of a plane, and the distance of planes. ``field``: mean, covariance (J, 6),
@@ -77,19 +92,16 @@ def forward(pose, pixels, extent, field, order, ranges, cut2, eps, mass_factor, 
     for part in nb.prange((len(image) + SLAB - 1) // SLAB):
         first = part * SLAB
         last = min(first + SLAB, len(image))
-        n = np.zeros((last - first, image.shape[1], image.shape[2] + PADDING), np.float32)
-        d = np.zeros_like(n)
+        n, d = image[first:last], weight[first:last]
+        n[:] = 0.0
+        d[:] = 0.0
         _splat_slab(pose, pixels, extent, field, order, ranges, first, cut2, mass_factor, n, d, lanes)
-        for z in range(last - first):
-            for i in range(image.shape[1]):
-                for j in range(image.shape[2]):
-                    weight[first + z, i, j] = d[z, i, j] + eps
-                    image[first + z, i, j] = n[z, i, j] / (d[z, i, j] + eps)
+        _divide(n.reshape(-1), d.reshape(-1), eps)
 
 
 @nb.njit(parallel=True, cache=True)
 def cotangents(grad, image, weight, h, k):
-    """``h = g / D`` and ``k = h I``, padded with zeros: (P, X, Y + PADDING)."""
+    """Fill ``h = g / D`` and ``k = h I``, 0 in the padding; ``grad`` has none."""
     for z in nb.prange(len(grad)):
         h[z] = 0.0
         k[z] = 0.0
