@@ -51,7 +51,7 @@ def _on_plane(p, z):
             p[11], p[12], p[13], p[14], p[15], p[16])
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _splat_slab(pose, pixels, extent, field, order, ranges, first, cut2, mass_factor, numerator, weight, lanes):
     """Sums of ``w c`` and ``w`` on the planes [first, first + len(weight))."""
     mean, cov, intensity, amplitude = field
@@ -111,7 +111,7 @@ def cotangents(grad, image, weight, h, k):
                 k[z, i, j] = h[z, i, j] * image[z, i, j]
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _add_plane(sums, m, p):
     """Add the moments of one plane, about its centre there, to the ten about the mean, and ``sum w h``."""
     u, v, z = p[9] - p[0], p[10] - p[1], -p[2]
@@ -129,7 +129,7 @@ def _add_plane(sums, m, p):
     sums[10] += m[6]
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _chain(p, m, mass_factor):
     """Gradients with respect to mean (3) and S (6): P M1, and (P M2 P - mass M0 P) / 2, P = S^-1."""
     szz = p[8]
@@ -146,7 +146,7 @@ def _chain(p, m, mass_factor):
             0.5 * (l0 * c + l1 * e + l2 * f - s * e), 0.5 * (n0 * c + n1 * e + n2 * f - s * f))
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _moments_block(pose, pixels, extent, field, order, ranges, cut2, mass_factor, h, k, grad, lanes):
     """Gradients of the Gaussians of ``order``, gathered from all their planes."""
     mean, cov, intensity, amplitude = field

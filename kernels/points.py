@@ -136,7 +136,7 @@ def _members(centres, half, mean, reach, offsets, members):
     offsets[len(centres)] = count
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _solve(x, mean, cov, psf):
     """``S^-1 d`` (3) and ``E = d^T S^-1 d`` for d = x - mean."""
     a, b, c = cov[0] + psf[0], cov[1] + psf[1], cov[2] + psf[2]

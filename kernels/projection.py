@@ -51,7 +51,7 @@ def project(rotation, translation, psf, mean, cov):
             cvv / det, -cuv / det, cuu / det, cuu, cuv, cvv)
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy")
 def chain(p, m, mass_factor):
     """Gradients with respect to m (3) and S (6: full symmetric entries) from the moments ``m``."""
     mz, suz, svz, szz, quu, quv, qvv = p[2], p[5], p[7], p[8], p[11], p[12], p[13]
@@ -75,7 +75,7 @@ def chain(p, m, mass_factor):
     return xu, xv, gz, cuu, cuv, uz, cvv, vz, zz
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy")
 def add_to_gaussian(out, r, g, m):
     """World gradients: mean R g_m, covariance R G R^T (off-diagonals count twice), intensity, log-weight."""
     gu, gv, gz, uu, uv, uz, vv, vz, zz = g
@@ -94,7 +94,7 @@ def add_to_gaussian(out, r, g, m):
     out[10] += m[0]
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy")
 def add_to_pose(out, p, psf, g):
     """Gradient with respect to the slice-frame tangents omega (3) and tau (3)."""
     mu, mv, mz = p[0], p[1], p[2]

@@ -59,7 +59,7 @@ def ceiling(x, low, high):
     return min(max(np.int64(x + 65536.999999) - 65536, low), high)
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def box(f, bounds, extent):
     """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels."""
     i0, i1 = ceiling(f[0] - f[6], bounds[0], bounds[1]), ceiling(f[0] + f[6], bounds[0], bounds[1])
@@ -94,7 +94,7 @@ def _columns(f, i, j, lanes):
     return dj, base, ridge, ridge + spread(np.float32(f[0] - i), lanes)
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def splat(numerator, weight, f, amplitude, intensity, least, place, lanes):
     """Add ``w`` and ``w c`` of one Gaussian to two images (X, Y + PADDING)."""
     i0, i1, j0, j1 = place
@@ -113,7 +113,7 @@ def splat(numerator, weight, f, amplitude, intensity, least, place, lanes):
             row = row + one
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def moments(h, k, f, spacing, amplitude, intensity, least, place, lanes):
     """S0, S1 (2), S2 (3) of ``W = w (c h - k)`` about the centre (mm), and ``sum w h``, of one Gaussian."""
     zero = spread(np.float32(0.0), lanes)
@@ -146,7 +146,7 @@ def moments(h, k, f, spacing, amplitude, intensity, least, place, lanes):
             a * v * v * total(svv), a * total(gc))
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def splat_gradient(image, out, p, f, spacing, amplitude, intensity, least, place, lanes):
     """Add ``w (c - I) grad(-E / 2)`` of one Gaussian to three images ``out`` (3, X, Y + PADDING), per mm."""
     i0, i1, j0, j1 = place

@@ -21,7 +21,7 @@ from gsbids.kernels.rows import HALF_LOG2E, PADDING
 PARTS = 16  # parts the slices are shared out over; fixed, so that sums do not depend on the threads
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def _near(x, y, z, widest, normal, offset, thickness, cut2, near):
     """Mark the Gaussians whose widest axis, laid along the normal, would reach the plane; vectorises."""
     a, b, c = np.float32(normal[0]), np.float32(normal[1]), np.float32(normal[2])
@@ -31,7 +31,7 @@ def _near(x, y, z, widest, normal, offset, thickness, cut2, near):
         near[j] = distance * distance < limit * (widest[j] + extra)
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _candidates(columns, rotation, translation, psf, cut2, near, index):
     """Fill ``index`` with the Gaussians that may reach a slice; returns their number."""
     normal = rotation[:, 2]
@@ -44,7 +44,7 @@ def _candidates(columns, rotation, translation, psf, cut2, near, index):
     return count
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _bounds(extent):
     """Rows [i0, i1) and columns [j0, j1) of a slice that have pixels at all."""
     i0, i1, j0, j1 = len(extent), 0, np.int64(1 << 30), np.int64(0)
@@ -63,7 +63,7 @@ def peak(p, amplitude, mass_factor):
     return amplitude
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _splat_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, numerator, weight, lanes):
     """Sums of ``w c`` and ``w`` over the Gaussians of ``index``; rubbish outside the extents."""
     numerator[:] = 0.0
@@ -80,7 +80,7 @@ def _splat_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, 
                        HALF_LOG2E * cut2, place, lanes)
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _moments_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, h, k, grad, grad_pose, lanes):
     """Add the gradients of one slice to ``grad`` (J, 11) and ``grad_pose`` (6)."""
     _, mean, cov, intensity, amplitude = field
@@ -98,7 +98,7 @@ def _moments_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor
             add_to_pose(grad_pose, p, pose[2], g)
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def _normalise(numerator, weight, extent, eps, image, total):
     """I and D of one slice from the sums; 0 and eps outside the extents."""
     for i in range(len(image)):
@@ -129,7 +129,7 @@ def forward(rotation, translation, psf, spacing, centre, extent, field, cut2, ep
             _normalise(n, d, extent[s], eps, image[s], weight[s])
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def _cotangents(grad, image, weight, extent, h, k):
     """``h = g / D`` and ``k = h I`` within the extents, 0 elsewhere."""
     h[:] = 0.0
@@ -162,7 +162,7 @@ def backward(rotation, translation, psf, spacing, centre, extent, field, cut2, m
                            grad[part], grad_pose[s], lanes)
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")
 def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta, image):
     """Loss of one slice and its image; turns the sums into the cotangents k (numerator) and h (weight)."""
     loss = 0.0
@@ -207,7 +207,7 @@ def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, 
                            grad_pose[s], lanes)
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def _gradient_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, image, out, lanes):
     """Sums of ``w (c - I) grad(-E / 2)`` over the Gaussians of ``index``, (3, X, Y + PADDING)."""
     out[:] = 0.0

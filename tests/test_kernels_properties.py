@@ -48,7 +48,8 @@ def step(field, geometry, factor=1.0):
 def close(a, b, tolerance):
     a, b = np.asarray(a, float), np.asarray(b, float)
     assert np.isfinite(a).all()
-    np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(initial=0), 0.1))  # below: rounding of larger terms
+    # What is smaller than 0.1 is a difference of larger terms, with their rounding.
+    np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(initial=0), 0.1))
 
 
 @pytest.fixture(params=["vector", "plain"], autouse=True, scope="module")
