@@ -279,7 +279,8 @@ def plot(result: dict, path: Path) -> None:
                                                                     case["seconds"]["backward"]])]):
             ax.barh([y - 0.2, y + 0.2], seconds, 0.36, color=["#4878a8", "#c06c5a"])
             ax.text(seconds[1] * 1.1, y, f"{label}: {sum(seconds):.2f} s", va="center", fontsize=8)
-        ax.set(xscale="log", yticks=[], xlim=(0.02, 50), title=f"{name}: {case['useful_pairs'] / case['pixels']:.0f} pairs a pixel",
+        ax.set(xscale="log", yticks=[], xlim=(0.02, 50),
+               title=f"{name}: {case['useful_pairs'] / case['pixels']:.0f} pairs a pixel",
                xlabel="s of one core (blue forward, red backward)")
     figure.savefig(path)
 
