@@ -1,101 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer as torch operations: slices of a Gaussian field, forward and backward.
-
-A volume on a grid is a stack of slices without a PSF, so the same operation renders both.
-"""
-
-from dataclasses import dataclass
+"""The renderer as torch operations: slices of a Gaussian field, forward and backward, and its volume on a grid."""
 
 import numpy as np
 import torch
 
-from gsbids.kernels import geometry as chain
-from gsbids.kernels import splat_cpu
+from gsbids.kernels import rows, splat_cpu
+from gsbids.kernels.grid import GridGeometry, GridRender, render_grid
+from gsbids.kernels.problem import DEFAULT, Acquired, PackedField, RenderOptions, SliceGeometry, Step, full_extent
+
+__all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeometry", "SliceRender", "Step",
+           "full_extent", "image_gradient", "pose_normal_equations", "render", "render_grid", "step_slices"]
 
 
-@dataclass(frozen=True)
-class RenderOptions:
-    """How a field is rendered.
 
-    Attributes
-    ----------
-    cut : float
-        Gaussians contribute where their Mahalanobis distance is under ``cut``.
-    eps : float
-        Weight of the background (intensity 0) in the normalisation.
-    mass_factor : bool
-        Weigh by ``sqrt(det Sigma / det Sigma_obs)``: a Gaussian keeps its mass when the PSF widens it.
-    """
-
-    cut: float = 3.5
-    eps: float = 1e-3
-    mass_factor: bool = True
-
-
-@dataclass(frozen=True)
-class SliceGeometry:
-    """Where the pixels of S slices of X x Y pixels are.
-
-    Attributes
-    ----------
-    rotation, translation : ndarray, (S, 3, 3), (S, 3)
-        Poses: pixel (u, v, 0) mm lies at ``rotation @ (u, v, 0) + translation``.
-    psf : ndarray, (S, 3)
-        Variances (mm2) of the PSF along row, column and normal.
-    spacing, centre : ndarray, (S, 2)
-        Pixel size in mm, and pixel index of the slice origin.
-    extent : ndarray, (S, X, 2), int32
-        First and one-past-last pixel of each row that is rendered; the rest is left 0.
-    shape : tuple of int
-        (X, Y).
-    """
-
-    rotation: np.ndarray
-    translation: np.ndarray
-    psf: np.ndarray
-    spacing: np.ndarray
-    centre: np.ndarray
-    extent: np.ndarray
-    shape: tuple[int, int]
-
-    def arrays(self):
-        """The arrays in the order and types of the kernels."""
-        flat = (self.rotation, self.translation, self.psf, self.spacing, self.centre)
-        return (*(np.ascontiguousarray(a, np.float64) for a in flat),
-                np.ascontiguousarray(self.extent, np.int32))
-
-
-def full_extent(slices: int, shape: tuple[int, int]) -> np.ndarray:
-    """Extents (S, X, 2) that cover every pixel."""
-    return np.tile(np.array([0, shape[1]], np.int32), (slices, shape[0], 1))
-
-
-@dataclass(frozen=True)
-class _Field:
-    """Parameters as the kernels take them."""
-
-    mean: np.ndarray
-    cov: np.ndarray
-    intensity: np.ndarray
-    log_amplitude: np.ndarray
-
-    @classmethod
-    def pack(cls, mean, log_scale, quaternion, intensity, log_weight, options):
-        arrays = [np.ascontiguousarray(np.asarray(a), np.float32)
-                  for a in (mean, log_scale, quaternion, intensity, log_weight)]
-        if not all(np.isfinite(a).all() for a in arrays):
-            raise FloatingPointError("a parameter of the Gaussian field is not finite: the fit has diverged")
-        mean, log_scale, quaternion, intensity, log_weight = arrays
-        amplitude = log_weight.astype(np.float64)
-        if options.mass_factor:
-            amplitude = amplitude + log_scale.sum(1, dtype=np.float64)
-        return cls(mean, chain.covariances(log_scale, quaternion), intensity, amplitude)
-
-    def arrays(self):
-        return self.mean, self.cov, self.intensity, self.log_amplitude
-
-
-def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=RenderOptions()):
+def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):
     """Render slices without gradients.
 
     Parameters
@@ -110,15 +28,43 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     image, weight : ndarray, (S, X, Y), float32
         ``I = sum w c / D`` and ``D = sum w + eps``; formulas in :func:`gsbids.kernels.reference.render_slices`.
     """
-    field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
     weight = np.empty_like(image)
-    splat_cpu.forward(*geometry.arrays(), *field.arrays(), options.cut**2, np.float32(options.eps),
-                      options.mass_factor, image, weight)
+    splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
+                      options.mass_factor, rows.lanes(), image, weight)
     return image, weight
 
 
-def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=RenderOptions()):
+def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options=DEFAULT):
+    """Forward, Charbonnier loss and all gradients in one pass: a slice is projected, compared and taken back at once.
+
+    ``loss_s = sum_p w_p (sqrt(r_p^2 + d^2) - d)``, ``r = a_s I - y``. The same numbers as :class:`SliceRender` with
+    that loss gives, at less than the cost of its two passes.
+
+    Parameters
+    ----------
+    mean ... geometry, options
+        As for :func:`render`.
+    acquired : Acquired
+
+    Returns
+    -------
+    Step
+    """
+    field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    slices = len(geometry.rotation)
+    image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
+    parts, pose = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32), np.empty((slices, 6))
+    gain = np.ones(slices) if acquired.gain is None else acquired.gain
+    splat_cpu.step(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps), options.mass_factor,
+                   rows.lanes(), np.ascontiguousarray(acquired.values, np.float32),
+                   np.ascontiguousarray(acquired.weight, np.float32), np.asarray(gain, np.float32),
+                   np.float32(acquired.delta), image, loss, parts, pose)
+    return Step(loss, image, field.gradients(parts, options), pose)
+
+
+def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT):
     """Derivative of the rendered slices with respect to the pixels' positions.
 
     Parameters
@@ -133,9 +79,9 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
     ndarray, (S, X, Y, 3), float32
         dI/dX per mm along row, column and normal of the slice. The PSF is held fixed.
     """
-    field = _Field.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
-    splat_cpu.image_gradient(*geometry.arrays(), *field.arrays(), options.cut**2, options.mass_factor,
+    splat_cpu.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
                              *rendered, out)
     return out
 
@@ -172,30 +118,24 @@ class SliceRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options):
-        field = _Field.pack(*(a.detach() for a in (mean, log_scale, quaternion, intensity, log_weight)), options)
+        field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
         image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
-        splat_cpu.forward(*geometry.arrays(), *field.arrays(), options.cut**2, np.float32(options.eps),
-                          options.mass_factor, image, weight)
+        splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
+                          options.mass_factor, rows.lanes(), image, weight)
         ctx.problem = (field, geometry, options)
-        ctx.save_for_backward(log_scale, quaternion, torch.from_numpy(image), torch.from_numpy(weight))
-        return torch.from_numpy(image)
+        image = torch.from_numpy(image)
+        ctx.save_for_backward(image, torch.from_numpy(weight))
+        return image
 
     @staticmethod
     def backward(ctx, grad):
         field, geometry, options = ctx.problem
-        log_scale, quaternion, image, weight = ctx.saved_tensors
-        h = (grad / weight).contiguous()
+        image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         parts = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32)
         pose = np.empty((len(geometry.rotation), 6))
-        splat_cpu.backward(*geometry.arrays(), *field.arrays(), options.cut**2, options.mass_factor,
-                           h.numpy(), (h * image).numpy(), parts, pose)
-        total = parts.sum(0)
-        scale, turn = chain.covariances_backward(log_scale.detach().numpy(), quaternion.detach().numpy(),
-                                                 np.ascontiguousarray(total[:, 3:9]))
-        if options.mass_factor:  # d(log det Sigma)/2 = sum of the log-scales
-            scale += total[:, 10:]
+        splat_cpu.backward(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
+                           np.ascontiguousarray(grad, np.float32), image, weight, parts, pose)
         pose = torch.from_numpy(pose.astype(np.float32))
-        columns = [torch.from_numpy(np.ascontiguousarray(a))
-                   for a in (total[:, :3], scale, turn, total[:, 9], total[:, 10])]
-        return *columns, pose[:, :3], pose[:, 3:], None, None
+        gradients = (torch.from_numpy(a) for a in field.gradients(parts, options))
+        return *gradients, pose[:, :3], pose[:, 3:], None, None

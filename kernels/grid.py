@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Gaussian field on a regular grid as a torch operation: the forward model of super-resolution."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from gsbids.kernels import grid_cpu, rows
+from gsbids.kernels.problem import DEFAULT, PackedField, RenderOptions
+
+KEYS = 1 << 16  # bricks at most: numpy sorts 16-bit keys in linear time
+
+
+@dataclass(frozen=True)
+class GridGeometry:
+    """Where the voxels of a grid are: voxel (a, b, c) lies at ``origin + rotation @ (spacing * (a, b, c))``.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (P, X, Y).
+    spacing, origin : ndarray, (3,)
+        Voxel size, and position of voxel (0, 0, 0), in the unit of the field.
+    rotation : ndarray, (3, 3)
+        Columns: directions of the three axes, orthonormal and right-handed.
+    psf : ndarray, (3,)
+        Variances that widen every Gaussian along the three axes; 0 to sample the field itself.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: np.ndarray
+    origin: np.ndarray
+    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
+    psf: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+    def arrays(self):
+        """Pose, pixels and extent as :mod:`gsbids.kernels.grid_cpu` takes them: rows on axis 1."""
+        given = (self.rotation, self.origin, self.psf, self.spacing)
+        turn, origin, psf, spacing = (np.asarray(a, float) for a in given)
+        pose = (np.ascontiguousarray(turn[:, [1, 2, 0]]), np.ascontiguousarray(origin), psf[[1, 2, 0]])
+        extent = np.tile(np.array([0, self.shape[2]], np.int32), (self.shape[1], 1))
+        return pose, (spacing[1:].copy(), np.zeros(2), float(spacing[0])), extent
+
+
+class _Grid:
+    """One field on one grid: what forward and backward share."""
+
+    def __init__(self, packed: PackedField, geometry: GridGeometry, options: RenderOptions):
+        self.packed, self.options, self.shape = packed, options, geometry.shape
+        self.pose, self.pixels, self.extent = geometry.arrays()
+        self.field = (packed.mean, packed.cov, packed.intensity, packed.amplitude)
+        self.ranges = np.empty((len(packed.mean), 2), np.int64)
+        grid_cpu.plane_ranges(self.pose, self.pixels[2], self.shape[0], packed.mean, packed.cov, options.cut,
+                              self.ranges)
+        self.order = _brick_order((packed.mean - geometry.origin) @ geometry.rotation, geometry)
+
+    def forward(self):
+        image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
+        grid_cpu.forward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
+                         self.options.cut**2, np.float32(self.options.eps), self.options.mass_factor, rows.lanes(),
+                         image, weight)
+        return image, weight
+
+    def backward(self, grad, image, weight):
+        h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
+        grid_cpu.cotangents(grad, image, weight, h, k)
+        total = np.empty((1, len(self.packed.mean), 11), np.float32)
+        grid_cpu.backward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
+                          self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total[0])
+        return self.packed.gradients(total, self.options)
+
+
+def _inside(padded, geometry):
+    """The volume without its padding: a view."""
+    return padded[:, :geometry.shape[1], :geometry.shape[2]]
+
+
+def _brick_order(position: np.ndarray, geometry: GridGeometry) -> np.ndarray:
+    """Gaussians brick by brick, so that neighbours in time are neighbours in memory."""
+    side, bricks = 8, (1, 1, 1)
+    while side == 8 or np.prod(bricks) > KEYS:
+        side *= 2
+        bricks = tuple(-(-n // side) for n in geometry.shape)
+    last = np.array(bricks) - 1
+    brick = np.clip(position / (side * np.asarray(geometry.spacing, float)), 0, last).astype(np.int64)
+    return np.argsort(np.ravel_multi_index(tuple(brick.T), bricks).astype(np.uint16), kind="stable")
+
+
+def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):
+    """Render a field on a grid without gradients.
+
+    ``I(x) = sum_j w_j c_j / D``, ``D = sum_j w_j + eps``, ``w_j = exp(l_j - E_j(x) / 2)``, where
+    ``E_j < cut ** 2``; the field and its PSF as in :func:`gsbids.kernels.reference.render_slices`.
+
+    Parameters
+    ----------
+    mean, log_scale, quaternion, intensity, log_weight : array, (J, 3), (J, 3), (J, 4), (J,), (J,)
+        The field; ``log_weight`` is the relaxation proxy of super-resolution, 0 elsewhere.
+    geometry : GridGeometry
+    options : RenderOptions
+        ``mass_factor`` matters only with a PSF, or as a weight by volume.
+
+    Returns
+    -------
+    image, weight : ndarray, (P, X, Y), float32
+        I and D; views, not contiguous.
+    """
+    packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    return tuple(_inside(a, geometry) for a in _Grid(packed, geometry, options).forward())
+
+
+class GridRender(torch.autograd.Function):
+    """:func:`render_grid` with gradients: ``GridRender.apply(*field, geometry, options)`` gives I, (P, X, Y)."""
+
+    @staticmethod
+    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, geometry, options):
+        packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+        ctx.grid = _Grid(packed, geometry, options)
+        image, weight = (torch.from_numpy(a) for a in ctx.grid.forward())
+        ctx.save_for_backward(image, weight)
+        return _inside(image, geometry)
+
+    @staticmethod
+    def backward(ctx, grad):
+        image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
+        gradients = ctx.grid.backward(np.ascontiguousarray(grad, np.float32), image, weight)
+        return *(torch.from_numpy(a) for a in gradients), None, None
