@@ -27,7 +27,7 @@ from gsbids.kernels.splat_device import (
 
 cuda = device.numba_cuda()
 
-WARP = 32
+WARP, PADDED = 32, 33  # lanes, and lanes with one more against bank conflicts
 PAIRS = 4  # pairs, so warps, a block in moments
 MOMENTS, PARTS, GRADIENTS = 7, 20, 11  # columns: moments, of a pair (17 used), of a Gaussian
 STAGED = 12
@@ -49,7 +49,7 @@ def moments(record, box, pairs, h, k_image, out):
     out : (n, 7)
         In pixels: ``1, di, dj, di^2, di dj, dj^2`` and the sum for the intensity.
     """
-    shared = cuda.shared.array((PAIRS, MOMENTS, WARP + 1), float32)
+    shared = cuda.shared.array((PAIRS, MOMENTS, PADDED), float32)
     lane, warp = uint32(cuda.threadIdx.x % WARP), uint32(cuda.threadIdx.x // WARP)
     n = uint32(cuda.blockIdx.x * PAIRS + cuda.threadIdx.x // WARP)
     s0, si, sj, sii, sij, sjj, gc = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO

@@ -140,13 +140,13 @@ def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor)
     counts : tensor, (S, chunks)
         From :func:`count_pairs` for these slices.
     """
-    start = _starts(counts.reshape(-1))
+    start = starts(counts.reshape(-1))
     total = int(start[-1])
     pairs = gauss.new_empty((total, 2), dtype=torch.int32)
     _cull(gauss, geometry, cut, start[:-1].reshape(counts.shape), pairs, True)
-    slice_start = _starts(counts.sum(1))
+    slice_start = starts(counts.sum(1))
     owner, order = torch.sort(pairs[:, 1].contiguous(), stable=True)
-    list_start = _first(owner, len(gauss))
+    list_start = first_places(owner, len(gauss))
     tile_start, tile_list, tiles = _tiles(gauss, geometry, cut, pairs)
     return SlicePlan(pairs, slice_start, list_start, order.to(torch.int32), tile_start, tile_list, tiles)
 
@@ -156,14 +156,14 @@ def _cull(gauss, geometry, cut, start, pairs, write):
                   geometry.frame, gauss, geometry.window, cut**2, *geometry.shape, start, pairs, write)
 
 
-def _starts(counts: torch.Tensor) -> torch.Tensor:
+def starts(counts: torch.Tensor) -> torch.Tensor:
     """Exclusive sums with the total at the end, int32."""
     total = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
     total[1:] = torch.cumsum(counts, 0)
     return total
 
 
-def _first(keys: torch.Tensor, count: int) -> torch.Tensor:
+def first_places(keys: torch.Tensor, count: int) -> torch.Tensor:
     """First place of every key 0..count in the sorted keys, (count + 1,) int32."""
     wanted = torch.arange(count + 1, dtype=torch.int32, device=keys.device)
     return torch.searchsorted(keys, wanted, out_int32=True)
@@ -190,9 +190,9 @@ def _tiles(gauss, geometry, cut, pairs):
 
     none = counts.new_empty(1)
     run(counts, none, none, False)
-    start = _starts(counts)
+    start = starts(counts)
     keys = counts.new_empty(int(start[-1]))
     values = torch.empty_like(keys)
     run(start, keys, values, True)
     keys, order = torch.sort(keys, stable=True)
-    return _first(keys, len(geometry) * tiles[0] * tiles[1]), values[order], tiles
+    return first_places(keys, len(geometry) * tiles[0] * tiles[1]), values[order], tiles
