@@ -36,7 +36,7 @@ NORMAL, NORMAL_BLOCK, GROUPS = 27, 128, 4  # 21 + 6 entries; pixels staged at a 
 
 
 @cuda.jit(fastmath=True)
-def moments(record, box, pairs, h, k_image, out):
+def moments(record, box, pairs, rows, columns, h, k_image, out):
     """``S0, S1 (2), S2 (3)`` of ``W = w (c h - k)`` about the centre, and ``sum w h``; one warp per pair.
 
     Lanes stride over the box of the pair; the 7 sums of the 32 lanes meet in shared memory.
@@ -44,7 +44,9 @@ def moments(record, box, pairs, h, k_image, out):
     Parameters
     ----------
     record, box, pairs : (n, 8), (n, 4), (n, 2)
-    h, k_image : (S, X, Y)
+    rows, columns : int
+        X, Y.
+    h, k_image : (S X Y,), flat: fewer registers
         ``h = g / D`` (0 where nothing is rendered) and ``k = h I``.
     out : (n, 7)
         In pixels: ``1, di, dj, di^2, di dj, dj^2`` and the sum for the intensity.
@@ -56,18 +58,21 @@ def moments(record, box, pairs, h, k_image, out):
     if n < uint32(pairs.shape[0]):
         s = uint32(pairs[n, 0])
         i0, j0, width = uint32(box[n, 0]), uint32(box[n, 2]), uint32(box[n, 3] - box[n, 2])
-        pi, pj, kii, kij, kjj = record[n, 0], record[n, 1], record[n, 2], record[n, 3], record[n, 4]
+        base = uint32((s * uint32(rows) + i0) * uint32(columns) + j0)
+        pi, pj = float32(i0) - record[n, 0], float32(j0) - record[n, 1]  # from the first pixel of the box
+        kii, kij, kjj = record[n, 2], record[n, 3], record[n, 4]
         k0, intensity, limit = record[n, 5], record[n, 6], record[n, 7]
         count = uint32((box[n, 1] - box[n, 0]) * (box[n, 3] - box[n, 2]))
         inverse = ONE / float32(max(width, uint32(1)))
         for q in range(lane, count, uint32(WARP)):
             row = uint32((float32(q) + HALF) * inverse)  # q // width, exact under 2^21 pixels a box
-            i, j = uint32(i0 + row), uint32(j0 + uint32(q) - row * width)
-            di, dj = float32(i) - pi, float32(j) - pj
+            column = uint32(uint32(q) - row * width)
+            pixel = uint32(base + row * uint32(columns) + column)
+            di, dj = float32(row) + pi, float32(column) + pj
             e = kjj * dj * dj + di * (kii * di + kij * dj)
             w = math.exp2(k0 + e) if e > limit else ZERO
-            g = w * h[s, i, j]
-            t = intensity * g - w * k_image[s, i, j]
+            g = w * h[pixel]
+            t = intensity * g - w * k_image[pixel]
             s0 += t
             gc += g
             u = t * di

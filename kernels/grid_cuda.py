@@ -165,11 +165,11 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
 
 
 @cuda.jit(fastmath=True)
-def moments_grid(record, box, h, k_image, out):
+def moments_grid(record, box, rows, columns, h, k_image, out):
     """Moments of ``W = w (A h - k)`` about each Gaussian's centre and ``sum w h``; one warp per Gaussian.
 
     ``out`` (J, 11), in voxels: 1, di, dj, dk, di^2, di dj, di dk, dj^2, dj dk, dk^2, and the intensity's.
-    ``h = g / D`` and ``k = h I``, (X, Y, Z).
+    ``h = g / D`` and ``k = h I``, (X Y Z,) of ``rows`` = Y and ``columns`` = Z: flat, which takes fewer registers.
     """
     shared = cuda.shared.array((WARPS, MOMENTS3, PADDED), float32)
     lane, warp = uint32(cuda.threadIdx.x % WARP), uint32(cuda.threadIdx.x // WARP)
@@ -180,20 +180,25 @@ def moments_grid(record, box, h, k_image, out):
         j0, k0, width = uint32(box[n, 2]), uint32(box[n, 4]), uint32(max(box[n, 5] - box[n, 4], int32(0)))
         plane = uint32(max(box[n, 3] - box[n, 2], int32(0))) * width
         shrink = ONE / float32(max(width, uint32(1)))
-        pi, pj, pk = record[n, 0], record[n, 1], record[n, 2]
+        # From the first voxel of the box.
+        pi, pj, pk = record[n, 0], float32(j0) - record[n, 1], float32(k0) - record[n, 2]
         kii, kij, kik = record[n, 3], record[n, 4], record[n, 5]
         kjj, kjk, kkk = record[n, 6], record[n, 7], record[n, 8]
         height, amplitude, limit = record[n, 9], record[n, 10], record[n, 11]
-        for i in range(uint32(box[n, 0]), uint32(box[n, 1])):
+        i, last = uint32(box[n, 0]), uint32(box[n, 1])
+        while i < last:  # 32-bit counters: those of range have 64
             di = float32(i) - pi
-            for q in range(lane, uint32(plane), uint32(WARP)):
+            base = uint32((i * uint32(rows) + j0) * uint32(columns) + k0)
+            q = lane
+            while q < plane:
                 row = uint32((float32(q) + HALF) * shrink)  # q // width, exact under 2^21 voxels a plane
-                j, k = uint32(j0 + row), uint32(k0 + uint32(q) - row * width)
-                dj, dk = float32(j) - pj, float32(k) - pk
+                column = uint32(q - row * width)
+                voxel = uint32(base + row * uint32(columns) + column)
+                dj, dk = float32(row) + pj, float32(column) + pk
                 e = di * (kii * di + kij * dj) + kjj * dj * dj + dk * (kik * di + kjk * dj + kkk * dk)
                 w = math.exp2(height + e) if e > limit else ZERO
-                x = w * h[i, j, k]
-                t = amplitude * x - w * k_image[i, j, k]
+                x = w * h[voxel]
+                t = amplitude * x - w * k_image[voxel]
                 g += x
                 s += t
                 u, v, z = t * di, t * dj, t * dk
@@ -206,6 +211,8 @@ def moments_grid(record, box, h, k_image, out):
                 sjj += v * dj
                 sjk += v * dk
                 skk += z * dk
+                q = uint32(q + uint32(WARP))
+            i = uint32(i + uint32(1))
     part = shared[warp]
     part[0, lane], part[1, lane], part[2, lane], part[3, lane] = s, si, sj, sk
     part[4, lane], part[5, lane], part[6, lane], part[7, lane] = sii, sij, sik, sjj

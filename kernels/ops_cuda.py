@@ -135,8 +135,8 @@ def _backward(gauss, geometry, options, kept, h, k_image):
         record, box = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         moment = gauss.new_empty((n, adjoint_cuda.MOMENTS))
         device.launch(adjoint_cuda.moments, device.blocks(n, adjoint_cuda.PAIRS),
-                      adjoint_cuda.PAIRS * adjoint_cuda.WARP, record, box, lists.pairs, h[start:stop],
-                      k_image[start:stop], moment)
+                      adjoint_cuda.PAIRS * adjoint_cuda.WARP, record, box, lists.pairs, *geometry.shape,
+                      h[start:stop].reshape(-1), k_image[start:stop].reshape(-1), moment)
         given = gauss.new_empty((n, adjoint_cuda.PARTS))
         device.launch(adjoint_cuda.chain_pairs, device.blocks(n, splat_cuda.THREADS), splat_cuda.THREADS,
                       part.frame, gauss, lists.pairs, moment, options.mass_factor, given)

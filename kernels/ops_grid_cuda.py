@@ -151,16 +151,17 @@ class GridRenderCuda(torch.autograd.Function):
         device.check_device(mean.device)
         gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, False)
         image, weight, projected = _forward(gauss, grid, options, lists)
+        ctx.grid = grid
         ctx.save_for_backward(log_scale, quaternion, gauss, image, weight, *projected)
         return image
 
     @staticmethod
     def backward(ctx, grad):
         log_scale, quaternion, gauss, image, weight, record, box, place = ctx.saved_tensors
-        h = (grad / weight).contiguous()
+        grid, h = ctx.grid, (grad / weight).contiguous()
         moment = gauss.new_empty((len(gauss), grid_cuda.MOMENTS3))
         device.launch(grid_cuda.moments_grid, device.blocks(len(gauss), grid_cuda.WARPS), grid_cuda.BLOCK, record, box,
-                      h, h * image, moment)
+                      *grid.shape[1:], h.reshape(-1), (h * image).reshape(-1), moment)
         total = torch.empty_like(moment)
         threads = device.blocks(len(gauss), THREADS), THREADS
         device.launch(grid_cuda.chain_grid, *threads, gauss, place, moment, total)

@@ -29,7 +29,7 @@ SIGNATURES = {
     splat_cuda.project_pairs: (F2, F2, I2, F, I, I, I, F2, I2),
     splat_cuda.bin_tiles: (F2, I2, I2, I3, I, I1, I1, I1, I),
     splat_cuda.render_tiles: (F2, I1, I1, I3, F, F3, F3),
-    adjoint_cuda.moments: (F2, I2, I2, F3, F3, F2),
+    adjoint_cuda.moments: (F2, I2, I2, I, I, F1, F1, F2),
     adjoint_cuda.chain_pairs: (F2, F2, I2, F2, I, F2),
     adjoint_cuda.reduce_gaussians: (F2, I1, I1, F2),
     adjoint_cuda.reduce_poses: (F2, I1, F2),
@@ -40,7 +40,7 @@ SIGNATURES = {
     grid_cuda.project_grid: (F2, F1, F, I, I, I, F2, I2),
     grid_cuda.bin_bricks: (F2, I2, I, I, I, I, I1, I1, I1, I),
     grid_cuda.render_bricks: (F2, I1, I1, I, F, F3, F3),
-    grid_cuda.moments_grid: (F2, I2, F3, F3, F2),
+    grid_cuda.moments_grid: (F2, I2, I, I, F1, F1, F2),
     grid_cuda.chain_grid: (F2, F1, F2, F2),
 }
 
