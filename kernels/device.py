@@ -102,6 +102,8 @@ def launch(kernel: Callable, grid: int | Sequence[int], block: int, *arguments) 
     """
     if min(grid, default=0) == 0 if isinstance(grid, Sequence) else grid == 0:
         return
+    if not all(a.is_contiguous() for a in arguments if isinstance(a, torch.Tensor)):
+        raise ValueError("a tensor for a kernel is not contiguous")
     cuda = numba_cuda()
     if is_simulator():
         kernel[grid, block](*(a.detach().numpy() if isinstance(a, torch.Tensor) else _scalar(a) for a in arguments))
@@ -176,19 +178,21 @@ def chunks(sizes: Sequence[int], bytes_each: int, available: int, what: str = "s
     return ranges
 
 
-def with_smaller_chunks(run: Callable[[int], object], available: int, attempts: int = 4):
-    """``run(available)``, again with half the memory each time torch runs out of it.
+def with_smaller_chunks(run: Callable[[int], object], target: torch.device, attempts: int = 4):
+    """``run(bytes it may take)``, again with half of them each time torch runs out of memory.
 
     Raises
     ------
     gsbids.errors.DeviceError
         It did not fit ``attempts`` times.
     """
+    share = 1
     for _ in range(attempts):
+        available = free_bytes(target) // share
         try:
             return run(available)
         except torch.cuda.OutOfMemoryError:
-            available //= 2
+            share *= 2
         torch.cuda.empty_cache()
-    raise DeviceError(f"the GPU ran out of memory {attempts} times, at last with {available / 1e9:.2f} GB for the "
+    raise DeviceError(f"{target} ran out of memory {attempts} times, at last with {available / 1e9:.2f} GB for the "
                       "renderer: free memory on it, use fewer Gaussians, or --device cpu")

@@ -36,14 +36,14 @@ def plan(field, geometry, options, margin: float = 0.0) -> SlicePlan:
     return plan_cuda.make_plan(gauss, geometry, cut, plan_cuda.count_pairs(gauss, geometry, cut))
 
 
-def _parts(gauss, geometry, options, kept):
-    """Ranges of slices that fit into memory, each with its plan: the kept one, or made one after the other."""
+def _parts(gauss, geometry, options, kept, available):
+    """Ranges of slices that fit into ``available`` bytes, each with its plan: the kept one, or made in turn."""
     if kept is not None:
         yield 0, len(geometry), geometry, kept
         return
     counts = plan_cuda.count_pairs(gauss, geometry, options.cut)
     sizes = counts.sum(1).tolist()
-    for start, stop in device.chunks(sizes, plan_cuda.BYTES_PER_PAIR, device.free_bytes(gauss.device)):
+    for start, stop in device.chunks(sizes, plan_cuda.BYTES_PER_PAIR, available):
         part = geometry.slices(start, stop)
         yield start, stop, part, plan_cuda.make_plan(gauss, part, options.cut, counts[start:stop])
 
@@ -52,16 +52,25 @@ def _grid(geometry, lists):
     return lists.tiles[1], lists.tiles[0], len(geometry)
 
 
-def _forward(gauss, geometry, options, kept):
+def _fitting(work, gauss, geometry, options, kept, *more):
+    """``work(..., parts)``, with smaller parts when memory runs out; a kept plan is one part, and no question."""
+    if kept is not None:
+        return work(gauss, geometry, options, _parts(gauss, geometry, options, kept, 0), *more)
+    return device.with_smaller_chunks(
+        lambda available: work(gauss, geometry, options, _parts(gauss, geometry, options, None, available), *more),
+        gauss.device)
+
+
+def _forward(gauss, geometry, options, parts):
     """Image and weight (S, X, Y), and the plan if one was enough."""
     image = gauss.new_empty((len(geometry), *geometry.shape))
     weight = torch.empty_like(image)
-    lists = kept
-    for start, stop, part, lists in _parts(gauss, geometry, options, kept):
+    lists, start, stop = None, 0, 0
+    for start, stop, part, lists in parts:
         record, _ = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         device.launch(splat_cuda.render_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
                       lists.tile_list, part.extent, options.eps, image[start:stop], weight[start:stop])
-    return image, weight, lists if len(geometry) and stop - start == len(geometry) else None
+    return image, weight, lists if stop - start == len(geometry) else None
 
 
 def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists=None):
@@ -88,16 +97,19 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     """
     geometry = on_device(geometry, mean.device)
     gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, options.mass_factor)
-    return _forward(gauss, geometry, options, lists)[:2]
+    return _fitting(_forward, gauss, geometry, options, lists)[:2]
 
 
 def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options, lists=None):
     """dI/dX (S, X, Y, 3) per mm; see :func:`gsbids.kernels.ops.image_gradient`."""
     geometry = on_device(geometry, mean.device)
     gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, options.mass_factor)
-    image, weight = rendered
+    return _fitting(_image_gradient, gauss, geometry, options, lists, *(a.contiguous() for a in rendered))
+
+
+def _image_gradient(gauss, geometry, options, parts, image, weight):
     out = gauss.new_empty((*image.shape, 3))
-    for start, stop, part, found in _parts(gauss, geometry, options, lists):
+    for start, stop, part, found in parts:
         record, _ = plan_cuda.project(gauss, part, found.pairs, options.cut, options.mass_factor)
         depth = gauss.new_empty((len(found.pairs), 4))
         device.launch(adjoint_cuda.project_depth, device.blocks(len(found.pairs), splat_cuda.THREADS),
@@ -126,11 +138,11 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
     return matrix, sums[:, 21:].double()
 
 
-def _backward(gauss, geometry, options, kept, h, k_image):
+def _backward(gauss, geometry, options, parts, h, k_image):
     """Gradients with respect to Gaussians (J, 11) and poses (S, 6)."""
     grad = gauss.new_zeros((len(gauss), adjoint_cuda.GRADIENTS))
     pose = gauss.new_zeros((len(geometry), 6))
-    for start, stop, part, lists in _parts(gauss, geometry, options, kept):
+    for start, stop, part, lists in parts:
         n = len(lists.pairs)
         record, box = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         moment = gauss.new_empty((n, adjoint_cuda.MOMENTS))
@@ -149,6 +161,15 @@ def _backward(gauss, geometry, options, kept, h, k_image):
     return grad, pose
 
 
+def gradients(gauss, geometry: DeviceGeometry, options, lists, h, k_image):
+    """Gradients with respect to the 11 numbers of each Gaussian, (J, 11), and to the poses, (S, 6).
+
+    ``gauss`` (J, 12) from :func:`gsbids.kernels.plan_cuda.pack_field`; ``h = g / D``, 0 where nothing is rendered,
+    and ``k = h I``, both (S, X, Y); columns as in :func:`gsbids.kernels.splat_cpu.backward`.
+    """
+    return _fitting(_backward, gauss, geometry, options, lists, h, k_image)
+
+
 class SliceRenderCuda(torch.autograd.Function):
     """Slices with gradients, as :class:`gsbids.kernels.ops.SliceRender`, on the device.
 
@@ -159,8 +180,9 @@ class SliceRenderCuda(torch.autograd.Function):
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options, lists=None):
         geometry = on_device(geometry, mean.device)
         gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, options.mass_factor)
-        image, weight, lists = _forward(gauss, geometry, options, lists)
+        image, weight, lists = _fitting(_forward, gauss, geometry, options, lists)
         ctx.problem = (geometry, options, lists)
+        log_scale, quaternion = (a.float().contiguous() for a in (log_scale, quaternion))
         ctx.save_for_backward(log_scale, quaternion, gauss, image, weight)
         return image
 
@@ -169,7 +191,7 @@ class SliceRenderCuda(torch.autograd.Function):
         geometry, options, lists = ctx.problem
         log_scale, quaternion, gauss, image, weight = ctx.saved_tensors
         h = torch.where(geometry.inside, grad / weight, 0.0).contiguous()
-        total, pose = _backward(gauss, geometry, options, lists, h, h * image)
+        total, pose = gradients(gauss, geometry, options, lists, h, h * image)
         scale, turn = torch.empty_like(log_scale), torch.empty_like(quaternion)
         device.launch(adjoint_cuda.unpack_gradient, device.blocks(len(gauss), splat_cuda.THREADS), splat_cuda.THREADS,
                       log_scale, quaternion, total, options.mass_factor, scale, turn)

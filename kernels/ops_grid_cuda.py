@@ -152,6 +152,7 @@ class GridRenderCuda(torch.autograd.Function):
         gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, False)
         image, weight, projected = _forward(gauss, grid, options, lists)
         ctx.grid = grid
+        log_scale, quaternion = (a.float().contiguous() for a in (log_scale, quaternion))
         ctx.save_for_backward(log_scale, quaternion, gauss, image, weight, *projected)
         return image
 

@@ -81,9 +81,9 @@ def frames(geometry) -> np.ndarray:
 
 def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor: bool) -> torch.Tensor:
     """Rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.splat_cuda.pack_field`."""
-    gauss = mean.new_empty((len(mean), GAUSS))
+    gauss = torch.empty((len(mean), GAUSS), device=mean.device)
     device.launch(splat_cuda.pack_field, device.blocks(len(mean), splat_cuda.THREADS), splat_cuda.THREADS,
-                  *(a.detach().contiguous() for a in (mean, log_scale, quaternion, intensity, log_weight)),
+                  *(a.detach().float().contiguous() for a in (mean, log_scale, quaternion, intensity, log_weight)),
                   mass_factor, gauss)
     return gauss
 

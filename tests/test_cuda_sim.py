@@ -51,6 +51,27 @@ def test_chunks_are_consecutive_and_fit():
         device.chunks([1, 10], 10, 90)
 
 
+def test_less_memory_is_tried_when_it_runs_out(monkeypatch):
+    import torch
+
+    from gsbids.errors import DeviceError
+    from gsbids.kernels import device
+
+    monkeypatch.setenv("GSBIDS_DEVICE_BYTES", "800")
+    tried = []
+
+    def work(available, enough=200):
+        tried.append(available)
+        if available > enough:
+            raise torch.cuda.OutOfMemoryError
+        return "done"
+
+    assert device.with_smaller_chunks(work, torch.device("cpu")) == "done"
+    assert tried == [800, 400, 200]
+    with pytest.raises(DeviceError, match="ran out of memory 4 times"):
+        device.with_smaller_chunks(lambda available: work(available, 0), torch.device("cpu"))
+
+
 def test_an_unknown_backend_is_refused(monkeypatch):
     from gsbids.errors import DeviceError
     from gsbids.kernels import device
