@@ -95,6 +95,8 @@ def correctness(run: Run) -> dict:
     ours = gradients(ops_cuda.SliceRenderCuda, run.tensors(problem.field), problem.geometry)
     theirs = gradients(ops.SliceRender, [torch.tensor(a) for a in problem.field], problem.geometry)
     errors = {name: relative(a, b) for name, a, b in zip(("image", *NAMES), ours, theirs, strict=True)}
+    far = (ours[0].cpu() - theirs[0]).double()
+    errors["image_rms"] = float(far.square().mean().sqrt() / theirs[0].double().std())  # the largest is at the cut
     again = gradients(ops_cuda.SliceRenderCuda, run.tensors(problem.field), problem.geometry)
     errors["same_bits"] = all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
     rendered = ops.render(*problem.field, problem.geometry, OPTIONS)

@@ -12,6 +12,7 @@ from numba import float32, int32, uint32
 
 from gsbids.kernels import device
 from gsbids.kernels.splat_device import (
+    ALIGNED,
     FOUR,
     HALF,
     LN2,
@@ -64,9 +65,10 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
         k0, intensity, limit = record[n, 5], record[n, 6], record[n, 7]
         count = uint32((box[n, 1] - box[n, 0]) * (box[n, 3] - box[n, 2]))
         inverse = ONE / float32(max(width, uint32(1)))
-        for q in range(lane, count, uint32(WARP)):
+        q = lane
+        while q < count:  # a counter of 32 bits, unsigned: range's has 64
             row = uint32((float32(q) + HALF) * inverse)  # q // width, exact under 2^21 pixels a box
-            column = uint32(uint32(q) - row * width)
+            column = uint32(q - row * width)
             pixel = uint32(base + row * uint32(columns) + column)
             di, dj = float32(row) + pi, float32(column) + pj
             e = kjj * dj * dj + di * (kii * di + kij * dj)
@@ -82,6 +84,7 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
             sii += u * di
             sij += u * dj
             sjj += v * dj
+            q = uint32(q + uint32(WARP))
     shared[warp, 0, lane] = s0
     shared[warp, 1, lane] = si
     shared[warp, 2, lane] = sj
@@ -215,7 +218,7 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
 
     Grid (tiles along j, tiles along i, S), block 64, a thread per pixel; records staged as in ``render_tiles``.
     """
-    stage = cuda.shared.array((WARP, STAGED), float32)
+    stage = cuda.shared.array((WARP, STAGED), float32, ALIGNED)
     lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
     tile = (s * cuda.gridDim.y + cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x
     i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
@@ -236,7 +239,8 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
                 n = uint32(tile_list[start + q])
                 stage[q, part] = record[n, part] if part < uint32(8) else depth[n, part - uint32(8)]
         cuda.syncthreads()
-        for q in range(count):
+        q = uint32(0)
+        while q < count:
             di, dj = fi - stage[q, 0], fj - stage[q, 1]
             kii, kij, kjj = stage[q, 2], stage[q, 3], stage[q, 4]
             e = kjj * dj * dj + di * (kii * di + kij * dj)
@@ -245,6 +249,7 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
             gi += t * (TWO * kii * di + kij * dj)
             gj += t * (TWO * kjj * dj + kij * di)
             gz += t * (stage[q, 8] + stage[q, 9] * di + stage[q, 10] * dj)
+            q = uint32(q + uint32(1))
         cuda.syncthreads()
         start = uint32(start + uint32(WARP))
     if i < image.shape[1] and j < image.shape[2]:

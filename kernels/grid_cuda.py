@@ -15,7 +15,16 @@ import math
 from numba import float32, int32, uint32
 
 from gsbids.kernels import device
-from gsbids.kernels.splat_device import HALF, HALF_LOG2E, LOG2E, ONE, ZERO, ceil_between, floor_between
+from gsbids.kernels.splat_device import (
+    ALIGNED,
+    HALF,
+    HALF_LOG2E,
+    LOG2E,
+    ONE,
+    ZERO,
+    ceil_between,
+    floor_between,
+)
 
 cuda = device.numba_cuda()
 
@@ -104,7 +113,7 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
 
     Grid (bricks along k, along j, layers from ``first`` on).
     """
-    stage = cuda.shared.array((BATCH, RECORD3), float32)
+    stage = cuda.shared.array((BATCH, RECORD3), float32, ALIGNED)
     hit = cuda.shared.array((WARPS, BATCH), int32)
     t = uint32(cuda.threadIdx.x)
     warp, lane = uint32(t // uint32(WARP)), uint32(t % uint32(WARP))
@@ -129,7 +138,8 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
                 ci, cj = float32(i0 + w // 2 * 4) + SUB, float32(j0 + w % 2 * 4) + SUB
                 hit[w, q] = int32(0) if misses(stage[q], ci, cj, float32(k0) + LONG, SUB, SUB, LONG) else int32(1)
         cuda.syncthreads()
-        for q in range(count):
+        q = uint32(0)
+        while q < count:
             if hit[warp, q] != 0:
                 di, dj, dk = fi - stage[q, 0], fj - stage[q, 1], fk - stage[q, 2]
                 a = di * (stage[q, 3] * di + stage[q, 4] * dj) + stage[q, 6] * dj * dj
@@ -154,6 +164,7 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
                 n1 += w1 * amplitude
                 n2 += w2 * amplitude
                 n3 += w3 * amplitude
+            q = uint32(q + uint32(1))
         cuda.syncthreads()
         start = uint32(start + uint32(BATCH))
     if i < image.shape[0] and j < image.shape[1]:

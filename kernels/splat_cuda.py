@@ -13,6 +13,7 @@ from numba import float32, int32, uint32
 
 from gsbids.kernels import device
 from gsbids.kernels.splat_device import (
+    ALIGNED,
     FOUR,
     HALF,
     HALF_LOG2E,
@@ -192,7 +193,7 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
     eps : float
     image, weight : (S, X, Y)
     """
-    stage = cuda.shared.array((WARP, RECORD), float32)
+    stage = cuda.shared.array((WARP, RECORD), float32, ALIGNED)
     lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
     tile = (s * cuda.gridDim.y + cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x
     i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
@@ -208,7 +209,8 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
             if q < count:
                 stage[q, part] = record[uint32(tile_list[start + q]), part]
         cuda.syncthreads()
-        for q in range(count):
+        q = uint32(0)
+        while q < count:  # a counter of 32 bits, unsigned: range's has 64
             di, dj = fi - stage[q, 0], fj - stage[q, 1]
             kii, b, c = stage[q, 2], stage[q, 3] * dj, stage[q, 4] * dj * dj
             k0, intensity, limit = stage[q, 5], stage[q, 6], stage[q, 7]
@@ -221,6 +223,7 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
             d1 += w1
             n0 += w0 * intensity
             n1 += w1 * intensity
+            q = uint32(q + uint32(1))
         cuda.syncthreads()
         start = uint32(start + uint32(WARP))
     if j < image.shape[2]:

@@ -23,6 +23,7 @@ cuda = device.numba_cuda()
 
 FRAME, GAUSS, RECORD = 20, 12, 8
 TILE = 8  # pixels along the edge of a tile
+ALIGNED = None if device.is_simulator() else 16  # bytes, of staged records: read in fours; the simulator knows none
 ZERO, HALF, ONE, TWO, FOUR = (np.float32(x) for x in (0, 0.5, 1, 2, 4))
 LOG2E, LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 HALF_LOG2E = np.float32(0.7213475204444817)

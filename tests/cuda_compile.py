@@ -64,6 +64,7 @@ def report(kernel, signature) -> dict:
             "spilled": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
             "stack": int(re.search(r"(\d+) bytes stack frame", log)[1]),
             "f64": len(re.findall(r"\.f64", ptx)), "ex2": len(re.findall(r"ex2\.approx", ptx)),
+            "shared_v4": len(re.findall(r"ld\.shared\.v4", ptx)),
             "ex2_slow": len(re.findall(r"ex2\.approx(?!\.ftz)", ptx))}
 
 

@@ -20,7 +20,7 @@ DEVICE = sys.argv[sys.argv.index("--device") + 1] if "--device" in sys.argv else
 NAMES = ("mean", "log_scale", "quaternion", "intensity", "log_weight", "omega", "tau")
 
 
-def scene(seed, gaussians, slices, shape):
+def scene(seed, gaussians, slices=2, shape=(13, 15)):
     """A small random field seen by a few oblique slices with different pixel sizes."""
     rng = np.random.default_rng(seed)
     field = [rng.normal(0, 4, (gaussians, 3)), rng.normal(0.3, 0.3, (gaussians, 3)), rng.normal(size=(gaussians, 4)),
@@ -56,7 +56,7 @@ def tensors(field, **options):
 
 def tiny(seed, gaussians=24):
     """Two slices, of no whole number of tiles, one with rows cut short and one row left out."""
-    field, geometry = scene(seed, gaussians=gaussians, slices=2, shape=(13, 15))
+    field, geometry = scene(seed, gaussians=gaussians)
     extent = geometry.extent.copy()
     extent[0, :, 0], extent[0, :, 1], extent[1, 5] = 3, 12, 0
     return field, replace(geometry, extent=extent)
