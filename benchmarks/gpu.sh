@@ -13,4 +13,4 @@ trap 'rm -rf "$site"' EXIT
 mkdir "$site/gsbids"
 ln -s "$root"/gsbids/* "$root/kernels" "$root/workflows" "$site/gsbids/"
 case " $* " in *" --smoke "*) export GSBIDS_BACKEND=sim NUMBA_ENABLE_CUDASIM=1 ;; esac
-PYTHONPATH="$site" NUMBA_CUDA_ARRAY_INTERFACE_SYNC=0 "${PYTHON:-python3}" "$root/benchmarks/gpu.py" "$out" "$@"
+PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" NUMBA_CUDA_ARRAY_INTERFACE_SYNC=0 "${PYTHON:-python3}" "$root/benchmarks/gpu.py" "$out" "$@"

@@ -55,6 +55,8 @@ def numba_cuda():
     if getattr(module, "implementation", None) != "NVIDIA":
         raise DeviceError("numba.cuda is numba's own, older one; pip install 'gsbids[gpu]' into this very "
                           "environment (a nested site directory does not run the redirection of numba-cuda)")
+    # Small problems are as good a use of a GPU as any: no warnings about them.
+    importlib.import_module("numba.cuda.core.config").CUDA_LOW_OCCUPANCY_WARNINGS = 0
     if os.environ.get("GSBIDS_BACKEND") == "sim" and not is_simulator():
         raise DeviceError("numba was imported before GSBIDS_BACKEND=sim was set: set it in the environment")
     return module
