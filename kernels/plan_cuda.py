@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the GPU renderer knows before it renders: geometry on the device, and lists of pairs and tiles."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gsbids.kernels import device, splat_cuda
+from gsbids.kernels.splat_device import FRAME, GAUSS, RECORD, TILE
+
+BYTES_PER_PAIR = 600  # working memory: pair, record, box, moments, parts, lists, and ~5 tiles with their sort
+DIVERGED = "a parameter of the Gaussian field is not finite: the fit has diverged"
+
+
+@dataclass(frozen=True)
+class DeviceGeometry:
+    """:class:`gsbids.kernels.ops.SliceGeometry` on the device, float32.
+
+    Attributes
+    ----------
+    frame : tensor, (S, 20)
+        See :mod:`gsbids.kernels.splat_device`.
+    extent : tensor, (S, X, 2), int32
+    window : tensor, (S, 4), int32
+        First and one-past-last row, and column, with anything to render.
+    span : tensor, (S, tiles, 2), int32
+        The extents of the 8 rows of a tile, joined.
+    inside : tensor, (S, X, Y), bool
+        Pixels that are rendered.
+    shape : tuple of int
+        (X, Y).
+    """
+
+    frame: torch.Tensor
+    extent: torch.Tensor
+    window: torch.Tensor
+    span: torch.Tensor
+    inside: torch.Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def pack(cls, geometry, target: torch.device) -> "DeviceGeometry":
+        """Copy a slice geometry to the device (once for many renderings: the poses alone may be moved)."""
+        rows, columns = geometry.shape
+        extent = np.ascontiguousarray(geometry.extent, np.int32).copy()
+        extent[..., 0].clip(0, columns, out=extent[..., 0])
+        extent[..., 1].clip(0, columns, out=extent[..., 1])
+        extent[extent[..., 1] <= extent[..., 0]] = 0
+        empty = extent[..., 1] <= extent[..., 0]
+        first = np.where(empty, columns, extent[..., 0])
+        window = np.stack([np.argmin(empty, 1), rows - np.argmin(empty[:, ::-1], 1), first.min(1, initial=columns),
+                           extent[..., 1].max(1, initial=0)], 1).astype(np.int32)
+        window[empty.all(1)] = 0
+        tiles = device.blocks(rows, TILE)
+        pad = ((0, 0), (0, tiles * TILE - rows))
+        span = np.stack([np.pad(first, pad, constant_values=columns).reshape(len(extent), tiles, TILE).min(2),
+                         np.pad(extent[..., 1], pad).reshape(len(extent), tiles, TILE).max(2)], 2).astype(np.int32)
+        j = np.arange(columns)
+        inside = (j >= extent[..., :1]) & (j < extent[..., 1:])
+        arrays = (frames(geometry), extent, window, span, inside)
+        return cls(*(torch.from_numpy(a).to(target) for a in arrays), (rows, columns))
+
+    def slices(self, start: int, stop: int) -> "DeviceGeometry":
+        """Some of the slices; views."""
+        return DeviceGeometry(*(a[start:stop] for a in (self.frame, self.extent, self.window, self.span,
+                                                         self.inside)), self.shape)
+
+    def __len__(self):
+        return len(self.frame)
+
+
+def frames(geometry) -> np.ndarray:
+    """Poses, PSF, spacing and centre as (S, 20) float32."""
+    frame = np.zeros((len(geometry.rotation), FRAME), np.float32)
+    frame[:, :9] = np.reshape(geometry.rotation, (-1, 9))
+    columns = (geometry.translation, geometry.psf, geometry.spacing, geometry.centre)
+    frame[:, 9:19] = np.concatenate([np.asarray(c, float).reshape(len(frame), -1) for c in columns], 1)
+    return frame
+
+
+def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor: bool) -> torch.Tensor:
+    """Rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.splat_cuda.pack_field`."""
+    gauss = torch.empty((len(mean), GAUSS), device=mean.device)
+    device.launch(splat_cuda.pack_field, device.blocks(len(mean), splat_cuda.THREADS), splat_cuda.THREADS,
+                  *(a.detach().float().contiguous() for a in (mean, log_scale, quaternion, intensity, log_weight)),
+                  mass_factor, gauss)
+    return gauss
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """Lists over which a rendering runs; they hold while Gaussians and slices stay about where they are.
+
+    A list made with ``margin`` m holds every pair and tile within ``cut + m`` standard deviations; the rendering
+    tests each pixel by the cut itself, so that a plan may serve several iterations.
+
+    Attributes
+    ----------
+    pairs : tensor, (n, 2), int32
+        Slice and Gaussian, sorted.
+    slice_start : tensor, (S + 1,), int32
+        First pair of each slice.
+    list_start, pair_list : tensor, (J + 1,), (n,), int32
+        Pairs of each Gaussian.
+    tile_start, tile_list : tensor, (T + 1,), (m,), int32
+        Pairs of each tile.
+    tiles : tuple of int
+        Tiles along i and j.
+    """
+
+    pairs: torch.Tensor
+    slice_start: torch.Tensor
+    list_start: torch.Tensor
+    pair_list: torch.Tensor
+    tile_start: torch.Tensor
+    tile_list: torch.Tensor
+    tiles: tuple[int, int]
+
+
+def count_pairs(gauss, geometry: DeviceGeometry, cut: float) -> torch.Tensor:
+    """Pairs that each block of the culling finds, (S, chunks) int32."""
+    if not bool(torch.isfinite(gauss).all()):
+        raise FloatingPointError(DIVERGED)
+    counts = gauss.new_zeros((len(geometry), device.blocks(len(gauss), splat_cuda.CULL_BLOCK)), dtype=torch.int32)
+    none = gauss.new_empty((1, 2), dtype=torch.int32)
+    _cull(gauss, geometry, cut, counts, none, False)
+    return counts
+
+
+def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor) -> SlicePlan:
+    """List pairs, tiles and pairs by Gaussian.
+
+    Parameters
+    ----------
+    gauss : tensor, (J, 12)
+    geometry : DeviceGeometry
+    cut : float
+        Cut of the lists: that of the rendering, and a margin if they are to be kept.
+    counts : tensor, (S, chunks)
+        From :func:`count_pairs` for these slices.
+    """
+    start = starts(counts.reshape(-1))
+    total = int(start[-1])
+    pairs = gauss.new_empty((total, 2), dtype=torch.int32)
+    _cull(gauss, geometry, cut, start[:-1].reshape(counts.shape), pairs, True)
+    slice_start = starts(counts.sum(1))
+    owner, order = torch.sort(pairs[:, 1].contiguous(), stable=True)
+    list_start = first_places(owner, len(gauss))
+    tile_start, tile_list, tiles = _tiles(gauss, geometry, cut, pairs)
+    return SlicePlan(pairs, slice_start, list_start, order.to(torch.int32), tile_start, tile_list, tiles)
+
+
+def _cull(gauss, geometry, cut, start, pairs, write):
+    device.launch(splat_cuda.cull, (start.shape[1], start.shape[0]) if start.numel() else 0, splat_cuda.CULL_BLOCK,
+                  geometry.frame, gauss, geometry.window, cut**2, *geometry.shape, start, pairs, write)
+
+
+def starts(counts: torch.Tensor) -> torch.Tensor:
+    """Exclusive sums with the total at the end, int32."""
+    total = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
+    total[1:] = torch.cumsum(counts, 0)
+    return total
+
+
+def first_places(keys: torch.Tensor, count: int) -> torch.Tensor:
+    """First place of every key 0..count in the sorted keys, (count + 1,) int32."""
+    wanted = torch.arange(count + 1, dtype=torch.int32, device=keys.device)
+    return torch.searchsorted(keys, wanted, out_int32=True)
+
+
+def project(gauss, geometry: DeviceGeometry, pairs, cut: float, mass_factor: bool):
+    """Records (n, 8) and boxes (n, 4) of pairs; see :func:`gsbids.kernels.splat_cuda.project_pairs`."""
+    record = gauss.new_empty((len(pairs), RECORD))
+    box = gauss.new_empty((len(pairs), 4), dtype=torch.int32)
+    device.launch(splat_cuda.project_pairs, device.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
+                  geometry.frame, gauss, pairs, cut**2, mass_factor, *geometry.shape, record, box)
+    return record, box
+
+
+def _tiles(gauss, geometry, cut, pairs):
+    """Pairs by tile, in the order of the pairs within each."""
+    tiles = tuple(device.blocks(n, TILE) for n in geometry.shape)
+    record, box = project(gauss, geometry, pairs, cut, False)
+    counts = torch.zeros(len(pairs), dtype=torch.int32, device=pairs.device)
+
+    def run(start, keys, values, write):
+        device.launch(splat_cuda.bin_tiles, device.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
+                      record, box, pairs, geometry.span, tiles[1], start, keys, values, write)
+
+    none = counts.new_empty(1)
+    run(counts, none, none, False)
+    start = starts(counts)
+    keys = counts.new_empty(int(start[-1]))
+    values = torch.empty_like(keys)
+    run(start, keys, values, True)
+    keys, order = torch.sort(keys, stable=True)
+    return first_places(keys, len(geometry) * tiles[0] * tiles[1]), values[order], tiles
