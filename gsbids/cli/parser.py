@@ -129,7 +129,7 @@ def _add_method(group) -> None:
                        default="auto", help="where brain masks come from; auto: --derivatives if it has one, "
                        "else voxels that are not 0, else a threshold (default: %(default)s)")
     for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
-                       ("motion-correction", "estimate motion; without it slices stay where they were")):
+                       ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
     group.add_argument("--random-seed", type=_whole(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")

@@ -133,25 +133,23 @@ def _field_step(state, slices, train, held, iteration, options, render) -> tuple
     for group in state.optimiser.param_groups:
         group["lr"] = options.learning_rate * rate
     state.optimiser.zero_grad(set_to_none=True)
-    zero = torch.zeros(len(slices), 3)
-    p = state.parameters
-    log_weight = torch.zeros(len(p["mean"]))
-    image = ops.SliceRender.apply(p["mean"], p["log_scale"], p["quaternion"], p["intensity"], log_weight, zero, zero,
-                                  slices.geometry(state.pose.motion), render)
-    weight = torch.from_numpy((train * state.slice_weight[:, None, None] * state.pixel_weight).astype(np.float32))
-    gain = torch.from_numpy(state.gain.astype(np.float32))[:, None, None]
-    residual = gain * image - torch.from_numpy(slices.values)
-    cost = torch.sqrt(residual**2 + poses.CHARBONNIER**2) - poses.CHARBONNIER
-    loss = (weight * cost).sum() / weight.sum()
+    p, field = state.parameters, state.field(slices.origin)
+    weight = (train * state.slice_weight[:, None, None] * state.pixel_weight).astype(np.float32)
+    total = float(weight.sum(dtype=float))
+    step = ops.step_slices(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
+                           slices.geometry(state.pose.motion),
+                           ops.Acquired(slices.values, weight, poses.CHARBONNIER, state.gain), render)
+    for name, gradient in zip(PARAMETERS, step.gradients, strict=False):  # the log-weights stay
+        p[name].grad = torch.from_numpy(gradient / np.float32(total))
     narrow = torch.relu(math.log(options.scale_floor) - p["log_scale"])
-    prior = options.scale_weight * (narrow**2).mean()
-    (loss + prior).backward()
+    (options.scale_weight * (narrow**2).mean()).backward()
     state.optimiser.step()
     with torch.no_grad():
         p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
     seen = held * state.slice_weight[:, None, None]
-    held_out = float((np.abs(residual.detach().numpy()) * seen).sum() / max(seen.sum(), 1e-9))
-    return {"loss": float(loss.detach()), "held_out": held_out}, image.detach().numpy()
+    residual = np.abs(state.gain[:, None, None] * step.image - slices.values)
+    return {"loss": float(step.loss.sum() / total),
+            "held_out": float((residual * seen).sum() / max(seen.sum(), 1e-9))}, step.image
 
 
 def _reweigh(state: FitState, slices: SliceSet, image, train, robust: bool) -> None:

@@ -19,8 +19,10 @@ from gsbids.imaging.stack import Stack
 FWHM_TO_SIGMA = 1.0 / 2.3548
 # Share of the smaller mask that must be covered: less says nothing about the brain.
 LEAST_OVERLAP = 0.5
-# Similarity that a rotation by 180 degrees has to be better by.
-TURN_COST = 0.05
+# Similarity that a rotation by 180 degrees has to be better by; smaller ones in proportion.
+TURN_COST = 0.15
+# Rotation (degrees) under which a stack lies about as the scanner says.
+NEAR = 45.0
 LOW_SIMILARITY = 0.5
 # Voxels of the grid inside the brain: at most about this many, and at least those.
 POINTS, LEAST_POINTS = 60_000, 10
@@ -318,7 +320,9 @@ def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Vo
     for transform, value in found:
         if all(_angle(transform @ _invert(other)) > 10.0 for other, _ in different):
             different.append((transform, value))
-    return _invert(max((refine(fixed, moving, transform) for transform, _ in different[:3]), key=_merit)[0])
+    # The best start near the scanner's word always gets its chance on the fine grid.
+    chosen = different[:3] + [found for found in different[3:] if _angle(found[0]) < NEAR][:1]
+    return _invert(max((refine(fixed, moving, transform) for transform, _ in chosen), key=_merit)[0])
 
 
 def _merit(candidate: tuple[np.ndarray, float]) -> float:

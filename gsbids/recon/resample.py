@@ -155,7 +155,7 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     near = ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim
-    return near & (coverage > LEAST_COVERAGE)
+    return mask | (near & (coverage > LEAST_COVERAGE))
 
 
 def _profile_nodes(thickness: float, voxel: float) -> np.ndarray:
