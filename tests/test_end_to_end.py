@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command on a small simulated data set: the volume, the tree, the input untouched, killed and resumed."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gsbids.imaging.nifti import load_image, save_image
+from gsbids.simulate.acquire import Acquisition
+from gsbids.simulate.compare import average_of_stacks, compare_to_truth
+from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
+
+SETTINGS = SimulationSettings(
+    phantom_voxel=1.2, brain_ml=80.0, truth_resolution=1.5, angle=4.0, shift=2.5,
+    acquisition=Acquisition(in_plane=1.6, thickness=4.0, spacing=4.0, noise=0.01))
+
+
+def checksums(folder: Path, skip=("log",)) -> dict[str, str]:
+    """Hash of every file below a folder, but for those in folders called ``skip``."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not set(path.relative_to(folder).parts) & set(skip)}
+
+
+def command(data, out: Path, work: Path) -> list[str]:
+    return [sys.executable, "-m", "gsbids", str(data.root), str(out), "participant", "-d", f"masks={data.masks_root}",
+            "-w", str(work), "--output-resolution", "1.5", "--nprocs", "2", "--participant-label", "01"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return simulate_dataset(tmp_path_factory.mktemp("end to end") / "bids", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """Output of an undisturbed run, and the input's checksums from before it."""
+    folder = tmp_path_factory.mktemp("finished")
+    before = checksums(data.root)
+    done = subprocess.run(command(data, folder / "out", folder / "work"), capture_output=True, text=True, timeout=600,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", before
+
+
+def test_the_volume_is_better_than_the_average(data, finished, tmp_path):
+    out, _ = finished
+    volume = out / "sub-01" / "anat" / "sub-01_rec-gsvr_res-1p5_desc-preproc_T2w.nii.gz"
+    ours = compare_to_truth(volume, data.truth, data.truth_mask)
+    average = save_image(tmp_path / "average.nii.gz", *average_of_stacks(data.stacks, data.masks, 1.5))
+    theirs = compare_to_truth(average, data.truth, data.truth_mask)
+    assert ours.psnr > theirs.psnr + 2.0
+    assert ours.ncc > theirs.ncc
+
+
+def test_the_input_is_untouched(data, finished):
+    assert checksums(data.root) == finished[1]
+
+
+def test_the_official_validator_passes(finished):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno is not installed beside this Python")
+    done = subprocess.run([validator, finished[0], "--format", "json"], capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [i for i in issues if i["severity"] == "error"] == []
+
+
+def test_the_report_needs_nothing_from_outside(finished):
+    page = (finished[0] / "sub-01.html").read_text(encoding="utf-8")
+    assert "src=\"http" not in page
+    assert "<script" not in page
+    assert "desc-preproc" in page or "Reconstruction" in page
+
+
+def test_simulated_stacks_are_in_the_place_of_the_acquired(data, finished):
+    for run, path in enumerate(data.stacks, start=1):
+        simulated, affine = load_image(finished[0] / "sub-01" / "anat" / f"sub-01_run-{run}_desc-simulated_T2w.nii.gz")
+        image, expected = load_image(path)
+        np.testing.assert_allclose(affine, expected, atol=1e-5)
+        mask = load_image(data.masks[run - 1])[0] > 0
+        assert np.corrcoef(simulated[mask], image[mask])[0, 1] > 0.8
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bits(data, finished, tmp_path):
+    """Killed at three stages: while stacks are prepared, in the fit, and while outputs are written."""
+    out, work = tmp_path / "out", tmp_path / "work"
+    stages = ("**/n4/*.nii.gz", "**/register/_report", "**/fit/result*.pklz")
+    for pattern in stages:
+        process = subprocess.Popen(command(data, out, work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline and not any(work.glob(pattern)):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command(data, out, work), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert checksums(out) == checksums(finished[0])
+
+
+def test_one_spoilt_subject_stops_nobody_else(data, tmp_path):
+    """Sub-02 has a truncated stack: it is named, sub-01 is planned, and the exit code says that not all is well."""
+    root = tmp_path / "bids"
+    shutil.copytree(data.root, root)
+    shutil.copytree(root / "sub-01", root / "sub-02")
+    for path in sorted((root / "sub-02" / "anat").iterdir()):
+        path.rename(path.with_name(path.name.replace("sub-01", "sub-02")))
+    spoilt = root / "sub-02" / "anat" / "sub-02_run-1_T2w.nii.gz"
+    spoilt.write_bytes(spoilt.read_bytes()[:2000])
+    done = subprocess.run([sys.executable, "-m", "gsbids", str(root), str(tmp_path / "out"), "participant",
+                           "--mask-mode", "otsu", "-w", str(tmp_path / "work"), "--dry-run"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "sub-02_run-1_T2w.nii.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "sub-01_T2w" in done.stdout
