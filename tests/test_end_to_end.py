@@ -83,12 +83,16 @@ def test_the_report_needs_nothing_from_outside(finished):
 
 
 def test_simulated_stacks_are_in_the_place_of_the_acquired(data, finished):
+    """On the acquired grid, and slice by slice like it; the median, as some slices lost their signal."""
     for run, path in enumerate(data.stacks, start=1):
         simulated, affine = load_image(finished[0] / "sub-01" / "anat" / f"sub-01_run-{run}_desc-simulated_T2w.nii.gz")
-        image, expected = load_image(path)
+        acquired, expected = load_image(path)
         np.testing.assert_allclose(affine, expected, atol=1e-5)
+        assert simulated.shape == acquired.shape
         mask = load_image(data.masks[run - 1])[0] > 0
-        assert np.corrcoef(simulated[mask], image[mask])[0, 1] > 0.8
+        alike = [np.corrcoef(simulated[..., k][m], acquired[..., k][m])[0, 1]
+                 for k, m in enumerate(np.moveaxis(mask, 2, 0)) if m.sum() > 20]
+        assert np.median(alike) > 0.95
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bits(data, finished, tmp_path):
