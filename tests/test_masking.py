@@ -102,3 +102,12 @@ def test_refused(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no voxel"):
         make_mask("nonzero", np.zeros(SHAPE), AFFINE)
+
+
+@pytest.mark.parametrize("mode", ["auto", "otsu", "nonzero"])
+def test_a_made_mask_larger_than_any_brain_is_refused(mode):
+    image = np.zeros((60, 60, 20), np.float32)
+    image[10:50, 10:50, :] = 100.0
+    big = np.diag([5.0, 5.0, 5.0, 1.0])
+    with pytest.raises(InputError, match=r"4\.0 litres.*-d/--derivatives"):
+        make_mask(mode, image, big)

@@ -18,6 +18,8 @@ MODES = ("auto", "derivatives", "nonzero", "otsu", "none")
 
 # A background of exact zeros this large is not acquired: somebody stripped the skull.
 STRIPPED_FRACTION = 0.2
+# Litres; a made mask beyond this is the mother, not the child.
+LARGEST_BRAIN = 2.5
 
 
 def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
@@ -43,7 +45,8 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
     Raises
     ------
     gsbids.errors.InputError
-        ``derivatives`` without a file, a mask without voxels, or one that misses the stack.
+        ``derivatives`` without a file, a mask without voxels, one that misses the stack, or a made one that is larger
+        than any brain.
     """
     chosen = choose_mode(mode, image, mask_file)
     if chosen == "derivatives":
@@ -62,6 +65,10 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
     if not mask.any():
         raise InputError(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
                          "empty?); give masks with -d/--derivatives")
+    litres = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1e6
+    if litres > LARGEST_BRAIN:
+        raise InputError(f"--mask-mode {mode}: the mask made from the stack holds {litres:.1f} litres, more than any "
+                         "brain: it is the body; give brain masks with -d/--derivatives")
     return mask, reason
 
 
