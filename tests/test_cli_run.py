@@ -39,8 +39,9 @@ def start(tiny, tmp_path, *options, fake=None) -> subprocess.Popen:
                                 "GSBIDS_FAKE": json.dumps(fake or {})}
     command = [sys.executable, "-m", "fakes", tiny.root, tmp_path / "out", "participant",
                "-w", tmp_path / "work", "--nprocs", "2", *options]
-    return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Tests may run in the background of a shell, which makes all that it starts ignore Ctrl-C.
+    return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
