@@ -12,7 +12,6 @@ __all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeom
            "full_extent", "image_gradient", "pose_normal_equations", "render", "render_grid", "step_slices"]
 
 
-
 def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):
     """Render slices without gradients.
 

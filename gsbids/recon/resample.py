@@ -55,9 +55,8 @@ def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: floa
 
 def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
     """Positions (P, 3), world mm, of all masked pixels after motion correction."""
-    points = []
+    points, moves = [], result.motion.as_affines(result.nominal)
     for n, stack in enumerate(stacks):
-        moves = result.motion.as_affines(result.nominal)
         for row in np.flatnonzero(result.stack_index == n):
             k = result.slice_index[row]
             index = np.argwhere(stack.mask[:, :, k])
@@ -121,9 +120,9 @@ def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape)
     moves = result.motion.as_affines(result.nominal)
     for n, stack in enumerate(stacks):
         pixel_volume = np.prod(stack.spacing[:2]) * stack.thickness
-        depth = _profile_nodes(stack.thickness, voxel)
+        depth, pixels = _profile_nodes(stack.thickness, voxel), _pixels_around(stack)
         for row in np.flatnonzero((result.stack_index == n) & ~result.rejected):
-            positions, inside = _spread(stack, result.slice_index[row], depth)
+            positions, inside = _spread(stack, result.slice_index[row], depth, pixels)
             index = np.rint(_apply(to_grid @ moves[row], positions)).astype(int)
             fits = ((index >= 0) & (index < shape)).all(1)
             flat = np.ravel_multi_index(index[fits].T, shape)
@@ -164,15 +163,19 @@ def _profile_nodes(thickness: float, voxel: float) -> np.ndarray:
     return ((np.arange(count) + 0.5) / count - 0.5) * thickness
 
 
-def _spread(stack: Stack, k: int, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World positions (D * P, 3) of the pixels around the mask of slice k, at every depth; their mask (P,)."""
-    frame, _ = slice_frames(stack.affine, stack.image.shape)
+def _pixels_around(stack: Stack) -> np.ndarray:
+    """Indices (P, 2) of the pixels in the box around the whole mask, six pixels wider."""
     box = [np.flatnonzero(stack.mask.any(axis)) for axis in ((1, 2), (0, 2))]
     ranges = [np.arange(max(b[0] - 6, 0), min(b[-1] + 7, n)) for b, n in zip(box, stack.mask.shape, strict=False)]
-    i, j = (a.ravel() for a in np.meshgrid(*ranges, indexing="ij"))
-    world = _apply(stack.affine, np.c_[i, j, np.full(len(i), k)])
-    positions = world[None] + depth[:, None, None] * frame[k][:, 2]
-    return positions.reshape(-1, 3), stack.mask[i, j, k].astype(float)
+    return np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 2)
+
+
+def _spread(stack: Stack, k: int, depth: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """World positions (D * P, 3) of pixels (P, 2) of slice k at every depth, and their mask (P,)."""
+    normal = slice_frames(stack.affine, stack.image.shape)[0][k][:, 2]
+    world = _apply(stack.affine, np.c_[pixels, np.full(len(pixels), k)])
+    positions = world[None] + depth[:, None, None] * normal
+    return positions.reshape(-1, 3), stack.mask[pixels[:, 0], pixels[:, 1], k].astype(float)
 
 
 def _apply(affine, points):

@@ -2,6 +2,7 @@
 """All slices of a task in one set of arrays, as the fit and the kernels take them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -69,7 +70,12 @@ class SliceSet:
     def geometry(self, motion: RigidMotion) -> SliceGeometry:
         """Where the pixels are under given poses, rendered within the region's rows only."""
         return SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,
-                             row_extent(self.region), self.values.shape[1:])
+                             self.extent, self.values.shape[1:])
+
+    @cached_property
+    def extent(self) -> np.ndarray:
+        """Rows of the region, see :func:`row_extent`: found once, asked for in every iteration."""
+        return row_extent(self.region)
 
     def neighbour(self, offset: int) -> np.ndarray:
         """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
