@@ -57,8 +57,8 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     ----------
     stacks : list of Stack
         Masked stacks, bias corrected.
-    transforms : ndarray, (N, 4, 4)
-        World rigid transforms scanner -> common space from the co-registration of the stacks.
+    transforms : ndarray, (N, 4, 4) or (N, Z, 4, 4)
+        World rigid transforms scanner -> common space from the co-registration of the stacks, or of every slice.
     options : SvrOptions
     progress : callable, optional
         Called as ``progress(iteration, iterations, record)`` after every iteration; ``record`` has ``loss`` and

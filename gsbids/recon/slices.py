@@ -90,8 +90,9 @@ class SliceSet:
         Parameters
         ----------
         stacks : list of Stack
-        transforms : ndarray, (N, 4, 4)
-            World rigid transforms scanner -> common space, one per stack.
+        transforms : ndarray, (N, 4, 4) or (N, Z, 4, 4)
+            World rigid transforms scanner -> common space, one per stack, or one for each of its slices (Z at
+            least the slices of the longest stack), where poses are known from elsewhere.
         rim : float
             Width (mm) of the rim around the mask, in the plane of the slice, that is fitted as well.
         min_pixels : int
@@ -111,7 +112,8 @@ class SliceSet:
         index = np.concatenate([np.full(len(p["values"]), k) for k, p in enumerate(parts)])
         every = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "scale"}
         nominal = RigidMotion(every.pop("rotation"), every.pop("translation"))
-        start = nominal.moved(np.asarray(transforms, float)[index])
+        transforms = np.asarray(transforms, float)
+        start = nominal.moved(transforms[index] if transforms.ndim == 3 else transforms[index, every["slice_index"]])
         weight = every["mask"].sum((1, 2), dtype=float)
         origin = np.average(start.translation, axis=0, weights=weight)
         return cls(nominal=RigidMotion(nominal.rotation, nominal.translation - origin),
