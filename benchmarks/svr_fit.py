@@ -19,16 +19,17 @@ from svr_cases import Case, write_motion
 
 from gsbids.imaging.nifti import save_image
 from gsbids.imaging.stack import Stack
+from gsbids.recon.fit_paper import PaperOptions, fit_paper
 from gsbids.recon.fit_svr import fit_svr
 from gsbids.recon.motion_table import slice_transforms
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.register import register_stacks
-from gsbids.recon.resample import output_grid, sample_grid, shown_region, vote_mask
+from gsbids.recon.resample import output_grid, sample_result, shown_region, vote_mask
 from gsbids.recon.result import SvrResult
 from gsbids.simulate.compare import average_of_stacks
 
 RESOLUTION = 0.8  # mm
-METHODS = ("default", "average", "nomotion", "known")
+METHODS = ("default", "known", "paper", "nomotion", "average")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Fitted:
     register_seconds: float
 
 
-def options_for(method: str, threads: int, changes: dict) -> SvrOptions:
+def options_for(method: str, threads: int, changes: dict) -> SvrOptions | PaperOptions:
     """Options of a method; ``changes`` are fields that differ from their defaults."""
+    if method == "paper":
+        return PaperOptions(threads=threads, **changes)
     return replace(SvrOptions(threads=threads), motion_correction=method not in ("nomotion", "known"), **changes)
 
 
@@ -61,7 +64,7 @@ def fit(method: str, case: Case, threads: int, changes: dict | None = None,
 
     Parameters
     ----------
-    method : {"default", "nomotion", "known"}
+    method : {"default", "known", "paper", "nomotion"}
         ``nomotion``: stacks move as wholes only. ``known``: the default fit at the simulator's own poses.
     case : Case
     threads : int
@@ -75,7 +78,8 @@ def fit(method: str, case: Case, threads: int, changes: dict | None = None,
     transforms = case.true_transforms() if method == "known" else registered(case.folder, tuple(case.masks), threads)
     ready = time.perf_counter()
     cpu = time.process_time()
-    result = fit_svr(stacks, transforms, options_for(method, threads, changes or {}))
+    run = fit_paper if method == "paper" else fit_svr
+    result = run(stacks, transforms, options_for(method, threads, changes or {}), observe=observe)
     seconds, cpu = time.perf_counter() - ready, time.process_time() - cpu
     if method == "known":  # one transform per stack is what the table of motion falls back to
         result = replace(result, stack_affine=np.tile(np.eye(4), (len(stacks), 1, 1)))
@@ -93,7 +97,7 @@ def registered(folder: Path, masks: tuple[Path, ...], threads: int) -> np.ndarra
 def volumes_of(result: SvrResult, stacks: list[Stack], folder: Path) -> tuple[Path, Path]:
     """The volume that a user gets (brain and rim), and the same in the whole field of view."""
     affine, shape = output_grid(stacks, result, RESOLUTION)
-    image = sample_grid(result.field, affine, shape)[0] * result.intensity_scale
+    image = sample_result(result, affine, shape)
     mask, coverage = vote_mask(stacks, result, affine, shape)
     shown = shown_region(mask, coverage, affine, result.settings["rim"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,8 @@ class FitState:
 
 
 def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = SvrOptions(),  # noqa: B008
-            progress: Callable[[int, int, dict], None] | None = None) -> SvrResult:
+            progress: Callable[[int, int, dict], None] | None = None,
+            observe: Callable[[int, Callable[[], SvrResult]], None] | None = None) -> SvrResult:
     """Reconstruct a field of Gaussians from stacks of slices that moved.
 
     Minimises ``sum_p w_p rho(a_s I_s(p) - y_p)`` over the pixels p of the masks and a rim around them, with the
@@ -63,6 +64,8 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     progress : callable, optional
         Called as ``progress(iteration, iterations, record)`` after every iteration; ``record`` has ``loss`` and
         ``held_out``.
+    observe : callable, optional
+        Called as ``observe(iteration, result)`` after every iteration; ``result()`` is the state then.
 
     Returns
     -------
@@ -82,6 +85,10 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state = _start(slices, options)
     train, held = _split_pixels(slices, options)
     history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
+
+    def result():
+        return _finish(state, slices, stacks, np.asarray(transforms, float), history, options, render)
+
     for iteration in range(options.iterations):
         kept = float("nan")
         if options.motion_correction and _is_pose_turn(iteration, options):
@@ -98,9 +105,11 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
             history[key].append(value)
         if progress:
             progress(iteration + 1, options.iterations, record)
+        if observe:
+            observe(iteration + 1, result)
         if _has_settled(history["held_out"], options.patience):
             break
-    return _finish(state, slices, stacks, np.asarray(transforms, float), history, options, render)
+    return result()
 
 
 def _start(slices: SliceSet, options: SvrOptions) -> FitState:
