@@ -81,7 +81,7 @@ def moving_stacks():
     return field, stacks, motions
 
 
-QUICK = SvrOptions(iterations=60, n_gaussians=900, patience=0, scale_floor=0.8, held_out=0.02, threads=2)
+QUICK = SvrOptions(iterations=60, n_gaussians=900, members=1, patience=0, held_out=0.02, threads=2)
 STILL = np.tile(np.eye(4), (3, 1, 1))
 
 

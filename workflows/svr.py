@@ -12,7 +12,7 @@ from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
 
 #: What ``--sloppy`` does to the fit: enough to see that everything runs.
-SLOPPY = {"iterations": 40, "n_gaussians": 2000}
+SLOPPY = {"iterations": 40, "n_gaussians": 2000, "members": 1}
 
 #: Options by the values of ``--svr-method``.
 METHODS = {"default": SvrOptions, "paper": PaperOptions}

@@ -77,6 +77,12 @@ class SliceSet:
         """Rows of the region, see :func:`row_extent`: found once, asked for in every iteration."""
         return row_extent(self.region)
 
+    @property
+    def volume(self) -> float:
+        """Volume (mm3) of the region, as the median stack sees it."""
+        each = self.region.sum((1, 2)) * self.spacing.prod(1) * self.slice_gap
+        return float(np.median(np.bincount(self.stack_index, each)[np.unique(self.stack_index)]))
+
     def neighbour(self, offset: int) -> np.ndarray:
         """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
         row = {key: s for s, key in enumerate(zip(self.stack_index, self.slice_index, strict=True))}
