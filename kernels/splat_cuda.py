@@ -115,10 +115,15 @@ def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
 def project_pairs(frame, gauss, pairs, cut2, mass_factor, rows, columns, record, box):
     """Record (n, 8) and box (n, 4: i0, i1, j0, j1) of every pair; a thread per pair.
 
-    With the mass factor the exponent has ``-log(det S) / 2``, S the observed covariance.
+    With the mass factor the exponent has ``-log(det S) / 2``, S the observed covariance. Pairs that only fill the
+    list up (slice -1) get an empty box, and no record: no tile lists them.
     """
     n = cuda.grid(1)
     if n >= pairs.shape[0]:
+        return
+    if pairs[n, 0] < 0:
+        for k in range(4):
+            box[n, k] = int32(0)
         return
     f, g = frame[pairs[n, 0]], gauss[pairs[n, 1]]
     p = project(f, g)
@@ -177,30 +182,11 @@ def bin_tiles(record, box, pairs, span, tiles_j, start, keys, values, write):
         start[n] = found
 
 
-@cuda.jit(fastmath=True)
-def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
-    """``I = sum w c / D`` and ``D = sum w + eps``, both (S, X, Y); a warp per tile of 8 x 8 pixels.
-
-    Grid (tiles along j, tiles along i, S), block 32: a thread has the pixels (i, j) and (i + 4, j). Outside of
-    the rows' extents the image is 0 and the weight eps.
-
-    Parameters
-    ----------
-    record : (n, 8)
-    tile_start, tile_list : int32
-        First entry of every tile, and pairs in the order of the tiles.
-    extent : int32, (S, X, 2)
-    eps : float
-    image, weight : (S, X, Y)
-    """
+@cuda.jit(device=True, fastmath=True)
+def tile_sums(record, tile_list, start, stop, lane, fi, fj):
+    """Sums of ``w c`` and ``w`` over a tile's list, at the pixels (fi, fj) and (fi + 4, fj) of this lane."""
     stage = cuda.shared.array((WARP, RECORD), float32, ALIGNED)
-    lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
-    tile = (s * cuda.gridDim.y + cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x
-    i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
-    j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
-    fi, fj = float32(i), float32(j)
     n0, n1, d0, d1 = ZERO, ZERO, ZERO, ZERO
-    start, stop = uint32(tile_start[tile]), uint32(tile_start[tile + 1])
     while start < stop:
         count = min(uint32(WARP), uint32(stop - start))
         # Lanes share the reading of each record: 4 records of 32 bytes at a time.
@@ -226,6 +212,31 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
             q = uint32(q + uint32(1))
         cuda.syncthreads()
         start = uint32(start + uint32(WARP))
+    return n0, n1, d0, d1
+
+
+@cuda.jit(fastmath=True)
+def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
+    """``I = sum w c / D`` and ``D = sum w + eps``, both (S, X, Y); a warp per tile of 8 x 8 pixels.
+
+    Grid (tiles along j, tiles along i, S), block 32: a thread has the pixels (i, j) and (i + 4, j). Outside of
+    the rows' extents the image is 0 and the weight eps.
+
+    Parameters
+    ----------
+    record : (n, 8)
+    tile_start, tile_list : int32
+        First entry of every tile, and pairs in the order of the tiles.
+    extent : int32, (S, X, 2)
+    eps : float
+    image, weight : (S, X, Y)
+    """
+    lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
+    tile = (s * cuda.gridDim.y + cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x
+    i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
+    j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
+    n0, n1, d0, d1 = tile_sums(record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane,
+                               float32(i), float32(j))
     if j < image.shape[2]:
         for half in range(2):
             row = i + 4 * half
@@ -234,3 +245,56 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
                 total = (d1 if half else d0) + eps
                 image[s, row, j] = (n1 if half else n0) / total if inside else ZERO
                 weight[s, row, j] = total if inside else eps
+
+
+@cuda.jit(fastmath=True)
+def step_tiles(record, tile_start, tile_list, extent, eps, delta, gain, target, importance, image, h, k_image, loss):
+    """Forward, Charbonnier loss and the cotangents of the backward in one pass; grid and block of ``render_tiles``.
+
+    ``loss = sum_p v_p (sqrt(r_p^2 + d^2) - d)`` of the tile with ``r = a_s I - y``; ``h = a v r / (sqrt(r^2 + d^2) D)``
+    and ``k = h I``, 0 outside of the rows' extents.
+
+    Parameters
+    ----------
+    record ... eps
+        As for :func:`render_tiles`.
+    delta : float
+        d.
+    gain : (S,)
+        a.
+    target, importance : (S, X, Y)
+        y and v.
+    image, h, k_image : (S, X, Y)
+    loss : (S, tiles)
+    """
+    losses = cuda.shared.array(WARP, float32)
+    lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
+    place = cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x
+    tile = s * cuda.gridDim.y * cuda.gridDim.x + place
+    i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
+    j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
+    n0, n1, d0, d1 = tile_sums(record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane,
+                               float32(i), float32(j))
+    lost, scale = ZERO, gain[s]
+    if j < image.shape[2]:
+        for half in range(2):
+            row = i + 4 * half
+            if row < image.shape[1]:
+                value, back = ZERO, ZERO
+                if extent[s, row, 0] <= j < extent[s, row, 1]:
+                    total = (d1 if half else d0) + eps
+                    value = (n1 if half else n0) / total
+                    r, v = scale * value - target[s, row, j], importance[s, row, j]
+                    root = math.sqrt(r * r + delta * delta)
+                    lost += v * (r * r / (root + delta))  # no difference of two near numbers
+                    back = scale * v * r / (root * total)
+                image[s, row, j] = value
+                h[s, row, j] = back
+                k_image[s, row, j] = back * value
+    losses[lane] = lost
+    cuda.syncthreads()
+    if lane == uint32(0):
+        lost = ZERO
+        for q in range(uint32(WARP)):
+            lost += losses[q]
+        loss[s, place] = lost
