@@ -71,8 +71,8 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
             column = uint32(q - row * width)
             pixel = uint32(base + row * uint32(columns) + column)
             di, dj = float32(row) + pi, float32(column) + pj
-            e = kjj * dj * dj + di * (kii * di + kij * dj)
-            w = math.exp2(k0 + e) if e > limit else ZERO
+            e = k0 + kjj * dj * dj + di * (kii * di + kij * dj)
+            w = math.exp2(e) if e > limit else ZERO
             g = w * h[pixel]
             t = intensity * g - w * k_image[pixel]
             s0 += t
@@ -246,8 +246,8 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
         while q < count:
             di, dj = fi - stage[q, 0], fj - stage[q, 1]
             kii, kij, kjj = stage[q, 2], stage[q, 3], stage[q, 4]
-            e = kjj * dj * dj + di * (kii * di + kij * dj)
-            w = math.exp2(stage[q, 5] + e) if e > stage[q, 7] else ZERO
+            e = stage[q, 5] + kjj * dj * dj + di * (kii * di + kij * dj)
+            w = math.exp2(e) if e > stage[q, 7] else ZERO
             t = w * (stage[q, 6] - value)
             gi += t * (TWO * kii * di + kij * dj)
             gj += t * (TWO * kjj * dj + kij * di)

@@ -6,8 +6,8 @@ voxels and passes over a Gaussian by one test of ellipsoid against box. The back
 per Gaussian. No atomics: the same bits at every run.
 
 ``frame`` (18,): rotation (9, row-major), position of voxel (0, 0, 0), PSF variances (3), spacing (3). ``record``
-(J, 12), in voxels and powers of 2: ``(pi, pj, pk, kii, kij, kik, kjj, kjk, kkk, k0, c, limit)`` with
-``q = sum_{a<=b} k_ab d_a d_b`` and ``w = 2^(k0 + q)`` where ``q > limit``. ``gauss``: as in
+(J, 12), in voxels and powers of 2: ``(pi, pj, pk, kii, kij, kik, kjj, kjk, kkk, k0, c, emin)`` with
+``e = k0 + sum_{a<=b} k_ab d_a d_b`` and ``w = 2^e`` where ``e > emin``. ``gauss``: as in
 :mod:`gsbids.kernels.splat_device`. Formulas: DESIGN section 3, SR grid.
 """
 
@@ -59,7 +59,7 @@ def inverse(p):
 def misses(r, i, j, k, bi, bj, bk):
     """Whether no voxel of the box about (i, j, k) with half edges b can lie within the cut of record ``r``.
 
-    With E = -q = |y|^2 in whitened coordinates and y0 the centre of the box, no point of the box is nearer to the
+    With E = k0 - e = |y|^2 in whitened coordinates and y0 the centre of the box, no point of the box is nearer to the
     Gaussian's centre than ``(|y0|^2 - sum_a b_a |K d0|_a) / |y0|``: safe, and seldom wrong by much.
     """
     x, y, z = i - r[0], j - r[1], k - r[2]
@@ -68,7 +68,7 @@ def misses(r, i, j, k, bi, bj, bk):
     gz = r[8] * z + HALF * (r[5] * x + r[7] * y)
     energy = -(gx * x + gy * y + gz * z)
     nearest = energy - bi * abs(gx) - bj * abs(gy) - bk * abs(gz)
-    return nearest > ZERO and nearest * nearest > float32(-1.0001) * r[11] * energy
+    return nearest > ZERO and nearest * nearest > float32(1.0001) * (r[9] - r[11]) * energy
 
 
 @cuda.jit(fastmath=True)
@@ -91,7 +91,7 @@ def project_grid(gauss, frame, cut2, mass_factor, ni, nj, nk, record, box):
     record[n, 3], record[n, 4], record[n, 5] = -HALF_LOG2E * xx * hi * hi, -LOG2E * xy * hi * hj, -LOG2E * xz * hi * hk
     record[n, 6], record[n, 7] = -HALF_LOG2E * yy * hj * hj, -LOG2E * yz * hj * hk
     record[n, 8] = -HALF_LOG2E * zz * hk * hk
-    record[n, 9], record[n, 10], record[n, 11] = LOG2E * height, g[9], -HALF_LOG2E * cut2
+    record[n, 9], record[n, 10], record[n, 11] = LOG2E * height, g[9], LOG2E * height - HALF_LOG2E * cut2
     di, dj, dk = math.sqrt(cut2 * p[3]) / hi, math.sqrt(cut2 * p[6]) / hj, math.sqrt(cut2 * p[8]) / hk
     box[n, 0], box[n, 1] = ceil_between(pi - di, ni), floor_between(pi + di, ni - 1) + int32(1)
     box[n, 2], box[n, 3] = ceil_between(pj - dj, nj), floor_between(pj + dj, nj - 1) + int32(1)
@@ -123,7 +123,7 @@ def bin_bricks(record, box, first, last, bricks_j, bricks_k, start, keys, values
         start[n] = found
 
 
-@cuda.jit(fastmath=True)
+@cuda.jit(fastmath=True, **device.launch_bounds(BLOCK, 8))
 def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
     """``I = sum w A / D``, ``D = sum w + eps`` (X, Y, Z); a block of 128 per brick, 4 voxels along k a thread.
 
@@ -158,9 +158,9 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
         while q < count:
             if hit[warp, q] != 0:
                 di, dj, dk = fi - stage[q, 0], fj - stage[q, 1], fk - stage[q, 2]
-                a = di * (stage[q, 3] * di + stage[q, 4] * dj) + stage[q, 6] * dj * dj
+                a = stage[q, 9] + di * (stage[q, 3] * di + stage[q, 4] * dj) + stage[q, 6] * dj * dj
                 b, c = stage[q, 5] * di + stage[q, 7] * dj, stage[q, 8]
-                height, amplitude, limit = stage[q, 9], stage[q, 10], stage[q, 11]
+                amplitude, limit = stage[q, 10], stage[q, 11]
                 e0 = a + dk * (b + c * dk)
                 dk += ONE
                 e1 = a + dk * (b + c * dk)
@@ -168,10 +168,10 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
                 e2 = a + dk * (b + c * dk)
                 dk += ONE
                 e3 = a + dk * (b + c * dk)
-                w0 = math.exp2(height + e0) if e0 > limit else ZERO
-                w1 = math.exp2(height + e1) if e1 > limit else ZERO
-                w2 = math.exp2(height + e2) if e2 > limit else ZERO
-                w3 = math.exp2(height + e3) if e3 > limit else ZERO
+                w0 = math.exp2(e0) if e0 > limit else ZERO
+                w1 = math.exp2(e1) if e1 > limit else ZERO
+                w2 = math.exp2(e2) if e2 > limit else ZERO
+                w3 = math.exp2(e3) if e3 > limit else ZERO
                 d0 += w0
                 d1 += w1
                 d2 += w2
@@ -222,8 +222,8 @@ def moments_grid(record, box, rows, columns, h, k_image, out):
                 column = uint32(q - row * width)
                 voxel = uint32(base + row * uint32(columns) + column)
                 dj, dk = float32(row) + pj, float32(column) + pk
-                e = di * (kii * di + kij * dj) + kjj * dj * dj + dk * (kik * di + kjk * dj + kkk * dk)
-                w = math.exp2(height + e) if e > limit else ZERO
+                e = height + di * (kii * di + kij * dj) + kjj * dj * dj + dk * (kik * di + kjk * dj + kkk * dk)
+                w = math.exp2(e) if e > limit else ZERO
                 x = w * h[voxel]
                 t = amplitude * x - w * k_image[voxel]
                 g += x

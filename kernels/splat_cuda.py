@@ -20,6 +20,7 @@ from gsbids.kernels.splat_device import (
     LOG2E,
     ONE,
     RECORD,
+    TEN,
     TILE,
     TWO,
     ZERO,
@@ -33,7 +34,8 @@ from gsbids.kernels.splat_device import (
 cuda = device.numba_cuda()
 
 CULL_BLOCK = 128
-THREADS = 128  # a block, where a thread has a pair or a Gaussian to itself
+# A block, where a thread has a pair or a Gaussian to itself; the simulator pays for every thread, used or not.
+THREADS = 32 if device.is_simulator() else 128
 WARP = 32
 
 
@@ -139,9 +141,10 @@ def project_pairs(frame, gauss, pairs, cut2, mass_factor, rows, columns, record,
     record[n, 2] = -HALF_LOG2E * p[11] * hi * hi
     record[n, 3] = -LOG2E * p[12] * hi * hj
     record[n, 4] = -HALF_LOG2E * p[13] * hj * hj
-    record[n, 5] = LOG2E * amplitude - HALF_LOG2E * ez
+    k0 = LOG2E * amplitude - HALF_LOG2E * ez
+    record[n, 5] = k0
     record[n, 6] = g[9]
-    record[n, 7] = min(-HALF_LOG2E * (cut2 - ez), ZERO)
+    record[n, 7] = k0 + min(-HALF_LOG2E * (cut2 - ez), ZERO)
 
 
 @cuda.jit(fastmath=True)
@@ -165,7 +168,7 @@ def bin_tiles(record, box, pairs, span, tiles_j, start, keys, values, write):
         return
     s, r = pairs[n, 0], record[n]
     found, place = int32(0), start[n]
-    limit = r[7] * (ONE + float32(1e-5)) - float32(1e-5)  # the pixel's own test decides
+    limit = r[7] - r[5] - float32(1e-6) * (TEN + abs(r[5]) + abs(r[7]))  # generous: the pixel's own test decides
     i0, i1, j0, j1 = box[n, 0], box[n, 1], box[n, 2], box[n, 3]
     for ti in range(i0 // TILE, (i1 + TILE - 1) // TILE):
         first, last = max(j0, span[s, ti, 0]), min(j1, span[s, ti, 1])
@@ -198,13 +201,13 @@ def tile_sums(record, tile_list, start, stop, lane, fi, fj):
         q = uint32(0)
         while q < count:  # a counter of 32 bits, unsigned: range's has 64
             di, dj = fi - stage[q, 0], fj - stage[q, 1]
-            kii, b, c = stage[q, 2], stage[q, 3] * dj, stage[q, 4] * dj * dj
-            k0, intensity, limit = stage[q, 5], stage[q, 6], stage[q, 7]
+            kii, b, c = stage[q, 2], stage[q, 3] * dj, stage[q, 5] + stage[q, 4] * dj * dj
+            intensity, limit = stage[q, 6], stage[q, 7]
             e0 = c + di * (kii * di + b)
             di += FOUR
             e1 = c + di * (kii * di + b)
-            w0 = math.exp2(k0 + e0) if e0 > limit else ZERO
-            w1 = math.exp2(k0 + e1) if e1 > limit else ZERO
+            w0 = math.exp2(e0) if e0 > limit else ZERO
+            w1 = math.exp2(e1) if e1 > limit else ZERO
             d0 += w0
             d1 += w1
             n0 += w0 * intensity

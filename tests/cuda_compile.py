@@ -60,7 +60,8 @@ def link(ptx: str) -> str:
 
 def report(kernel, signature) -> dict:
     """Registers, bytes spilled, double precision and exponentials of a kernel."""
-    ptx, _ = cuda.compile_ptx(kernel.py_func, types.void(*signature), cc=ARCHITECTURE, fastmath=True)
+    ptx, _ = cuda.compile_ptx(kernel.py_func, types.void(*signature), cc=ARCHITECTURE, fastmath=True,
+                              launch_bounds=kernel.targetoptions.get("launch_bounds"))
     log = link(ptx)
     return {"registers": int(re.search(r"Used (\d+) registers", log)[1]),
             "spilled": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),

@@ -173,7 +173,7 @@ def odd_gaussians() -> dict:
 
 def little_memory() -> dict:
     """Slices one after the other give the same by every path, lists kept in pieces too; what cannot fit is refused."""
-    field, geometry = tiny(4, gaussians=8)
+    field, geometry = scene(4, gaussians=7, shape=(7, 9))
     options, target = ops.RenderOptions(), acquired(geometry)
 
     def everything(lists=None):
