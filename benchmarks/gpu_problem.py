@@ -42,7 +42,7 @@ def make(slices: int, size: int, gaussians: int, seed: int = 0, radius: float = 
     """Three stacks of ``slices`` slices of size x size pixels through a ball of ``radius`` mm, moved a little."""
     rng = np.random.default_rng(seed)
     count, spacing = 3 * slices, 2 * radius / size
-    offset = np.linspace(-0.92, 0.92, slices) * radius
+    offset = (np.linspace(-0.92, 0.92, slices) if slices > 1 else np.zeros(1)) * radius
     rotation = np.repeat(np.array(AXES, float), slices, 0)
     translation = rotation[:, :, 2] * np.tile(offset, 3)[:, None] + rng.normal(0, 0.3, (count, 3))
     turn = torch.tensor(rng.normal(0, 0.02, (count, 3)))

@@ -33,9 +33,9 @@ from gsbids.kernels.splat_device import (
 
 cuda = device.numba_cuda()
 
-CULL_BLOCK = 128
-# A block, where a thread has a pair or a Gaussian to itself; the simulator pays for every thread, used or not.
-THREADS = 32 if device.is_simulator() else 128
+# The simulator pays for every thread, used or not; with small blocks a tiny problem has several of them.
+CULL_BLOCK = 8 if device.is_simulator() else 128
+THREADS = 32 if device.is_simulator() else 128  # a block, where a thread has a pair or a Gaussian to itself
 WARP = 32
 
 
@@ -71,7 +71,7 @@ def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor, 
 def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
     """Pairs (slice, Gaussian) whose footprint meets the slice's window; count first, then list.
 
-    Block (chunk, slice) tests 128 Gaussians and numbers those that stay by a scan in shared memory, so that the
+    Block (chunk, slice) tests ``CULL_BLOCK`` Gaussians and numbers those that stay by a scan in shared memory, so that the
     list is sorted by slice and then by Gaussian.
 
     Parameters

@@ -171,6 +171,12 @@ def odd_gaussians() -> dict:
     return errors
 
 
+def largest(field, geometry) -> int:
+    """Pairs of the slice that has most."""
+    geometry = ops_cuda.on_device(geometry, torch.device(DEVICE))
+    return int(plan_cuda.count_pairs(plan_cuda.pack_field(*tensors(field), True), geometry, 3.5).sum(1).max())
+
+
 def little_memory() -> dict:
     """Slices one after the other give the same by every path, lists kept in pieces too; what cannot fit is refused."""
     field, geometry = scene(4, gaussians=7, shape=(7, 9))
@@ -185,17 +191,16 @@ def little_memory() -> dict:
     names = ("loss", "image", *NAMES[:5], "pose", "rendered", "weight", "image gradient")
     whole, again = everything(), everything()
     errors = {"other bits at the second run": float(sum((a != b).sum() for a, b in zip(whole, again, strict=True)))}
-    sizes = plan_cuda.count_pairs(plan_cuda.pack_field(*tensors(field), True),
-                                  ops_cuda.on_device(geometry, torch.device(DEVICE)), options.cut).sum(1)
-    with memory(int(sizes.max()) * plan_cuda.BYTES_PER_PAIR):
+    with memory(largest(field, geometry) * plan_cuda.BYTES_PER_PAIR):
         errors |= compared(names, everything(), whole, " of chunks")
         kept = ops.plan(tensors(field), geometry, options)
         errors["lists in one piece"] = float(len(kept) != 2)
-        many = scene(8, gaussians=6, slices=16, shape=(5, 5))
-        errors["lists that do not fit are kept"] = float(ops.plan(tensors(many[0]), many[1], options) is not None)
         errors |= compared(names, everything(kept), whole, " of kept chunks")
         errors |= compared(("image", *NAMES), slice_gradients(field, geometry, options),
                            slice_gradients(field, geometry, options, kept), " by autograd")
+    many, planes = scene(8, gaussians=6, slices=16, shape=(5, 5))
+    with memory(largest(many, planes) * plan_cuda.BYTES_PER_PAIR):
+        errors["lists that do not fit are kept"] = float(ops.plan(tensors(many), planes, options) is not None)
     with memory(100):
         for name, call in (("render", lambda: ops.render(*tensors(field), geometry, options)),
                            ("step", lambda: ops.step_slices(*tensors(field), geometry, target, options)),
