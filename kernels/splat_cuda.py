@@ -71,8 +71,8 @@ def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor, 
 def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
     """Pairs (slice, Gaussian) whose footprint meets the slice's window; count first, then list.
 
-    Block (chunk, slice) tests ``CULL_BLOCK`` Gaussians and numbers those that stay by a scan in shared memory, so that the
-    list is sorted by slice and then by Gaussian.
+    Block (chunk, slice) tests ``CULL_BLOCK`` Gaussians and numbers those that stay by a scan in shared memory, so
+    that the list is sorted by slice and then by Gaussian.
 
     Parameters
     ----------
