@@ -147,21 +147,21 @@ class SliceRender(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, mean, *others):
-        cuda = _cuda(mean)
+    def forward(ctx, *inputs):
+        cuda = _cuda(inputs[0])
         ctx.twin = cuda.SliceRenderCuda if cuda else SliceRenderCpu
-        return ctx.twin.forward(ctx, mean, *others)
+        return ctx.twin.forward(ctx, *(inputs if cuda else inputs[:9]))  # the CPU keeps no lists
 
     @staticmethod
     def backward(ctx, grad):
-        return ctx.twin.backward(ctx, grad)
+        return *ctx.twin.backward(ctx, grad), None
 
 
 class SliceRenderCpu(torch.autograd.Function):
     """:class:`SliceRender` by the CPU's kernels."""
 
     @staticmethod
-    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options, lists=None):
+    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options):
         field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
         image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
@@ -182,7 +182,7 @@ class SliceRenderCpu(torch.autograd.Function):
                            np.ascontiguousarray(grad, np.float32), image, weight, parts, pose)
         pose = torch.from_numpy(pose.astype(np.float32))
         gradients = (torch.from_numpy(a) for a in field.gradients(parts, options))
-        return *gradients, pose[:, :3], pose[:, 3:], None, None, None
+        return *gradients, pose[:, :3], pose[:, 3:], None, None
 
 
 def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT, lists=None):
@@ -196,14 +196,14 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
 
 
 class GridRender(torch.autograd.Function):
-    """:func:`render_grid` with gradients: ``GridRender.apply(*field, geometry, options)`` gives I, (P, X, Y)."""
+    """:func:`render_grid` with gradients: ``GridRender.apply(*field, geometry, options, lists=None)`` gives I."""
 
     @staticmethod
-    def forward(ctx, mean, *others):
-        cuda = _cuda(mean, "ops_grid_cuda")
+    def forward(ctx, *inputs):
+        cuda = _cuda(inputs[0], "ops_grid_cuda")
         ctx.twin = cuda.GridRenderCuda if cuda else grid.GridRender
-        return ctx.twin.forward(ctx, mean, *others)
+        return ctx.twin.forward(ctx, *(inputs if cuda else inputs[:7]))
 
     @staticmethod
     def backward(ctx, grad):
-        return ctx.twin.backward(ctx, grad)
+        return *ctx.twin.backward(ctx, grad), None

@@ -101,6 +101,11 @@ def test_arrays_and_tensors_of_the_cpu_stay_there(monkeypatch):
     assert not device.takes(np.zeros(3))
     assert not device.takes(torch.zeros(3))
     assert ops.plan([torch.zeros(1, 3)], None) is None
+    field = [torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(1, 4), torch.ones(1, requires_grad=True), torch.zeros(1)]
+    geometry = ops.GridGeometry((2, 2, 2), np.ones(3), np.zeros(3))
+    for lists in ((), (None,)):
+        ops.GridRender.apply(*field, geometry, ops.RenderOptions(), *lists).sum().backward()
+    assert field[3].grad > 0
     monkeypatch.setenv("GSBIDS_BACKEND", "sim")
     assert device.takes(torch.zeros(3))
     assert not device.takes(np.zeros(3))
