@@ -14,6 +14,7 @@ OPTIONS = ops.RenderOptions()
 MILLION = (28, 148, 30000)  # slices a stack, pixels along an edge, Gaussians: 1.005 M pixels in the ball
 MARGIN = 0.5  # standard deviations by which the kept lists reach beyond the cut
 INDEX_EPOCHS = 50  # epochs between two searches of the nearest Gaussians, in the paper
+MATRICES = 1 << 23  # covariances that torch inverts at a time: fills any GPU
 RATE = 5e-3
 
 
@@ -78,7 +79,7 @@ def epochs(run) -> dict:
 def paper(run) -> dict:
     """An epoch of the paper's top-K rendering in torch on the same problem and device, K = 32, and its index.
 
-    In as few batches of pixels as fit into the memory: their gradients add up to those of the epoch.
+    In batches of pixels that fit into the memory: their gradients add up to those of the epoch.
     """
     problem = gpu_problem.make(*run.pick(MILLION, (1, 8, 6)))
     mask, neighbours = problem.mask(), run.pick(32, 4)
@@ -98,7 +99,7 @@ def paper(run) -> dict:
             (torch.sqrt((image - values[part]) ** 2 + 1e-6).sum() / len(points)).backward()
         optimiser.step()
 
-    batches = 1
+    batches = 1 + len(points) * neighbours // MATRICES
     while True:
         try:
             epoch_s = run.seconds(lambda: epoch(batches), 5)  # noqa: B023

@@ -27,8 +27,8 @@ class CapturedWork:
     warm_up : int
         Plain calls, on the stream of the capture, before the capture.
     capture : callable, optional
-        ``capture(work)`` records the work, does not do it, and returns what repeats it; raises RuntimeError if it
-        cannot. :func:`torch.cuda.graph` without.
+        ``capture(work)`` records the work, does not do it, and returns what repeats it; raises if it cannot.
+        :func:`torch.cuda.graph` without.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class CapturedWork:
         if self._replay is None and self.failure is None and self._calls >= self.warm_up:
             try:
                 self._replay = self.capture(self.work)
-            except RuntimeError as error:
+            except Exception as error:  # torch's, the driver's, numba's; one of the work itself comes again at once
                 self.failure = f"{type(error).__name__}: {error}"
         self._calls += 1
         if self._replay is None:
