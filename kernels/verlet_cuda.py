@@ -150,10 +150,10 @@ class KeptLists:
         if not (kept and all(old.take(new) for old, new in zip(self.plans, plans, strict=True))):
             self.plans = plans and [part.with_room(SLACK) for part in plans]
             self.version += 1
-        self._remember(field, geometry)
+        self.remember(field, geometry)
         self.rebuilds += 1
 
-    def _remember(self, field, geometry):
+    def remember(self, field, geometry):
         """What the next measure compares with; tensors stay where they are once there are any."""
         gauss = plan_cuda.pack_field(*field, False)
         psf = geometry.frame[:, 12:15]

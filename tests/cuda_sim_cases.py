@@ -275,6 +275,35 @@ def kept_lists() -> dict:
     return errors
 
 
+def margin_bound() -> dict:
+    """No pixel from beyond ``cut + margin_used`` comes within the cut, wherever it was: at random, in float64."""
+    rng, cut, count = np.random.default_rng(9), 3.5, 48
+    (field, geometry), (step, _) = scene(9, gaussians=count, slices=3), scene(10, gaussians=count)
+    moved = [a + np.float32(0.05) * b for a, b in zip(field, step, strict=True)]
+    turned, shifted = reference.retract(torch.tensor(geometry.rotation), torch.tensor(geometry.translation),
+                                        *torch.tensor(rng.normal(0, 0.01, (2, 3, 3))))
+    later = replace(geometry, rotation=turned.numpy(), translation=shifted.numpy())
+    lists = verlet_cuda.KeptLists(ops.RenderOptions(cut=cut))
+    lists.remember(tensors(field), ops_cuda.on_device(geometry, torch.device(DEVICE)))
+    lists.measure(tensors(moved), ops_cuda.on_device(later, torch.device(DEVICE)))
+    reach, sigma = cut + float(lists.used), [reference.covariance(*(torch.tensor(a).double() for a in f[1:3])).numpy()
+                                             for f in (field, moved)]
+    closest = np.inf
+    for s in range(3):
+        before, after = (c + g.rotation[s] @ np.diag(geometry.psf[s]) @ g.rotation[s].T
+                         for c, g in zip(sigma, (geometry, later), strict=True))
+        pixel = (rng.integers(0, geometry.shape, (400, 2)) - geometry.centre[s]) * geometry.spacing[s]
+        pixel = np.pad(pixel, ((0, 0), (0, 1)))
+        away = rng.normal(size=(count, 400, 3))
+        away *= reach / np.sqrt(np.einsum("jpa,jab,jpb->jp", away, np.linalg.inv(before), away))[..., None]
+        drift = (pixel @ (later.rotation[s] - geometry.rotation[s]).T + later.translation[s] - geometry.translation[s]
+                 - (moved[0] - field[0]).astype(float)[:, None])
+        now = np.sqrt(np.einsum("jpa,jab,jpb->jp", away + drift, np.linalg.inv(after), away + drift))
+        closest = min(closest, now.min())
+    return {"within the cut": float(max(cut - closest, 0)), "a bound far from what happens": float(closest > cut + 2),
+            "nothing moved": float(reach < cut + 0.1)}
+
+
 def epochs() -> dict:
     """Epochs of the fused step and Adam through CapturedWork end where plain ones end, by a graph if there is a GPU."""
     _, geometry = tiny(7)
@@ -305,7 +334,7 @@ def epochs() -> dict:
 
 
 CASES = {case.__name__: case for case in (slices, pose_solver, against_oracle, odd_gaussians, little_memory, grids,
-                                          kept_lists, epochs)}
+                                          kept_lists, margin_bound, epochs)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
