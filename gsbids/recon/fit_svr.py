@@ -87,7 +87,8 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
 
     def result():
-        return _finish(state, slices, stacks, np.asarray(transforms, float), history, options, render)
+        so_far = {key: list(column) for key, column in history.items()}
+        return _finish(state, slices, stacks, np.asarray(transforms, float), so_far, options, render)
 
     for iteration in range(options.iterations):
         kept = float("nan")
