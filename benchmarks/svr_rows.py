@@ -51,6 +51,8 @@ class Suite:
     figures : Path or None
     record : callable
         Takes a dict.
+    done : dict
+        What was found for a case, seed and method: rows that compare with the same case do not run it again.
     """
 
     work: Path
@@ -60,6 +62,7 @@ class Suite:
     methods: tuple[str, ...] | None = None
     changes: dict[str, dict] = field(default_factory=dict)
     figures: Path | None = None
+    done: dict[tuple[str, int, str], dict] = field(default_factory=dict)
 
     def seeds_or(self, *seeds: int) -> tuple[int, ...]:
         """The seeds asked for, else the row's own."""
@@ -77,7 +80,10 @@ class Suite:
         """Run methods on a case and record them."""
         records = []
         for method in methods:
-            found = run_method(method, case, self.work, self.threads, self.changes_of(method))
+            key = (case.name, case.seed, method)
+            if key not in self.done:
+                self.done[key] = run_method(method, case, self.work, self.threads, self.changes_of(method))
+            found = self.done[key]
             records.append({"row": row, "case": case.name, "seed": case.seed, "method": method, **found, **more})
             self.record(records[-1])
         return records
