@@ -18,6 +18,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import svr_real
 import svr_rows
 from common import machine, say, write_json
@@ -86,7 +87,7 @@ def in_words(entry: dict) -> str:
             parts.append(f"slices {error['median_mm']:.2f} / {error['mean_mm']:.2f} mm, "
                          f"{100 * error['over_2mm']:.1f} % lost")
     if "psnr_loss" in entry:
-        parts.append(f"loss {entry['psnr_loss']:.2f} dB")
+        parts.append(f"loss {entry['psnr_loss']:.2f} dB (whole {entry.get('psnr_loss_whole', np.nan):.2f})")
     if "heldout" in entry:
         parts.append(f"grad_ncc {entry['heldout']['grad_ncc']:.3f} hp_ncc {entry['heldout']['hp_ncc']:.3f}")
     if isinstance(entry.get("change"), dict):

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numba
 import numpy as np
@@ -85,11 +86,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state = _start(slices, options)
     train, held = _split_pixels(slices, options)
     history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
-
-    def result():
-        so_far = {key: list(column) for key, column in history.items()}
-        return _finish(state, slices, stacks, np.asarray(transforms, float), so_far, options, render)
-
+    result = partial(_finish, state, slices, stacks, np.asarray(transforms, float), history, options, render)
     for iteration in range(options.iterations):
         kept = float("nan")
         if options.motion_correction and _is_pose_turn(iteration, options):
@@ -194,7 +191,7 @@ def _finish(state, slices, stacks, transforms, history, options, render) -> SvrR
         stack_affine=transforms, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, history=history,
+        intensity_scale=scale, history={key: list(column) for key, column in history.items()},
         settings={**_plain(options), "gaussians": len(field),
                   "pixels": int(slices.region.sum()), "slices": len(slices), "eps": render.eps})
 
