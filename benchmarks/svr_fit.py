@@ -32,6 +32,9 @@ RESOLUTION = 0.8  # mm
 METHODS = ("default", "known", "paper", "nomotion", "average")
 
 
+SNAPSHOTS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 120, 150, 200, 250, 300, 400, 500)
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A result and what it took.
@@ -40,15 +43,56 @@ class Fitted:
     ----------
     result : SvrResult
     seconds, cpu_seconds : float
-        Of the fit alone: on the clock, and of this process on the CPU.
+        Of the fit alone, without what a :class:`Watch` took: on the clock, and of this process on the CPU.
     register_seconds : float
         Of the co-registration of the stacks before it.
+    load : float
+        Of the machine before all this; above about 0.5 the times are not to be trusted.
     """
 
     result: SvrResult
     seconds: float
     cpu_seconds: float
     register_seconds: float
+    load: float
+
+    def cost(self) -> dict:
+        """For the record."""
+        return {"fit_s": round(self.seconds, 2), "fit_cpu_s": round(self.cpu_seconds, 2),
+                "register_s": round(self.register_seconds, 2), "load_before": self.load}
+
+
+class Watch:
+    """Keeps states of a fit on the way, and the time that the fit itself has taken until then."""
+
+    def __init__(self):
+        self.states: list[tuple[int, float, SvrResult]] = []
+        self.paused = self.paused_cpu = 0.0
+        self._begun = time.perf_counter()
+
+    def begin(self) -> None:
+        """The fit begins now."""
+        self._begun = time.perf_counter()
+
+    def __call__(self, iteration: int, result: Callable[[], SvrResult]) -> None:
+        now, cpu = time.perf_counter(), time.process_time()
+        if iteration in SNAPSHOTS:
+            self.states.append((iteration, now - self._begun - self.paused, result()))
+            self.paused += time.perf_counter() - now
+            self.paused_cpu += time.process_time() - cpu
+
+    def scored(self, fitted: Fitted, stacks: list[Stack], case: Case, folder: Path) -> list[dict]:
+        """PSNR and SSIM of every state and of the end, in the whole field of view."""
+        folder.mkdir(parents=True, exist_ok=True)
+        affine, shape = output_grid(stacks, fitted.result, RESOLUTION)
+        curve = []
+        for iteration, seconds, result in [*self.states, (len(fitted.result.history["loss"]), fitted.seconds,
+                                                          fitted.result)]:
+            path = save_image(folder / f"{iteration}.nii.gz", sample_result(result, affine, shape), affine)
+            score = run_tool("score.py", path, *by_truth(case))
+            curve.append({"iteration": iteration, "seconds": round(seconds, 3)}
+                         | {key: score[key] for key in ("psnr", "ssim", "psnr_core", "ssim_core")})
+        return curve
 
 
 def options_for(method: str, threads: int, changes: dict) -> SvrOptions | PaperOptions:
@@ -59,7 +103,7 @@ def options_for(method: str, threads: int, changes: dict) -> SvrOptions | PaperO
 
 
 def fit(method: str, case: Case, threads: int, changes: dict | None = None,
-        observe: Callable | None = None) -> tuple[Fitted, list[Stack]]:
+        watch: Watch | None = None) -> tuple[Fitted, list[Stack]]:
     """Fit a case; also the stacks, which volumes are sampled for.
 
     Parameters
@@ -70,51 +114,62 @@ def fit(method: str, case: Case, threads: int, changes: dict | None = None,
     threads : int
     changes : dict, optional
         Options that differ from their defaults.
-    observe : callable, optional
-        Passed on to the fit.
+    watch : Watch, optional
     """
-    stacks = case.stacks()
+    stacks, load = case.stacks(), os.getloadavg()[0]
     begun = time.perf_counter()
-    transforms = case.true_transforms() if method == "known" else registered(case.folder, tuple(case.masks), threads)
-    ready = time.perf_counter()
-    cpu = time.process_time()
+    transforms = case.true_transforms() if method == "known" else registered(case.folder, threads)
     run = fit_paper if method == "paper" else fit_svr
-    result = run(stacks, transforms, options_for(method, threads, changes or {}), observe=observe)
+    if watch:
+        watch.begin()
+    ready, cpu = time.perf_counter(), time.process_time()
+    result = run(stacks, transforms, options_for(method, threads, changes or {}), observe=watch)
     seconds, cpu = time.perf_counter() - ready, time.process_time() - cpu
-    if method == "known":  # one transform per stack is what the table of motion falls back to
+    if watch:
+        seconds, cpu = seconds - watch.paused, cpu - watch.paused_cpu
+    if method == "known":  # one transform per stack is what slices without brain fall back to
         result = replace(result, stack_affine=np.tile(np.eye(4), (len(stacks), 1, 1)))
-    return Fitted(result, seconds, cpu, ready - begun), stacks
+    return Fitted(result, seconds, cpu, ready - begun, load), stacks
+
+
+def warm_up(method: str, case: Case, threads: int) -> None:
+    """Run a method for a moment, so that no compilation is counted later."""
+    fit(method, case, threads, {"iterations": 2 if method == "paper" else 16})
+    registered.cache_clear()
 
 
 @cache
-def registered(folder: Path, masks: tuple[Path, ...], threads: int) -> np.ndarray:
+def registered(folder: Path, threads: int) -> np.ndarray:
     """Transforms (N, 4, 4) of the co-registration of a case's stacks; every method starts from the same."""
-    case = Case("", folder, 0)
-    assert tuple(case.masks) == masks
-    return register_stacks(case.stacks(), threads).transforms
+    return register_stacks(Case("", folder, 0).stacks(), threads).transforms
 
 
-def volumes_of(result: SvrResult, stacks: list[Stack], folder: Path) -> tuple[Path, Path]:
-    """The volume that a user gets (brain and rim), and the same in the whole field of view."""
+def volume_files(work: Path, case: Case, method: str) -> dict[str, Path]:
+    """Where the volumes of a method are: as delivered, in the whole field of view, and aligned to the truth."""
+    folder = work / "volumes" / f"{case.name}_seed-{case.seed}" / method
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: folder / f"{name}.nii.gz" for name in ("volume", "unmasked", "aligned")}
+
+
+def save_volumes(result: SvrResult, stacks: list[Stack], files: dict[str, Path]) -> None:
+    """Write the volume that a user gets (brain and rim), and the same in the whole field of view."""
     affine, shape = output_grid(stacks, result, RESOLUTION)
     image = sample_result(result, affine, shape)
     mask, coverage = vote_mask(stacks, result, affine, shape)
     shown = shown_region(mask, coverage, affine, result.settings["rim"])
-    folder.mkdir(parents=True, exist_ok=True)
-    return (save_image(folder / "volume.nii.gz", image * shown, affine, "float32"),
-            save_image(folder / "unmasked.nii.gz", image, affine, "float32"))
+    save_image(files["volume"], image * shown, affine, "float32")
+    save_image(files["unmasked"], image, affine, "float32")
 
 
-def score_fit(fitted: Fitted, stacks: list[Stack], case: Case, folder: Path) -> dict:
+def score_fit(result: SvrResult, stacks: list[Stack], case: Case, files: dict[str, Path]) -> dict:
     """Scores of ``score.py``: the delivered volume with the slices' poses, and the whole field of view."""
-    volume, unmasked = volumes_of(fitted.result, stacks, folder)
-    motion = [write_motion(folder / f"run-{n + 1}_motion.tsv",
-                           slice_transforms(fitted.result, n, stack.image.shape[2]))
-              for n, stack in enumerate(stacks)]
-    score = run_tool("score.py", volume, *by_truth(case), "--true-transforms", *case.true_motion,
-                     "--est-transforms", *motion, "--slice-masks", *case.true_masks)
-    whole = run_tool("score.py", unmasked, *by_truth(case))
-    result = fitted.result
+    save_volumes(result, stacks, files)
+    motion = [write_motion(files["volume"].with_name(f"run-{n + 1}_motion.tsv"),
+                           slice_transforms(result, n, stack.image.shape[2])) for n, stack in enumerate(stacks)]
+    score = run_tool("score.py", files["volume"], *by_truth(case), "--true-transforms", *case.true_motion,
+                     "--est-transforms", *motion, "--slice-masks", *case.true_masks,
+                     "--save-aligned", files["aligned"])
+    whole = run_tool("score.py", files["unmasked"], *by_truth(case))
     return score | {"unmasked": whole, "gaussians": len(result.field), "iterations": len(result.history["loss"]),
                     "pixels": result.settings["pixels"], "slices_rejected": int(result.rejected.sum())}
 
@@ -126,13 +181,11 @@ def by_truth(case: Case) -> tuple:
 
 def run_method(method: str, case: Case, work: Path, threads: int, changes: dict | None = None) -> dict:
     """One method on one case: scores, costs, and where the volume is."""
-    folder = work / "volumes" / f"{case.name}_seed-{case.seed}" / method
+    files = volume_files(work, case, method)
     if method == "average":
-        folder.mkdir(parents=True, exist_ok=True)
-        path = save_image(folder / "volume.nii.gz", *average_of_stacks(case.images, case.masks, RESOLUTION))
-        return {"score": run_tool("score.py", path, *by_truth(case)), "volume": str(path)}
-    load = os.getloadavg()[0]
+        path = save_image(files["volume"], *average_of_stacks(case.images, case.masks, RESOLUTION))
+        score = run_tool("score.py", path, *by_truth(case), "--save-aligned", files["aligned"])
+        return {"score": score, "volume": str(path)}
     fitted, stacks = fit(method, case, threads, changes)
-    cost = {"fit_s": round(fitted.seconds, 2), "fit_cpu_s": round(fitted.cpu_seconds, 2),
-            "register_s": round(fitted.register_seconds, 2), "load_before": load}
-    return {"score": score_fit(fitted, stacks, case, folder), "cost": cost, "volume": str(folder / "volume.nii.gz")}
+    return {"score": score_fit(fitted.result, stacks, case, files), "cost": fitted.cost(),
+            "volume": str(files["volume"])}

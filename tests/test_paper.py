@@ -21,7 +21,7 @@ from gsbids.recon.resample import output_grid, sample_grid, sample_result, simul
 from gsbids.recon.slices import SliceSet
 from gsbids.simulate.compare import average_of_stacks
 
-QUICK = PaperOptions(iterations=100, n_gaussians=900, neighbours=32, index_every=20, threads=2)
+QUICK = PaperOptions(iterations=120, n_gaussians=900, neighbours=32, index_every=20, threads=2)
 SHORT = dataclasses.replace(QUICK, iterations=6)
 
 
@@ -135,7 +135,7 @@ def test_options_change_what_they_say(moving):
     base = fit_paper(stacks, STILL, SHORT)
     np.testing.assert_allclose(base.field.log_scale.mean(), 0.5, atol=0.2)
     assert base.gain.std() > 0
-    changes = {"psf": False, "slice_gain": False, "edge_share": 0.0, "scale_weight": 50.0, "index_every": 3,
+    changes = {"psf": False, "slice_gain": False, "edge_share": 0.0, "scale_target": 1.0, "index_every": 3,
                "weight_decay": 0.5, "neighbours": 8}
     for name, value in changes.items():
         other = fit_paper(stacks, STILL, dataclasses.replace(SHORT, **{name: value}))

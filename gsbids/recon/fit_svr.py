@@ -165,7 +165,7 @@ def _finish(problem, state, fields, stacks, transforms, history) -> SvrResult:
         stack_affine=transforms, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, history=history,
+        intensity_scale=scale, history={key: list(column) for key, column in history.items()},
         settings={**_plain(options), "gaussians": len(field), "gaussians_of_members": [len(f) for f in fields],
                   "pixels": int(slices.region.sum()), "slices": len(slices), "eps": render.eps})
 
