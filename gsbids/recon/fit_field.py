@@ -106,7 +106,7 @@ class FitState:
     def start(cls, slices: SliceSet) -> "FitState":
         """No field yet; slices at their start poses, with gain 1 and full weight."""
         ones = np.ones(len(slices))
-        return cls({}, None, poses.PoseState(slices.start, 1e-2 * ones), ones, ones,
+        return cls({}, None, poses.PoseState(slices.start, poses.FIRST_DAMPING * ones), ones, ones,
                    np.ones(slices.values.shape, np.float32))
 
     def field(self, origin) -> GaussianField:
@@ -143,8 +143,9 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
         kept = float("nan")
         if iteration in stage.pose_turns:
             step = poses.try_neighbours if iteration in stage.neighbour_turns else poses.pose_step
-            state.pose, moved = step(state.pose, state.field(problem.slices.origin), problem.slices,
-                                     state.pixel_weights(problem.train), state.gain, problem.render)
+            state.pose, moved = step(poses.PoseProblem.of(
+                state.field(problem.slices.origin), problem.slices, state.pixel_weights(problem.train), state.gain,
+                problem.render, problem.options.neighbour_tie), state.pose)
             kept = float(moved.mean())
         rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
         loss = _field_step(problem, state, stage.learning_rate * rate, floor)

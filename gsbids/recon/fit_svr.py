@@ -17,6 +17,7 @@ from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
+from gsbids.recon.place import place_slices
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 
@@ -76,8 +77,10 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
         return fit_stage(problem, state, stage, lambda now, record: log.add(
             record, lambda: result(now, [*before, now.field(slices.origin)])))
 
-    coarse = _coarse_stage(slices, options)
-    state = stage_of((), FitState.start(slices), coarse)
+    state, coarse = FitState.start(slices), _coarse_stage(slices, options)
+    if options.motion_correction and options.place:
+        state.pose = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
+    state = stage_of((), state, coarse)
     state, count = _densify(state, coarse.gaussians, options, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -138,7 +141,7 @@ class _Log:
             self.history[key].append(value)
         if self.progress:
             self.progress(count, max(self.expected, count), record)
-        if self.observe:
+        if self.observe and result:
             self.observe(count, result)
 
 

@@ -22,10 +22,14 @@ class SvrOptions:
         Most iterations of the coarse field, which finds the poses.
     motion_correction : bool
         Fit a pose per slice; else the poses of the co-registered stacks are kept.
+    place : bool
+        Begin with outlines and coarse features (:mod:`gsbids.recon.place`), where slices moved far.
     pose_start, pose_every : int
         First iteration with a pose step, and iterations from one to the next.
     neighbour_turns : tuple of int
         Pose steps (counted from 0) at which every slice also tries the motion of its neighbours.
+    neighbour_tie : float
+        Pull of every slice to its neighbours' motion, as a share of what the median slice's own data say.
     learning_rate : float
         Adam's step for positions (mm), log-scales, quaternions and intensities.
     detail_iterations, detail_learning_rate, detail_pose_every
@@ -58,9 +62,11 @@ class SvrOptions:
     members: int = 3
     iterations: int = 120
     motion_correction: bool = True
+    place: bool = True
     pose_start: int = 4
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
+    neighbour_tie: float = 0.01
     learning_rate: float = 2.5e-2
     detail_iterations: int = 80
     detail_learning_rate: float = 5e-2
