@@ -66,7 +66,7 @@ class SvrOptions:
     pose_start: int = 4
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
-    neighbour_tie: float = 0.01
+    neighbour_tie: float = 0.004
     learning_rate: float = 2.5e-2
     detail_iterations: int = 80
     detail_learning_rate: float = 5e-2
