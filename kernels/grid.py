@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gsbids.kernels import grid_cpu, rows
+from gsbids.kernels import grid_cpu, pairs, rows
 from gsbids.kernels.problem import DEFAULT, PackedField, RenderOptions
 
 KEYS = 1 << 16  # bricks at most: numpy sorts 16-bit keys in linear time
@@ -35,12 +35,11 @@ class GridGeometry:
     psf: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def arrays(self):
-        """Pose, pixels and extent as :mod:`gsbids.kernels.grid_cpu` takes them: rows on axis 1."""
+        """Pose and pixels as :mod:`gsbids.kernels.grid_cpu` takes them: rows on axis 1."""
         given = (self.rotation, self.origin, self.psf, self.spacing)
         turn, origin, psf, spacing = (np.asarray(a, float) for a in given)
         pose = (np.ascontiguousarray(turn[:, [1, 2, 0]]), np.ascontiguousarray(origin), psf[[1, 2, 0]])
-        extent = np.tile(np.array([0, self.shape[2]], np.int32), (self.shape[1], 1))
-        return pose, (spacing[1:].copy(), np.zeros(2), float(spacing[0])), extent
+        return pose, np.array([spacing[1], spacing[2], 0.0, 0.0, spacing[0]])
 
 
 class _Grid:
@@ -48,16 +47,16 @@ class _Grid:
 
     def __init__(self, packed: PackedField, geometry: GridGeometry, options: RenderOptions):
         self.packed, self.options, self.shape = packed, options, geometry.shape
-        self.pose, self.pixels, self.extent = geometry.arrays()
-        self.field = (packed.mean, packed.cov, packed.intensity, packed.amplitude)
-        self.ranges = np.empty((len(packed.mean), 2), np.int64)
-        grid_cpu.plane_ranges(self.pose, self.pixels[2], self.shape[0], packed.mean, packed.cov, options.cut,
+        self.pose, self.pixels = geometry.arrays()
+        self.table = packed.arrays()[1]
+        self.ranges = np.empty((len(packed.mean), 2), np.int32)
+        grid_cpu.plane_ranges(self.pose, self.pixels[4], self.shape[0], packed.mean, packed.cov, options.cut,
                               self.ranges)
         self.order = _brick_order((packed.mean - geometry.origin) @ geometry.rotation, geometry)
 
     def forward(self):
         image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
-        grid_cpu.forward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
+        grid_cpu.forward(self.pose, self.pixels, self.table, self.order, self.ranges,
                          self.options.cut**2, np.float32(self.options.eps), self.options.mass_factor, rows.lanes(),
                          image, weight)
         return image, weight
@@ -66,7 +65,7 @@ class _Grid:
         h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
         grid_cpu.cotangents(grad, image, weight, h, k)
         total = np.empty((1, len(self.packed.mean), 11), np.float32)
-        grid_cpu.backward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
+        grid_cpu.backward(self.pose, self.pixels, self.table, self.order, self.ranges,
                           self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total[0])
         return self.packed.gradients(total, self.options)
 
@@ -84,7 +83,8 @@ def _brick_order(position: np.ndarray, geometry: GridGeometry) -> np.ndarray:
         bricks = tuple(-(-n // side) for n in geometry.shape)
     last = np.array(bricks) - 1
     brick = np.clip(position / (side * np.asarray(geometry.spacing, float)), 0, last).astype(np.int64)
-    return np.argsort(np.ravel_multi_index(tuple(brick.T), bricks).astype(np.uint16), kind="stable")
+    order = np.argsort(np.ravel_multi_index(tuple(brick.T), bricks).astype(np.uint16), kind="stable")
+    return np.concatenate([order, np.repeat(order[-1:], pairs.WIDEST)]).astype(np.int32)
 
 
 def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):

@@ -139,7 +139,9 @@ class PackedField:
     def arrays(self):
         """The tuple ``field`` of :mod:`gsbids.kernels.splat_cpu`."""
         columns = np.concatenate([self.mean.T, np.exp(2 * self.log_scale.max(1, initial=-np.inf))[None]])
-        return columns, self.mean, self.cov, self.intensity, self.amplitude
+        table = np.zeros((len(self.mean), 16), np.float32)
+        table[:, :3], table[:, 3:9], table[:, 9], table[:, 10] = self.mean, self.cov, self.intensity, self.amplitude
+        return columns, table
 
     def gradients(self, parts, options):
         """Gradients of the five parameters from those of the parts (P, J, 11)."""
