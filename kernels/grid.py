@@ -48,15 +48,13 @@ class _Grid:
     def __init__(self, packed: PackedField, geometry: GridGeometry, options: RenderOptions):
         self.packed, self.options, self.shape = packed, options, geometry.shape
         self.pose, self.pixels = geometry.arrays()
-        self.table = packed.arrays()[1]
-        self.ranges = np.empty((len(packed.mean), 2), np.int32)
-        grid_cpu.plane_ranges(self.pose, self.pixels[4], self.shape[0], packed.mean, packed.cov, options.cut,
-                              self.ranges)
-        self.order = _brick_order((packed.mean - geometry.origin) @ geometry.rotation, geometry)
+        self.ranges = np.empty((len(packed.table), 2), np.int32)
+        grid_cpu.plane_ranges(self.pose, self.pixels[4], self.shape[0], packed.table, options.cut, self.ranges)
+        self.order = _brick_order((packed.table[:, :3] - geometry.origin) @ geometry.rotation, geometry)
 
     def forward(self):
         image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
-        grid_cpu.forward(self.pose, self.pixels, self.table, self.order, self.ranges,
+        grid_cpu.forward(self.pose, self.pixels, self.packed.table, self.order, self.ranges,
                          self.options.cut**2, np.float32(self.options.eps), self.options.mass_factor, rows.lanes(),
                          image, weight)
         return image, weight
@@ -64,9 +62,9 @@ class _Grid:
     def backward(self, grad, image, weight):
         h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
         grid_cpu.cotangents(grad, image, weight, h, k)
-        total = np.empty((1, len(self.packed.mean), 11), np.float32)
-        grid_cpu.backward(self.pose, self.pixels, self.table, self.order, self.ranges,
-                          self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total[0])
+        total = np.empty((len(self.packed.table), 11), np.float32)
+        grid_cpu.backward(self.pose, self.pixels, self.packed.table, self.order, self.ranges,
+                          self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total)
         return self.packed.gradients(total, self.options)
 
 

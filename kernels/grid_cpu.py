@@ -46,14 +46,14 @@ def padded(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def plane_ranges(pose, spacing, planes, mean, cov, cut, ranges):
+def plane_ranges(pose, spacing, planes, table, cut, ranges):
     """Fill ``ranges`` (J, 2) with the first and one-past-last plane that each Gaussian reaches."""
     rotation, origin, psf = pose
-    for j in nb.prange(len(mean)):
+    for j in nb.prange(len(table)):
         a, b, c = rotation[0, 2], rotation[1, 2], rotation[2, 2]
-        z = a * (mean[j, 0] - origin[0]) + b * (mean[j, 1] - origin[1]) + c * (mean[j, 2] - origin[2])
-        variance = (a * (a * cov[j, 0] + 2 * (b * cov[j, 1] + c * cov[j, 2]))
-                    + b * (b * cov[j, 3] + 2 * c * cov[j, 4]) + c * c * cov[j, 5] + psf[2])
+        z = a * (table[j, 0] - origin[0]) + b * (table[j, 1] - origin[1]) + c * (table[j, 2] - origin[2])
+        variance = (a * (a * table[j, 3] + 2 * (b * table[j, 4] + c * table[j, 5]))
+                    + b * (b * table[j, 6] + 2 * c * table[j, 7]) + c * c * table[j, 8] + psf[2])
         half = cut * math.sqrt(variance)
         ranges[j, 0] = rows.ceiling((z - half) / spacing, 0, planes)
         ranges[j, 1] = rows.ceiling((z + half) / spacing, 0, planes)

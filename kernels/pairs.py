@@ -30,10 +30,10 @@ from gsbids.kernels.lanes import (
     totals,
     width,
 )
+from gsbids.kernels.problem import TABLE
 from gsbids.kernels.projection import chain, project, to_pose, to_world
 from gsbids.kernels.rows import HALF_LOG2E
 
-TABLE = 16  # columns of the table of Gaussians
 WIDEST = 8  # float64 lanes at most
 STRIDE = int(VECTOR)  # float32 from one Gaussian's moment to the next one's
 
@@ -216,8 +216,10 @@ def _group_gradient(table, kept, start, pose, pixels, mass_factor, sums, group, 
 
 
 @nb.njit(error_model="numpy")
-def gradients(table, kept, count, pose, pixels, cut2, mass_factor, record, place, images, grad, lanes):
+def gradients(table, kept, count, pose, pixels, cut2, mass_factor, record, place, images, grad, touched, lanes):
     """Add the gradients of one slice to ``grad`` (J, 11) and return that of its pose, omega and tau.
+
+    Rows of ``grad`` are rubbish where ``touched`` (J,) is 0.
 
     ``kept``, ``record``, ``place``: what :func:`records` left. ``images``: the cotangents h and k, and their stride.
     All by address, but ``pose`` and ``pixels``, tuples of numbers.
@@ -238,8 +240,14 @@ def gradients(table, kept, count, pose, pixels, cut2, mass_factor, record, place
         q = _group_gradient(table, kept, start, pose, pixels, mass_factor, sums, group, lanes)
         o0, o1, o2, o3, o4, o5 = o0 + q[0], o1 + q[1], o2 + q[2], o3 + q[3], o4 + q[4], o5 + q[5]
         for lane in range(many):
-            at = 11 * np.int64(load(kept, start + lane, INTEGER))
-            for c in range(11):
-                store(grad, at + c, load(grad, at + c, PLAIN) + load(group, c * wide + lane, PLAIN))
+            j = np.int64(load(kept, start + lane, INTEGER))
+            seen = touched[j]  # nobody has cleared the row of a Gaussian that was not seen before
+            touched[j] = 1
+            if seen == 0:
+                for c in range(11):
+                    store(grad, 11 * j + c, load(group, c * wide + lane, PLAIN))
+            else:
+                for c in range(11):
+                    store(grad, 11 * j + c, load(grad, 11 * j + c, PLAIN) + load(group, c * wide + lane, PLAIN))
     space[0, 0] = 0.0  # it lives until here
     return total(o0), total(o1), total(o2), total(o3), total(o4), total(o5)

@@ -243,8 +243,8 @@ class PointRender(torch.autograd.Function):
     def backward(ctx, grad):
         packed, arrays = ctx.problem
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
-        parts = np.empty((PARTS, len(packed.mean), 11), np.float32)
+        parts = np.empty((PARTS, len(packed.table), 11), np.float32)
         grad_position = np.empty((len(image), 3), np.float32)
         _backward(*arrays, np.ascontiguousarray(grad, np.float32), image, weight, parts, grad_position)
-        gradients = (torch.from_numpy(a) for a in packed.gradients(parts, PLAIN))
+        gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0), PLAIN))
         return *gradients, torch.from_numpy(grad_position), None, None

@@ -14,6 +14,7 @@ import numpy as np
 from gsbids.kernels import pairs, rows
 from gsbids.kernels.lanes import FAST, address
 from gsbids.kernels.pairs import fill
+from gsbids.kernels.problem import BLOCK
 from gsbids.kernels.projection import pose_of
 from gsbids.kernels.rows import HALF_LOG2E, PADDING
 
@@ -29,6 +30,39 @@ def _bounds(extent):
             i0, i1 = min(i0, i), i + 1
             j0, j1 = min(j0, np.int64(extent[i, 0])), max(j1, np.int64(extent[i, 1]))
     return i0, i1, j0, j1
+
+
+@nb.njit
+def _shares(extent):
+    """First slice of every part: neighbours, which share most of their Gaussians, and about as much work for each."""
+    work = np.zeros(len(extent) + 1)
+    for s in range(len(extent)):
+        area = 0
+        for i in range(extent.shape[1]):
+            area += max(extent[s, i, 1] - extent[s, i, 0], 0)
+        work[s + 1] = work[s] + area + 200.0  # an empty slice costs a little, too
+    shares = np.empty(PARTS + 1, np.int64)
+    for part in range(PARTS + 1):
+        shares[part] = np.searchsorted(work, work[-1] * (part / PARTS) - 0.5 * work[-1] / max(len(extent), 1))
+    shares[0], shares[PARTS] = 0, len(extent)
+    return shares
+
+
+@nb.njit
+def _add_block(parts, touched, grad, first, last):
+    grad[first:last] = 0.0
+    for part in range(PARTS):
+        for j in range(first, last):
+            if touched[part, j]:
+                for c in range(11):
+                    grad[j, c] += parts[part, j, c]
+
+
+@nb.njit(parallel=True)
+def _add_up(parts, touched, grad):
+    """Sum of the parts, one after the other: the same bits for any number of threads."""
+    for block in nb.prange(-(-len(grad) // BLOCK)):
+        _add_block(parts, touched, grad, block * BLOCK, min((block + 1) * BLOCK, len(grad)))
 
 
 @nb.njit
@@ -67,12 +101,12 @@ def _splat_all(record, place, count, least, numerator, weight, stride, lanes):
 
 
 @nb.njit(error_model="numpy")
-def _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, grad, grad_pose, lanes):
-    """Add the gradients of one slice to ``grad`` (J, 11) and set ``grad_pose`` (6)."""
+def _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, sums, grad_pose, lanes):
+    """Add the gradients of one slice to ``sums``, (J, 11) and (J,), and set ``grad_pose`` (6)."""
     _, index, record, place = scratch
     fill(index, count)
     q = pairs.gradients(address(field[1]), address(index), count, pose, pixels, cut2, mass_factor, address(record),
-                        address(place), (address(h), address(k), h.shape[1]), address(grad), lanes)
+                        address(place), (address(h), address(k), h.shape[1]), address(sums[0]), sums[1], lanes)
     for a in range(6):
         grad_pose[a] = q[a]
 
@@ -96,12 +130,12 @@ def forward(rotation, translation, psf, spacing, centre, extent, field, cut2, ep
     ``field``: columns x, y, z, largest variance (4, J), and the table of :mod:`gsbids.kernels.pairs`. ``lanes``: see
     :func:`gsbids.kernels.rows.lanes`.
     """
-    geometry = (rotation, translation, psf, spacing, centre, extent)
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     for part in nb.prange(PARTS):
         scratch = _scratch(len(field[1]))
         n = np.empty((image.shape[1], image.shape[2] + PADDING), np.float32)
         d = np.empty_like(n)
-        for s in range(part, len(rotation), PARTS):
+        for s in range(shares[part], shares[part + 1]):
             _, _, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _splat_slice(scratch[2], scratch[3], count, cut2, n, d, lanes)
             _normalise(n, d, extent[s], eps, image[s], weight[s])
@@ -122,20 +156,23 @@ def _cotangents(grad, image, weight, extent, h, k):
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def backward(rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, grad_image, image,
              weight, grad, grad_pose):
-    """Fill ``grad`` (PARTS, J, 11) and ``grad_pose`` (S, 6) from the gradient of I, and I and D, (S, X, Y).
+    """Fill ``grad`` (J, 11) and ``grad_pose`` (S, 6) from the gradient of I, and I and D, (S, X, Y).
 
     The 11 columns: mean (3), covariance (xx, xy, xz, yy, yz, zz), intensity, log-weight.
     """
-    geometry = (rotation, translation, psf, spacing, centre, extent)
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
+    parts, touched = np.empty((PARTS, len(grad), 11), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
-        grad[part] = 0.0
+        touched[part] = 0
         scratch = _scratch(len(field[1]))
         h = np.empty((image.shape[1], image.shape[2] + PADDING), np.float32)
         k = np.empty_like(h)
-        for s in range(part, len(rotation), PARTS):
+        for s in range(shares[part], shares[part + 1]):
             pose, pixels, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _cotangents(grad_image[s], image[s], weight[s], extent[s], h, k)
-            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, grad[part], grad_pose[s], lanes)
+            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k,
+                       (parts[part], touched[part]), grad_pose[s], lanes)
+    _add_up(parts, touched, grad)
 
 
 @nb.njit(fastmath=FAST, error_model="numpy")
@@ -168,17 +205,20 @@ def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta
 def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, mass_factor, lanes, target, importance,
          gain, delta, image, loss, grad, grad_pose):
     """Forward, Charbonnier loss and backward, slice by slice; see :func:`gsbids.kernels.ops.step_slices`."""
-    geometry = (rotation, translation, psf, spacing, centre, extent)
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
+    parts, touched = np.empty((PARTS, len(grad), 11), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
-        grad[part] = 0.0
+        touched[part] = 0
         scratch = _scratch(len(field[1]))
         n = np.empty((image.shape[1], image.shape[2] + PADDING), np.float32)
         d = np.empty_like(n)
-        for s in range(part, len(rotation), PARTS):
+        for s in range(shares[part], shares[part + 1]):
             pose, pixels, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _splat_slice(scratch[2], scratch[3], count, cut2, n, d, lanes)
             loss[s] = _charbonnier(n, d, extent[s], eps, target[s], importance[s], gain[s], delta, image[s])
-            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, d, n, grad[part], grad_pose[s], lanes)
+            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, d, n,
+                       (parts[part], touched[part]), grad_pose[s], lanes)
+    _add_up(parts, touched, grad)
 
 
 @nb.njit(error_model="numpy")
@@ -200,12 +240,12 @@ def _gradient_all(record, place, count, least, image, out, stride, lanes):
 def image_gradient(rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, image, weight,
                    out):
     """Fill ``out`` (S, X, Y, 3) = dI/dX per mm along the slice's row, column and normal."""
-    geometry = (rotation, translation, psf, spacing, centre, extent)
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     for part in nb.prange(PARTS):
         scratch = _scratch(len(field[1]))
         padded = np.zeros((image.shape[1], image.shape[2] + PADDING), np.float32)
         sums = np.empty((3, image.shape[1], image.shape[2] + PADDING), np.float32)
-        for s in range(part, len(rotation), PARTS):
+        for s in range(shares[part], shares[part + 1]):
             padded[:, :image.shape[2]] = image[s]
             _, _, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _gradient_slice(scratch[2], scratch[3], count, cut2, padded, sums, lanes)
