@@ -22,7 +22,6 @@ from gsbids.kernels.lanes import (
     PLAIN,
     address,
     doubles,
-    gather,
     load,
     positive,
     ramp,
@@ -67,10 +66,10 @@ def _share(table, order, start, pose, pixels, mass_factor, shared, lanes):
     rows and columns (pixels^2), columns 2 to 4 of the records, peak weight, intensity.
     """
     spacing, centre, _ = pixels
-    mean, cov = pairs.fetch(table, order, start, lanes)
+    mean, cov, intensity, amplitude = pairs.fetch(table, order, start, lanes)
     p = project(pose[0], pose[1], pose[2], mean, cov)
     f = rows.fit(p, spacing, 1.0)
-    top = pairs.peak(p, gather(table, pairs.TABLE, order, start, 10, lanes), mass_factor)
+    top = pairs.peak(p, amplitude, mass_factor)
     a, b = 1.0 / spacing[0], 1.0 / spacing[1]
     values = (p[0] * a + centre[0], p[1] * b + centre[1], p[5] * p[17] * a, p[7] * p[17] * b, p[2], p[17],
               p[14] * (a * a), p[16] * (b * b), f[0], f[1], f[2], top)
@@ -87,7 +86,7 @@ def _share(table, order, start, pose, pixels, mass_factor, shared, lanes):
     store(shared, 9 * n, values[9])
     store(shared, 10 * n, values[10])
     store(shared, 11 * n, values[11])
-    store(shared, 12 * n, gather(table, pairs.TABLE, order, start, 9, lanes))
+    store(shared, 12 * n, intensity)
     return p
 
 
@@ -303,11 +302,11 @@ def _moments_block(pose, pixels, shape, table, order, count, ranges, cut2, mass_
             _exchange(gathered, lane, _gather_planes(pixels, shape, _column(shared, lane, wide), reach, cut2, images,
                                                      (values, sums), lanes), wide)
         m = _moments_of(gathered, doubles(lanes))
-        pairs.put_gradient(group, to_world(pose[0], _chain(p, m, mass_factor)), m[10], m[0], wide)
+        pairs.put_gradient(group, to_world(pose[0], _chain(p, m, mass_factor)), m[10], m[0])
         for lane in range(many):
             at = 11 * np.int64(load(order, start + lane, INTEGER))
             for c in range(11):
-                store(grad, at + c, load(group, c * wide + lane, PLAIN))
+                store(grad, at + c, load(group, pairs.TABLE * lane + c, PLAIN))
     space[0, 0], moments[0, 0] = 0.0, 0.0  # they live until here
 
 

@@ -216,25 +216,60 @@ def single(typingctx, values):
     return kind(values), codegen
 
 
+def _turned(builder, rows):
+    """Eight vectors of eight, rows for columns."""
+    for half in (4, 2, 1):  # lanes of blocks of 2, 4, 8 rows change places
+        turned = list(rows)
+        for k in (k for k in range(8) if not k & half):
+            first = [c if not c & half else 8 + (c ^ half) for c in range(8)]
+            second = [(c | half) if not c & half else 8 + c for c in range(8)]
+            turned[k] = builder.shuffle_vector(rows[k], rows[k | half], _mask(first))
+            turned[k | half] = builder.shuffle_vector(rows[k], rows[k | half], _mask(second))
+        rows = turned
+    return rows
+
+
 @intrinsic
 def gather(typingctx, table, columns, index, start, column, lanes):
-    """Lane k: number ``column`` of row ``index[start + k]``; addresses of float32 in rows of ``columns``, and int32."""
+    """Eight columns from ``column`` on of the rows ``index[start + lane]``, as a tuple of float64 lanes.
+
+    ``table`` and ``index``: addresses of float32 in rows of ``columns``, and of int32.
+    """
     kind = KINDS[lanes]
+    result = types.UniTuple(kind, 8)
 
     def codegen(context, builder, signature, args):
         table, columns, index, start, column = args[:5]
-        values = []
+        rows = []
         for lane in range(getattr(kind, "count", 1)):
             row = builder.load(_place(builder, index, builder.add(start, ir.IntType(64)(lane)), ir.IntType(32)))
             offset = builder.add(builder.mul(builder.sext(row, ir.IntType(64)), columns), column)
-            values.append(builder.load(_place(builder, table, offset, ir.FloatType())))
-        if not isinstance(kind, LanesType):
-            return _recast(builder, values[0], ir.DoubleType())
-        vector = ir.Constant(ir.VectorType(ir.FloatType(), kind.count), ir.Undefined)
-        for lane, value in enumerate(values):
-            vector = builder.insert_element(vector, value, ir.IntType(32)(lane))
-        return _recast(builder, vector, ir.DoubleType())
-    return kind(*[types.int64] * 5, lanes), codegen
+            rows.append(builder.load(_place(builder, table, offset, ir.VectorType(ir.FloatType(), 8)), align=4))
+        if isinstance(kind, LanesType):
+            values = _turned(builder, rows)
+        else:
+            values = [builder.extract_element(rows[0], ir.IntType(32)(k)) for k in range(8)]
+        return context.make_tuple(builder, result, [_recast(builder, v, ir.DoubleType()) for v in values])
+    return result(*[types.int64] * 5, lanes), codegen
+
+
+@intrinsic
+def scatter(typingctx, at, stride, values):
+    """Lane k of eight float64 lanes or numbers, as eight float32 one after the other, to ``at + k * stride``."""
+    def codegen(context, builder, signature, args):
+        parts = [_recast(builder, v, ir.FloatType()) for v in cgutils.unpack_tuple(builder, args[2], 8)]
+        if isinstance(signature.args[2].dtype, LanesType):
+            rows = _turned(builder, parts)
+        else:
+            row = ir.Constant(ir.VectorType(ir.FloatType(), 8), ir.Undefined)
+            for k, value in enumerate(parts):
+                row = builder.insert_element(row, value, ir.IntType(32)(k))
+            rows = [row]
+        for lane, row in enumerate(rows):
+            offset = builder.mul(args[1], ir.IntType(64)(lane))
+            builder.store(row, _place(builder, args[0], offset, row.type), align=4)
+        return context.get_dummy_value()
+    return types.void(types.int64, types.int64, values), codegen
 
 
 @intrinsic

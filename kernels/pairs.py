@@ -23,7 +23,7 @@ from gsbids.kernels.lanes import (
     load,
     positive,
     root,
-    single,
+    scatter,
     spread,
     store,
     total,
@@ -77,12 +77,9 @@ def fill(index, count):
 
 @nb.njit(inline="always")
 def fetch(table, index, start, lanes):
-    """Mean (3) and covariance (6) of the Gaussians index[start], index[start + 1], ..."""
-    return ((gather(table, TABLE, index, start, 0, lanes), gather(table, TABLE, index, start, 1, lanes),
-             gather(table, TABLE, index, start, 2, lanes)),
-            (gather(table, TABLE, index, start, 3, lanes), gather(table, TABLE, index, start, 4, lanes),
-             gather(table, TABLE, index, start, 5, lanes), gather(table, TABLE, index, start, 6, lanes),
-             gather(table, TABLE, index, start, 7, lanes), gather(table, TABLE, index, start, 8, lanes)))
+    """Mean (3), covariance (6), intensity and amplitude of the Gaussians index[start], index[start + 1], ..."""
+    a, b = gather(table, TABLE, index, start, 0, lanes), gather(table, TABLE, index, start, 8, lanes)
+    return (a[0], a[1], a[2]), (a[3], a[4], a[5], a[6], a[7], b[0]), b[1], b[2]
 
 
 @nb.njit(inline="always")
@@ -95,45 +92,30 @@ def peak(p, amplitude, mass_factor):
 
 @nb.njit(error_model="numpy")
 def _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, group, lanes):
-    """Records of Gaussians side by side, to addresses: centres (2, lanes) float64, group (RECORD, lanes) float32."""
-    mean, cov = fetch(table, index, start, lanes)
+    """Records of Gaussians side by side, to addresses: centres (2, lanes) float64, group (lanes, RECORD) float32."""
+    mean, cov, intensity, amplitude = fetch(table, index, start, lanes)
     p = project(pose[0], pose[1], pose[2], mean, cov)
     spacing, centre = pixels
-    n = width(lanes)
     store(centres, 0, p[9] * (1.0 / spacing[0]) + centre[0])
-    store(centres, n, p[10] * (1.0 / spacing[1]) + centre[1])
+    store(centres, width(lanes), p[10] * (1.0 / spacing[1]) + centre[1])
     f, g = rows.fit(p, spacing, cut2), rows.slopes(p, spacing)
-    store(group, 2 * n, single(f[0]))
-    store(group, 3 * n, single(f[1]))
-    store(group, 4 * n, single(f[2]))
-    store(group, 5 * n, single(f[3]))
-    store(group, 6 * n, single(f[4]))
-    store(group, 7 * n, single(f[5]))
-    store(group, 8 * n, single(peak(p, gather(table, TABLE, index, start, 10, lanes), mass_factor)))
-    store(group, 9 * n, single(gather(table, TABLE, index, start, 9, lanes)))
-    store(group, 10 * n, single(g[0]))
-    store(group, 11 * n, single(g[1]))
-    store(group, 12 * n, single(g[2]))
-    store(group, 13 * n, single(g[3]))
-    store(group, 14 * n, single(g[4]))
-    store(group, 15 * n, single(g[5]))
+    scatter(group, rows.RECORD, (f[0], f[0], f[0], f[1], f[2], f[3], f[4], f[5]))
+    scatter(group + 32, rows.RECORD, (peak(p, amplitude, mass_factor), intensity, g[0], g[1], g[2], g[3], g[4], g[5]))
 
 
 @nb.njit(inline="always")
-def _write_record(record, place, kept, centres, group, lane, step, bounds, extent):
-    """Record and place of one of the group to row ``kept``; returns whether it reaches pixels. All by address."""
-    xi, xj = load(centres, lane, DOUBLE), load(centres, step + lane, DOUBLE)
-    i0, i1, j0, j1 = rows.box(xi, xj, np.float64(load(group, 6 * step + lane, PLAIN)),
-                              np.float64(load(group, 7 * step + lane, PLAIN)), bounds, extent)
-    at = rows.RECORD * kept
-    store(record, at, np.float32(i0 - xi))
-    store(record, at + 1, np.float32(j0 - xj))
-    for k in range(2, rows.RECORD):
-        store(record, at + k, load(group, k * step + lane, PLAIN))
-    store(place, 4 * kept, np.int32(i0))
-    store(place, 4 * kept + 1, np.int32(i1))
-    store(place, 4 * kept + 2, np.int32(j0))
-    store(place, 4 * kept + 3, np.int32(j1))
+def _write_record(record, place, xi, xj, group, bounds, extent):
+    """Record and place of one of the group; returns whether it reaches pixels. All by address."""
+    i0, i1, j0, j1 = rows.box(xi, xj, np.float64(load(group, 6, PLAIN)), np.float64(load(group, 7, PLAIN)), bounds,
+                              extent)
+    for k in range(rows.RECORD):
+        store(record, k, load(group, k, PLAIN))
+    store(record, 0, np.float32(i0 - xi))
+    store(record, 1, np.float32(j0 - xj))
+    store(place, 0, np.int32(i0))
+    store(place, 1, np.int32(i1))
+    store(place, 2, np.int32(j0))
+    store(place, 3, np.int32(j1))
     return i0 < i1 and j0 < j1
 
 
@@ -146,13 +128,15 @@ def records(table, index, count, pose, pixels, extent, bounds, cut2, mass_factor
     wide = width(doubles(lanes))
     space = np.empty((2 + rows.RECORD, wide))
     centres, least = address(space), np.float32(HALF_LOG2E * cut2)
-    group = centres + 16 * wide
+    groups = centres + 16 * wide
     kept = 0
     for start in range(0, count, wide):
-        _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, group, doubles(lanes))
+        _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, groups, doubles(lanes))
         for lane in range(min(wide, count - start)):
-            if load(group, 5 * wide + lane, PLAIN) > least and _write_record(record, place, kept, centres, group, lane,
-                                                                             wide, bounds, extent):
+            group = groups + 4 * rows.RECORD * lane
+            if load(group, 5, PLAIN) > least and _write_record(
+                    record + 4 * rows.RECORD * kept, place + 16 * kept, load(centres, lane, DOUBLE),
+                    load(centres, wide + lane, DOUBLE), group, bounds, extent):
                 store(index, kept, load(index, start + lane, INTEGER))
                 kept += 1
     space[0, 0] = 0.0  # it lives until here
@@ -187,41 +171,42 @@ def centred(sums, spacing, ratio, top, lanes):
 
 
 @nb.njit(inline="always")
-def put_gradient(group, world, intensity, log_weight, step):
-    """The eleven gradients of Gaussians side by side, to the address ``group``: (11, lanes) float32."""
-    store(group, 0, single(world[0]))
-    store(group, step, single(world[1]))
-    store(group, 2 * step, single(world[2]))
-    store(group, 3 * step, single(world[3]))
-    store(group, 4 * step, single(world[4]))
-    store(group, 5 * step, single(world[5]))
-    store(group, 6 * step, single(world[6]))
-    store(group, 7 * step, single(world[7]))
-    store(group, 8 * step, single(world[8]))
-    store(group, 9 * step, single(intensity))
-    store(group, 10 * step, single(log_weight))
+def put_gradient(group, world, intensity, log_weight):
+    """The eleven gradients of Gaussians side by side, to the address ``group``: (lanes, TABLE) float32."""
+    scatter(group, TABLE, (world[0], world[1], world[2], world[3], world[4], world[5], world[6], world[7]))
+    none = intensity * 0.0
+    scatter(group + 32, TABLE, (world[8], intensity, log_weight, none, none, none, none, none))
 
 
 @nb.njit(error_model="numpy")
 def _group_gradient(table, kept, start, pose, pixels, mass_factor, sums, group, lanes):
-    """Gradients of Gaussians side by side to the address ``group``, (11, lanes), and of the pose, lane by lane."""
-    wide = doubles(lanes)
-    p = project(pose[0], pose[1], pose[2], *fetch(table, kept, start, wide))
-    top = peak(p, gather(table, TABLE, kept, start, 10, wide), mass_factor)
-    m = centred(sums, pixels[0], p[15] * (1.0 / p[16]), top, lanes)
+    """Gradients of Gaussians side by side to the address ``group``, and of the pose, lane by lane."""
+    mean, cov, _, amplitude = fetch(table, kept, start, doubles(lanes))
+    p = project(pose[0], pose[1], pose[2], mean, cov)
+    m = centred(sums, pixels[0], p[15] * (1.0 / p[16]), peak(p, amplitude, mass_factor), lanes)
     g = chain(p, m, mass_factor)
-    world = to_world(pose[0], g)
-    put_gradient(group, world, m[6], m[0], width(wide))
+    put_gradient(group, to_world(pose[0], g), m[6], m[0])
     return to_pose(p, pose[2], g)
+
+
+@nb.njit(inline="always")
+def _add_row(grad, row, seen, lanes):
+    """Add a row of gradients; nobody has cleared the place of a Gaussian that was not seen before."""
+    for c in range(0, TABLE, width(lanes)):
+        if seen:
+            store(grad, c, load(grad, c, lanes) + load(row, c, lanes))
+        else:
+            store(grad, c, load(row, c, lanes))
 
 
 @nb.njit(error_model="numpy")
 def gradients(table, kept, count, pose, pixels, cut2, mass_factor, record, place, images, grad, touched, lanes):
-    """Add the gradients of one slice to ``grad`` (J, 11) and return that of its pose, omega and tau.
+    """Add the gradients of one slice to ``grad`` (J, TABLE) and return that of its pose, omega and tau.
 
     Rows of ``grad`` are rubbish where ``touched`` (J,) is 0.
 
-    ``kept``, ``record``, ``place``: what :func:`records` left. ``images``: the cotangents h and k, and their stride.
+    The first eleven columns count. ``kept``, ``record``, ``place``: what :func:`records` left. ``images``: the
+    cotangents h and k, and their stride.
     All by address, but ``pose`` and ``pixels``, tuples of numbers.
     """
     wide = width(doubles(lanes))
@@ -241,13 +226,7 @@ def gradients(table, kept, count, pose, pixels, cut2, mass_factor, record, place
         o0, o1, o2, o3, o4, o5 = o0 + q[0], o1 + q[1], o2 + q[2], o3 + q[3], o4 + q[4], o5 + q[5]
         for lane in range(many):
             j = np.int64(load(kept, start + lane, INTEGER))
-            seen = touched[j]  # nobody has cleared the row of a Gaussian that was not seen before
+            _add_row(grad + 4 * TABLE * j, group + 4 * TABLE * lane, touched[j], lanes)
             touched[j] = 1
-            if seen == 0:
-                for c in range(11):
-                    store(grad, 11 * j + c, load(group, c * wide + lane, PLAIN))
-            else:
-                for c in range(11):
-                    store(grad, 11 * j + c, load(grad, 11 * j + c, PLAIN) + load(group, c * wide + lane, PLAIN))
     space[0, 0] = 0.0  # it lives until here
     return total(o0), total(o1), total(o2), total(o3), total(o4), total(o5)

@@ -198,6 +198,11 @@ def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, 
                 out[j, 10] += t
 
 
+def _columns(packed):
+    """Mean, covariance, intensity and amplitude, in the order that the lists of points speak of."""
+    return packed.given(0, 3), packed.given(3, 9), packed.given(9, 10).ravel(), packed.given(10, 11).ravel()
+
+
 def render_points(mean, log_scale, quaternion, intensity, log_weight, points, eps=DEFAULT.eps):
     """The field at points, without gradients.
 
@@ -215,8 +220,7 @@ def render_points(mean, log_scale, quaternion, intensity, log_weight, points, ep
     """
     packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
     image, weight = np.empty((2, len(points.position)), np.float32)
-    _forward(*points.arrays(), packed.mean, packed.cov, packed.intensity, packed.amplitude, points.cut**2, eps,
-             image, weight)
+    _forward(*points.arrays(), *_columns(packed), points.cut**2, eps, image, weight)
     return image, weight
 
 
@@ -230,8 +234,8 @@ class PointRender(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps):
         packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
-        arrays = (position.detach().numpy().astype(np.float64), *points.arrays()[1:], packed.mean, packed.cov,
-                  packed.intensity, packed.amplitude, points.cut**2)
+        arrays = (position.detach().numpy().astype(np.float64), *points.arrays()[1:], *_columns(packed),
+                  points.cut**2)
         image, weight = np.empty((2, len(position)), np.float32)
         _forward(*arrays, eps, image, weight)
         ctx.problem = packed, arrays
@@ -246,5 +250,5 @@ class PointRender(torch.autograd.Function):
         parts = np.empty((PARTS, len(packed.table), 11), np.float32)
         grad_position = np.empty((len(image), 3), np.float32)
         _backward(*arrays, np.ascontiguousarray(grad, np.float32), image, weight, parts, grad_position)
-        gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0), PLAIN))
+        gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0)[packed.order], PLAIN))
         return *gradients, torch.from_numpy(grad_position), None, None

@@ -12,6 +12,7 @@ from gsbids.kernels import geometry as chain
 
 TABLE = 16  # columns of the table of Gaussians: a cache line
 BLOCK = 1024  # Gaussians that a thread takes at a time
+CELL = 4.0  # mm, of the cells whose Gaussians stand together
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ class PackedField:
     ----------
     log_scale, quaternion : ndarray, (J, 3), (J, 4), float32
         As given.
+    order : ndarray, (J,), int
+        Which Gaussian stands in each place of ``columns`` and ``table``: neighbours in space stand together, and so
+        in the caches.
     columns : ndarray, (4, J), float32
         x, y, z and the largest variance: what tells which Gaussians come near a slice.
     table : ndarray, (J, 16), float32
@@ -134,6 +138,7 @@ class PackedField:
 
     log_scale: np.ndarray
     quaternion: np.ndarray
+    order: np.ndarray
     columns: np.ndarray
     table: np.ndarray
 
@@ -149,41 +154,32 @@ class PackedField:
         arrays = [np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
                   for a in (mean, log_scale, quaternion, intensity, log_weight)]
         columns, table = np.empty((4, len(arrays[0])), np.float32), np.empty((len(arrays[0]), TABLE), np.float32)
-        bad = np.zeros(-(-len(table) // BLOCK), np.uint8)
-        _pack(*arrays, options.mass_factor, columns, table, bad)
+        bad, keys = np.zeros(-(-len(table) // BLOCK), np.uint8), np.empty(len(table), np.uint16)
+        _keys(arrays[0], keys)
+        order = np.argsort(keys, kind="stable")  # numpy sorts 16 bits in linear time
+        _pack(*arrays, options.mass_factor, order, columns, table, bad)
         if bad.any():
             raise FloatingPointError(_complaint(*arrays))
-        return cls(arrays[1], arrays[2], columns, table)
+        return cls(arrays[1], arrays[2], order, columns, table)
 
-    @property
-    def mean(self):
-        """Means (J, 3), contiguous."""
-        return np.ascontiguousarray(self.table[:, :3])
-
-    @property
-    def cov(self):
-        """Covariances (J, 6), contiguous."""
-        return np.ascontiguousarray(self.table[:, 3:9])
-
-    @property
-    def intensity(self):
-        """Intensities (J,), contiguous."""
-        return np.ascontiguousarray(self.table[:, 9])
-
-    @property
-    def amplitude(self):
-        """Factors of the exponential (J,), contiguous."""
-        return np.ascontiguousarray(self.table[:, 10])
+    def given(self, first, last):
+        """Columns [first, last) of the table in the order that the parameters were given in."""
+        out = np.empty((len(self.table), last - first), np.float32)
+        out[self.order] = self.table[:, first:last]
+        return out
 
     def arrays(self):
         """The tuple ``field`` of :mod:`gsbids.kernels.splat_cpu`."""
         return self.columns, self.table
 
     def gradients(self, total, options):
-        """Gradients of the five parameters from ``total`` (J, 11): mean, covariance, intensity, log-weight."""
+        """Gradients of the five parameters from those of the table's rows: mean, covariance, intensity, log-weight.
+
+        ``total``: (J, 11).
+        """
         count = len(total)
         out = [np.empty((count, n) if n else count, np.float32) for n in (3, 3, 4, 0, 0)]
-        _gradients(self.log_scale, self.quaternion, total, options.mass_factor, *out)
+        _gradients(self.log_scale, self.quaternion, self.order, total, options.mass_factor, *out)
         return tuple(out)
 
 
@@ -202,23 +198,40 @@ def _complaint(mean, log_scale, quaternion, intensity, log_weight):
 
 
 @nb.njit(error_model="numpy")
-def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table):
+def _key(x, y, z):
+    """Place along a Z-curve through cells of ``CELL``, 32 by 32 by 32 of them that repeat."""
+    a, b, c = np.int64(np.floor(x / CELL)) & 31, np.int64(np.floor(y / CELL)) & 31, np.int64(np.floor(z / CELL)) & 31
+    key = 0
+    for bit in range(5):
+        key |= (((a >> bit) & 1) | ((b >> bit) & 1) << 1 | ((c >> bit) & 1) << 2) << (3 * bit)
+    return key
+
+
+@nb.njit(parallel=True, cache=True, error_model="numpy")
+def _keys(mean, keys):
+    for j in nb.prange(len(mean)):
+        keys[j] = _key(mean[j, 0], mean[j, 1], mean[j, 2])
+
+
+@nb.njit(error_model="numpy")
+def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight, mass_factor, order, columns, table):
     """Fill a part of ``columns`` and ``table``; returns whether all numbers are finite."""
     nothing = np.float32(0.0)  # becomes NaN if one is not
-    for j in range(first, last):
+    for n in range(first, last):
+        j = order[n]
         s = chain.triple(log_scale, j)
         cov = chain.covariance_of(s, chain.quadruple(quaternion, j))
         for k in range(3):
-            table[j, k] = mean[j, k]
-            columns[k, j] = mean[j, k]
-        columns[3, j] = math.exp(2.0 * max(s[0], s[1], s[2]))
-        table[j, 3], table[j, 4], table[j, 5], table[j, 6], table[j, 7], table[j, 8] = cov
-        table[j, 9] = intensity[j]
-        table[j, 10] = math.exp(np.float64(log_weight[j]) + (s[0] + s[1] + s[2] if mass_factor else 0.0))
+            table[n, k] = mean[j, k]
+            columns[k, n] = mean[j, k]
+        columns[3, n] = math.exp(2.0 * max(s[0], s[1], s[2]))
+        table[n, 3], table[n, 4], table[n, 5], table[n, 6], table[n, 7], table[n, 8] = cov
+        table[n, 9] = intensity[j]
+        table[n, 10] = math.exp(np.float64(log_weight[j]) + (s[0] + s[1] + s[2] if mass_factor else 0.0))
         for k in range(11, TABLE):
-            table[j, k] = 0.0
+            table[n, k] = 0.0
         for k in range(TABLE):
-            nothing += np.float32(0.0) * table[j, k]
+            nothing += np.float32(0.0) * table[n, k]
         nothing += np.float32(0.0) * log_weight[j]  # minus infinity would be a weight of 0
         for k in range(3):
             nothing += np.float32(0.0) * log_scale[j, k]
@@ -226,11 +239,11 @@ def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight,
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table, bad):
+def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, order, columns, table, bad):
     """Fill ``columns`` and ``table`` of :class:`PackedField`; ``bad`` tells the blocks with numbers of no use."""
     for block in nb.prange(len(bad)):
         bad[block] = not _pack_block(block * BLOCK, min((block + 1) * BLOCK, len(mean)), mean, log_scale, quaternion,
-                                     intensity, log_weight, mass_factor, columns, table)
+                                     intensity, log_weight, mass_factor, order, columns, table)
 
 
 @nb.njit(error_model="numpy")
@@ -246,8 +259,9 @@ def _gradient(row, j, log_scale, quaternion, mass_factor, mean, scale, turn):
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def _gradients(log_scale, quaternion, total, mass_factor, mean, scale, turn, intensity, log_weight):
+def _gradients(log_scale, quaternion, order, total, mass_factor, mean, scale, turn, intensity, log_weight):
     """The five gradients from the eleven columns of ``total``."""
-    for j in nb.prange(len(total)):
-        _gradient(total[j], j, log_scale, quaternion, mass_factor, mean[j], scale[j], turn[j])
-        intensity[j], log_weight[j] = total[j, 9], total[j, 10]
+    for n in nb.prange(len(total)):
+        j = order[n]
+        _gradient(total[n], j, log_scale, quaternion, mass_factor, mean[j], scale[j], turn[j])
+        intensity[j], log_weight[j] = total[n, 9], total[n, 10]

@@ -14,7 +14,7 @@ import numpy as np
 from gsbids.kernels import pairs, rows
 from gsbids.kernels.lanes import FAST, address
 from gsbids.kernels.pairs import fill
-from gsbids.kernels.problem import BLOCK
+from gsbids.kernels.problem import BLOCK, TABLE
 from gsbids.kernels.projection import pose_of
 from gsbids.kernels.rows import HALF_LOG2E, PADDING
 
@@ -102,7 +102,7 @@ def _splat_all(record, place, count, least, numerator, weight, stride, lanes):
 
 @nb.njit(error_model="numpy")
 def _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, sums, grad_pose, lanes):
-    """Add the gradients of one slice to ``sums``, (J, 11) and (J,), and set ``grad_pose`` (6)."""
+    """Add the gradients of one slice to ``sums``, (J, TABLE) and (J,), and set ``grad_pose`` (6)."""
     _, index, record, place = scratch
     fill(index, count)
     q = pairs.gradients(address(field[1]), address(index), count, pose, pixels, cut2, mass_factor, address(record),
@@ -161,7 +161,7 @@ def backward(rotation, translation, psf, spacing, centre, extent, field, cut2, m
     The 11 columns: mean (3), covariance (xx, xy, xz, yy, yz, zz), intensity, log-weight.
     """
     geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
-    parts, touched = np.empty((PARTS, len(grad), 11), np.float32), np.empty((PARTS, len(grad)), np.uint8)
+    parts, touched = np.empty((PARTS, len(grad), TABLE), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
         touched[part] = 0
         scratch = _scratch(len(field[1]))
@@ -206,7 +206,7 @@ def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, 
          gain, delta, image, loss, grad, grad_pose):
     """Forward, Charbonnier loss and backward, slice by slice; see :func:`gsbids.kernels.ops.step_slices`."""
     geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
-    parts, touched = np.empty((PARTS, len(grad), 11), np.float32), np.empty((PARTS, len(grad)), np.uint8)
+    parts, touched = np.empty((PARTS, len(grad), TABLE), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
         touched[part] = 0
         scratch = _scratch(len(field[1]))
