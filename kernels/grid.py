@@ -10,6 +10,7 @@ from gsbids.kernels import grid_cpu, pairs, rows
 from gsbids.kernels.problem import DEFAULT, PackedField, RenderOptions
 
 KEYS = 1 << 16  # bricks at most: numpy sorts 16-bit keys in linear time
+SMALLEST = 8  # voxels along half the side of the smallest bricks
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Grid:
         self.pose, self.pixels = geometry.arrays()
         self.ranges = np.empty((len(packed.table), 2), np.int32)
         grid_cpu.plane_ranges(self.pose, self.pixels[4], self.shape[0], packed.table, options.cut, self.ranges)
-        self.order = _brick_order((packed.table[:, :3] - geometry.origin) @ geometry.rotation, geometry)
+        self.order = _brick_order(packed.table, geometry)
 
     def forward(self):
         image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
@@ -73,15 +74,16 @@ def _inside(padded, geometry):
     return padded[:, :geometry.shape[1], :geometry.shape[2]]
 
 
-def _brick_order(position: np.ndarray, geometry: GridGeometry) -> np.ndarray:
-    """Gaussians brick by brick, so that neighbours in time are neighbours in memory."""
-    side, bricks = 8, (1, 1, 1)
-    while side == 8 or np.prod(bricks) > KEYS:
+def _brick_order(table: np.ndarray, geometry: GridGeometry) -> np.ndarray:
+    """Gaussians brick by brick, so that neighbours in time are neighbours in memory; the last one is repeated."""
+    side, bricks = SMALLEST, (1, 1, 1)
+    while side == SMALLEST or np.prod(bricks) > KEYS:
         side *= 2
         bricks = tuple(-(-n // side) for n in geometry.shape)
-    last = np.array(bricks) - 1
-    brick = np.clip(position / (side * np.asarray(geometry.spacing, float)), 0, last).astype(np.int64)
-    order = np.argsort(np.ravel_multi_index(tuple(brick.T), bricks).astype(np.uint16), kind="stable")
+    keys = np.empty(len(table), np.uint16)
+    turn, origin, spacing = (np.asarray(a, float) for a in (geometry.rotation, geometry.origin, geometry.spacing))
+    grid_cpu.brick_keys(table, origin, np.ascontiguousarray(turn / (side * spacing)), np.array(bricks), keys)
+    order = np.argsort(keys, kind="stable")
     return np.concatenate([order, np.repeat(order[-1:], pairs.WIDEST)]).astype(np.int32)
 
 
@@ -104,7 +106,7 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
     image, weight : ndarray, (P, X, Y), float32
         I and D; views, not contiguous.
     """
-    packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, options)
     return tuple(_inside(a, geometry) for a in _Grid(packed, geometry, options).forward())
 
 
@@ -113,7 +115,7 @@ class GridRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, geometry, options):
-        packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+        packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, options)
         ctx.grid = _Grid(packed, geometry, options)
         image, weight = (torch.from_numpy(a) for a in ctx.grid.forward())
         ctx.save_for_backward(image, weight)

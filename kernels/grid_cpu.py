@@ -58,6 +58,18 @@ def plane_ranges(pose, spacing, planes, table, cut, ranges):
         ranges[j, 1] = rows.ceiling((z + half) / spacing, 0, planes)
 
 
+@nb.njit(parallel=True, cache=True, error_model="numpy")
+def brick_keys(table, origin, axes, bricks, keys):
+    """Fill ``keys`` with the number of the brick that each mean lies in, or nearest; ``axes``: columns, per brick."""
+    for j in nb.prange(len(keys)):
+        x, y, z = table[j, 0] - origin[0], table[j, 1] - origin[1], table[j, 2] - origin[2]
+        key = 0
+        for k in range(3):
+            place = np.int64(min(max(x * axes[0, k] + y * axes[1, k] + z * axes[2, k], 0.0), bricks[k] - 1.0))
+            key = key * bricks[k] + place
+        keys[j] = key
+
+
 @nb.njit(error_model="numpy")
 def _share(table, order, start, pose, pixels, mass_factor, shared, lanes):
     """Project Gaussians side by side; what their planes share goes to ``shared`` (SHARED, lanes).
@@ -90,7 +102,7 @@ def _share(table, order, start, pose, pixels, mass_factor, shared, lanes):
     return p
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _column(shared, lane, step):
     """What :func:`_share` wrote of one Gaussian."""
     return (load(shared, lane, DOUBLE), load(shared, step + lane, DOUBLE), load(shared, 2 * step + lane, DOUBLE),
@@ -101,7 +113,7 @@ def _column(shared, lane, step):
             load(shared, 11 * step + lane, DOUBLE), load(shared, 12 * step + lane, DOUBLE))
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _planes(gaussian, first, height, cut2, values, lanes):
     """Planes first, first + 1, ... of one Gaussian: centre, constant and half sizes to ``values`` (5, lanes)."""
     mz = gaussian[4] - (ramp(lanes) + first) * height
@@ -114,7 +126,7 @@ def _planes(gaussian, first, height, cut2, values, lanes):
     store(values, 4 * n, root(room * gaussian[7]))
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _place(gaussian, values, lane, step, plane, shape):
     """Record of one plane, and its place in the volume as rows one below the other."""
     xi, xj = load(values, lane, DOUBLE), load(values, step + lane, DOUBLE)
@@ -201,19 +213,26 @@ def _tuples(pose, pixels):
     return pose_of(pose[0], pose[1], pose[2]), ((pixels[0], pixels[1]), (pixels[2], pixels[3]), pixels[4])
 
 
-@nb.njit(parallel=True, cache=True)
+@nb.njit(fastmath=FAST, error_model="numpy")
+def _cotangents_row(grad, image, weight, h, k):
+    for j in range(len(grad)):
+        h[j] = grad[j] / weight[j]
+        k[j] = h[j] * image[j]
+    h[len(grad):] = 0.0
+    k[len(grad):] = 0.0
+
+
+@nb.njit(parallel=True, cache=True, error_model="numpy")
 def cotangents(grad, image, weight, h, k):
     """Fill ``h = g / D`` and ``k = h I``, 0 in the padding; ``grad`` has none."""
     for z in nb.prange(len(grad)):
-        h[z] = 0.0
-        k[z] = 0.0
         for i in range(grad.shape[1]):
-            for j in range(grad.shape[2]):
-                h[z, i, j] = grad[z, i, j] / weight[z, i, j]
-                k[z, i, j] = h[z, i, j] * image[z, i, j]
+            _cotangents_row(grad[z, i], image[z, i], weight[z, i], h[z, i], k[z, i])
+        h[z, grad.shape[1]] = 0.0
+        k[z, grad.shape[1]] = 0.0
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _about_mean(m, gaussian, first, pixels, lanes):
     """The ten moments about the mean, and ``sum w h``, of planes side by side, from those about their own centres."""
     z = (ramp(lanes) + first) * pixels[2] - gaussian[4]
@@ -239,7 +258,7 @@ def _chain(p, m, mass_factor):
             0.5 * (l0 * c + l1 * e + l2 * f - s * e), 0.5 * (n0 * c + n1 * e + n2 * f - s * f))
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _gather_planes(pixels, shape, gaussian, reach, cut2, images, space, lanes):
     """Moments of one Gaussian from the planes ``reach``. ``space``: addresses of (5, lanes) and of the moments."""
     wide, least = width(doubles(lanes)), np.float32(HALF_LOG2E * cut2)
@@ -261,7 +280,7 @@ def _gather_planes(pixels, shape, gaussian, reach, cut2, images, space, lanes):
             total(k))
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _exchange(at, lane, m, step):
     """Store the eleven numbers ``m`` of one Gaussian where :func:`_moments_of` reads them side by side."""
     store(at, lane, m[0])
@@ -277,7 +296,7 @@ def _exchange(at, lane, m, step):
     store(at, 10 * step + lane, m[10])
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _moments_of(at, lanes):
     n = width(lanes)
     return (load(at, 0, lanes), load(at, n, lanes), load(at, 2 * n, lanes), load(at, 3 * n, lanes),

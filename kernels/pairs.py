@@ -68,21 +68,21 @@ def candidates(columns, pose, cut2, near, index):
     return count
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def fill(index, count):
     """Repeat the last entry, so that lanes behind it read what there is."""
     if count:
         index[count:count + WIDEST] = index[count - 1]
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def fetch(table, index, start, lanes):
     """Mean (3), covariance (6), intensity and amplitude of the Gaussians index[start], index[start + 1], ..."""
     a, b = gather(table, TABLE, index, start, 0, lanes), gather(table, TABLE, index, start, 8, lanes)
     return (a[0], a[1], a[2]), (a[3], a[4], a[5], a[6], a[7], b[0]), b[1], b[2]
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def peak(p, amplitude, mass_factor):
     """Peak weight: ``amplitude``, over sqrt(det S) with the mass factor."""
     if mass_factor:
@@ -103,7 +103,7 @@ def _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, 
     scatter(group + 32, rows.RECORD, (peak(p, amplitude, mass_factor), intensity, g[0], g[1], g[2], g[3], g[4], g[5]))
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _write_record(record, place, xi, xj, group, bounds, extent):
     """Record and place of one of the group; returns whether it reaches pixels. All by address."""
     i0, i1, j0, j1 = rows.box(xi, xj, np.float64(load(group, 6, PLAIN)), np.float64(load(group, 7, PLAIN)), bounds,
@@ -143,7 +143,7 @@ def records(table, index, count, pose, pixels, extent, bounds, cut2, mass_factor
     return kept
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def put(sums, lane, m, lanes):
     """Moments of the Gaussian or plane ``lane`` to where :func:`centred` looks for them."""
     at, step = lane * STRIDE, width(doubles(lanes)) * STRIDE
@@ -170,7 +170,7 @@ def centred(sums, spacing, ratio, top, lanes):
     return s0, d + ratio * e, e, dd + ratio * (de + ue), ue, ee, gc
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def put_gradient(group, world, intensity, log_weight):
     """The eleven gradients of Gaussians side by side, to the address ``group``: (lanes, TABLE) float32."""
     scatter(group, TABLE, (world[0], world[1], world[2], world[3], world[4], world[5], world[6], world[7]))
@@ -189,7 +189,7 @@ def _group_gradient(table, kept, start, pose, pixels, mass_factor, sums, group, 
     return to_pose(p, pose[2], g)
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def _add_row(grad, row, seen, lanes):
     """Add a row of gradients; nobody has cleared the place of a Gaussian that was not seen before."""
     for c in range(0, TABLE, width(lanes)):

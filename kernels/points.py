@@ -199,8 +199,9 @@ def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, 
 
 
 def _columns(packed):
-    """Mean, covariance, intensity and amplitude, in the order that the lists of points speak of."""
-    return packed.given(0, 3), packed.given(3, 9), packed.given(9, 10).ravel(), packed.given(10, 11).ravel()
+    """Mean, covariance, intensity and amplitude, each of its own."""
+    table = packed.table
+    return tuple(np.ascontiguousarray(a) for a in (table[:, :3], table[:, 3:9], table[:, 9], table[:, 10]))
 
 
 def render_points(mean, log_scale, quaternion, intensity, log_weight, points, eps=DEFAULT.eps):
@@ -218,7 +219,7 @@ def render_points(mean, log_scale, quaternion, intensity, log_weight, points, ep
     image, weight : ndarray, (N,), float32
         I and D of the module's formula; the papers leave the mass factor out, and so does this.
     """
-    packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
+    packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
     image, weight = np.empty((2, len(points.position)), np.float32)
     _forward(*points.arrays(), *_columns(packed), points.cut**2, eps, image, weight)
     return image, weight
@@ -233,7 +234,7 @@ class PointRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps):
-        packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
+        packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
         arrays = (position.detach().numpy().astype(np.float64), *points.arrays()[1:], *_columns(packed),
                   points.cut**2)
         image, weight = np.empty((2, len(position)), np.float32)
@@ -250,5 +251,5 @@ class PointRender(torch.autograd.Function):
         parts = np.empty((PARTS, len(packed.table), 11), np.float32)
         grad_position = np.empty((len(image), 3), np.float32)
         _backward(*arrays, np.ascontiguousarray(grad, np.float32), image, weight, parts, grad_position)
-        gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0)[packed.order], PLAIN))
+        gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0), PLAIN))
         return *gradients, torch.from_numpy(grad_position), None, None

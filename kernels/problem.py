@@ -127,8 +127,7 @@ class PackedField:
     log_scale, quaternion : ndarray, (J, 3), (J, 4), float32
         As given.
     order : ndarray, (J,), int
-        Which Gaussian stands in each place of ``columns`` and ``table``: neighbours in space stand together, and so
-        in the caches.
+        Which Gaussian stands in each place of ``columns`` and ``table``.
     columns : ndarray, (4, J), float32
         x, y, z and the largest variance: what tells which Gaussians come near a slice.
     table : ndarray, (J, 16), float32
@@ -144,7 +143,24 @@ class PackedField:
 
     @classmethod
     def pack(cls, mean, log_scale, quaternion, intensity, log_weight, options):
-        """Check and arrange the parameters.
+        """Check the parameters and arrange them, neighbours in space together, and so in the caches.
+
+        Raises
+        ------
+        FloatingPointError
+            As for :meth:`as_given`.
+        """
+        given = cls.as_given(mean, log_scale, quaternion, intensity, log_weight, options)
+        keys, columns, table = (np.empty_like(given.order, np.uint16), np.empty_like(given.columns),
+                                np.empty_like(given.table))
+        _keys(given.columns, keys)
+        order = np.argsort(keys, kind="stable")  # numpy sorts 16 bits in linear time
+        _arrange(order, given.columns, given.table, columns, table)
+        return cls(given.log_scale, given.quaternion, order, columns, table)
+
+    @classmethod
+    def as_given(cls, mean, log_scale, quaternion, intensity, log_weight, options):
+        """Check the parameters; they keep their order.
 
         Raises
         ------
@@ -154,19 +170,11 @@ class PackedField:
         arrays = [np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
                   for a in (mean, log_scale, quaternion, intensity, log_weight)]
         columns, table = np.empty((4, len(arrays[0])), np.float32), np.empty((len(arrays[0]), TABLE), np.float32)
-        bad, keys = np.zeros(-(-len(table) // BLOCK), np.uint8), np.empty(len(table), np.uint16)
-        _keys(arrays[0], keys)
-        order = np.argsort(keys, kind="stable")  # numpy sorts 16 bits in linear time
-        _pack(*arrays, options.mass_factor, order, columns, table, bad)
+        bad = np.zeros(-(-len(table) // BLOCK), np.uint8)
+        _pack(*arrays, options.mass_factor, columns, table, bad)
         if bad.any():
             raise FloatingPointError(_complaint(*arrays))
-        return cls(arrays[1], arrays[2], order, columns, table)
-
-    def given(self, first, last):
-        """Columns [first, last) of the table in the order that the parameters were given in."""
-        out = np.empty((len(self.table), last - first), np.float32)
-        out[self.order] = self.table[:, first:last]
-        return out
+        return cls(arrays[1], arrays[2], np.arange(len(table)), columns, table)
 
     def arrays(self):
         """The tuple ``field`` of :mod:`gsbids.kernels.splat_cpu`."""
@@ -208,30 +216,37 @@ def _key(x, y, z):
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def _keys(mean, keys):
-    for j in nb.prange(len(mean)):
-        keys[j] = _key(mean[j, 0], mean[j, 1], mean[j, 2])
+def _keys(columns, keys):
+    for j in nb.prange(len(keys)):
+        keys[j] = _key(columns[0, j], columns[1, j], columns[2, j])
+
+
+@nb.njit(parallel=True, cache=True)
+def _arrange(order, columns, table, columns_out, table_out):
+    for n in nb.prange(len(order)):
+        table_out[n] = table[order[n]]
+        for k in range(4):
+            columns_out[k, n] = columns[k, order[n]]
 
 
 @nb.njit(error_model="numpy")
-def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight, mass_factor, order, columns, table):
+def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table):
     """Fill a part of ``columns`` and ``table``; returns whether all numbers are finite."""
     nothing = np.float32(0.0)  # becomes NaN if one is not
-    for n in range(first, last):
-        j = order[n]
+    for j in range(first, last):
         s = chain.triple(log_scale, j)
         cov = chain.covariance_of(s, chain.quadruple(quaternion, j))
         for k in range(3):
-            table[n, k] = mean[j, k]
-            columns[k, n] = mean[j, k]
-        columns[3, n] = math.exp(2.0 * max(s[0], s[1], s[2]))
-        table[n, 3], table[n, 4], table[n, 5], table[n, 6], table[n, 7], table[n, 8] = cov
-        table[n, 9] = intensity[j]
-        table[n, 10] = math.exp(np.float64(log_weight[j]) + (s[0] + s[1] + s[2] if mass_factor else 0.0))
+            table[j, k] = mean[j, k]
+            columns[k, j] = mean[j, k]
+        columns[3, j] = math.exp(2.0 * max(s[0], s[1], s[2]))
+        table[j, 3], table[j, 4], table[j, 5], table[j, 6], table[j, 7], table[j, 8] = cov
+        table[j, 9] = intensity[j]
+        table[j, 10] = math.exp(np.float64(log_weight[j]) + (s[0] + s[1] + s[2] if mass_factor else 0.0))
         for k in range(11, TABLE):
-            table[n, k] = 0.0
+            table[j, k] = 0.0
         for k in range(TABLE):
-            nothing += np.float32(0.0) * table[n, k]
+            nothing += np.float32(0.0) * table[j, k]
         nothing += np.float32(0.0) * log_weight[j]  # minus infinity would be a weight of 0
         for k in range(3):
             nothing += np.float32(0.0) * log_scale[j, k]
@@ -239,11 +254,11 @@ def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight,
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, order, columns, table, bad):
+def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table, bad):
     """Fill ``columns`` and ``table`` of :class:`PackedField`; ``bad`` tells the blocks with numbers of no use."""
     for block in nb.prange(len(bad)):
         bad[block] = not _pack_block(block * BLOCK, min((block + 1) * BLOCK, len(mean)), mean, log_scale, quaternion,
-                                     intensity, log_weight, mass_factor, order, columns, table)
+                                     intensity, log_weight, mass_factor, columns, table)
 
 
 @nb.njit(error_model="numpy")

@@ -58,7 +58,7 @@ def lanes():
 RECORD = 16  # columns
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def record_of(record, place, m):
     """Record (columns 0 to 9) and place number m of the tables at these addresses, as tuples."""
     at = RECORD * m
@@ -70,7 +70,7 @@ def record_of(record, place, m):
              np.int64(load(place, 4 * m + 2, INTEGER)), np.int64(load(place, 4 * m + 3, INTEGER))))
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def slopes_of(record, m):
     """Columns 10 to 15 of record number m."""
     at = RECORD * m + 10
@@ -102,14 +102,14 @@ def slopes(p, spacing):
             (zv + zu * p[15] * inverse) * spacing[1], p[2] * over)
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def ceiling(x, low, high):
     """First integer >= x, within [low, high]; no call into libm, which would spill every vector register."""
     x = min(max(x, low - 0.5), high + 0.5)
     return min(max(np.int64(x + 65536.999999) - 65536, low), high)
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def box(xi, xj, half_i, half_j, bounds, extent):
     """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels.
 
@@ -124,7 +124,7 @@ def box(xi, xj, half_i, half_j, bounds, extent):
     return i0, i1, j0, j1
 
 
-@nb.njit(inline="always")
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _rows(f, least, count, along, place):
     """First and one-past-last row of the box that the Gaussian reaches on ``count`` columns from ``along`` on."""
     rows = place[1] - place[0]
@@ -140,14 +140,14 @@ def _rows(f, least, count, along, place):
     return 0, rows
 
 
-@nb.njit(inline="always")
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _columns(f, along, first, lanes):
     """Constants of a strip: j - x_j, its part of the exponent, and the distance of its first row from the ridge."""
     dj = ramp(lanes) + np.float32(f[1] + np.float32(along))
     return dj, f[4] * dj * dj + f[5], np.float32(f[0] + np.float32(first)) - f[2] * dj
 
 
-@nb.njit(inline="always")
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _splat_strip(numerator, weight, stride, f, least, place, j, lanes):
     """:func:`splat` on as many columns from j on as there are lanes."""
     first, last = _rows(f, least, width(lanes), j - place[2], place)
@@ -178,7 +178,7 @@ def splat(numerator, weight, stride, f, least, place, lanes):
         _splat_strip(numerator, weight, stride, f, least, place, j, narrow(lanes))
 
 
-@nb.njit(inline="always")
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _moments_strip(h, k, stride, f, least, place, j, lanes):
     """The seven moments of :func:`moments`, lane by lane, on one strip."""
     first, last = _rows(f, least, width(lanes), j - place[2], place)
@@ -224,7 +224,7 @@ def moments(h, k, stride, f, least, place, lanes):
     return m0, m1, m2, m3, m4, m5, m6
 
 
-@nb.njit(inline="always")
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _gradient_strip(image, out, stride, f, g, least, place, j, lanes):
     """:func:`splat_gradient` on one strip."""
     first, last = _rows(f, least, width(lanes), j - place[2], place)
