@@ -117,20 +117,22 @@ def leaves(arrays):
     return [torch.tensor(a, requires_grad=True) for a in arrays]
 
 
-def time_splat(case: Problem, options: ops.RenderOptions, repeats: int) -> dict:
+def time_splat(case: Problem, options: ops.RenderOptions, repeats: int, quick: bool) -> dict:
     """Seconds of forward, backward, fused step and image gradient on one core, per pass over all pixels."""
     numba.set_num_threads(1)
     target = np.random.default_rng(1).uniform(size=case.mask.shape).astype(np.float32)
-    rendered = ops.render(*case.field, case.geometry, options)
     zero = torch.zeros(len(case.mask), 3)
     image = ops.SliceRender.apply(*leaves(case.field), zero, zero, case.geometry, options)
     loss = (image * torch.tensor(target)).sum()
     acquired = ops.Acquired(target, case.mask.astype(np.float32), 0.03)
-    return {"forward": least(lambda: ops.render(*case.field, case.geometry, options), repeats),
-            "backward": least(lambda: loss.backward(retain_graph=True), repeats),
-            "step": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats),
-            "image_gradient": least(lambda: ops.image_gradient(*case.field, case.geometry, rendered, options),
-                                    repeats)}
+    seconds = {"forward": least(lambda: ops.render(*case.field, case.geometry, options), repeats),
+               "backward": least(lambda: loss.backward(retain_graph=True), repeats),
+               "step": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats)}
+    if not quick:
+        rendered = ops.render(*case.field, case.geometry, options)
+        seconds["image_gradient"] = least(
+            lambda: ops.image_gradient(*case.field, case.geometry, rendered, options), repeats)
+    return seconds
 
 
 def masked_points(case: Problem, count: int):
@@ -256,7 +258,7 @@ def measure(quick: bool) -> dict:
     for name, log_scale in WIDTHS.items():
         case = problem(30_000, log_scale)
         pairs, pixels = useful_pairs(case, options.cut), int(case.mask.sum())
-        seconds, top_k = time_splat(case, options, repeats), time_top_k(case, SAMPLE, 2)
+        seconds, top_k = time_splat(case, options, repeats, quick), time_top_k(case, SAMPLE, 2)
         ours = seconds["forward"] + seconds["backward"]
         result["cases"][name] = {
             "pixels": pixels, "slices": len(case.mask), "gaussians": 30_000, "useful_pairs": pairs,

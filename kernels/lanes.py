@@ -130,13 +130,6 @@ def widen(typingctx, values, lanes):
     return kind(values, lanes), codegen
 
 
-def _address(context, builder, signature, args):
-    """Address of ``array[i, j]``; never checked, never counted from the end."""
-    kind, array = signature.args[0], context.make_array(signature.args[0])(context, builder, args[0])
-    index = [context.cast(builder, a, t, types.intp) for a, t in zip(args[1:3], signature.args[1:3], strict=True)]
-    return cgutils.get_item_pointer(context, builder, kind, array, index, wraparound=False)
-
-
 def _recast(builder, value, scalar):
     """Vector or scalar of LLVM in float32 or float64."""
     vector = isinstance(value.type, ir.VectorType)
@@ -144,30 +137,6 @@ def _recast(builder, value, scalar):
     if llvm == value.type:
         return value
     return (builder.fpext if isinstance(scalar, ir.DoubleType) else builder.fptrunc)(value, llvm)
-
-
-@intrinsic
-def read(typingctx, array, i, j, lanes):
-    """``array[i, j : j + lanes]`` of a C-contiguous array of floats; the caller sees to it that they exist."""
-    kind = KINDS[lanes]
-
-    def codegen(context, builder, signature, args):
-        llvm, stored = _backend(kind), _backend(signature.args[0].dtype)
-        held = ir.VectorType(stored, kind.count) if isinstance(kind, LanesType) else stored
-        pointer = builder.bitcast(_address(context, builder, signature, args), held.as_pointer())
-        return _recast(builder, builder.load(pointer, align=4), getattr(llvm, "element", llvm))
-    return kind(array, i, j, lanes), codegen
-
-
-@intrinsic
-def write(typingctx, array, i, j, values):
-    """Store ``values`` to ``array[i, j : j + lanes]``, rounded to its type."""
-    def codegen(context, builder, signature, args):
-        values = _recast(builder, args[3], _backend(signature.args[0].dtype))
-        pointer = builder.bitcast(_address(context, builder, signature, args), values.type.as_pointer())
-        builder.store(values, pointer, align=4)
-        return context.get_dummy_value()
-    return types.void(array, i, j, values), codegen
 
 
 @intrinsic
@@ -391,15 +360,16 @@ def _negative(a):
 
 @nb.njit(cache=True)
 def _probe(array, lanes):
-    values = exp2_above(read(array, 0, 0, lanes) * ramp(lanes), spread(np.float32(-100.0), lanes))
-    write(array, 0, 0, values + values)
-    return total(values)
+    at = address(array)
+    values = exp2_above(load(at, 0, lanes) * ramp(lanes), spread(np.float32(-100.0), lanes))
+    store(at, 0, values + values)
+    return total(values) + np.float32(0.0) * array[0]
 
 
 @functools.cache
 def vectors_work() -> bool:
     """Whether vectors compile and calculate here; if not, every kernel has its plain form."""
     try:
-        return int(_probe(np.ones((1, int(VECTOR)), np.float32), VECTOR)) == 2 ** int(VECTOR) - 1
+        return int(_probe(np.ones(int(VECTOR), np.float32), VECTOR)) == 2 ** int(VECTOR) - 1
     except Exception:  # whatever a compiler of another processor may raise
         return False
