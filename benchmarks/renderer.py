@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numba
@@ -274,11 +274,13 @@ def measure(quick: bool) -> dict:
     result["wall_by_threads"] = wall
     result["thread_scaling"] = wall[1] / wall[2] if 2 in wall else 1.0
     cores = min(2, numba.config.NUMBA_NUM_THREADS)
-    result["fit"] = fits.fit_slices(problem(fits.GAUSSIANS, 0.5, fits.PIXEL),
-                                    problem(fits.GAUSSIANS, 0.1, fits.PIXEL, seed=1), 30 if quick else 500, cores)
+    begin, truth = (problem(fits.GAUSSIANS, WIDTHS[k], fits.PIXEL, seed) for seed, k in enumerate(WIDTHS))
+    result["fit"], fitted = fits.fit_slices(begin, truth, 30 if quick else 500, cores)
     result["grid"] = fits.iterate_grid(fits.VOXELS, fits.IN_THE_GRID, cores, 1 if quick else 5)
     numba.set_num_threads(1)
     if not quick:
+        result["fit"] |= {"useful_pairs_first": useful_pairs(begin, options.cut),
+                          "useful_pairs_last": useful_pairs(replace(begin, field=fitted), options.cut)}
         result["cuts"] = {name: cuts(problem(30_000, scale), 5) for name, scale in WIDTHS.items()}
         result["scaling"] = [_size(g, p, options) for g, p in [(7_500, 0.75), (30_000, 0.75), (120_000, 0.75),
                                                                 (30_000, 1.5), (30_000, 0.5)]]
