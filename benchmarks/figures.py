@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mid-planes of volumes side by side, in one frame."""
+"""Pictures of the benchmarks: volumes side by side in one frame, their errors, and their convergence."""
 
 from pathlib import Path
 
@@ -51,11 +51,7 @@ def draw_planes(path: Path, rows: dict[str, np.ndarray], mask: np.ndarray, spaci
 
     Grey values go from 0 to the 99.5th percentile inside the mask, for each volume on its own.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     middle = np.round(np.argwhere(mask).mean(0)).astype(int)
     box = [slice(max(0, i.min() - 4), i.max() + 5) for i in np.nonzero(mask)]
     widths = [(box[b].stop - box[b].start) * spacing[b] for b in (1, 0, 0)]
@@ -75,6 +71,75 @@ def draw_planes(path: Path, rows: dict[str, np.ndarray], mask: np.ndarray, spaci
         line[0].set_ylabel(name, fontsize=9)
     for plane, place in zip(PLANES, axes[0], strict=True):
         place.set_title(plane, fontsize=9)
+    _save(figure, path)
+
+
+def draw_errors(path: Path, aligned: dict[str, Path], truth: Path, mask: Path) -> None:
+    """Write a PNG: the truth, and below it every volume and its error, in three planes through the brain.
+
+    Parameters
+    ----------
+    path : Path
+    aligned : dict of str to Path
+        Volumes on the truth's grid in its intensities, as ``score.py --save-aligned`` writes them.
+    truth, mask : Path
+        Errors go from -15 % (blue) to 15 % (red) of the truth's largest value in the mask.
+    """
+    plt = _pyplot()
+    image, brain = load_image(truth)[0], load_image(mask)[0] > 0.5
+    top, limit = np.percentile(image[brain], 99.5), 0.15 * image[brain].max()
+    middle = np.round(np.argwhere(brain).mean(0)).astype(int)
+    box = [slice(max(0, i.min() - 4), i.max() + 5) for i in np.nonzero(brain)]
+    widths = [box[b].stop - box[b].start for b in (1, 0, 0)]
+    rows = {"truth": image * brain} | {name: load_image(file)[0] for name, file in aligned.items()}
+    figure, axes = plt.subplots(len(rows), 6, figsize=(13, 2.3 * len(rows)), squeeze=False,
+                                gridspec_kw={"width_ratios": 2 * widths, "wspace": 0.02, "hspace": 0.02})
+    for line, (name, volume) in zip(axes, rows.items(), strict=True):
+        for axis in range(3):
+            cut = tuple(b if k != axis else middle[axis] for k, b in enumerate(box))
+            line[axis].imshow(volume[cut].T, cmap="gray", vmin=0, vmax=top, origin="lower")
+            if name == "truth":
+                line[3 + axis].set_visible(False)
+                continue
+            error = np.where(brain, volume - image, 0)[cut]
+            line[3 + axis].imshow(error.T, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower")
+        for place in line:
+            place.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, fontsize=9)
+    _save(figure, path)
+
+
+def draw_convergence(path: Path, curves: dict[str, list[dict]]) -> None:
+    """Write a PNG: PSNR and SSIM of every method against the seconds that its fit has taken.
+
+    Parameters
+    ----------
+    path : Path
+    curves : dict of str to list of dict
+        By method, points with ``seconds``, ``psnr`` (dB) and ``ssim``.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for place, key, label in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
+        for name, curve in curves.items():
+            place.plot([point["seconds"] for point in curve], [point[key] for point in curve], ".-", label=name)
+        place.set(xscale="log", xlabel="seconds of the fit", ylabel=label)
+        place.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.05, metadata={"Software": None})
-    plt.close(figure)
+    _pyplot().close(figure)

@@ -42,7 +42,7 @@ def make(slices: int, size: int, gaussians: int, seed: int = 0, radius: float = 
     """Three stacks of ``slices`` slices of size x size pixels through a ball of ``radius`` mm, moved a little."""
     rng = np.random.default_rng(seed)
     count, spacing = 3 * slices, 2 * radius / size
-    offset = np.linspace(-0.92, 0.92, slices) * radius
+    offset = (np.linspace(-0.92, 0.92, slices) if slices > 1 else np.zeros(1)) * radius
     rotation = np.repeat(np.array(AXES, float), slices, 0)
     translation = rotation[:, :, 2] * np.tile(offset, 3)[:, None] + rng.normal(0, 0.3, (count, 3))
     turn = torch.tensor(rng.normal(0, 0.02, (count, 3)))
@@ -83,8 +83,8 @@ def useful_pairs(record: torch.Tensor, box: torch.Tensor, inside: torch.Tensor, 
         i = b[:, 0, None, None] + torch.arange(sides[0], device=r.device)[:, None]
         j = b[:, 2, None, None] + torch.arange(sides[1], device=r.device)
         di, dj = i - r[:, 0, None, None], j - r[:, 1, None, None]
-        kii, kij, kjj, limit = (r[:, k, None, None] for k in (2, 3, 4, 7))
-        near = kjj * dj * dj + di * (kii * di + kij * dj) > limit
+        kii, kij, kjj, k0, limit = (r[:, k, None, None] for k in (2, 3, 4, 5, 7))
+        near = k0 + kjj * dj * dj + di * (kii * di + kij * dj) > limit
         seen = (i < b[:, 1, None, None]) & (j < b[:, 3, None, None])
         seen = seen & inside[s[:, None, None], i.clamp(max=rows - 1), j.clamp(max=columns - 1)]
         total += int((near & seen).sum())

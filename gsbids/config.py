@@ -67,6 +67,7 @@ class WorkflowOptions:
     Attributes
     ----------
     mode : {"auto", "svr"}
+    svr_method : {"default", "paper"}
     modality : str
         Suffix of the stacks.
     output_resolution : float
@@ -83,6 +84,7 @@ class WorkflowOptions:
     """
 
     mode: str = "auto"
+    svr_method: str = "default"
     modality: str = "T2w"
     output_resolution: float = 0.8
     slice_thickness: float | None = None

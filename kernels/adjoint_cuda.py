@@ -57,7 +57,7 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
     n = uint32(cuda.blockIdx.x * PAIRS + cuda.threadIdx.x // WARP)
     s0, si, sj, sii, sij, sjj, gc = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     if n < uint32(pairs.shape[0]):
-        s = uint32(pairs[n, 0])
+        s = uint32(max(pairs[n, 0], int32(0)))  # the box of a pair that only fills the list up is empty
         i0, j0, width = uint32(box[n, 0]), uint32(box[n, 2]), uint32(box[n, 3] - box[n, 2])
         base = uint32((s * uint32(rows) + i0) * uint32(columns) + j0)
         pi, pj = float32(i0) - record[n, 0], float32(j0) - record[n, 1]  # from the first pixel of the box
@@ -71,8 +71,8 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
             column = uint32(q - row * width)
             pixel = uint32(base + row * uint32(columns) + column)
             di, dj = float32(row) + pi, float32(column) + pj
-            e = kjj * dj * dj + di * (kii * di + kij * dj)
-            w = math.exp2(k0 + e) if e > limit else ZERO
+            e = k0 + kjj * dj * dj + di * (kii * di + kij * dj)
+            w = math.exp2(e) if e > limit else ZERO
             g = w * h[pixel]
             t = intensity * g - w * k_image[pixel]
             s0 += t
@@ -108,7 +108,7 @@ def chain_pairs(frame, gauss, pairs, moment, mass_factor, part):
     in the world, intensity, log-weight; then to the tangents omega (3) and tau (3) of the pose in the slice frame.
     """
     n = cuda.grid(1)
-    if n >= pairs.shape[0]:
+    if n >= pairs.shape[0] or pairs[n, 0] < 0:
         return
     f, g, m, out = frame[pairs[n, 0]], gauss[pairs[n, 1]], moment[n], part[n]
     p = project(f, g)
@@ -136,8 +136,11 @@ def chain_pairs(frame, gauss, pairs, moment, mass_factor, part):
 
 
 @cuda.jit(fastmath=True)
-def reduce_gaussians(part, list_start, pair_list, grad):
-    """Sum the first 11 columns over the pairs of each Gaussian; a thread per (Gaussian, column)."""
+def reduce_gaussians(part, list_start, pair_list, grad, add):
+    """Sum the first 11 columns over the pairs of each Gaussian; a thread per (Gaussian, column).
+
+    ``grad`` (J, 11) receives the sums, or, with ``add``, is raised by them.
+    """
     t = uint32(cuda.grid(1))
     j, column = uint32(t // uint32(GRADIENTS)), uint32(t % uint32(GRADIENTS))
     if j >= uint32(grad.shape[0]):
@@ -145,7 +148,7 @@ def reduce_gaussians(part, list_start, pair_list, grad):
     total = ZERO
     for k in range(uint32(list_start[j]), uint32(list_start[j + uint32(1)])):
         total += part[uint32(pair_list[k]), column]
-    grad[j, column] = total
+    grad[j, column] = grad[j, column] + total if add else total
 
 
 @cuda.jit(fastmath=True)
@@ -201,7 +204,7 @@ def unpack_gradient(log_scale, quaternion, grad, mass_factor, grad_scale, grad_q
 def project_depth(frame, gauss, pairs, depth):
     """``(z0, zi, zj, 0)`` (n, 4): derivative of -E/2 along the normal is ``z0 + zi di + zj dj`` per mm."""
     n = cuda.grid(1)
-    if n >= pairs.shape[0]:
+    if n >= pairs.shape[0] or pairs[n, 0] < 0:
         return
     f = frame[pairs[n, 0]]
     p = project(f, gauss[pairs[n, 1]])
@@ -243,8 +246,8 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
         while q < count:
             di, dj = fi - stage[q, 0], fj - stage[q, 1]
             kii, kij, kjj = stage[q, 2], stage[q, 3], stage[q, 4]
-            e = kjj * dj * dj + di * (kii * di + kij * dj)
-            w = math.exp2(stage[q, 5] + e) if e > stage[q, 7] else ZERO
+            e = stage[q, 5] + kjj * dj * dj + di * (kii * di + kij * dj)
+            w = math.exp2(e) if e > stage[q, 7] else ZERO
             t = w * (stage[q, 6] - value)
             gi += t * (TWO * kii * di + kij * dj)
             gj += t * (TWO * kjj * dj + kij * di)

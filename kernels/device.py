@@ -67,6 +67,19 @@ def is_simulator() -> bool:
     return bool(importlib.import_module("numba.core.config").ENABLE_CUDASIM)
 
 
+def launch_bounds(threads: int, blocks: int) -> dict:
+    """Options of ``cuda.jit``: threads a block, and blocks a multiprocessor, that registers must leave room for."""
+    return {} if is_simulator() else {"launch_bounds": (threads, blocks)}  # the simulator does not know the option
+
+
+def takes(array) -> bool:
+    """Whether the CUDA kernels are meant: for a tensor of a GPU, and, with ``GSBIDS_BACKEND=sim``, for any tensor.
+
+    Arrays of numpy always mean the CPU's kernels, so that a test may compare the two in one process.
+    """
+    return isinstance(array, torch.Tensor) and (array.is_cuda or os.environ.get("GSBIDS_BACKEND") == "sim")
+
+
 def check_device(device: torch.device) -> None:
     """Refuse a device on which the CUDA kernels cannot run, in one line.
 

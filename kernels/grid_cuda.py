@@ -5,8 +5,9 @@ A block renders a brick with the records of 64 Gaussians at a time in shared mem
 voxels and passes over a Gaussian by one test of ellipsoid against box. The backward gathers moments with one warp
 per Gaussian. No atomics: the same bits at every run.
 
-``record`` (J, 12), in voxels and powers of 2: ``(pi, pj, pk, kii, kij, kik, kjj, kjk, kkk, k0, c, limit)`` with
-``q = sum_{a<=b} k_ab d_a d_b`` and ``w = 2^(k0 + q)`` where ``q > limit``. ``gauss``: as in
+``frame`` (18,): rotation (9, row-major), position of voxel (0, 0, 0), PSF variances (3), spacing (3). ``record``
+(J, 12), in voxels and powers of 2: ``(pi, pj, pk, kii, kij, kik, kjj, kjk, kkk, k0, c, emin)`` with
+``e = k0 + sum_{a<=b} k_ab d_a d_b`` and ``w = 2^e`` where ``e > emin``. ``gauss``: as in
 :mod:`gsbids.kernels.splat_device`. Formulas: DESIGN section 3, SR grid.
 """
 
@@ -21,9 +22,11 @@ from gsbids.kernels.splat_device import (
     HALF_LOG2E,
     LOG2E,
     ONE,
+    TWO,
     ZERO,
     ceil_between,
     floor_between,
+    rotated,
 )
 
 cuda = device.numba_cuda()
@@ -34,19 +37,29 @@ SUB, LONG = float32(1.5), float32(3.5)  # half the distance of the outermost of 
 
 
 @cuda.jit(device=True, fastmath=True)
-def inverse(g):
-    """Inverse covariance (xx, xy, xz, yy, yz, zz) of row ``g`` of ``gauss``."""
-    xx, xy, xz = g[6] * g[8] - g[7] * g[7], g[5] * g[7] - g[4] * g[8], g[4] * g[7] - g[5] * g[6]
-    scale = ONE / (g[3] * xx + g[4] * xy + g[5] * xz)
-    return (xx * scale, xy * scale, xz * scale, (g[3] * g[8] - g[5] * g[5]) * scale,
-            (g[4] * g[5] - g[3] * g[7]) * scale, (g[3] * g[6] - g[4] * g[4]) * scale)
+def in_grid(f, g):
+    """Mean (3) and covariance with the PSF (xx, xy, xz, yy, yz, zz) of row ``g`` of ``gauss`` along the grid's axes."""
+    y0, y1, y2 = g[0] - f[9], g[1] - f[10], g[2] - f[11]
+    return (f[0] * y0 + f[3] * y1 + f[6] * y2, f[1] * y0 + f[4] * y1 + f[7] * y2, f[2] * y0 + f[5] * y1 + f[8] * y2,
+            rotated(f[0], f[3], f[6], g, f[0], f[3], f[6]) + f[12], rotated(f[0], f[3], f[6], g, f[1], f[4], f[7]),
+            rotated(f[0], f[3], f[6], g, f[2], f[5], f[8]), rotated(f[1], f[4], f[7], g, f[1], f[4], f[7]) + f[13],
+            rotated(f[1], f[4], f[7], g, f[2], f[5], f[8]), rotated(f[2], f[5], f[8], g, f[2], f[5], f[8]) + f[14])
+
+
+@cuda.jit(device=True, fastmath=True)
+def inverse(p):
+    """Inverse of the covariance p[3:9] (xx, xy, xz, yy, yz, zz), and 1 / det."""
+    xx, xy, xz = p[6] * p[8] - p[7] * p[7], p[5] * p[7] - p[4] * p[8], p[4] * p[7] - p[5] * p[6]
+    scale = ONE / (p[3] * xx + p[4] * xy + p[5] * xz)
+    return (xx * scale, xy * scale, xz * scale, (p[3] * p[8] - p[5] * p[5]) * scale,
+            (p[4] * p[5] - p[3] * p[7]) * scale, (p[3] * p[6] - p[4] * p[4]) * scale, scale)
 
 
 @cuda.jit(device=True, fastmath=True)
 def misses(r, i, j, k, bi, bj, bk):
     """Whether no voxel of the box about (i, j, k) with half edges b can lie within the cut of record ``r``.
 
-    With E = -q = |y|^2 in whitened coordinates and y0 the centre of the box, no point of the box is nearer to the
+    With E = k0 - e = |y|^2 in whitened coordinates and y0 the centre of the box, no point of the box is nearer to the
     Gaussian's centre than ``(|y0|^2 - sum_a b_a |K d0|_a) / |y0|``: safe, and seldom wrong by much.
     """
     x, y, z = i - r[0], j - r[1], k - r[2]
@@ -55,28 +68,31 @@ def misses(r, i, j, k, bi, bj, bk):
     gz = r[8] * z + HALF * (r[5] * x + r[7] * y)
     energy = -(gx * x + gy * y + gz * z)
     nearest = energy - bi * abs(gx) - bj * abs(gy) - bk * abs(gz)
-    return nearest > ZERO and nearest * nearest > float32(-1.0001) * r[11] * energy
+    return nearest > ZERO and nearest * nearest > float32(1.0001) * (r[9] - r[11]) * energy
 
 
 @cuda.jit(fastmath=True)
-def project_grid(gauss, place, cut2, ni, nj, nk, record, box):
+def project_grid(gauss, frame, cut2, mass_factor, ni, nj, nk, record, box):
     """Records (J, 12) and boxes (J, 6: i0, i1, j0, j1, k0, k1) of Gaussians; a thread per Gaussian.
 
-    ``place`` (6,): position of voxel (0, 0, 0), and spacing, mm.
+    With the mass factor the exponent has ``-log(det S) / 2``, S the covariance with the PSF.
     """
     n = cuda.grid(1)
     if n >= gauss.shape[0]:
         return
-    g = gauss[n]
-    hi, hj, hk = place[3], place[4], place[5]
-    pi, pj, pk = (g[0] - place[0]) / hi, (g[1] - place[1]) / hj, (g[2] - place[2]) / hk
-    xx, xy, xz, yy, yz, zz = inverse(g)
+    g, hi, hj, hk = gauss[n], frame[15], frame[16], frame[17]
+    p = in_grid(frame, g)
+    pi, pj, pk = p[0] / hi, p[1] / hj, p[2] / hk
+    xx, xy, xz, yy, yz, zz, scale = inverse(p)
+    height = g[10]
+    if mass_factor:
+        height += HALF * math.log(scale)
     record[n, 0], record[n, 1], record[n, 2] = pi, pj, pk
     record[n, 3], record[n, 4], record[n, 5] = -HALF_LOG2E * xx * hi * hi, -LOG2E * xy * hi * hj, -LOG2E * xz * hi * hk
     record[n, 6], record[n, 7] = -HALF_LOG2E * yy * hj * hj, -LOG2E * yz * hj * hk
     record[n, 8] = -HALF_LOG2E * zz * hk * hk
-    record[n, 9], record[n, 10], record[n, 11] = LOG2E * g[10], g[9], -HALF_LOG2E * cut2
-    di, dj, dk = math.sqrt(cut2 * g[3]) / hi, math.sqrt(cut2 * g[6]) / hj, math.sqrt(cut2 * g[8]) / hk
+    record[n, 9], record[n, 10], record[n, 11] = LOG2E * height, g[9], LOG2E * height - HALF_LOG2E * cut2
+    di, dj, dk = math.sqrt(cut2 * p[3]) / hi, math.sqrt(cut2 * p[6]) / hj, math.sqrt(cut2 * p[8]) / hk
     box[n, 0], box[n, 1] = ceil_between(pi - di, ni), floor_between(pi + di, ni - 1) + int32(1)
     box[n, 2], box[n, 3] = ceil_between(pj - dj, nj), floor_between(pj + dj, nj - 1) + int32(1)
     box[n, 4], box[n, 5] = ceil_between(pk - dk, nk), floor_between(pk + dk, nk - 1) + int32(1)
@@ -107,7 +123,7 @@ def bin_bricks(record, box, first, last, bricks_j, bricks_k, start, keys, values
         start[n] = found
 
 
-@cuda.jit(fastmath=True)
+@cuda.jit(fastmath=True, **device.launch_bounds(BLOCK, 8))
 def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
     """``I = sum w A / D``, ``D = sum w + eps`` (X, Y, Z); a block of 128 per brick, 4 voxels along k a thread.
 
@@ -142,9 +158,9 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
         while q < count:
             if hit[warp, q] != 0:
                 di, dj, dk = fi - stage[q, 0], fj - stage[q, 1], fk - stage[q, 2]
-                a = di * (stage[q, 3] * di + stage[q, 4] * dj) + stage[q, 6] * dj * dj
+                a = stage[q, 9] + di * (stage[q, 3] * di + stage[q, 4] * dj) + stage[q, 6] * dj * dj
                 b, c = stage[q, 5] * di + stage[q, 7] * dj, stage[q, 8]
-                height, amplitude, limit = stage[q, 9], stage[q, 10], stage[q, 11]
+                amplitude, limit = stage[q, 10], stage[q, 11]
                 e0 = a + dk * (b + c * dk)
                 dk += ONE
                 e1 = a + dk * (b + c * dk)
@@ -152,10 +168,10 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
                 e2 = a + dk * (b + c * dk)
                 dk += ONE
                 e3 = a + dk * (b + c * dk)
-                w0 = math.exp2(height + e0) if e0 > limit else ZERO
-                w1 = math.exp2(height + e1) if e1 > limit else ZERO
-                w2 = math.exp2(height + e2) if e2 > limit else ZERO
-                w3 = math.exp2(height + e3) if e3 > limit else ZERO
+                w0 = math.exp2(e0) if e0 > limit else ZERO
+                w1 = math.exp2(e1) if e1 > limit else ZERO
+                w2 = math.exp2(e2) if e2 > limit else ZERO
+                w3 = math.exp2(e3) if e3 > limit else ZERO
                 d0 += w0
                 d1 += w1
                 d2 += w2
@@ -206,8 +222,8 @@ def moments_grid(record, box, rows, columns, h, k_image, out):
                 column = uint32(q - row * width)
                 voxel = uint32(base + row * uint32(columns) + column)
                 dj, dk = float32(row) + pj, float32(column) + pk
-                e = di * (kii * di + kij * dj) + kjj * dj * dj + dk * (kik * di + kjk * dj + kkk * dk)
-                w = math.exp2(height + e) if e > limit else ZERO
+                e = height + di * (kii * di + kij * dj) + kjj * dj * dj + dk * (kik * di + kjk * dj + kkk * dk)
+                w = math.exp2(e) if e > limit else ZERO
                 x = w * h[voxel]
                 t = amplitude * x - w * k_image[voxel]
                 g += x
@@ -237,29 +253,37 @@ def moments_grid(record, box, rows, columns, h, k_image, out):
 
 
 @cuda.jit(fastmath=True)
-def chain_grid(gauss, place, moment, grad):
-    """``G_mu = Q S1``, ``G_Sigma = Q S2 Q / 2``, intensity and log-weight into (J, 11); a thread per Gaussian.
+def chain_grid(gauss, frame, moment, mass_factor, grad):
+    """``G_m = P S1``, ``G_S = (P S2 P - mass S0 P) / 2`` with P = S^-1, turned to the world; a thread per Gaussian.
 
-    Columns as in :func:`gsbids.kernels.splat_cpu.backward`: off-diagonals count both entries.
+    ``grad`` (J, 11): columns as in :func:`gsbids.kernels.splat_cpu.backward`, off-diagonals count both entries.
     """
     n = cuda.grid(1)
     if n >= gauss.shape[0]:
         return
     m, out = moment[n], grad[n]
-    hi, hj, hk = place[3], place[4], place[5]
-    a, b, c, d, e, f = inverse(gauss[n])
+    hi, hj, hk = frame[15], frame[16], frame[17]
+    a, b, c, d, e, f, _ = inverse(in_grid(frame, gauss[n]))
     x, y, z = m[1] * hi, m[2] * hj, m[3] * hk
-    out[0], out[1], out[2] = a * x + b * y + c * z, b * x + d * y + e * z, c * x + e * y + f * z
+    gx, gy, gz = a * x + b * y + c * z, b * x + d * y + e * z, c * x + e * y + f * z
     xx, xy, xz = m[4] * hi * hi, m[5] * hi * hj, m[6] * hi * hk
     yy, yz, zz = m[7] * hj * hj, m[8] * hj * hk, m[9] * hk * hk
-    # Rows of Q S2, then (Q S2) Q.
+    # Rows of P S2, then (P S2) P.
     p0, p1, p2 = a * xx + b * xy + c * xz, a * xy + b * yy + c * yz, a * xz + b * yz + c * zz
     q0, q1, q2 = b * xx + d * xy + e * xz, b * xy + d * yy + e * yz, b * xz + d * yz + e * zz
     r0, r1, r2 = c * xx + e * xy + f * xz, c * xy + e * yy + f * yz, c * xz + e * yz + f * zz
-    out[3] = HALF * (p0 * a + p1 * b + p2 * c)
-    out[4] = p0 * b + p1 * d + p2 * e
-    out[5] = p0 * c + p1 * e + p2 * f
-    out[6] = HALF * (q0 * b + q1 * d + q2 * e)
-    out[7] = q0 * c + q1 * e + q2 * f
-    out[8] = HALF * (r0 * c + r1 * e + r2 * f)
+    mass = m[0] if mass_factor else ZERO
+    gxx, gxy, gxz = (HALF * (p0 * a + p1 * b + p2 * c - mass * a), HALF * (p0 * b + p1 * d + p2 * e - mass * b),
+                     HALF * (p0 * c + p1 * e + p2 * f - mass * c))
+    gyy, gyz, gzz = (HALF * (q0 * b + q1 * d + q2 * e - mass * d), HALF * (q0 * c + q1 * e + q2 * f - mass * e),
+                     HALF * (r0 * c + r1 * e + r2 * f - mass * f))
+    k = 3
+    for i in range(3):
+        u, v, w = frame[3 * i], frame[3 * i + 1], frame[3 * i + 2]
+        out[i] = u * gx + v * gy + w * gz
+        tu, tv, tw = u * gxx + v * gxy + w * gxz, u * gxy + v * gyy + w * gyz, u * gxz + v * gyz + w * gzz
+        for j in range(i, 3):
+            value = tu * frame[3 * j] + tv * frame[3 * j + 1] + tw * frame[3 * j + 2]
+            out[k] = value if i == j else TWO * value
+            k += 1
     out[9], out[10] = m[10], m[0]

@@ -1,18 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer as torch operations: slices of a Gaussian field, forward and backward, and its volume on a grid."""
+"""The renderer as torch operations: slices of a Gaussian field, forward and backward, and its volume on a grid.
+
+The field decides where the work is done: tensors of a GPU go to the CUDA kernels (:mod:`gsbids.kernels.ops_cuda`,
+:mod:`gsbids.kernels.ops_grid_cuda`) and come back as tensors of that GPU; arrays and tensors of the CPU go to the
+CPU's, and come back as arrays (from the autograd functions, as tensors). The package numba-cuda is imported only
+for the former. ``lists``: from :func:`plan`; the CPU's kernels keep none.
+"""
+
+from importlib import import_module
 
 import numpy as np
 import torch
 
-from gsbids.kernels import rows, splat_cpu
-from gsbids.kernels.grid import GridGeometry, GridRender, render_grid
+from gsbids.kernels import device, grid, rows, splat_cpu
+from gsbids.kernels.grid import GridGeometry
 from gsbids.kernels.problem import DEFAULT, Acquired, PackedField, RenderOptions, SliceGeometry, Step, full_extent
 
 __all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeometry", "SliceRender", "Step",
-           "full_extent", "image_gradient", "pose_normal_equations", "render", "render_grid", "step_slices"]
+           "full_extent", "image_gradient", "plan", "pose_normal_equations", "render", "render_grid", "step_slices"]
 
 
-def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):
+def _cuda(array, module: str = "ops_cuda"):
+    """The module of the CUDA twins if ``array`` is for them, else None."""
+    return import_module(f"gsbids.kernels.{module}") if device.takes(array) else None
+
+
+def plan(field, geometry, options=DEFAULT, margin: float = 0.0):
+    """Lists that several renderings of slices may share; None for the CPU, see :func:`gsbids.kernels.ops_cuda.plan`."""
+    twin = _cuda(field[0])
+    return twin and twin.plan(field, geometry, options, margin)
+
+
+def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT, lists=None):
     """Render slices without gradients.
 
     Parameters
@@ -21,12 +40,16 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
         The field; see :class:`gsbids.recon.field.GaussianField`.
     geometry : SliceGeometry
     options : RenderOptions
+    lists : optional
+        From :func:`plan`, while they hold.
 
     Returns
     -------
     image, weight : ndarray, (S, X, Y), float32
         ``I = sum w c / D`` and ``D = sum w + eps``; formulas in :func:`gsbids.kernels.reference.render_slices`.
     """
+    if twin := _cuda(mean):
+        return twin.render(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
     weight = np.empty_like(image)
@@ -35,7 +58,7 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     return image, weight
 
 
-def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options=DEFAULT):
+def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options=DEFAULT, lists=None):
     """Forward, Charbonnier loss and all gradients in one pass: a slice is projected, compared and taken back at once.
 
     ``loss_s = sum_p w_p (sqrt(r_p^2 + d^2) - d)``, ``r = a_s I - y``. The same numbers as :class:`SliceRender` with
@@ -43,7 +66,7 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
 
     Parameters
     ----------
-    mean ... geometry, options
+    mean ... geometry, options, lists
         As for :func:`render`.
     acquired : Acquired
 
@@ -51,6 +74,8 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     -------
     Step
     """
+    if twin := _cuda(mean):
+        return twin.step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     slices = len(geometry.rotation)
     image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
@@ -63,12 +88,13 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     return Step(loss, image, field.gradients(total, options), pose)
 
 
-def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT):
+def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT,
+                   lists=None):
     """Derivative of the rendered slices with respect to the pixels' positions.
 
     Parameters
     ----------
-    mean ... options
+    mean ... options, lists
         As for :func:`render`.
     rendered : tuple of ndarray
         What :func:`render` returned for the same arguments.
@@ -78,6 +104,9 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
     ndarray, (S, X, Y, 3), float32
         dI/dX per mm along row, column and normal of the slice. The PSF is held fixed.
     """
+    if twin := _cuda(mean):
+        return twin.image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options,
+                                   lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
     splat_cpu.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
@@ -100,6 +129,8 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
     -------
     matrix, vector : ndarray, (S, 6, 6), (S, 6), float64
     """
+    if twin := _cuda(residual):
+        return twin.pose_normal_equations(geometry, gradient, residual, weight, gain)
     slices = len(residual)
     matrix, vector = np.empty((slices, 6, 6)), np.empty((slices, 6))
     _, _, _, spacing, centre, _ = geometry.arrays()
@@ -109,11 +140,25 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
 
 
 class SliceRender(torch.autograd.Function):
-    """Slices of a field with gradients: ``SliceRender.apply(*field, omega, tau, geometry, options)``.
+    """Slices of a field with gradients: ``SliceRender.apply(*field, omega, tau, geometry, options, lists=None)``.
 
     ``omega`` and ``tau`` (S, 3) are tangents of the poses in the slice frame (``R exp([omega]x)``, ``t + R tau``)
     and must be 0: fold every update into the geometry. They are there for their gradients.
     """
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        cuda = _cuda(inputs[0])
+        ctx.twin = cuda.SliceRenderCuda if cuda else SliceRenderCpu
+        return ctx.twin.forward(ctx, *(inputs if cuda else inputs[:9]))  # the CPU keeps no lists
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *ctx.twin.backward(ctx, grad), None
+
+
+class SliceRenderCpu(torch.autograd.Function):
+    """:class:`SliceRender` by the CPU's kernels."""
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, omega, tau, geometry, options):
@@ -138,3 +183,27 @@ class SliceRender(torch.autograd.Function):
         pose = torch.from_numpy(pose.astype(np.float32))
         gradients = (torch.from_numpy(a) for a in field.gradients(total, options))
         return *gradients, pose[:, :3], pose[:, 3:], None, None
+
+
+def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT, lists=None):
+    """Render a field on a grid without gradients; formula and parameters: :func:`gsbids.kernels.grid.render_grid`.
+
+    ``lists``: from :func:`gsbids.kernels.ops_grid_cuda.plan_grid`, on a GPU only. Returns image and weight (P, X, Y).
+    """
+    if twin := _cuda(mean, "ops_grid_cuda"):
+        return twin.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
+    return grid.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options)
+
+
+class GridRender(torch.autograd.Function):
+    """:func:`render_grid` with gradients: ``GridRender.apply(*field, geometry, options, lists=None)`` gives I."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        cuda = _cuda(inputs[0], "ops_grid_cuda")
+        ctx.twin = cuda.GridRenderCuda if cuda else grid.GridRender
+        return ctx.twin.forward(ctx, *(inputs if cuda else inputs[:7]))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *ctx.twin.backward(ctx, grad), None

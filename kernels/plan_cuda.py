@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the GPU renderer knows before it renders: geometry on the device, and lists of pairs and tiles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from gsbids.kernels import device, splat_cuda
 from gsbids.kernels.splat_device import FRAME, GAUSS, RECORD, TILE
 
 BYTES_PER_PAIR = 600  # working memory: pair, record, box, moments, parts, lists, and ~5 tiles with their sort
+BYTES_KEPT = 40  # of those, what a kept list holds: the pair, its place by Gaussian, ~5 tiles
+ROOM = 64  # entries that a list with room has more at least
+NO_PAIR = -1  # slice of the pairs that only fill a list up
 DIVERGED = "a parameter of the Gaussian field is not finite: the fit has diverged"
 
 
@@ -66,6 +69,13 @@ class DeviceGeometry:
         return DeviceGeometry(*(a[start:stop] for a in (self.frame, self.extent, self.window, self.span,
                                                          self.inside)), self.shape)
 
+    def moved(self, rotation, translation) -> "DeviceGeometry":
+        """The same slices at other poses, (S, 3, 3) and (S, 3); no copy of anything else."""
+        frame = self.frame.clone()
+        for columns, pose in ((slice(0, 9), rotation), (slice(9, 12), translation)):
+            frame[:, columns] = torch.as_tensor(pose, dtype=torch.float32, device=frame.device).reshape(len(frame), -1)
+        return replace(self, frame=frame)
+
     def __len__(self):
         return len(self.frame)
 
@@ -90,15 +100,17 @@ def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor: 
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """Lists over which a rendering runs; they hold while Gaussians and slices stay about where they are.
+    """Lists over which the rendering of some slices runs; they hold while Gaussians and slices stay about there.
 
     A list made with ``margin`` m holds every pair and tile within ``cut + m`` standard deviations; the rendering
     tests each pixel by the cut itself, so that a plan may serve several iterations.
 
     Attributes
     ----------
+    start, stop : int
+        Slices ``start`` to ``stop - 1``; they count from 0 in the lists.
     pairs : tensor, (n, 2), int32
-        Slice and Gaussian, sorted.
+        Slice and Gaussian, sorted; those that only fill the list up come last and have the slice -1.
     slice_start : tensor, (S + 1,), int32
         First pair of each slice.
     list_start, pair_list : tensor, (J + 1,), (n,), int32
@@ -109,6 +121,8 @@ class SlicePlan:
         Tiles along i and j.
     """
 
+    start: int
+    stop: int
     pairs: torch.Tensor
     slice_start: torch.Tensor
     list_start: torch.Tensor
@@ -117,38 +131,74 @@ class SlicePlan:
     tile_list: torch.Tensor
     tiles: tuple[int, int]
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The lists."""
+        return self.pairs, self.slice_start, self.list_start, self.pair_list, self.tile_start, self.tile_list
+
+    def with_room(self, share: float) -> "SlicePlan":
+        """A copy with room for ``share`` more pairs and tiles, to be filled by :meth:`take`."""
+        def grown(list_, fill):
+            room = list_.new_full((int(len(list_) * (1 + share)) + ROOM, *list_.shape[1:]), fill)
+            room[:len(list_)] = list_
+            return room
+
+        return replace(self, pairs=grown(self.pairs, NO_PAIR), pair_list=grown(self.pair_list, 0),
+                       tile_list=grown(self.tile_list, 0), slice_start=self.slice_start.clone(),
+                       list_start=self.list_start.clone(), tile_start=self.tile_start.clone())
+
+    def take(self, other: "SlicePlan") -> bool:
+        """Copy another plan of the same slices into these very tensors; False, and nothing done, if it has no room.
+
+        A captured graph that reads the tensors goes on with the new lists.
+        """
+        pairs = list(zip(self.tensors(), other.tensors(), strict=True))
+        if (self.start, self.stop, self.tiles) != (other.start, other.stop, other.tiles):
+            return False
+        if any(len(new) > len(old) for old, new in pairs) or len(self.list_start) != len(other.list_start):
+            return False
+        for old, new in pairs:
+            old[:len(new)] = new
+        self.pairs[len(other.pairs):] = NO_PAIR
+        return True
+
+
+def check_finite(gauss) -> None:
+    """Wait for the device, and raise FloatingPointError if a parameter is not finite."""
+    if not bool(torch.isfinite(gauss).all()):
+        raise FloatingPointError(DIVERGED)
+
 
 def count_pairs(gauss, geometry: DeviceGeometry, cut: float) -> torch.Tensor:
     """Pairs that each block of the culling finds, (S, chunks) int32."""
-    if not bool(torch.isfinite(gauss).all()):
-        raise FloatingPointError(DIVERGED)
+    check_finite(gauss)
     counts = gauss.new_zeros((len(geometry), device.blocks(len(gauss), splat_cuda.CULL_BLOCK)), dtype=torch.int32)
     none = gauss.new_empty((1, 2), dtype=torch.int32)
     _cull(gauss, geometry, cut, counts, none, False)
     return counts
 
 
-def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor) -> SlicePlan:
+def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor, start: int = 0) -> SlicePlan:
     """List pairs, tiles and pairs by Gaussian.
 
     Parameters
     ----------
     gauss : tensor, (J, 12)
     geometry : DeviceGeometry
+        The slices ``start`` and following.
     cut : float
         Cut of the lists: that of the rendering, and a margin if they are to be kept.
     counts : tensor, (S, chunks)
         From :func:`count_pairs` for these slices.
     """
-    start = starts(counts.reshape(-1))
-    total = int(start[-1])
-    pairs = gauss.new_empty((total, 2), dtype=torch.int32)
-    _cull(gauss, geometry, cut, start[:-1].reshape(counts.shape), pairs, True)
+    places = starts(counts.reshape(-1))
+    pairs = gauss.new_empty((int(places[-1]), 2), dtype=torch.int32)
+    _cull(gauss, geometry, cut, places[:-1].reshape(counts.shape), pairs, True)
     slice_start = starts(counts.sum(1))
     owner, order = torch.sort(pairs[:, 1].contiguous(), stable=True)
     list_start = first_places(owner, len(gauss))
     tile_start, tile_list, tiles = _tiles(gauss, geometry, cut, pairs)
-    return SlicePlan(pairs, slice_start, list_start, order.to(torch.int32), tile_start, tile_list, tiles)
+    return SlicePlan(start, start + len(geometry), pairs, slice_start, list_start, order.to(torch.int32), tile_start,
+                     tile_list, tiles)
 
 
 def _cull(gauss, geometry, cut, start, pairs, write):

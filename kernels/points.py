@@ -166,12 +166,12 @@ def _forward(position, start, stop, members, psf, frame, mean, cov, intensity, a
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, amplitude, cut2, grad_image, image,
-              weight, grad, grad_position):
+              weight, grad, grad_place):
     for part in nb.prange(PARTS):
         out = grad[part]
         out[:] = 0.0
         for n in range(part * len(position) // PARTS, (part + 1) * len(position) // PARTS):
-            grad_position[n] = 0.0
+            grad_place[n] = 0.0
             h = grad_image[n] / weight[n]
             if h == 0.0:
                 continue
@@ -182,20 +182,13 @@ def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, 
                     continue
                 w = amplitude[j] * math.exp(-0.5 * energy) * h
                 t = w * (intensity[j] - image[n])
-                grad_position[n, 0] -= t * p
-                grad_position[n, 1] -= t * q
-                grad_position[n, 2] -= t * r
-                out[j, 0] += t * p
-                out[j, 1] += t * q
-                out[j, 2] += t * r
-                out[j, 3] += 0.5 * t * p * p
-                out[j, 4] += t * p * q
-                out[j, 5] += t * p * r
-                out[j, 6] += 0.5 * t * q * q
-                out[j, 7] += t * q * r
-                out[j, 8] += 0.5 * t * r * r
-                out[j, 9] += w
-                out[j, 10] += t
+                # Of the mean and of Sigma; the position moves against the mean, the PSF adds to Sigma.
+                grads = (t * p, t * q, t * r, 0.5 * t * p * p, t * p * q, t * p * r, 0.5 * t * q * q, t * q * r,
+                         0.5 * t * r * r, w, t)
+                for k in range(11):
+                    out[j, k] += grads[k]
+                for k in range(9):
+                    grad_place[n, k] += grads[k]
 
 
 def _columns(packed):
@@ -226,30 +219,37 @@ def render_points(mean, log_scale, quaternion, intensity, log_weight, points, ep
 
 
 class PointRender(torch.autograd.Function):
-    """:func:`render_points` with gradients: ``PointRender.apply(*field, position, points, eps)`` gives I, (N,).
+    """:func:`render_points` with gradients: ``PointRender.apply(*field, position, points, eps[, psf])`` gives I, (N,).
 
-    ``position`` (N, 3) takes the place of the positions of ``points`` and has a gradient too: that is how poses get
-    theirs. The PSF is held fixed.
+    ``position`` (N, 3) takes the place of the positions of ``points``, ``psf`` (F, 6) that of its PSF covariances.
+    Both have gradients too: that is how poses get theirs. Without ``psf`` that of ``points`` is held fixed.
     """
 
     @staticmethod
-    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps):
+    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps, psf=None):
         packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
-        arrays = (position.detach().numpy().astype(np.float64), *points.arrays()[1:], *_columns(packed),
+        _, *lists, fixed, frame = points.arrays()
+        arrays = (position.detach().numpy().astype(np.float64), *lists,
+                  fixed if psf is None else psf.detach().numpy().astype(np.float64), frame, *_columns(packed),
                   points.cut**2)
         image, weight = np.empty((2, len(position)), np.float32)
         _forward(*arrays, eps, image, weight)
-        ctx.problem = packed, arrays
+        ctx.problem = packed, arrays, None if psf is None else (frame, psf.dtype)
         image = torch.from_numpy(image)
         ctx.save_for_backward(image, torch.from_numpy(weight))
         return image
 
     @staticmethod
     def backward(ctx, grad):
-        packed, arrays = ctx.problem
+        packed, arrays, moved = ctx.problem
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         parts = np.empty((PARTS, len(packed.table), 11), np.float32)
-        grad_position = np.empty((len(image), 3), np.float32)
-        _backward(*arrays, np.ascontiguousarray(grad, np.float32), image, weight, parts, grad_position)
+        grad_place = np.empty((len(image), 9), np.float32)
+        _backward(*arrays, np.ascontiguousarray(grad, np.float32), image, weight, parts, grad_place)
         gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0), PLAIN))
-        return *gradients, torch.from_numpy(grad_position), None, None
+        grad_psf = None
+        if moved is not None:
+            frame, dtype = moved
+            sums = [np.bincount(frame, column, len(arrays[4])) for column in grad_place[:, 3:].T]
+            grad_psf = torch.from_numpy(np.stack(sums, 1)).to(dtype)
+        return *gradients, torch.from_numpy(-grad_place[:, :3]), None, None, grad_psf

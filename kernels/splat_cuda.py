@@ -20,6 +20,7 @@ from gsbids.kernels.splat_device import (
     LOG2E,
     ONE,
     RECORD,
+    TEN,
     TILE,
     TWO,
     ZERO,
@@ -32,8 +33,9 @@ from gsbids.kernels.splat_device import (
 
 cuda = device.numba_cuda()
 
-CULL_BLOCK = 128
-THREADS = 128  # a block, where a thread has a pair or a Gaussian to itself
+# The simulator pays for every thread, used or not; with small blocks a tiny problem has several of them.
+CULL_BLOCK = 8 if device.is_simulator() else 128
+THREADS = 32 if device.is_simulator() else 128  # a block, where a thread has a pair or a Gaussian to itself
 WARP = 32
 
 
@@ -69,8 +71,8 @@ def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor, 
 def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
     """Pairs (slice, Gaussian) whose footprint meets the slice's window; count first, then list.
 
-    Block (chunk, slice) tests 128 Gaussians and numbers those that stay by a scan in shared memory, so that the
-    list is sorted by slice and then by Gaussian.
+    Block (chunk, slice) tests ``CULL_BLOCK`` Gaussians and numbers those that stay by a scan in shared memory, so
+    that the list is sorted by slice and then by Gaussian.
 
     Parameters
     ----------
@@ -115,10 +117,15 @@ def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
 def project_pairs(frame, gauss, pairs, cut2, mass_factor, rows, columns, record, box):
     """Record (n, 8) and box (n, 4: i0, i1, j0, j1) of every pair; a thread per pair.
 
-    With the mass factor the exponent has ``-log(det S) / 2``, S the observed covariance.
+    With the mass factor the exponent has ``-log(det S) / 2``, S the observed covariance. Pairs that only fill the
+    list up (slice -1) get an empty box, and no record: no tile lists them.
     """
     n = cuda.grid(1)
     if n >= pairs.shape[0]:
+        return
+    if pairs[n, 0] < 0:
+        for k in range(4):
+            box[n, k] = int32(0)
         return
     f, g = frame[pairs[n, 0]], gauss[pairs[n, 1]]
     p = project(f, g)
@@ -134,9 +141,10 @@ def project_pairs(frame, gauss, pairs, cut2, mass_factor, rows, columns, record,
     record[n, 2] = -HALF_LOG2E * p[11] * hi * hi
     record[n, 3] = -LOG2E * p[12] * hi * hj
     record[n, 4] = -HALF_LOG2E * p[13] * hj * hj
-    record[n, 5] = LOG2E * amplitude - HALF_LOG2E * ez
+    k0 = LOG2E * amplitude - HALF_LOG2E * ez
+    record[n, 5] = k0
     record[n, 6] = g[9]
-    record[n, 7] = min(-HALF_LOG2E * (cut2 - ez), ZERO)
+    record[n, 7] = k0 + min(-HALF_LOG2E * (cut2 - ez), ZERO)
 
 
 @cuda.jit(fastmath=True)
@@ -160,7 +168,7 @@ def bin_tiles(record, box, pairs, span, tiles_j, start, keys, values, write):
         return
     s, r = pairs[n, 0], record[n]
     found, place = int32(0), start[n]
-    limit = r[7] * (ONE + float32(1e-5)) - float32(1e-5)  # the pixel's own test decides
+    limit = r[7] - r[5] - float32(1e-6) * (TEN + abs(r[5]) + abs(r[7]))  # generous: the pixel's own test decides
     i0, i1, j0, j1 = box[n, 0], box[n, 1], box[n, 2], box[n, 3]
     for ti in range(i0 // TILE, (i1 + TILE - 1) // TILE):
         first, last = max(j0, span[s, ti, 0]), min(j1, span[s, ti, 1])
@@ -175,6 +183,39 @@ def bin_tiles(record, box, pairs, span, tiles_j, start, keys, values, write):
                 found += int32(1)
     if not write:
         start[n] = found
+
+
+@cuda.jit(device=True, fastmath=True)
+def tile_sums(record, tile_list, start, stop, lane, fi, fj):
+    """Sums of ``w c`` and ``w`` over a tile's list, at the pixels (fi, fj) and (fi + 4, fj) of this lane."""
+    stage = cuda.shared.array((WARP, RECORD), float32, ALIGNED)
+    n0, n1, d0, d1 = ZERO, ZERO, ZERO, ZERO
+    while start < stop:
+        count = min(uint32(WARP), uint32(stop - start))
+        # Lanes share the reading of each record: 4 records of 32 bytes at a time.
+        for k in range(uint32(RECORD)):
+            q, part = uint32(k * uint32(4) + lane // uint32(8)), lane % uint32(8)
+            if q < count:
+                stage[q, part] = record[uint32(tile_list[start + q]), part]
+        cuda.syncthreads()
+        q = uint32(0)
+        while q < count:  # a counter of 32 bits, unsigned: range's has 64
+            di, dj = fi - stage[q, 0], fj - stage[q, 1]
+            kii, b, c = stage[q, 2], stage[q, 3] * dj, stage[q, 5] + stage[q, 4] * dj * dj
+            intensity, limit = stage[q, 6], stage[q, 7]
+            e0 = c + di * (kii * di + b)
+            di += FOUR
+            e1 = c + di * (kii * di + b)
+            w0 = math.exp2(e0) if e0 > limit else ZERO
+            w1 = math.exp2(e1) if e1 > limit else ZERO
+            d0 += w0
+            d1 += w1
+            n0 += w0 * intensity
+            n1 += w1 * intensity
+            q = uint32(q + uint32(1))
+        cuda.syncthreads()
+        start = uint32(start + uint32(WARP))
+    return n0, n1, d0, d1
 
 
 @cuda.jit(fastmath=True)
@@ -193,39 +234,12 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
     eps : float
     image, weight : (S, X, Y)
     """
-    stage = cuda.shared.array((WARP, RECORD), float32, ALIGNED)
     lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
     tile = (s * cuda.gridDim.y + cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x
     i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
     j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
-    fi, fj = float32(i), float32(j)
-    n0, n1, d0, d1 = ZERO, ZERO, ZERO, ZERO
-    start, stop = uint32(tile_start[tile]), uint32(tile_start[tile + 1])
-    while start < stop:
-        count = min(uint32(WARP), uint32(stop - start))
-        # Lanes share the reading of each record: 4 records of 32 bytes at a time.
-        for k in range(uint32(RECORD)):
-            q, part = uint32(k * uint32(4) + lane // uint32(8)), lane % uint32(8)
-            if q < count:
-                stage[q, part] = record[uint32(tile_list[start + q]), part]
-        cuda.syncthreads()
-        q = uint32(0)
-        while q < count:  # a counter of 32 bits, unsigned: range's has 64
-            di, dj = fi - stage[q, 0], fj - stage[q, 1]
-            kii, b, c = stage[q, 2], stage[q, 3] * dj, stage[q, 4] * dj * dj
-            k0, intensity, limit = stage[q, 5], stage[q, 6], stage[q, 7]
-            e0 = c + di * (kii * di + b)
-            di += FOUR
-            e1 = c + di * (kii * di + b)
-            w0 = math.exp2(k0 + e0) if e0 > limit else ZERO
-            w1 = math.exp2(k0 + e1) if e1 > limit else ZERO
-            d0 += w0
-            d1 += w1
-            n0 += w0 * intensity
-            n1 += w1 * intensity
-            q = uint32(q + uint32(1))
-        cuda.syncthreads()
-        start = uint32(start + uint32(WARP))
+    n0, n1, d0, d1 = tile_sums(record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane,
+                               float32(i), float32(j))
     if j < image.shape[2]:
         for half in range(2):
             row = i + 4 * half
@@ -234,3 +248,56 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
                 total = (d1 if half else d0) + eps
                 image[s, row, j] = (n1 if half else n0) / total if inside else ZERO
                 weight[s, row, j] = total if inside else eps
+
+
+@cuda.jit(fastmath=True)
+def step_tiles(record, tile_start, tile_list, extent, eps, delta, gain, target, importance, image, h, k_image, loss):
+    """Forward, Charbonnier loss and the cotangents of the backward in one pass; grid and block of ``render_tiles``.
+
+    ``loss = sum_p v_p (sqrt(r_p^2 + d^2) - d)`` of the tile with ``r = a_s I - y``; ``h = a v r / (sqrt(r^2 + d^2) D)``
+    and ``k = h I``, 0 outside of the rows' extents.
+
+    Parameters
+    ----------
+    record ... eps
+        As for :func:`render_tiles`.
+    delta : float
+        d.
+    gain : (S,)
+        a.
+    target, importance : (S, X, Y)
+        y and v.
+    image, h, k_image : (S, X, Y)
+    loss : (S, tiles)
+    """
+    losses = cuda.shared.array(WARP, float32)
+    lane, s = uint32(cuda.threadIdx.x), cuda.blockIdx.z
+    place = cuda.blockIdx.y * cuda.gridDim.x + cuda.blockIdx.x
+    tile = s * cuda.gridDim.y * cuda.gridDim.x + place
+    i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
+    j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
+    n0, n1, d0, d1 = tile_sums(record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane,
+                               float32(i), float32(j))
+    lost, scale = ZERO, gain[s]
+    if j < image.shape[2]:
+        for half in range(2):
+            row = i + 4 * half
+            if row < image.shape[1]:
+                value, back = ZERO, ZERO
+                if extent[s, row, 0] <= j < extent[s, row, 1]:
+                    total = (d1 if half else d0) + eps
+                    value = (n1 if half else n0) / total
+                    r, v = scale * value - target[s, row, j], importance[s, row, j]
+                    root = math.sqrt(r * r + delta * delta)
+                    lost += v * (r * r / (root + delta))  # no difference of two near numbers
+                    back = scale * v * r / (root * total)
+                image[s, row, j] = value
+                h[s, row, j] = back
+                k_image[s, row, j] = back * value
+    losses[lane] = lost
+    cuda.syncthreads()
+    if lane == uint32(0):
+        lost = ZERO
+        for q in range(uint32(WARP)):
+            lost += losses[q]
+        loss[s, place] = lost

@@ -6,8 +6,8 @@ Packed arrays, so that a launch has few arguments and a thread reads few cache l
 - ``frame`` (S, 20): rotation (9, row-major), translation (3), PSF variances (3), spacing (2), centre (2), 0.
 - ``gauss`` (J, 12): mean (3), covariance (xx, xy, xz, yy, yz, zz), intensity, log-amplitude, 0.
 - ``record`` (n, 8), one a pair of slice and Gaussian, in pixels and powers of 2:
-  ``(pi, pj, kii, kij, kjj, k0, c, qmin)`` with ``q = kii di^2 + kij di dj + kjj dj^2``, ``w = 2^(k0 + q)`` where
-  ``q > qmin``.
+  ``(pi, pj, kii, kij, kjj, k0, c, emin)`` with ``e = k0 + kii di^2 + kij di dj + kjj dj^2``, ``w = 2^e`` where
+  ``e > emin``.
 
 Every constant is a float32: a float64 one would promote the arithmetic, which costs a GPU dearly.
 """
@@ -24,7 +24,7 @@ cuda = device.numba_cuda()
 FRAME, GAUSS, RECORD = 20, 12, 8
 TILE = 8  # pixels along the edge of a tile
 ALIGNED = None if device.is_simulator() else 16  # bytes, of staged records: read in fours; the simulator knows none
-ZERO, HALF, ONE, TWO, FOUR = (np.float32(x) for x in (0, 0.5, 1, 2, 4))
+ZERO, HALF, ONE, TWO, FOUR, TEN = (np.float32(x) for x in (0, 0.5, 1, 2, 4, 10))
 LOG2E, LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 HALF_LOG2E = np.float32(0.7213475204444817)
 
@@ -102,9 +102,9 @@ def bounds(p, f, cut2, rows, columns):
 
 @cuda.jit(device=True, fastmath=True)
 def peak(r, i0, i1, j0, j1):
-    """Largest exponent q (in record ``r``) over the rectangle of pixels i0..i1, j0..j1.
+    """Largest ``e - k0`` (of record ``r``) over the rectangle of pixels i0..i1, j0..j1.
 
-    q is concave with its maximum 0 at (pi, pj): outside of it the largest value lies on an edge that faces it.
+    It is concave with its maximum 0 at (pi, pj): outside of it the largest value lies on an edge that faces it.
     """
     x0, x1, y0, y1 = float32(i0) - r[0], float32(i1) - r[0], float32(j0) - r[1], float32(j1) - r[1]
     x, y = max(x0, ZERO) + min(x1, ZERO), max(y0, ZERO) + min(y1, ZERO)

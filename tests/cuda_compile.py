@@ -17,7 +17,7 @@ from numba import cuda, float32, int32, types
 ARCHITECTURE = (int(sys.argv[1]) // 10, int(sys.argv[1]) % 10)
 numba.cuda.dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=ARCHITECTURE)
 
-from gsbids.kernels import adjoint_cuda, grid_cuda, splat_cuda  # noqa: E402
+from gsbids.kernels import adjoint_cuda, grid_cuda, splat_cuda, verlet_cuda  # noqa: E402
 
 F, I = float32, int32
 F1, F2, F3, F4 = F[::1], F[:, ::1], F[:, :, ::1], F[:, :, :, ::1]
@@ -29,19 +29,21 @@ SIGNATURES = {
     splat_cuda.project_pairs: (F2, F2, I2, F, I, I, I, F2, I2),
     splat_cuda.bin_tiles: (F2, I2, I2, I3, I, I1, I1, I1, I),
     splat_cuda.render_tiles: (F2, I1, I1, I3, F, F3, F3),
+    splat_cuda.step_tiles: (F2, I1, I1, I3, F, F, F1, F3, F3, F3, F3, F3, F2),
     adjoint_cuda.moments: (F2, I2, I2, I, I, F1, F1, F2),
     adjoint_cuda.chain_pairs: (F2, F2, I2, F2, I, F2),
-    adjoint_cuda.reduce_gaussians: (F2, I1, I1, F2),
+    adjoint_cuda.reduce_gaussians: (F2, I1, I1, F2, I),
     adjoint_cuda.reduce_poses: (F2, I1, F2),
     adjoint_cuda.unpack_gradient: (F2, F2, F2, I, F2, F2),
     adjoint_cuda.project_depth: (F2, F2, I2, F2),
     adjoint_cuda.image_gradient_tiles: (F2, F2, F2, I1, I1, I3, F3, F3, F4),
     adjoint_cuda.normal_equations: (F2, F4, F3, F3, F1, I2, F2),
-    grid_cuda.project_grid: (F2, F1, F, I, I, I, F2, I2),
+    verlet_cuda.margin_used: (F2, F2, F1, F1, F, F, F, F1),
+    grid_cuda.project_grid: (F2, F1, F, I, I, I, I, F2, I2),
     grid_cuda.bin_bricks: (F2, I2, I, I, I, I, I1, I1, I1, I),
     grid_cuda.render_bricks: (F2, I1, I1, I, F, F3, F3),
     grid_cuda.moments_grid: (F2, I2, I, I, F1, F1, F2),
-    grid_cuda.chain_grid: (F2, F1, F2, F2),
+    grid_cuda.chain_grid: (F2, F1, F2, I, F2),
 }
 
 
@@ -58,7 +60,8 @@ def link(ptx: str) -> str:
 
 def report(kernel, signature) -> dict:
     """Registers, bytes spilled, double precision and exponentials of a kernel."""
-    ptx, _ = cuda.compile_ptx(kernel.py_func, types.void(*signature), cc=ARCHITECTURE, fastmath=True)
+    ptx, _ = cuda.compile_ptx(kernel.py_func, types.void(*signature), cc=ARCHITECTURE, fastmath=True,
+                              launch_bounds=kernel.targetoptions.get("launch_bounds"))
     log = link(ptx)
     return {"registers": int(re.search(r"Used (\d+) registers", log)[1]),
             "spilled": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),

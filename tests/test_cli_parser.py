@@ -34,8 +34,8 @@ def test_memory(text, gb):
 @pytest.mark.parametrize("argv", [
     "--mem 1.5X", "--mem G", "--mem 0", "--mem -3", "--output-resolution 0", "--output-resolution 50",
     "--output-resolution nan", "--output-resolution big", "--slice-thickness 0", "--nprocs 0", "--nprocs 1.5",
-    "--random-seed -1", "--device gpu", "--mode sr", "--mask-mode magic", "--participant-label 0.1",
-    "--nonsense", "--part 01"])
+    "--random-seed -1", "--device gpu", "--mode sr", "--svr-method gsvr", "--mask-mode magic",
+    "--participant-label 0.1", "--nonsense", "--part 01"])
 def test_values_that_cannot_be(capsys, argv):
     option = argv.split()[0]
     assert option in refusal(capsys, "in", "out", "participant", *argv.split())

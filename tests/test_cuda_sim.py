@@ -13,69 +13,30 @@ import pytest
 CASES = Path(__file__).with_name("cuda_sim_cases.py")
 
 # Relative to the largest number. Sums of float32 in another order; needles lose digits to cancellation.
-TOLERANCE = {"against_cpu": 1e-5, "against_oracle": 3e-6, "odd_gaussians": 1e-4, "plans_and_chunks": 2e-6, "grid": 1e-5}
+TOLERANCE = {"slices": 1e-5, "pose_solver": 1e-5, "against_oracle": 3e-6, "odd_gaussians": 1e-4, "grids": 1e-5,
+             "little_memory": 2e-6, "kept_lists": 0, "margin_bound": 0,
+             "epochs": 0}
+TOGETHER = (("slices", "pose_solver", "against_oracle", "odd_gaussians", "grids", "kept_lists", "margin_bound"),
+            ("little_memory", "epochs"))  # one process each, at the same time
 
 
 @pytest.fixture(scope="module")
 def errors():
     if importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda is not installed: pip install 'gsbids[dev-ptx]'")
-    environment = {**os.environ, "GSBIDS_BACKEND": "sim", "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, str(CASES)], env=environment, capture_output=True, text=True, check=False,
-                          timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+        pytest.skip("numba-cuda is not installed: there are no wheels for this platform")
+    environment = {**os.environ, "GSBIDS_BACKEND": "sim", "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_NUM_THREADS": "1"}
+    running = [subprocess.Popen([sys.executable, str(CASES), *names], env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for names in TOGETHER]
+    found = {}
+    for process in running:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err[-3000:]
+        found |= json.loads(out.splitlines()[-1])
+    return found
 
 
 @pytest.mark.parametrize("case", TOLERANCE)
 def test_the_simulator_agrees(errors, case):
     large = {name: value for name, value in errors[case].items() if not value <= TOLERANCE[case]}
+    assert errors[case]
     assert not large
-
-
-def test_without_numba_cuda_the_message_says_what_to_install():
-    code = ("import sys; sys.modules['numba.cuda'] = None\n"
-            "from gsbids.kernels import device\n"
-            "try:\n    device.numba_cuda()\nexcept device.DeviceError as error:\n    print(error)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "gsbids[gpu]" in done.stdout, done.stderr
-
-
-def test_chunks_are_consecutive_and_fit():
-    from gsbids.errors import DeviceError
-    from gsbids.kernels import device
-
-    assert device.chunks([3, 3, 3, 9, 0, 1], 10, 90) == [(0, 3), (3, 5), (5, 6)]
-    assert device.chunks([], 10, 90) == []
-    with pytest.raises(DeviceError, match="slice 1 needs"):
-        device.chunks([1, 10], 10, 90)
-
-
-def test_less_memory_is_tried_when_it_runs_out(monkeypatch):
-    import torch
-
-    from gsbids.errors import DeviceError
-    from gsbids.kernels import device
-
-    monkeypatch.setenv("GSBIDS_DEVICE_BYTES", "800")
-    tried = []
-
-    def work(available, enough=200):
-        tried.append(available)
-        if available > enough:
-            raise torch.cuda.OutOfMemoryError
-        return "done"
-
-    assert device.with_smaller_chunks(work, torch.device("cpu")) == "done"
-    assert tried == [800, 400, 200]
-    with pytest.raises(DeviceError, match="ran out of memory 4 times"):
-        device.with_smaller_chunks(lambda available: work(available, 0), torch.device("cpu"))
-
-
-def test_an_unknown_backend_is_refused(monkeypatch):
-    from gsbids.errors import DeviceError
-    from gsbids.kernels import device
-
-    monkeypatch.setenv("GSBIDS_BACKEND", "tpu")
-    with pytest.raises(DeviceError, match="cpu, cuda, sim"):
-        device.backend()

@@ -40,7 +40,7 @@ def fitted(stacks, tmp_path_factory):
     """Folder and files of a short fit."""
     folder = tmp_path_factory.mktemp("fit")
     registration = run(RegisterStacks(**stacks), folder).out_file
-    options = {"iterations": 12, "n_gaussians": 400, "seed": 3}
+    options = {"iterations": 12, "n_gaussians": 400, "members": 1, "seed": 3}
     result = run(FitSvr(registration=registration, options=options, **stacks), folder).out_file
     volume = run(SampleVolume(result=result, resolution=2.0, **stacks), folder)
     return folder, registration, result, volume

@@ -14,10 +14,10 @@ EPS = 1e-3
 UPPER = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
 
 
-def oracle(field, position, listed, point_set):
+def oracle(field, position, listed, point_set, psf):
     """The formula of the module in float64; ``listed`` (N, J) says which Gaussian each point sees."""
     mean, log_scale, quaternion, intensity, log_weight = field
-    psf = torch.tensor(point_set.psf)[:, UPPER][torch.tensor(point_set.frame)]
+    psf = psf[:, UPPER][torch.tensor(point_set.frame)]
     observed = reference.covariance(log_scale, quaternion)[None] + psf[:, None]
     offset = position[:, None] - mean
     energy = torch.einsum("nja,njab,njb->nj", offset, torch.linalg.inv(observed), offset)
@@ -46,14 +46,15 @@ def test_top_k_and_its_gradients_agree_with_dense_torch(count):
 
     exact, ours = doubles(field), [torch.tensor(a, requires_grad=True) for a in field]
     place = [torch.tensor(position, requires_grad=True) for _ in range(2)]
+    blur = [torch.tensor(psf, requires_grad=True) for _ in range(2)]
     target = torch.tensor(np.random.default_rng(3).uniform(size=len(position)))
-    expected, total = oracle(exact, place[0], listed, index)
+    expected, total = oracle(exact, place[0], listed, index, blur[0])
     ((expected - target) ** 2).sum().backward()
-    image = points.PointRender.apply(*ours, place[1], index, EPS)
+    image = points.PointRender.apply(*ours, place[1], replace(index, psf=np.zeros_like(psf)), EPS, blur[1])
     ((image - target) ** 2).sum().backward()
     assert relative(image.detach(), expected.detach()) < 1e-6
     assert relative(points.render_points(*field, index, EPS)[1], total.detach()) < 1e-6
-    for a, b in zip([*ours, place[1]], [*exact, place[0]], strict=True):
+    for a, b in zip([*ours, place[1], blur[1]], [*exact, place[0], blur[0]], strict=True):
         assert relative(a.grad, b.grad) < 1e-5
 
 

@@ -66,6 +66,17 @@ def test_steps_can_be_left_out(setting):
     assert not [name for name in names if re.search(r"denoise|\.n4|save_stack$", name)]
 
 
+def test_method_reaches_the_fit(setting):
+    config, task, _ = setting
+    for method, option in (("default", "pose_every"), ("paper", "neighbours")):
+        changed = config.replace("workflow", svr_method=method, motion_correction=False, random_seed=7)
+        fit = init_gsbids_wf(config=changed, tasks=[task]).get_node(f"{workflow_name(task)}.svr_wf.fit").inputs
+        assert fit.method == method
+        assert {"iterations": 40, "seed": 7, "motion_correction": False}.items() <= fit.options.items()
+        assert option in fit.options
+        assert "threads" not in fit.options
+
+
 def test_two_tasks_of_one_name(setting):
     config, task, _ = setting
     with pytest.raises(WorkflowError, match="two reconstructions"):

@@ -37,12 +37,13 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
         "warnings": task.warnings,
         "versions": versions,
         "run": {"Random seed": str(options.random_seed), "Device": options.device,
-                "Mask mode": options.mask_mode,
+                "Mask mode": options.mask_mode, "SVR method": options.svr_method,
                 "Motion correction": "yes" if options.motion_correction else "no",
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
     facts = {"versions": versions, "n_stacks": len(task.stacks), "denoised": options.denoise,
              "bias_corrected": options.n4, "registered": True, "motion_corrected": options.motion_correction,
+             "method": options.svr_method,
              "resolution": (options.output_resolution,) * 3, "seed": options.random_seed,
              "device": options.device}
     panels = []

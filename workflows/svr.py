@@ -6,15 +6,26 @@ from dataclasses import asdict
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
+from gsbids.config import WorkflowOptions
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
+from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
 
 #: What ``--sloppy`` does to the fit: enough to see that everything runs.
-SLOPPY = {"iterations": 40, "n_gaussians": 2000}
+SLOPPY = {"iterations": 40, "n_gaussians": 2000, "members": 1}
+
+#: Options by the values of ``--svr-method``.
+METHODS = {"default": SvrOptions, "paper": PaperOptions}
 
 
-def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float, seed: int,
-                motion_correction: bool = True, sloppy: bool = False, omp_nthreads: int = 1) -> Workflow:
+def fit_options(settings: WorkflowOptions) -> SvrOptions | PaperOptions:
+    """Options of the fit from the settings of the run."""
+    return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
+                                        **(SLOPPY if settings.sloppy else {}))
+
+
+def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float,
+                options: SvrOptions | PaperOptions, omp_nthreads: int = 1) -> Workflow:
     """Co-register stacks, fit the Gaussian field with a pose per slice, and sample the volume.
 
     Workflow Graph
@@ -22,8 +33,9 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
             :graph2use: orig
             :simple_form: yes
 
+            from gsbids.recon.options import SvrOptions
             from gsbids.workflows.svr import init_svr_wf
-            wf = init_svr_wf(names=["run-1", "run-2"], thicknesses=[3.0, 3.0], resolution=0.8, seed=1)
+            wf = init_svr_wf(names=["run-1", "run-2"], thicknesses=[3.0, 3.0], resolution=0.8, options=SvrOptions())
 
     Parameters
     ----------
@@ -33,11 +45,8 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
         Slice thicknesses in mm.
     resolution : float
         Voxel size of the volume in mm.
-    seed : int
-    motion_correction : bool
-        Fit a pose per slice; else stacks move as a whole only.
-    sloppy : bool
-        Few Gaussians and iterations, for testing.
+    options : SvrOptions or PaperOptions
+        Of the fit; their kind says by which method.
     omp_nthreads : int
 
     Inputs
@@ -61,11 +70,11 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     outputnode = Node(IdentityInterface(["registration", "result", "volume", "unmasked", "mask", "coverage",
                                          "facts"]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
-    options = SvrOptions(seed=seed, motion_correction=motion_correction, **(SLOPPY if sloppy else {}))
+    method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
     # All options, so that other defaults in another version are other inputs; threads change nothing.
     options = {key: value for key, value in asdict(options).items() if key != "threads"}
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
-    fit = Node(FitSvr(options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
+    fit = Node(FitSvr(method=method, options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
     sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
     # Nipype keeps and changes the lists of pairs that it is given: none is given twice.
     for node in (register, fit, sample):

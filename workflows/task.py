@@ -11,7 +11,7 @@ from gsbids.workflows.names import registry_folder, workflow_name
 from gsbids.workflows.outputs import init_stack_outputs_wf, init_volume_outputs_wf
 from gsbids.workflows.report import report_inputs
 from gsbids.workflows.stack import init_stack_prep_wf
-from gsbids.workflows.svr import init_svr_wf
+from gsbids.workflows.svr import fit_options, init_svr_wf
 
 
 def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -31,8 +31,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
                                 n4=options.n4) for stack in task.stacks]
     svr_wf = init_svr_wf(
         names=[stack.label for stack in task.stacks], thicknesses=[stack.thickness for stack in task.stacks],
-        resolution=options.output_resolution, seed=options.random_seed,
-        motion_correction=options.motion_correction, sloppy=options.sloppy,
+        resolution=options.output_resolution, options=fit_options(options),
         omp_nthreads=config.nipype.omp_nthreads)
     volume_outputs_wf = init_volume_outputs_wf(config=config, task=task)
     stack_outputs = [init_stack_outputs_wf(config=config, task=task, index=k)

@@ -119,6 +119,9 @@ def _add_selection(group) -> None:
 def _add_method(group) -> None:
     group.add_argument("--mode", choices=("auto", "svr"), default="auto",
                        help="slice-to-volume reconstruction of two or more stacks (default: %(default)s)")
+    group.add_argument("--svr-method", choices=("default", "paper"), default="default",
+                       help="how it is fitted; paper: as in the paper on which it builds, slower and less exact, "
+                       "to compare with (default: %(default)s)")
     group.add_argument("--modality", default="T2w", metavar="SUFFIX",
                        help="suffix of the stacks (default: %(default)s)")
     group.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), metavar="MM", default=0.8,

@@ -113,7 +113,7 @@ def make_config(args: argparse.Namespace) -> Config:
         dry_run=args.dry_run,
         verbosity=args.verbosity)
     _check_folders(execution)
-    names = ("mode", "modality", "output_resolution", "slice_thickness", "mask_mode", "denoise", "n4",
+    names = ("mode", "svr_method", "modality", "output_resolution", "slice_thickness", "mask_mode", "denoise", "n4",
              "motion_correction", "random_seed", "sloppy")
     workflow = WorkflowOptions(device=_resolve_device(args.device),
                                **{name: getattr(args, name) for name in names})

@@ -44,7 +44,8 @@ class FitSvrInputSpec(StacksInputSpec):
     """Inputs of :class:`FitSvr`."""
 
     registration = File(exists=True, mandatory=True, desc="JSON of RegisterStacks")
-    options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of SvrOptions")
+    method = traits.Enum("default", "paper", usedefault=True, desc="fit_svr, or fit_paper")
+    options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of the method's options")
 
 
 class FitSvrOutputSpec(TraitedSpec):
@@ -62,15 +63,17 @@ class FitSvr(NodeInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
+        from gsbids.recon.fit_paper import PaperOptions, fit_paper
         from gsbids.recon.fit_svr import fit_svr
         from gsbids.recon.options import SvrOptions
 
+        fit, kind = {"default": (fit_svr, SvrOptions), "paper": (fit_paper, PaperOptions)}[self.inputs.method]
         limit_threads(self.inputs.num_threads)
         with open(self.inputs.registration, encoding="utf-8") as file:
             transforms = np.array(json.load(file)["transforms"])
-        options = SvrOptions(**self.inputs.options, threads=self.inputs.num_threads)
+        options = kind(**self.inputs.options, threads=self.inputs.num_threads)
         with _bar() as bar:
-            result = fit_svr(read_stacks(self.inputs), transforms, options, progress=bar)
+            result = fit(read_stacks(self.inputs), transforms, options, progress=bar)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 
@@ -99,13 +102,13 @@ class SampleVolume(NodeInterface):
     output_spec = SampleVolumeOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.recon.resample import output_grid, sample_grid, shown_region, vote_mask
+        from gsbids.recon.resample import output_grid, sample_result, shown_region, vote_mask
         from gsbids.recon.result import SvrResult
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
         affine, shape = output_grid(stacks, result, self.inputs.resolution)
-        image = sample_grid(result.field, affine, shape)[0] * result.intensity_scale
+        image = sample_result(result, affine, shape)
         mask, coverage = vote_mask(stacks, result, affine, shape)
         shown = shown_region(mask, coverage, affine, result.settings["rim"])
         for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),

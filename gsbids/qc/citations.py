@@ -43,6 +43,8 @@ class MethodsFacts:
     masking : str
         How brain masks came about: ``derivatives``, ``nonzero``, ``otsu`` ``none``; several joined by ``+``.
     denoised, bias_corrected, registered, motion_corrected : bool
+    method : {"default", "paper"}
+        How the field was fitted.
     n_gaussians : int, optional
     resolution : tuple of float, optional
         Spacing of the output grid in mm.
@@ -57,6 +59,7 @@ class MethodsFacts:
     bias_corrected: bool = False
     registered: bool = False
     motion_corrected: bool = True
+    method: str = "default"
     n_gaussians: int | None = None
     resolution: tuple[float, ...] | None = None
     seed: int | None = None
@@ -117,11 +120,7 @@ def _reconstruction(facts: MethodsFacts) -> str:
         "a full width at half maximum of 1.2 times the pixel size in the plane and of the slice thickness "
         "through it, by adding the covariances, with an intensity factor and a robust weight for every slice "
         "[@svr]."]
-    poses = " and, in turns, one rigid pose per slice by Levenberg-Marquardt steps [@lm]"
-    sentences.append(
-        f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising the "
-        "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 2 mm around them; slices "
-        "and pixels that stand out lose weight (Welsch).")
+    sentences.append(_fit(facts))
     if not facts.motion_corrected:
         sentences.append("Slices were not corrected for motion beyond the registration of the stacks.")
     if facts.resolution:
@@ -130,6 +129,18 @@ def _reconstruction(facts: MethodsFacts) -> str:
             spacing = f"{facts.resolution[0]:g} mm isotropic"
         sentences.append(f"The field was sampled once on a grid of {spacing} voxels.")
     return " ".join(sentences)
+
+
+def _fit(facts: MethodsFacts) -> str:
+    if facts.method == "paper":
+        poses = " together with one rigid pose per slice" if facts.motion_corrected else ""
+        return (f"The Gaussians were fitted{poses} with Adam [@adam] as published in [@gsvr], every pixel being "
+                "rendered from its 64 nearest Gaussians, minimising the mean absolute difference of acquired and "
+                "simulated pixels within the masks; slices that stand out lose weight (Welsch).")
+    poses = " and, in turns, one rigid pose per slice by Levenberg-Marquardt steps [@lm]"
+    return (f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising the "
+            "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 2 mm around them; slices "
+            "and pixels that stand out lose weight (Welsch).")
 
 
 def _software(facts: MethodsFacts) -> str:

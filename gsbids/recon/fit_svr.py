@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slice-to-volume reconstruction: field, poses, gains and weights fitted together."""
+"""Slice-to-volume reconstruction: poses with a coarse field, then detail, then an ensemble of fields."""
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numba
 import numpy as np
@@ -15,54 +14,44 @@ from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
 from gsbids.recon import outliers, poses
 from gsbids.recon.field import GaussianField
-from gsbids.recon.initialise import initial_field
+from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
+from gsbids.recon.place import place_slices
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 
-PARAMETERS = ("mean", "log_scale", "quaternion", "intensity")
-REWEIGHT_EVERY = 10
-ROBUST_FROM = 0.25  # share of the iterations after which outliers lose weight: before, all is misplaced
-FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
-
-
-@dataclass
-class FitState:
-    """What changes from one iteration to the next."""
-
-    parameters: dict[str, torch.Tensor]
-    optimiser: torch.optim.Optimizer
-    pose: poses.PoseState
-    gain: np.ndarray
-    slice_weight: np.ndarray
-    pixel_weight: np.ndarray
-
-    def field(self, origin) -> GaussianField:
-        """The field as arrays (views of the parameters)."""
-        arrays = {k: v.detach().numpy() for k, v in self.parameters.items()}
-        return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
+ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
+LEAST_GAUSSIANS = 500
+# Held-out residual of a field over that of one half as dense, under which it is taken, and a denser one tried.
+DENSER_IF, DENSER_AGAIN_IF = 0.99, 0.9
 
 
 def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = SvrOptions(),  # noqa: B008
-            progress: Callable[[int, int, dict], None] | None = None) -> SvrResult:
+            progress: Callable[[int, int, dict], None] | None = None,
+            observe: Callable[[int, Callable[[], SvrResult]], None] | None = None) -> SvrResult:
     """Reconstruct a field of Gaussians from stacks of slices that moved.
 
     Minimises ``sum_p w_p rho(a_s I_s(p) - y_p)`` over the pixels p of the masks and a rim around them, with the
     forward model of :func:`gsbids.kernels.reference.render_slices` (GSVR paper, Eq. 5 and 7), rho the Charbonnier
     loss. The field goes by Adam, the poses by Levenberg-Marquardt (:mod:`gsbids.recon.poses`), gains and robust
-    weights by their closed forms (:mod:`gsbids.recon.outliers`).
+    weights by their closed forms (:mod:`gsbids.recon.outliers`). First a coarse field finds the poses; then fields
+    of twice as many Gaussians are tried as long as they predict the pixels held out better; then others like the
+    best one are fitted from other starts. All of these together are the result: their weighted mean is one field
+    again, with less noise than each.
 
     Parameters
     ----------
     stacks : list of Stack
         Masked stacks, bias corrected.
-    transforms : ndarray, (N, 4, 4)
-        World rigid transforms scanner -> common space from the co-registration of the stacks.
+    transforms : ndarray, (N, 4, 4) or (N, Z, 4, 4)
+        World rigid transforms scanner -> common space from the co-registration of the stacks, or of every slice.
     options : SvrOptions
     progress : callable, optional
         Called as ``progress(iteration, iterations, record)`` after every iteration; ``record`` has ``loss`` and
         ``held_out``.
+    observe : callable, optional
+        Called as ``observe(iteration, result)`` after every iteration; ``result()`` is the state then.
 
     Returns
     -------
@@ -78,100 +67,95 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     slices = SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
-    render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
-    state = _start(slices, options)
-    train, held = _split_pixels(slices, options)
-    history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
-    for iteration in range(options.iterations):
-        kept = float("nan")
-        if options.motion_correction and _is_pose_turn(iteration, options):
-            weight = train * state.slice_weight[:, None, None] * state.pixel_weight
-            turn = (iteration - options.pose_start) // options.pose_every
-            step = poses.try_neighbours if turn in options.neighbour_turns else poses.pose_step
-            state.pose, moved = step(state.pose, state.field(slices.origin), slices,
-                                     weight.astype(np.float32), state.gain, render)
-            kept = float(moved.mean())
-        record, image = _field_step(state, slices, train, held, iteration, options, render)
-        if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
-            _reweigh(state, slices, image, train, iteration >= ROBUST_FROM * options.iterations)
-        for key, value in {"iteration": iteration, **record, "poses_kept": kept}.items():
-            history[key].append(value)
-        if progress:
-            progress(iteration + 1, options.iterations, record)
-        if _has_settled(history["held_out"], options.patience):
+    problem = FitProblem.pose(slices, options)
+    log = _Log(options, progress, observe)
+
+    def result(state, fields):
+        return _finish(problem, state, fields, stacks, np.asarray(transforms, float), log.history)
+
+    def stage_of(before, state, stage):
+        return fit_stage(problem, state, stage, lambda now, record: log.add(
+            record, lambda: result(now, [*before, now.field(slices.origin)])))
+
+    state, coarse = FitState.start(slices), _coarse_stage(slices, options)
+    if options.motion_correction and options.place:
+        state.pose = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
+    state = stage_of((), state, coarse)
+    state, count = _densify(state, coarse.gaussians, options, lambda *stage: stage_of((), *stage))
+    fields = [state.field(slices.origin)]
+    for member in range(1, options.members):
+        state = stage_of(fields, state, _detail_stage(count, options, options.seed + member, with_poses=False))
+        fields.append(state.field(slices.origin))
+    return result(state, fields)
+
+
+def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
+    """Few Gaussians, and many steps of the poses."""
+    count = options.n_gaussians or max(LEAST_GAUSSIANS, round(slices.region.sum() / options.pixels_per_gaussian))
+    turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
+    neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
+    return Stage(count, options.iterations, options.learning_rate, options.seed, frozenset(turns),
+                 frozenset(neighbours), int(ROBUST_FROM * options.iterations))
+
+
+def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bool = True) -> Stage:
+    """A field of full detail; the poses are near their places, and take their last steps when it is no blur."""
+    last = options.detail_iterations
+    turns = range(last // 4, last, options.detail_pose_every) if with_poses and options.motion_correction else ()
+    return Stage(gaussians, last, options.detail_learning_rate, seed, frozenset(turns))
+
+
+def _densify(state: FitState, count: int, options: SvrOptions, run: Callable[[FitState, Stage], FitState]):
+    """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
+
+    Noise decides how many are worth it. A field that gained little over the one before is the last.
+
+    Returns
+    -------
+    FitState, int
+        The best field, and its number of Gaussians.
+    """
+    for _ in range(0 if options.n_gaussians else options.doublings):
+        denser = run(state, _detail_stage(2 * count, options, options.seed))
+        ratio = denser.held_out / state.held_out
+        if ratio > DENSER_IF:
             break
-    return _finish(state, slices, stacks, np.asarray(transforms, float), history, options, render)
+        state, count = denser, 2 * count
+        if ratio > DENSER_AGAIN_IF:
+            break
+    return state, count
 
 
-def _start(slices: SliceSet, options: SvrOptions) -> FitState:
-    """Initial field at the start poses; every slice with gain 1 and full weight."""
-    count = options.n_gaussians or max(500, round(slices.region.sum() / options.pixels_per_gaussian))
-    field = initial_field(slices, count, options.edge_share, options.seed)
-    parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
-    # Adam without weight decay: positions and poses must not depend on where the origin is.
-    optimiser = torch.optim.Adam(parameters.values(), lr=options.learning_rate, eps=1e-15)
-    ones = np.ones(len(slices))
-    return FitState(parameters, optimiser, poses.PoseState(slices.start, 1e-2 * ones), ones, ones,
-                    np.ones(slices.values.shape, np.float32))
+class _Log:
+    """The history of a fit, and those who watch it."""
+
+    def __init__(self, options: SvrOptions, progress, observe):
+        self.history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
+        self.progress, self.observe = progress, observe
+        self.expected = options.iterations + options.detail_iterations * options.members
+
+    def add(self, record: dict, result: Callable[[], SvrResult]) -> None:
+        """Note one iteration."""
+        count = len(self.history["loss"]) + 1
+        for key, value in {"iteration": count - 1, **record}.items():
+            self.history[key].append(value)
+        if self.progress:
+            self.progress(count, max(self.expected, count), record)
+        if self.observe and result:
+            self.observe(count, result)
 
 
-def _split_pixels(slices: SliceSet, options: SvrOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels that are fitted, and pixels that are held out; both (S, X, Y) bool."""
-    draw = np.random.default_rng(options.seed + 1).random(slices.region.shape)
-    held = slices.region & (draw < options.held_out)
-    return slices.region & ~held, held
+def merge_fields(fields: list[GaussianField]) -> GaussianField:
+    """The fields of an ensemble as one: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
+    names = ("mean", "log_scale", "quaternion", "intensity", "log_weight")
+    return GaussianField(**{n: np.concatenate([getattr(f, n) for f in fields]) for n in names},
+                         origin=fields[0].origin)
 
 
-def _is_pose_turn(iteration: int, options: SvrOptions) -> bool:
-    since = iteration - options.pose_start
-    return since >= 0 and since % options.pose_every == 0
-
-
-def _field_step(state, slices, train, held, iteration, options, render) -> tuple[dict, np.ndarray]:
-    """One Adam step of the field; returns the record and the simulated slices (before gain)."""
-    rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / options.iterations))
-    for group in state.optimiser.param_groups:
-        group["lr"] = options.learning_rate * rate
-    state.optimiser.zero_grad(set_to_none=True)
-    p, field = state.parameters, state.field(slices.origin)
-    weight = (train * state.slice_weight[:, None, None] * state.pixel_weight).astype(np.float32)
-    total = float(weight.sum(dtype=float))
-    step = ops.step_slices(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
-                           slices.geometry(state.pose.motion),
-                           ops.Acquired(slices.values, weight, poses.CHARBONNIER, state.gain), render)
-    for name, gradient in zip(PARAMETERS, step.gradients, strict=False):  # the log-weights stay
-        p[name].grad = torch.from_numpy(gradient / np.float32(total))
-    narrow = torch.relu(math.log(options.scale_floor) - p["log_scale"])
-    (options.scale_weight * (narrow**2).mean()).backward()
-    state.optimiser.step()
-    with torch.no_grad():
-        p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
-    seen = held * state.slice_weight[:, None, None]
-    residual = np.abs(state.gain[:, None, None] * step.image - slices.values)
-    return {"loss": float(step.loss.sum() / total),
-            "held_out": float((residual * seen).sum() / max(seen.sum(), 1e-9))}, step.image
-
-
-def _reweigh(state: FitState, slices: SliceSet, image, train, robust: bool) -> None:
-    """Gains, and, once the volume is more than a blur, weights of slices and pixels."""
-    weight = train * state.slice_weight[:, None, None] * state.pixel_weight
-    state.gain = outliers.slice_gains(slices.values, image, weight)
-    if robust:
-        residual = slices.values - state.gain[:, None, None] * image
-        state.slice_weight = outliers.slice_weights(residual, train & slices.mask)
-        state.pixel_weight = outliers.pixel_weights(residual, train).astype(np.float32)
-
-
-def _has_settled(held_out: list[float], patience: int) -> bool:
-    """Whether the held-out residual has not fallen by 0.1 % for ``patience`` iterations."""
-    if not patience or len(held_out) <= 2 * patience:
-        return False
-    return min(held_out[-patience:]) > 0.999 * min(held_out[:-patience])
-
-
-def _finish(state, slices, stacks, transforms, history, options, render) -> SvrResult:
+def _finish(problem, state, fields, stacks, transforms, history) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
-    field, motion = state.field(slices.origin), state.pose.motion
+    slices, options, render = problem.slices, problem.options, problem.render
+    field, motion = merge_fields(fields), state.pose.motion
     image, _ = ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
                           slices.geometry(motion), render)
     simulated = state.gain[:, None, None] * image
@@ -184,8 +168,8 @@ def _finish(state, slices, stacks, transforms, history, options, render) -> SvrR
         stack_affine=transforms, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, history=history,
-        settings={**_plain(options), "gaussians": len(field),
+        intensity_scale=scale, history={key: list(column) for key, column in history.items()},
+        settings={**_plain(options), "gaussians": len(field), "gaussians_of_members": [len(f) for f in fields],
                   "pixels": int(slices.region.sum()), "slices": len(slices), "eps": render.eps})
 
 

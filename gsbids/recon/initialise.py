@@ -6,6 +6,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from gsbids.recon.field import GaussianField
+from gsbids.recon.motion import RigidMotion
 from gsbids.recon.slices import SliceSet
 
 SPREAD = 0.6  # standard deviation of a Gaussian over the distance to its neighbours
@@ -34,18 +35,22 @@ def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
     return probability
 
 
-def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int) -> GaussianField:
+def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int, motion: RigidMotion | None = None,
+                  gain: np.ndarray | None = None, weight: np.ndarray | None = None) -> GaussianField:
     """Field of ``count`` Gaussians at sampled pixels, moved at random within the pixel and the slice distance.
 
     Parameters
     ----------
     slices : SliceSet
-        Placed by its ``start`` poses.
     count : int
         Number of Gaussians; at most the number of pixels of the region.
     edge_share : float
         See :func:`sampling_probability`.
     seed : int
+    motion : RigidMotion, optional
+        Poses of the slices; their ``start`` poses without.
+    gain, weight : ndarray, (S,), optional
+        Intensity factor of each slice, and its trust: slices without any lend no Gaussian.
 
     Returns
     -------
@@ -53,7 +58,10 @@ def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int) ->
         Round Gaussians as wide as their neighbours are far, with the intensity of their pixel.
     """
     rng = np.random.default_rng(seed)
-    probability = sampling_probability(slices, edge_share).ravel()
+    probability = sampling_probability(slices, edge_share)
+    if weight is not None:
+        probability = probability * weight[:, None, None]
+    probability = probability.ravel()
     candidates = np.flatnonzero(probability)
     count = min(count, len(candidates))
     chosen = rng.choice(candidates, count, replace=False, p=probability[candidates] / probability[candidates].sum())
@@ -61,7 +69,7 @@ def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int) ->
     local = np.empty((count, 3))
     local[:, :2] = (np.stack([i, j], 1) + rng.uniform(-0.5, 0.5, (count, 2)) - slices.centre[s]) * slices.spacing[s]
     local[:, 2] = rng.uniform(-0.5, 0.5, count) * slices.slice_gap[s]
-    pose = slices.start[s]
+    pose = (slices.start if motion is None else motion)[s]
     mean = np.einsum("jab,jb->ja", pose.rotation, local) + pose.translation
     nearest = min(NEIGHBOURS + 1, count)
     # Means on a lattice make the balanced tree recurse too deep.
@@ -72,5 +80,5 @@ def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int) ->
     quaternion = np.tile(np.array([1, 0, 0, 0], np.float32), (count, 1))
     return GaussianField(
         mean=mean.astype(np.float32), log_scale=np.repeat(np.log(width)[:, None], 3, 1).astype(np.float32),
-        quaternion=quaternion, intensity=slices.values[s, i, j].astype(np.float32),
+        quaternion=quaternion, intensity=(slices.values[s, i, j] / (1 if gain is None else gain[s])).astype(np.float32),
         log_weight=np.zeros(count, np.float32), origin=slices.origin)

@@ -11,26 +11,36 @@ class SvrOptions:
     Attributes
     ----------
     n_gaussians : int or None
-        Number of Gaussians; None: one per ``pixels_per_gaussian``.
+        Number of Gaussians of every field; None: the pixels held out decide.
     pixels_per_gaussian : float
-        Fitted pixels of all slices that a Gaussian stands for: more data carry more detail.
+        Fitted pixels of all slices that a Gaussian of the coarse field stands for: more data carry more detail.
+    doublings : int
+        Most times that the number of Gaussians is doubled.
+    members : int
+        Fields of the ensemble, each fitted from other starts.
     iterations : int
-        Most iterations of the fit.
+        Most iterations of the coarse field, which finds the poses.
     motion_correction : bool
         Fit a pose per slice; else the poses of the co-registered stacks are kept.
+    place : bool
+        Begin with outlines and coarse features (:mod:`gsbids.recon.place`), where slices moved far.
     pose_start, pose_every : int
         First iteration with a pose step, and iterations from one to the next.
     neighbour_turns : tuple of int
         Pose steps (counted from 0) at which every slice also tries the motion of its neighbours.
+    neighbour_tie : float
+        Pull of every slice to its neighbours' motion, as a share of what the median slice's own data say.
     learning_rate : float
         Adam's step for positions (mm), log-scales, quaternions and intensities.
+    detail_iterations, detail_learning_rate, detail_pose_every
+        The same of the fields after the coarse one; poses move in the first of them only.
     rim : float
         Width (mm) of the rim around the masks that is fitted as well.
     edge_share : float
         Share of the Gaussians that start where the image gradient is (the rest uniformly): 1 - lambda of
         Eq. 6 of the GSVR paper.
     scale_floor : float
-        Standard deviations (mm) under this are drawn back.
+        Standard deviations under this share of the mean distance of the Gaussians are drawn back.
     scale_weight : float
         Weight of that regularisation.
     mass_factor : bool
@@ -48,15 +58,22 @@ class SvrOptions:
 
     n_gaussians: int | None = None
     pixels_per_gaussian: float = 16.0
+    doublings: int = 3
+    members: int = 3
     iterations: int = 120
     motion_correction: bool = True
+    place: bool = True
     pose_start: int = 4
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
+    neighbour_tie: float = 0.01
     learning_rate: float = 2.5e-2
+    detail_iterations: int = 80
+    detail_learning_rate: float = 5e-2
+    detail_pose_every: int = 4
     rim: float = 2.0
     edge_share: float = 0.7
-    scale_floor: float = 1.05
+    scale_floor: float = 0.44
     scale_weight: float = 0.05
     mass_factor: bool = True
     cut: float = 3.5

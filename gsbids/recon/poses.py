@@ -1,34 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
 """Poses of the slices by Levenberg-Marquardt: six unknowns a slice, all slices at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from gsbids.kernels import ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.neighbours import OFFSETS, Pull, pull_of
 from gsbids.recon.slices import SliceSet
 
 MAX_TURN = 0.08  # rad in one step
 MAX_SHIFT = 2.0  # mm in one step
 LOWER, RAISE = 0.25, 6.0  # damping after a step that was kept, and one that was not
 DAMPING_LIMITS = (1e-6, 1e4)
+FIRST_DAMPING = 1e-2
+BETTER = 0.99  # of a slice's cost: less is no reason to leave its place
 CHARBONNIER = 0.03  # residual, in units of the intensity range, from which on the cost grows linearly
 
 
 @dataclass(frozen=True)
 class PoseState:
-    """Poses and the damping of their next step.
+    """Poses and what their next step needs.
 
     Attributes
     ----------
     motion : RigidMotion
     damping : ndarray, (S,)
+    information : ndarray, (6,)
+        What the data of the median slice say about each unknown: diagonal of J^T W J at the last step; 0 before.
     """
 
     motion: RigidMotion
     damping: np.ndarray
+    information: np.ndarray = field(default_factory=lambda: np.zeros(6))
+
+    def where(self, chosen: np.ndarray, other: "PoseState") -> "PoseState":
+        """These poses where ``chosen`` (S,), the others elsewhere."""
+        turn = np.where(chosen[:, None, None], self.motion.rotation, other.motion.rotation)
+        shift = np.where(chosen[:, None], self.motion.translation, other.motion.translation)
+        return PoseState(RigidMotion(turn, shift), np.where(chosen, self.damping, other.damping), self.information)
+
+
+@dataclass(frozen=True)
+class PoseProblem:
+    """Slices and the field that they are placed in.
+
+    Attributes
+    ----------
+    parameters : tuple of ndarray
+        mean, log_scale, quaternion, intensity, log_weight of the field.
+    slices : SliceSet
+    weight : ndarray, (S, X, Y)
+        Weight of each pixel; 0 outside the region.
+    gain : ndarray, (S,)
+    options : RenderOptions
+    tie : float
+        Pull to the neighbours' motion, as a share of what the median slice's data say.
+    """
+
+    parameters: tuple
+    slices: SliceSet
+    weight: np.ndarray
+    gain: np.ndarray
+    options: ops.RenderOptions
+    tie: float = 0.0
+
+    @classmethod
+    def of(cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions,
+           tie: float = 0.0) -> "PoseProblem":
+        """The problem of placing ``slices`` in ``field``."""
+        parameters = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
+        return cls(parameters, slices, weight, np.asarray(gain, np.float32), options, tie)
+
+    def residual(self, image: np.ndarray) -> np.ndarray:
+        """Acquired minus simulated, (S, X, Y)."""
+        return self.slices.values - self.gain[:, None, None] * image
+
+    def cost(self, motion: RigidMotion, pull: Pull) -> np.ndarray:
+        """Charbonnier cost of every slice with its pull, (S,)."""
+        image, _ = ops.render(*self.parameters, self.slices.geometry(motion), self.options)
+        return robust_cost(self.residual(image), self.weight) + pull.cost(motion)
+
+    def pull(self, state: PoseState) -> Pull:
+        """Pull to the neighbours as they are now."""
+        return pull_of(state.motion, self.slices, self.tie * state.information)
 
 
 def robust_cost(residual, weight) -> np.ndarray:
@@ -36,48 +93,42 @@ def robust_cost(residual, weight) -> np.ndarray:
     return (weight * (np.sqrt(residual**2 + CHARBONNIER**2) - CHARBONNIER)).sum((1, 2), dtype=float)
 
 
-def pose_step(state: PoseState, field: GaussianField, slices: SliceSet, weight, gain,
-              options: ops.RenderOptions) -> tuple[PoseState, np.ndarray]:
+def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) -> tuple[PoseState, np.ndarray]:
     """One Levenberg-Marquardt step of every slice against a fixed field.
 
-    Solves ``(J^T W J + damping diag) delta = J^T W r`` with the weights of the Charbonnier cost, and keeps the
-    step of a slice only where its own cost falls.
+    Solves ``(J^T W J + P + damping diag) delta = J^T W r + P step`` with the weights of the Charbonnier cost and the
+    pull P to the neighbours, and keeps the step of a slice only where its own cost falls.
 
     Parameters
     ----------
+    problem : PoseProblem
     state : PoseState
-    field : GaussianField
-    slices : SliceSet
-    weight : ndarray, (S, X, Y)
-        Weight of each pixel; 0 outside the mask.
-    gain : ndarray, (S,)
-    options : RenderOptions
+    pull : Pull, optional
+        To the neighbours as they are in ``state`` without.
 
     Returns
     -------
     PoseState
     kept : ndarray, (S,), bool
     """
-    parameters = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
-    geometry = slices.geometry(state.motion)
-    rendered = ops.render(*parameters, geometry, options)
-    residual = slices.values - gain[:, None, None].astype(np.float32) * rendered[0]
-    gradient = ops.image_gradient(*parameters, geometry, rendered, options)
-    robust = weight / np.sqrt(residual**2 + CHARBONNIER**2)
-    matrix, vector = ops.pose_normal_equations(geometry, gradient, residual, robust.astype(np.float32), gain)
-    omega, tau = _solve(matrix, vector, state.damping)
-    moved = state.motion.step(omega, tau)
-    image, _ = ops.render(*parameters, slices.geometry(moved), options)
-    trial = slices.values - gain[:, None, None].astype(np.float32) * image
-    kept = robust_cost(trial, weight) < robust_cost(residual, weight)
-    motion = RigidMotion(np.where(kept[:, None, None], moved.rotation, state.motion.rotation),
-                         np.where(kept[:, None], moved.translation, state.motion.translation))
+    pull = pull or problem.pull(state)
+    geometry = problem.slices.geometry(state.motion)
+    rendered = ops.render(*problem.parameters, geometry, problem.options)
+    residual = problem.residual(rendered[0])
+    gradient = ops.image_gradient(*problem.parameters, geometry, rendered, problem.options)
+    robust = problem.weight / np.sqrt(residual**2 + CHARBONNIER**2)
+    matrix, vector = ops.pose_normal_equations(geometry, gradient, residual, robust.astype(np.float32), problem.gain)
+    prior, towards = pull.normal_equations(state.motion)
+    delta = _solve(matrix + prior, vector + towards, state.damping)
+    moved = state.motion.step(delta[:, :3], delta[:, 3:])
+    kept = problem.cost(moved, pull) < robust_cost(residual, problem.weight) + pull.cost(state.motion)
     damping = np.clip(np.where(kept, LOWER, RAISE) * state.damping, *DAMPING_LIMITS)
-    return PoseState(motion, damping), kept
+    information = np.median(np.einsum("saa->sa", matrix), axis=0)
+    tried = PoseState(moved, damping, information)
+    return tried.where(kept, PoseState(state.motion, damping)), kept
 
 
-def try_neighbours(state: PoseState, field: GaussianField, slices: SliceSet, weight, gain,
-                   options: ops.RenderOptions, steps: int = 2) -> tuple[PoseState, np.ndarray]:
+def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tuple[PoseState, np.ndarray]:
     """Let every slice try the motion of its neighbours in the stack: brings lost slices back.
 
     A slice whose own pose went astray (a small one at the end of the stack, most often) is started again from
@@ -86,42 +137,35 @@ def try_neighbours(state: PoseState, field: GaussianField, slices: SliceSet, wei
 
     Parameters and returns as for :func:`pose_step`; ``kept`` are the slices that changed to a neighbour's motion.
     """
+    pull, slices = problem.pull(state), problem.slices
+
     def refined(candidate):
         for _ in range(steps):
-            candidate, _ = pose_step(candidate, field, slices, weight, gain, options)
+            candidate, _ = pose_step(problem, candidate, pull)
         return candidate
-
-    def cost_of(candidate):
-        image, _ = ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
-                              slices.geometry(candidate.motion), options)
-        return robust_cost(slices.values - gain[:, None, None].astype(np.float32) * image, weight)
 
     corrections = state.motion.as_affines(slices.start)
     best = refined(state)
-    cost = cost_of(best)
+    cost = problem.cost(best.motion, pull)
     changed = np.zeros(len(slices), bool)
-    for offset in (-2, -1, 1, 2):
+    for offset in OFFSETS:
         other = slices.neighbour(offset)
-        candidate = refined(PoseState(slices.start.moved(corrections[other]), np.full(len(slices), 1e-2)))
-        trial = cost_of(candidate)
-        better = trial < 0.99 * cost
-        best = PoseState(RigidMotion(np.where(better[:, None, None], candidate.motion.rotation, best.motion.rotation),
-                                     np.where(better[:, None], candidate.motion.translation, best.motion.translation)),
-                         np.where(better, candidate.damping, best.damping))
-        cost, changed = np.where(better, trial, cost), changed | better
+        candidate = refined(PoseState(slices.start.moved(corrections[other]), np.full(len(slices), FIRST_DAMPING)))
+        trial = problem.cost(candidate.motion, pull)
+        better = trial < BETTER * cost
+        best, cost, changed = candidate.where(better, best), np.where(better, trial, cost), changed | better
     return best, changed
 
 
 def _solve(matrix, vector, damping):
-    """Damped steps, no longer than the limits; slices without evidence stay."""
+    """Damped steps (S, 6), no longer than the limits; slices without evidence stay."""
     diagonal = np.einsum("saa->sa", matrix)
     floor = 1e-9 + 1e-6 * diagonal.max(axis=1, keepdims=True)
     system = matrix + np.einsum("sa,ab->sab", damping[:, None] * diagonal + floor, np.eye(6))
     delta = np.linalg.solve(system, vector[..., None])[..., 0]
     turn = np.linalg.norm(delta[:, :3], axis=1, keepdims=True) / MAX_TURN
     shift = np.linalg.norm(delta[:, 3:], axis=1, keepdims=True) / MAX_SHIFT
-    delta /= np.maximum(1.0, np.maximum(turn, shift))
-    return delta[:, :3], delta[:, 3:]
+    return delta / np.maximum(1.0, np.maximum(turn, shift))
 
 
 def mean_correction(motion: RigidMotion, start: RigidMotion, weight: np.ndarray) -> np.ndarray:

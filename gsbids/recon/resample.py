@@ -7,6 +7,7 @@ from scipy import ndimage
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
+from gsbids.recon import top_k
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.psf import FWHM_TO_SIGMA
@@ -51,6 +52,28 @@ def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: floa
             shape=tuple(shape[:2]))
         planes.append(ops.render(*parameters, geometry, options))
     return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
+
+
+def sample_result(result: SvrResult, affine: np.ndarray, shape) -> np.ndarray:
+    """The volume of a result on any grid, rendered in the way it was fitted.
+
+    Parameters
+    ----------
+    result : SvrResult
+    affine, shape
+        As for :func:`sample_grid`.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+        In input intensities.
+    """
+    settings = result.settings
+    if settings.get("method") == "paper":
+        image = top_k.render_volume(result.field, affine, shape, settings["neighbours"], settings["psf"])
+    else:
+        image = sample_grid(result.field, affine, shape)[0]
+    return image * result.intensity_scale
 
 
 def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
@@ -213,15 +236,26 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
     _, middle = slice_frames(stack.affine, stack.image.shape)
     move = result.motion.as_affines(result.nominal)[rows]
     at = RigidMotion(result.nominal.rotation[rows], middle[result.slice_index[rows]]).moved(move)
-    count = len(rows)
-    geometry = ops.SliceGeometry(
-        rotation=at.rotation, translation=at.translation - field.origin, psf=result.psf[rows],
-        spacing=np.tile(stack.spacing[:2], (count, 1)), centre=np.tile((np.array(shape) - 1) / 2, (count, 1)),
-        extent=ops.full_extent(count, shape), shape=shape)
-    options = ops.RenderOptions(cut=result.settings["cut"], eps=result.settings["eps"],
-                                mass_factor=result.settings["mass_factor"])
-    image, _ = ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
-                          geometry, options)
+    at = RigidMotion(at.rotation, at.translation - field.origin)
+    image = _predict(result, at, result.psf[rows], shape, stack.spacing[:2])
     image *= (result.gain[rows] * result.intensity_scale)[:, None, None]
     out[:, :, result.slice_index[rows]] = np.moveaxis(image, 0, 2)
     return out
+
+
+def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, shape, spacing) -> np.ndarray:
+    """Whole slices (S, X, Y) about their middles, at poses relative to the field, in its units and without gains."""
+    field, settings, count = result.field, result.settings, len(motion)
+    middle = (np.array(shape) - 1) / 2
+    if settings.get("method") == "paper":
+        local = np.zeros((count, *shape, 3))
+        local[..., :2] = (np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) - middle) * spacing
+        owner = np.repeat(np.arange(count), np.prod(shape))
+        return top_k.render_slices(field, motion, psf * settings["psf"], local.reshape(-1, 3),
+                                   settings["neighbours"], owner).reshape(count, *shape)
+    geometry = ops.SliceGeometry(
+        rotation=motion.rotation, translation=motion.translation, psf=psf, spacing=np.tile(spacing, (count, 1)),
+        centre=np.tile(middle, (count, 1)), extent=ops.full_extent(count, shape), shape=shape)
+    options = ops.RenderOptions(cut=settings["cut"], eps=settings["eps"], mass_factor=settings["mass_factor"])
+    return ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
+                      geometry, options)[0]

@@ -77,6 +77,12 @@ class SliceSet:
         """Rows of the region, see :func:`row_extent`: found once, asked for in every iteration."""
         return row_extent(self.region)
 
+    @property
+    def volume(self) -> float:
+        """Volume (mm3) of the region, as the median stack sees it."""
+        each = self.region.sum((1, 2)) * self.spacing.prod(1) * self.slice_gap
+        return float(np.median(np.bincount(self.stack_index, each)[np.unique(self.stack_index)]))
+
     def neighbour(self, offset: int) -> np.ndarray:
         """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
         row = {key: s for s, key in enumerate(zip(self.stack_index, self.slice_index, strict=True))}
@@ -90,8 +96,9 @@ class SliceSet:
         Parameters
         ----------
         stacks : list of Stack
-        transforms : ndarray, (N, 4, 4)
-            World rigid transforms scanner -> common space, one per stack.
+        transforms : ndarray, (N, 4, 4) or (N, Z, 4, 4)
+            World rigid transforms scanner -> common space, one per stack, or one for each of its slices (Z at
+            least the slices of the longest stack), where poses are known from elsewhere.
         rim : float
             Width (mm) of the rim around the mask, in the plane of the slice, that is fitted as well.
         min_pixels : int
@@ -111,7 +118,8 @@ class SliceSet:
         index = np.concatenate([np.full(len(p["values"]), k) for k, p in enumerate(parts)])
         every = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "scale"}
         nominal = RigidMotion(every.pop("rotation"), every.pop("translation"))
-        start = nominal.moved(np.asarray(transforms, float)[index])
+        transforms = np.asarray(transforms, float)
+        start = nominal.moved(transforms[index] if transforms.ndim == 3 else transforms[index, every["slice_index"]])
         weight = every["mask"].sum((1, 2), dtype=float)
         origin = np.average(start.translation, axis=0, weights=weight)
         return cls(nominal=RigidMotion(nominal.rotation, nominal.translation - origin),

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stage of the reconstruction: a field of Gaussians fitted to slices, with their poses, gains and weights."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gsbids.kernels import ops
+from gsbids.recon import outliers, poses
+from gsbids.recon.field import GaussianField
+from gsbids.recon.initialise import initial_field
+from gsbids.recon.options import SvrOptions
+from gsbids.recon.slices import SliceSet
+
+PARAMETERS = ("mean", "log_scale", "quaternion", "intensity")
+REWEIGHT_EVERY = 10
+FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage does, and for how long.
+
+    Attributes
+    ----------
+    gaussians : int
+    iterations : int
+    learning_rate : float
+        Adam's step for positions (mm), log-scales, quaternions and intensities at the start; it falls as a cosine.
+    seed : int
+        Of the places where the Gaussians start.
+    pose_turns, neighbour_turns : frozenset of int
+        Iterations that begin with a step of the poses, and those of them at which slices also try their neighbours'.
+    robust_from : int
+        Iteration from which on outliers lose weight.
+    """
+
+    gaussians: int
+    iterations: int
+    learning_rate: float
+    seed: int
+    pose_turns: frozenset[int] = frozenset()
+    neighbour_turns: frozenset[int] = frozenset()
+    robust_from: int = 0
+
+
+@dataclass(frozen=True)
+class FitProblem:
+    """What all stages share.
+
+    Attributes
+    ----------
+    slices : SliceSet
+    train, held : ndarray, (S, X, Y), bool
+        Pixels that are fitted, and pixels that only judge.
+    options : SvrOptions
+    render : RenderOptions
+    """
+
+    slices: SliceSet
+    train: np.ndarray
+    held: np.ndarray
+    options: SvrOptions
+    render: ops.RenderOptions
+
+    @classmethod
+    def pose(cls, slices: SliceSet, options: SvrOptions) -> "FitProblem":
+        """Hold out a random share of the region's pixels, the same for all stages."""
+        draw = np.random.default_rng(options.seed + 1).random(slices.region.shape)
+        held = slices.region & (draw < options.held_out)
+        render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
+        return cls(slices, slices.region & ~held, held, options, render)
+
+
+@dataclass
+class FitState:
+    """What changes from one iteration to the next.
+
+    Attributes
+    ----------
+    parameters : dict of str to tensor
+        See :class:`gsbids.recon.field.GaussianField`.
+    optimiser : torch.optim.Optimizer
+    pose : PoseState
+    gain, slice_weight : ndarray, (S,)
+    pixel_weight : ndarray, (S, X, Y)
+    image : ndarray, (S, X, Y)
+        The slices as last simulated, before gain.
+    held_out : float
+        Mean absolute residual on the pixels held out.
+    """
+
+    parameters: dict[str, torch.Tensor]
+    optimiser: torch.optim.Optimizer | None
+    pose: poses.PoseState
+    gain: np.ndarray
+    slice_weight: np.ndarray
+    pixel_weight: np.ndarray
+    image: np.ndarray | None = None
+    held_out: float = math.inf
+
+    @classmethod
+    def start(cls, slices: SliceSet) -> "FitState":
+        """No field yet; slices at their start poses, with gain 1 and full weight."""
+        ones = np.ones(len(slices))
+        return cls({}, None, poses.PoseState(slices.start, poses.FIRST_DAMPING * ones), ones, ones,
+                   np.ones(slices.values.shape, np.float32))
+
+    def field(self, origin) -> GaussianField:
+        """The field as arrays (views of the parameters)."""
+        arrays = {k: v.detach().numpy() for k, v in self.parameters.items()}
+        return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
+
+    def pixel_weights(self, pixels: np.ndarray) -> np.ndarray:
+        """Weight of each of some pixels (a mask), float32: its own times its slice's."""
+        return (pixels * self.slice_weight[:, None, None] * self.pixel_weight).astype(np.float32)
+
+
+def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callable[[FitState, dict], None]) -> FitState:
+    """Fit a new field; poses, gains and weights go on from where they are.
+
+    Parameters
+    ----------
+    problem : FitProblem
+    before : FitState
+        Not changed.
+    stage : Stage
+    watch : callable
+        Called as ``watch(state, record)`` after every iteration; ``record`` has ``loss``, ``held_out`` and
+        ``poses_kept``.
+
+    Returns
+    -------
+    FitState
+    """
+    state = _with_new_field(problem, before, stage)
+    floor = _scale_floor(problem, stage.gaussians)
+    held_out = []
+    for iteration in range(stage.iterations):
+        kept = float("nan")
+        if iteration in stage.pose_turns:
+            step = poses.try_neighbours if iteration in stage.neighbour_turns else poses.pose_step
+            state.pose, moved = step(poses.PoseProblem.of(
+                state.field(problem.slices.origin), problem.slices, state.pixel_weights(problem.train), state.gain,
+                problem.render, problem.options.neighbour_tie), state.pose)
+            kept = float(moved.mean())
+        rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
+        loss = _field_step(problem, state, stage.learning_rate * rate, floor)
+        if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
+            _reweigh(problem, state, iteration >= stage.robust_from)
+        held_out.append(state.held_out)
+        watch(state, {"loss": loss, "held_out": state.held_out, "poses_kept": kept})
+        if _has_settled(held_out, problem.options.patience):
+            break
+    return state
+
+
+def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:
+    """State with a field that starts from the slices as they are placed now."""
+    field = initial_field(problem.slices, stage.gaussians, problem.options.edge_share, stage.seed,
+                          before.pose.motion, before.gain, before.slice_weight)
+    parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
+    # Adam without weight decay: positions and poses must not depend on where the origin is.
+    optimiser = torch.optim.Adam(parameters.values(), eps=1e-15)
+    return FitState(parameters, optimiser, before.pose, before.gain, before.slice_weight, before.pixel_weight)
+
+
+def _scale_floor(problem: FitProblem, gaussians: int) -> float:
+    """Logarithm of the standard deviation (mm) under which Gaussians are drawn back: a share of their distance."""
+    return math.log(problem.options.scale_floor * (problem.slices.volume / gaussians) ** (1 / 3))
+
+
+def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float) -> float:
+    """One Adam step of the field; renews the simulated slices and the residual on the pixels held out."""
+    slices, options = problem.slices, problem.options
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.zero_grad(set_to_none=True)
+    p, field = state.parameters, state.field(slices.origin)
+    weight = state.pixel_weights(problem.train)
+    total = float(weight.sum(dtype=float))
+    step = ops.step_slices(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
+                           slices.geometry(state.pose.motion),
+                           ops.Acquired(slices.values, weight, poses.CHARBONNIER, state.gain), problem.render)
+    for name, gradient in zip(PARAMETERS, step.gradients, strict=False):  # the log-weights stay
+        p[name].grad = torch.from_numpy(gradient / np.float32(total))
+    narrow = torch.relu(floor - p["log_scale"])
+    (options.scale_weight * (narrow**2).mean()).backward()
+    state.optimiser.step()
+    with torch.no_grad():
+        p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
+    state.image = step.image
+    seen = problem.held * state.slice_weight[:, None, None]
+    residual = np.abs(state.gain[:, None, None] * step.image - slices.values)
+    state.held_out = float((residual * seen).sum() / max(seen.sum(), 1e-9))
+    return float(step.loss.sum() / total)
+
+
+def _reweigh(problem: FitProblem, state: FitState, robust: bool) -> None:
+    """Gains, and, once the volume is more than a blur, weights of slices and pixels."""
+    slices, train = problem.slices, problem.train
+    state.gain = outliers.slice_gains(slices.values, state.image, state.pixel_weights(train))
+    if robust:
+        residual = slices.values - state.gain[:, None, None] * state.image
+        state.slice_weight = outliers.slice_weights(residual, train & slices.mask)
+        state.pixel_weight = outliers.pixel_weights(residual, train).astype(np.float32)
+
+
+def _has_settled(held_out: list[float], patience: int) -> bool:
+    """Whether the held-out residual has not fallen by 0.1 % for ``patience`` iterations."""
+    if not patience or len(held_out) <= 2 * patience:
+        return False
+    return min(held_out[-patience:]) > 0.999 * min(held_out[:-patience])

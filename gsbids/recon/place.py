@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where slices are before the fit proper: blurred slices and their outlines, with very few Gaussians.
+
+A sharp field explains slices wherever they are, and holds wrong poses fast. A field of some hundred Gaussians cannot:
+it sees the brain as a blob with a few features, and slices that are a centimetre and fifteen degrees astray slide
+into it. Outside of the masks, within a wide rim, slices count as 0 here, so that outlines take part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.imaging.stack import Stack
+from gsbids.recon import poses
+from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
+from gsbids.recon.options import SvrOptions
+from gsbids.recon.psf import FWHM_TO_SIGMA, IN_PLANE_FACTOR
+from gsbids.recon.slices import SliceSet
+
+BRAIN = 58.5  # mm: cube root of the volume for which the sizes below are stated
+RIM = 6.0  # mm around the masks that count as 0
+POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
+
+
+@dataclass(frozen=True)
+class Level:
+    """Pixel size (mm, of a fetal brain), pixels for each Gaussian, and iterations."""
+
+    pixel: float
+    pixels_per_gaussian: float
+    iterations: int
+
+
+LEVELS = (Level(4.0, 60.0, 100), Level(3.0, 25.0, 60))
+
+
+def coarser(slices: SliceSet, factor: int) -> SliceSet:
+    """Slices masked, blurred and taken at every ``factor``-th pixel; the region outside the masks is 0.
+
+    Poses keep their meaning: the origin of a slice stays where it is.
+    """
+    sigma = IN_PLANE_FACTOR * np.sqrt(factor**2 - 1) * FWHM_TO_SIGMA  # pixels; the PSF becomes that of a large pixel
+    blurred = ndimage.gaussian_filter(slices.values * slices.mask, (0, sigma, sigma))
+    first = factor // 2
+    values, mask, region = (np.ascontiguousarray(a[:, first::factor, first::factor])
+                            for a in (blurred, slices.mask, slices.region))
+    psf = slices.psf.copy()
+    psf[:, :2] *= factor**2
+    return replace(slices, values=values.astype(np.float32), mask=mask, region=region, psf=psf,
+                   spacing=slices.spacing * factor, centre=(slices.centre - first) / factor)
+
+
+def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions,
+                 watch: Callable[[FitState, dict], None]) -> poses.PoseState:
+    """Poses of all slices from their outlines and coarse features, level by level.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    transforms : ndarray, (N, 4, 4)
+        From the co-registration of the stacks.
+    options : SvrOptions
+    watch : callable
+        See :func:`gsbids.recon.fit_field.fit_stage`.
+
+    Returns
+    -------
+    PoseState
+        Of the same slices, in the same order, as ``SliceSet.from_stacks(stacks, transforms, ...)``.
+    """
+    size = SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN
+    fine = SliceSet.from_stacks(stacks, transforms, RIM * size)
+    state = FitState.start(fine)
+    for level in LEVELS:
+        slices = coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
+        problem = FitProblem.pose(slices, replace(options, patience=0))
+        start = replace_arrays(state, slices)
+        state = fit_stage(problem, start, _stage(slices, level, options.seed), watch)
+    return state.pose
+
+
+def replace_arrays(state: FitState, slices: SliceSet) -> FitState:
+    """The same poses and gains for slices of other pixels."""
+    fresh = FitState.start(slices)
+    fresh.pose, fresh.gain = state.pose, state.gain
+    return fresh
+
+
+def _stage(slices: SliceSet, level: Level, seed: int) -> Stage:
+    turns = range(POSE_START, level.iterations, POSE_EVERY)
+    return Stage(max(100, round(slices.region.sum() / level.pixels_per_gaussian)), level.iterations, 0.05, seed,
+                 frozenset(turns), frozenset(turns[::NEIGHBOURS_EVERY // POSE_EVERY]), level.iterations // 2)
