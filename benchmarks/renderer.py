@@ -6,7 +6,8 @@
 The problem is that of a fetal brain: an ellipsoid of 68 x 82 x 58 mm full of random Gaussians, seen by three
 orthogonal stacks of slices of 3 mm with pixels of 0.75 mm. A *useful* pair is a pixel within the rows of the mask
 and a Gaussian with ``E < cut ** 2`` there; pairs are counted one by one. Times are process times of one core, the
-least of several repeats, unless they say otherwise. The last line printed is one JSON object.
+least of several repeats, unless they say otherwise. ``fit`` and ``grid`` are whole epochs and iterations on two
+cores (:mod:`renderer_fits`), ``cuts`` what a wider cut costs and brings. The last line printed is one JSON object.
 """
 
 import argparse
@@ -14,11 +15,12 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numba
 import numpy as np
+import renderer_fits as fits
 import torch
 from scipy.spatial.transform import Rotation
 
@@ -27,6 +29,7 @@ from gsbids.kernels import ops, points, reference, rows
 from gsbids.kernels.lanes import FAST, ramp, spread, total
 
 AXES = np.array([34.0, 41.0, 29.0])  # mm, of the ellipsoid
+WIDTHS = {"start": 0.5, "late": 0.1}  # mean log-scales: as at the start of a fit, and as at its end
 K = 32  # of top-K and torch, the papers' own
 SAMPLE = 20_000  # pixels on which torch and top-K are timed in a quick run
 FLOPS_FORWARD, FLOPS_BACKWARD = 13 + 20, 26 + 20  # per pair, the exponential as 20 (see research: section 2.4)
@@ -114,20 +117,22 @@ def leaves(arrays):
     return [torch.tensor(a, requires_grad=True) for a in arrays]
 
 
-def time_splat(case: Problem, options: ops.RenderOptions, repeats: int) -> dict:
+def time_splat(case: Problem, options: ops.RenderOptions, repeats: int, quick: bool) -> dict:
     """Seconds of forward, backward, fused step and image gradient on one core, per pass over all pixels."""
     numba.set_num_threads(1)
     target = np.random.default_rng(1).uniform(size=case.mask.shape).astype(np.float32)
-    rendered = ops.render(*case.field, case.geometry, options)
     zero = torch.zeros(len(case.mask), 3)
     image = ops.SliceRender.apply(*leaves(case.field), zero, zero, case.geometry, options)
     loss = (image * torch.tensor(target)).sum()
-    acquired = ops.Acquired(target, case.mask, 0.03)
-    return {"forward": least(lambda: ops.render(*case.field, case.geometry, options), repeats),
-            "backward": least(lambda: loss.backward(retain_graph=True), repeats),
-            "step": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats),
-            "image_gradient": least(lambda: ops.image_gradient(*case.field, case.geometry, rendered, options),
-                                    repeats)}
+    acquired = ops.Acquired(target, case.mask.astype(np.float32), 0.03)
+    seconds = {"forward": least(lambda: ops.render(*case.field, case.geometry, options), repeats),
+               "backward": least(lambda: loss.backward(retain_graph=True), repeats),
+               "step": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats)}
+    if not quick:
+        rendered = ops.render(*case.field, case.geometry, options)
+        seconds["image_gradient"] = least(
+            lambda: ops.image_gradient(*case.field, case.geometry, rendered, options), repeats)
+    return seconds
 
 
 def masked_points(case: Problem, count: int):
@@ -195,9 +200,27 @@ def accuracy(case: Problem, cut: float) -> dict:
             "forward_error": float(np.abs(step.image - expected.detach().numpy()).max())}
 
 
+def halves(case: Problem) -> ops.Acquired:
+    """Slices of one half everywhere to compare with, in the type that a fit keeps them in."""
+    return ops.Acquired(np.full(case.mask.shape, 0.5, np.float32), case.mask.astype(np.float32), 0.03)
+
+
+def cuts(case: Problem, repeats: int) -> list[dict]:
+    """What a wider cut costs (fused step) and brings (truncation error)."""
+    exact, _ = ops.render(*case.field, case.geometry, ops.RenderOptions(cut=7.0, mass_factor=False))
+    table = []
+    for cut in (3.0, 3.5, 3.65, 3.8, 4.0):
+        options = ops.RenderOptions(cut=cut, mass_factor=False)
+        image, _ = ops.render(*case.field, case.geometry, options)
+        seconds = least(lambda: ops.step_slices(*case.field, case.geometry, halves(case), options), repeats)  # noqa: B023
+        error = np.sqrt(np.mean((image - exact)[case.mask] ** 2)) / exact[case.mask].std()
+        table.append({"cut": cut, "step_s": seconds, "truncation_rms": float(error)})
+    return table
+
+
 def thread_scaling(case: Problem, options: ops.RenderOptions, repeats: int) -> dict:
     """Wall seconds of the fused step for 1, 2, 4, ... threads; the load says whether they can be believed."""
-    acquired = ops.Acquired(np.full(case.mask.shape, 0.5), case.mask, 0.03)
+    acquired = halves(case)
     threads, wall = 1, {}
     while threads <= numba.config.NUMBA_NUM_THREADS:
         numba.set_num_threads(threads)
@@ -226,16 +249,16 @@ def _chains(count, lanes):
 
 
 def measure(quick: bool) -> dict:
-    """Everything; a quick run takes fewer repeats and leaves the scaling with the size of the problem out."""
+    """Everything; a quick run takes fewer repeats and epochs, and leaves cuts and the size of the problem out."""
     torch.set_num_threads(1)
     repeats, options = (3, 7)[not quick], ops.RenderOptions(mass_factor=False)
     result = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
               "load_before": os.getloadavg()[0], "rows": "vector" if int(rows.lanes()) > 1 else "plain",
               "cut": options.cut, "gflops_of_a_core": peak_gflops(), "cases": {}}
-    for name, log_scale in (("start", 0.5), ("late", 0.1)):
+    for name, log_scale in WIDTHS.items():
         case = problem(30_000, log_scale)
         pairs, pixels = useful_pairs(case, options.cut), int(case.mask.sum())
-        seconds, top_k = time_splat(case, options, repeats), time_top_k(case, SAMPLE, 2)
+        seconds, top_k = time_splat(case, options, repeats, quick), time_top_k(case, SAMPLE, 2)
         ours = seconds["forward"] + seconds["backward"]
         result["cases"][name] = {
             "pixels": pixels, "slices": len(case.mask), "gaussians": 30_000, "useful_pairs": pairs,
@@ -250,7 +273,15 @@ def measure(quick: bool) -> dict:
     wall = thread_scaling(case, options, repeats)
     result["wall_by_threads"] = wall
     result["thread_scaling"] = wall[1] / wall[2] if 2 in wall else 1.0
+    cores = min(2, numba.config.NUMBA_NUM_THREADS)
+    begin, truth = (problem(fits.GAUSSIANS, WIDTHS[k], fits.PIXEL, seed) for seed, k in enumerate(WIDTHS))
+    result["fit"], fitted = fits.fit_slices(begin, truth, 30 if quick else 500, cores)
+    result["grid"] = fits.iterate_grid(fits.VOXELS, fits.IN_THE_GRID, cores, 1 if quick else 5)
+    numba.set_num_threads(1)
     if not quick:
+        result["fit"] |= {"useful_pairs_first": useful_pairs(begin, options.cut),
+                          "useful_pairs_last": useful_pairs(replace(begin, field=fitted), options.cut)}
+        result["cuts"] = {name: cuts(problem(30_000, scale), 5) for name, scale in WIDTHS.items()}
         result["scaling"] = [_size(g, p, options) for g, p in [(7_500, 0.75), (30_000, 0.75), (120_000, 0.75),
                                                                 (30_000, 1.5), (30_000, 0.5)]]
     worst = result["cases"].values()
@@ -262,9 +293,10 @@ def measure(quick: bool) -> dict:
 def _size(gaussians, pixel, options):
     """One fused step with other numbers of Gaussians and pixels, as large as keeps the brain covered."""
     case = problem(gaussians, 0.1 + np.log(30_000 / gaussians) / 3, pixel)
-    acquired = ops.Acquired(np.full(case.mask.shape, 0.5), case.mask, 0.03)
-    return {"gaussians": gaussians, "pixels": int(case.mask.sum()), "useful_pairs": useful_pairs(case, options.cut),
-            "step_s": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), 3)}
+    acquired, pairs = halves(case), useful_pairs(case, options.cut)
+    seconds = least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), 3)
+    return {"gaussians": gaussians, "pixels": int(case.mask.sum()), "useful_pairs": pairs, "step_s": seconds,
+            "step_ns_per_pair": 1e9 * seconds / pairs}
 
 
 def plot(result: dict, path: Path) -> None:

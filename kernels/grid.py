@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gsbids.kernels import grid_cpu, rows
+from gsbids.kernels import grid_cpu, pairs, rows
 from gsbids.kernels.problem import DEFAULT, PackedField, RenderOptions
 
 KEYS = 1 << 16  # bricks at most: numpy sorts 16-bit keys in linear time
+SMALLEST = 8  # voxels along half the side of the smallest bricks
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,11 @@ class GridGeometry:
     psf: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def arrays(self):
-        """Pose, pixels and extent as :mod:`gsbids.kernels.grid_cpu` takes them: rows on axis 1."""
+        """Pose and pixels as :mod:`gsbids.kernels.grid_cpu` takes them: rows on axis 1."""
         given = (self.rotation, self.origin, self.psf, self.spacing)
         turn, origin, psf, spacing = (np.asarray(a, float) for a in given)
         pose = (np.ascontiguousarray(turn[:, [1, 2, 0]]), np.ascontiguousarray(origin), psf[[1, 2, 0]])
-        extent = np.tile(np.array([0, self.shape[2]], np.int32), (self.shape[1], 1))
-        return pose, (spacing[1:].copy(), np.zeros(2), float(spacing[0])), extent
+        return pose, np.array([spacing[1], spacing[2], 0.0, 0.0, spacing[0]])
 
 
 class _Grid:
@@ -48,16 +48,14 @@ class _Grid:
 
     def __init__(self, packed: PackedField, geometry: GridGeometry, options: RenderOptions):
         self.packed, self.options, self.shape = packed, options, geometry.shape
-        self.pose, self.pixels, self.extent = geometry.arrays()
-        self.field = (packed.mean, packed.cov, packed.intensity, packed.amplitude)
-        self.ranges = np.empty((len(packed.mean), 2), np.int64)
-        grid_cpu.plane_ranges(self.pose, self.pixels[2], self.shape[0], packed.mean, packed.cov, options.cut,
-                              self.ranges)
-        self.order = _brick_order((packed.mean - geometry.origin) @ geometry.rotation, geometry)
+        self.pose, self.pixels = geometry.arrays()
+        self.ranges = np.empty((len(packed.table), 2), np.int32)
+        grid_cpu.plane_ranges(self.pose, self.pixels[4], self.shape[0], packed.table, options.cut, self.ranges)
+        self.order = _brick_order(packed.table, geometry)
 
     def forward(self):
         image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
-        grid_cpu.forward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
+        grid_cpu.forward(self.pose, self.pixels, self.packed.table, self.order, self.ranges,
                          self.options.cut**2, np.float32(self.options.eps), self.options.mass_factor, rows.lanes(),
                          image, weight)
         return image, weight
@@ -65,9 +63,9 @@ class _Grid:
     def backward(self, grad, image, weight):
         h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
         grid_cpu.cotangents(grad, image, weight, h, k)
-        total = np.empty((1, len(self.packed.mean), 11), np.float32)
-        grid_cpu.backward(self.pose, self.pixels, self.extent, self.field, self.order, self.ranges,
-                          self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total[0])
+        total = np.empty((len(self.packed.table), 11), np.float32)
+        grid_cpu.backward(self.pose, self.pixels, self.packed.table, self.order, self.ranges,
+                          self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total)
         return self.packed.gradients(total, self.options)
 
 
@@ -76,15 +74,17 @@ def _inside(padded, geometry):
     return padded[:, :geometry.shape[1], :geometry.shape[2]]
 
 
-def _brick_order(position: np.ndarray, geometry: GridGeometry) -> np.ndarray:
-    """Gaussians brick by brick, so that neighbours in time are neighbours in memory."""
-    side, bricks = 8, (1, 1, 1)
-    while side == 8 or np.prod(bricks) > KEYS:
+def _brick_order(table: np.ndarray, geometry: GridGeometry) -> np.ndarray:
+    """Gaussians brick by brick, so that neighbours in time are neighbours in memory; the last one is repeated."""
+    side, bricks = SMALLEST, (1, 1, 1)
+    while side == SMALLEST or np.prod(bricks) > KEYS:
         side *= 2
         bricks = tuple(-(-n // side) for n in geometry.shape)
-    last = np.array(bricks) - 1
-    brick = np.clip(position / (side * np.asarray(geometry.spacing, float)), 0, last).astype(np.int64)
-    return np.argsort(np.ravel_multi_index(tuple(brick.T), bricks).astype(np.uint16), kind="stable")
+    keys = np.empty(len(table), np.uint16)
+    turn, origin, spacing = (np.asarray(a, float) for a in (geometry.rotation, geometry.origin, geometry.spacing))
+    grid_cpu.brick_keys(table, origin, np.ascontiguousarray(turn / (side * spacing)), np.array(bricks), keys)
+    order = np.argsort(keys, kind="stable")
+    return np.concatenate([order, np.repeat(order[-1:], pairs.WIDEST)]).astype(np.int32)
 
 
 def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT):
@@ -106,7 +106,7 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
     image, weight : ndarray, (P, X, Y), float32
         I and D; views, not contiguous.
     """
-    packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+    packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, options)
     return tuple(_inside(a, geometry) for a in _Grid(packed, geometry, options).forward())
 
 
@@ -115,7 +115,7 @@ class GridRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, geometry, options):
-        packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
+        packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, options)
         ctx.grid = _Grid(packed, geometry, options)
         image, weight = (torch.from_numpy(a) for a in ctx.grid.forward())
         ctx.save_for_backward(image, weight)

@@ -79,13 +79,13 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     slices = len(geometry.rotation)
     image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
-    parts, pose = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32), np.empty((slices, 6))
+    total, pose = np.empty((len(field.table), 11), np.float32), np.empty((slices, 6))
     gain = np.ones(slices) if acquired.gain is None else acquired.gain
     splat_cpu.step(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps), options.mass_factor,
                    rows.lanes(), np.ascontiguousarray(acquired.values, np.float32),
                    np.ascontiguousarray(acquired.weight, np.float32), np.asarray(gain, np.float32),
-                   np.float32(acquired.delta), image, loss, parts, pose)
-    return Step(loss, image, field.gradients(parts, options), pose)
+                   np.float32(acquired.delta), image, loss, total, pose)
+    return Step(loss, image, field.gradients(total, options), pose)
 
 
 def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT,
@@ -176,12 +176,12 @@ class SliceRenderCpu(torch.autograd.Function):
     def backward(ctx, grad):
         field, geometry, options = ctx.problem
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
-        parts = np.empty((splat_cpu.PARTS, len(field.mean), 11), np.float32)
+        total = np.empty((len(field.table), 11), np.float32)
         pose = np.empty((len(geometry.rotation), 6))
         splat_cpu.backward(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
-                           np.ascontiguousarray(grad, np.float32), image, weight, parts, pose)
+                           np.ascontiguousarray(grad, np.float32), image, weight, total, pose)
         pose = torch.from_numpy(pose.astype(np.float32))
-        gradients = (torch.from_numpy(a) for a in field.gradients(parts, options))
+        gradients = (torch.from_numpy(a) for a in field.gradients(total, options))
         return *gradients, pose[:, :3], pose[:, 3:], None, None
 
 

@@ -191,6 +191,12 @@ def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, 
                     grad_place[n, k] += grads[k]
 
 
+def _columns(packed):
+    """Mean, covariance, intensity and amplitude, each of its own."""
+    table = packed.table
+    return tuple(np.ascontiguousarray(a) for a in (table[:, :3], table[:, 3:9], table[:, 9], table[:, 10]))
+
+
 def render_points(mean, log_scale, quaternion, intensity, log_weight, points, eps=DEFAULT.eps):
     """The field at points, without gradients.
 
@@ -206,10 +212,9 @@ def render_points(mean, log_scale, quaternion, intensity, log_weight, points, ep
     image, weight : ndarray, (N,), float32
         I and D of the module's formula; the papers leave the mass factor out, and so does this.
     """
-    packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
+    packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
     image, weight = np.empty((2, len(points.position)), np.float32)
-    _forward(*points.arrays(), packed.mean, packed.cov, packed.intensity, packed.amplitude, points.cut**2, eps,
-             image, weight)
+    _forward(*points.arrays(), *_columns(packed), points.cut**2, eps, image, weight)
     return image, weight
 
 
@@ -222,11 +227,11 @@ class PointRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps, psf=None):
-        packed = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
+        packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
         _, *lists, fixed, frame = points.arrays()
         arrays = (position.detach().numpy().astype(np.float64), *lists,
-                  fixed if psf is None else psf.detach().numpy().astype(np.float64), frame, packed.mean, packed.cov,
-                  packed.intensity, packed.amplitude, points.cut**2)
+                  fixed if psf is None else psf.detach().numpy().astype(np.float64), frame, *_columns(packed),
+                  points.cut**2)
         image, weight = np.empty((2, len(position)), np.float32)
         _forward(*arrays, eps, image, weight)
         ctx.problem = packed, arrays, None if psf is None else (frame, psf.dtype)
@@ -238,10 +243,10 @@ class PointRender(torch.autograd.Function):
     def backward(ctx, grad):
         packed, arrays, moved = ctx.problem
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
-        parts = np.empty((PARTS, len(packed.mean), 11), np.float32)
+        parts = np.empty((PARTS, len(packed.table), 11), np.float32)
         grad_place = np.empty((len(image), 9), np.float32)
         _backward(*arrays, np.ascontiguousarray(grad, np.float32), image, weight, parts, grad_place)
-        gradients = (torch.from_numpy(a) for a in packed.gradients(parts, PLAIN))
+        gradients = (torch.from_numpy(a) for a in packed.gradients(parts.sum(0), PLAIN))
         grad_psf = None
         if moved is not None:
             frame, dtype = moved

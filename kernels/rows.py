@@ -7,7 +7,12 @@ With a row index i and a column index j, all in pixels, and (x_i, x_j) the centr
 
 so that along a strip of columns everything but the last term is a constant of the lane: a row costs three vector
 operations for E and one ``exp2``. Both terms are squares: nothing cancels, however thin the Gaussian is.
-Contributions end where ``E >= cut ** 2``. The study: ``kernels.md`` sections 2.3 and 2.5.
+Contributions end where ``E >= cut ** 2``. The last strip of a Gaussian is half as wide if that is enough.
+
+What the loops need of a pair (slice, Gaussian) is a row of a table of float32, a *record*; the columns:
+0, 1 the corner of its box, from the centre; 2 the slope; 3, 4 the factors of the squares and 5 the constant, in the
+exponent of 2; 6, 7 half the sizes of the bounding box; 8 peak weight; 9 intensity; 10 to 15 see :func:`slopes`.
+Beside it stands its *place*, int32: rows [i0, i1) and columns [j0, j1) of the box.
 
 ``GSBIDS_ROWS=plain`` chooses the same loops without vectors, ``vector`` insists on them; left out, vectors are
 used where they compile.
@@ -20,7 +25,21 @@ import numba as nb
 import numpy as np
 
 from gsbids.kernels import lanes as simd
-from gsbids.kernels.lanes import FAST, exp2_above, ramp, read, spread, total, width, write
+from gsbids.kernels.lanes import (
+    FAST,
+    INTEGER,
+    PLAIN,
+    exp2_above,
+    load,
+    narrow,
+    positive,
+    ramp,
+    root,
+    spread,
+    store,
+    widen,
+    width,
+)
 
 HALF_LOG2E = -0.5 * 1.4426950408889634
 PADDING = int(simd.VECTOR)  # columns that a strip may reach beyond the image
@@ -36,140 +55,200 @@ def lanes():
     return simd.VECTOR
 
 
-@nb.njit(inline="always")
-def fit(p, spacing, centre, cut2):
-    """What the strips need of a projection ``p`` (:func:`gsbids.kernels.projection.project`), in pixels.
+RECORD = 16  # columns
 
-    Returns x_i, x_j, slope, and the factors of the two squares and the constant in the exponent of 2, and the half
-    sizes of the bounding box along i and j, and Q_ii.
+
+@nb.njit(error_model="numpy", forceinline=True)
+def record_of(record, place, m):
+    """Record (columns 0 to 9) and place number m of the tables at these addresses, as tuples."""
+    at = RECORD * m
+    return ((load(record, at, PLAIN), load(record, at + 1, PLAIN), load(record, at + 2, PLAIN),
+             load(record, at + 3, PLAIN), load(record, at + 4, PLAIN), load(record, at + 5, PLAIN),
+             load(record, at + 6, PLAIN), load(record, at + 7, PLAIN), load(record, at + 8, PLAIN),
+             load(record, at + 9, PLAIN)),
+            (np.int64(load(place, 4 * m, INTEGER)), np.int64(load(place, 4 * m + 1, INTEGER)),
+             np.int64(load(place, 4 * m + 2, INTEGER)), np.int64(load(place, 4 * m + 3, INTEGER))))
+
+
+@nb.njit(error_model="numpy", forceinline=True)
+def slopes_of(record, m):
+    """Columns 10 to 15 of record number m."""
+    at = RECORD * m + 10
+    return (load(record, at, PLAIN), load(record, at + 1, PLAIN), load(record, at + 2, PLAIN),
+            load(record, at + 3, PLAIN), load(record, at + 4, PLAIN), load(record, at + 5, PLAIN))
+
+
+@nb.njit(error_model="numpy")
+def fit(p, spacing, cut2):
+    """Columns 2 to 7 of the records of projections ``p`` (:func:`gsbids.kernels.projection.project`)."""
+    mz, quu, cuu, cuv, cvv = p[2], p[11], p[14], p[15], p[16]
+    energy = mz * mz * p[17]
+    room = positive(cut2 - energy)
+    inverse = 1.0 / cvv
+    return (cuv * inverse * (spacing[1] / spacing[0]), quu * (HALF_LOG2E * spacing[0] * spacing[0]),
+            inverse * (HALF_LOG2E * spacing[1] * spacing[1]), energy * HALF_LOG2E,
+            root(room * cuu) * (1.0 / spacing[0]), root(room * cvv) * (1.0 / spacing[1]))
+
+
+@nb.njit(error_model="numpy")
+def slopes(p, spacing):
+    """Columns 10 to 15: of ``-grad E / 2`` (mm), what is per row and, along columns, per column, and a constant.
+
+    Along u and v of the ridge's distance, along z of it, then of a column along v and z, and z's constant.
     """
-    szz, xu, xv, quu, cuu, cuv, cvv = p[8], p[9], p[10], p[11], p[14], p[15], p[16]
-    energy = p[2] * p[2] / szz
-    room = max(cut2 - energy, 0.0)
-    slope = cuv / cvv * spacing[1] / spacing[0]
-    return (xu / spacing[0] + centre[0], xv / spacing[1] + centre[1], slope,
-            HALF_LOG2E * quu * spacing[0] * spacing[0], HALF_LOG2E * spacing[1] * spacing[1] / cvv,
-            HALF_LOG2E * energy, math.sqrt(room * cuu) / spacing[0], math.sqrt(room * cvv) / spacing[1])
+    suz, svz, over, quu, quv, qvv = p[5], p[7], p[17], p[11], p[12], p[13]
+    zu, zv, inverse = (quu * suz + quv * svz) * over, (quv * suz + qvv * svz) * over, 1.0 / p[16]
+    return (quu * spacing[0], quv * spacing[0], zu * spacing[0], inverse * spacing[1],
+            (zv + zu * p[15] * inverse) * spacing[1], p[2] * over)
 
 
-@nb.njit(inline="always")
+@nb.njit(error_model="numpy", forceinline=True)
 def ceiling(x, low, high):
     """First integer >= x, within [low, high]; no call into libm, which would spill every vector register."""
     x = min(max(x, low - 0.5), high + 0.5)
     return min(max(np.int64(x + 65536.999999) - 65536, low), high)
 
 
-@nb.njit(error_model="numpy")
-def box(f, bounds, extent):
-    """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels."""
-    i0, i1 = ceiling(f[0] - f[6], bounds[0], bounds[1]), ceiling(f[0] + f[6], bounds[0], bounds[1])
-    j0, j1 = ceiling(f[1] - f[7], bounds[2], bounds[3]), ceiling(f[1] + f[7], bounds[2], bounds[3])
-    while i0 < i1 and (extent[i0, 1] <= j0 or extent[i0, 0] >= j1):
+@nb.njit(error_model="numpy", forceinline=True)
+def box(xi, xj, half_i, half_j, bounds, extent):
+    """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels.
+
+    ``extent``: address of int32, first and one-past-last column of every row.
+    """
+    i0, i1 = ceiling(xi - half_i, bounds[0], bounds[1]), ceiling(xi + half_i, bounds[0], bounds[1])
+    j0, j1 = ceiling(xj - half_j, bounds[2], bounds[3]), ceiling(xj + half_j, bounds[2], bounds[3])
+    while i0 < i1 and (load(extent, 2 * i0 + 1, INTEGER) <= j0 or load(extent, 2 * i0, INTEGER) >= j1):
         i0 += 1
-    while i0 < i1 and (extent[i1 - 1, 1] <= j0 or extent[i1 - 1, 0] >= j1):
+    while i0 < i1 and (load(extent, 2 * i1 - 1, INTEGER) <= j0 or load(extent, 2 * i1 - 2, INTEGER) >= j1):
         i1 -= 1
     return i0, i1, j0, j1
 
 
-@nb.njit(inline="always")
-def strip_rows(f, least, i0, i1, j, count):
-    """Rows of [i0, i1) that the Gaussian reaches on the columns [j, j + count)."""
-    if f[7] > 0.5 * count:  # wider than a strip: the ellipse is shorter on most strips than its box
-        first, last = j - f[1], j + count - 1 - f[1]
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def _rows(f, least, count, along, place):
+    """First and one-past-last row of the box that the Gaussian reaches on ``count`` columns from ``along`` on."""
+    rows = place[1] - place[0]
+    if place[3] - place[2] > count:  # wider than a strip: the ellipse is shorter on most strips than its box
+        left = f[1] + along
+        right = left + (count - 1)
         tip = f[6] * f[2] * f[3] / (f[4] + f[2] * f[2] * f[3])  # column of the box's last row
-        high, low = min(max(tip, first), last), min(max(-tip, first), last)
-        above = max((least - f[5] - f[4] * high * high) / f[3], 0.0)
-        below = max((least - f[5] - f[4] * low * low) / f[3], 0.0)
-        return (ceiling(f[0] + f[2] * low - math.sqrt(below), i0, i1),
-                ceiling(f[0] + f[2] * high + math.sqrt(above), i0, i1))
-    return i0, i1
+        high, low = min(max(tip, left), right), min(max(-tip, left), right)
+        above = max((least - f[5] - f[4] * high * high) / f[3], np.float32(0.0))
+        below = max((least - f[5] - f[4] * low * low) / f[3], np.float32(0.0))
+        return (ceiling(f[2] * low - math.sqrt(below) - f[0], 0, rows),
+                ceiling(f[2] * high + math.sqrt(above) - f[0], 0, rows))
+    return 0, rows
 
 
-@nb.njit(inline="always")
-def _columns(f, i, j, lanes):
-    """Constants of a strip: j - x_j, its part of the exponent, and the row offset of the ridge from row i."""
-    dj = ramp(lanes) + spread(np.float32(j - f[1]), lanes)
-    base = spread(np.float32(f[4]), lanes) * dj * dj + spread(np.float32(f[5]), lanes)
-    ridge = spread(np.float32(f[2]), lanes) * dj
-    return dj, base, ridge, ridge + spread(np.float32(f[0] - i), lanes)
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def _columns(f, along, first, lanes):
+    """Constants of a strip: j - x_j, its part of the exponent, and the distance of its first row from the ridge."""
+    dj = ramp(lanes) + np.float32(f[1] + np.float32(along))
+    return dj, f[4] * dj * dj + f[5], np.float32(f[0] + np.float32(first)) - f[2] * dj
 
 
-@nb.njit(fastmath=FAST, error_model="numpy")
-def splat(numerator, weight, f, amplitude, intensity, least, place, lanes):
-    """Add ``w`` and ``w c`` of one Gaussian to two images (X, Y + PADDING)."""
-    i0, i1, j0, j1 = place
-    factor, floor = spread(np.float32(f[3]), lanes), spread(np.float32(least), lanes)
-    a, ac = spread(np.float32(amplitude), lanes), spread(np.float32(amplitude * intensity), lanes)
-    one = spread(np.float32(1.0), lanes)
-    for j in range(j0, j1, width(lanes)):
-        first, last = strip_rows(f, least, i0, i1, j, width(lanes))
-        _, base, _, ridge = _columns(f, first, j, lanes)
-        row = spread(np.float32(0.0), lanes)
-        for i in range(first, last):
-            d = row - ridge
-            w = exp2_above(factor * d * d + base, floor)
-            write(weight, i, j, read(weight, i, j, lanes) + a * w)
-            write(numerator, i, j, read(numerator, i, j, lanes) + ac * w)
-            row = row + one
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def _splat_strip(numerator, weight, stride, f, least, place, j, lanes):
+    """:func:`splat` on as many columns from j on as there are lanes."""
+    first, last = _rows(f, least, width(lanes), j - place[2], place)
+    _, base, start = _columns(f, j - place[2], first, lanes)
+    floor, row, one = spread(least, lanes), spread(np.float32(0.0), lanes), spread(np.float32(1.0), lanes)
+    factor, a, ac = spread(f[3], lanes), spread(f[8], lanes), spread(f[8] * f[9], lanes)
+    at = (place[0] + first) * stride + j
+    for _ in range(last - first):
+        d = start + row
+        w = exp2_above(factor * d * d + base, floor)
+        store(weight, at, load(weight, at, lanes) + a * w)
+        store(numerator, at, load(numerator, at, lanes) + ac * w)
+        row = row + one
+        at += stride
 
 
-@nb.njit(fastmath=FAST, error_model="numpy")
-def moments(h, k, f, spacing, amplitude, intensity, least, place, lanes):
-    """S0, S1 (2), S2 (3) of ``W = w (c h - k)`` about the centre (mm), and ``sum w h``, of one Gaussian."""
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def splat(numerator, weight, stride, f, least, place, lanes):
+    """Add ``w`` and ``w c`` of one Gaussian, by its record ``f``, to two images.
+
+    Images: the addresses of float32, PADDING columns wider than they seem; ``stride`` from row to row.
+    """
+    j = place[2]
+    while place[3] - j > width(narrow(lanes)):
+        _splat_strip(numerator, weight, stride, f, least, place, j, lanes)
+        j += width(lanes)
+    if j < place[3]:
+        _splat_strip(numerator, weight, stride, f, least, place, j, narrow(lanes))
+
+
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def _moments_strip(h, k, stride, f, least, place, j, lanes):
+    """The seven moments of :func:`moments`, lane by lane, on one strip."""
+    first, last = _rows(f, least, width(lanes), j - place[2], place)
+    dj, base, start = _columns(f, j - place[2], first, lanes)
+    zero, one = spread(np.float32(0.0), lanes), spread(np.float32(1.0), lanes)
+    factor, floor, c = spread(f[3], lanes), spread(least, lanes), spread(f[9], lanes)
+    row = q0 = q1 = q2 = gc = zero
+    at = (place[0] + first) * stride + j
+    for _ in range(last - first):
+        d = start + row
+        w = exp2_above(factor * d * d + base, floor)
+        gradient = load(h, at, lanes)
+        gc = gc + w * gradient
+        w = w * (c * gradient - load(k, at, lanes))
+        at += stride
+        q0 = q0 + w
+        w = w * d
+        q1 = q1 + w
+        q2 = q2 + w * d
+        row = row + one
+    p0 = q0 * dj
+    return q0, q1, p0, q2, q1 * dj, p0 * dj, gc
+
+
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def moments(h, k, stride, f, least, place, lanes):
+    """Moments of ``W = w (c h - k)`` of one Gaussian, and ``sum w h``, without the peak weight and in pixels.
+
+    Lane by lane: of 1, d, e, d d, d e, e e, with d the distance from the ridge, i - x_i - slope (j - x_j), and e the
+    column, j - x_j; then ``sum w h``.
+    """
     zero = spread(np.float32(0.0), lanes)
-    s0 = su = sv = suu = suv = svv = gc = zero
-    i0, i1, j0, j1 = place
-    factor, floor = spread(np.float32(f[3]), lanes), spread(np.float32(least), lanes)
-    c, one = spread(np.float32(intensity), lanes), spread(np.float32(1.0), lanes)
-    for j in range(j0, j1, width(lanes)):
-        first, last = strip_rows(f, least, i0, i1, j, width(lanes))
-        dj, base, shift, ridge = _columns(f, first, j, lanes)
-        row = q0 = q1 = q2 = zero
-        for i in range(first, last):
-            d = row - ridge
-            w = exp2_above(factor * d * d + base, floor)
-            gradient = read(h, i, j, lanes)
-            gc = gc + w * gradient
-            w = w * (c * gradient - read(k, i, j, lanes))
-            q0 = q0 + w
-            w = w * d
-            q1 = q1 + w
-            q2 = q2 + w * d
-            row = row + one
-        # From the ridge, where the row loop has its origin, to the centre.
-        s0 = s0 + q0
-        r1 = q1 + shift * q0
-        su, sv = su + r1, sv + dj * q0
-        suu, suv, svv = suu + q2 + shift * (q1 + r1), suv + dj * r1, svv + dj * dj * q0
-    a, u, v = amplitude, spacing[0], spacing[1]
-    return (a * total(s0), a * u * total(su), a * v * total(sv), a * u * u * total(suu), a * u * v * total(suv),
-            a * v * v * total(svv), a * total(gc))
+    m0 = m1 = m2 = m3 = m4 = m5 = m6 = zero
+    j = place[2]
+    while place[3] - j > width(narrow(lanes)):
+        n0, n1, n2, n3, n4, n5, n6 = _moments_strip(h, k, stride, f, least, place, j, lanes)
+        m0, m1, m2, m3, m4, m5, m6 = m0 + n0, m1 + n1, m2 + n2, m3 + n3, m4 + n4, m5 + n5, m6 + n6
+        j += width(lanes)
+    if j < place[3]:
+        n0, n1, n2, n3, n4, n5, n6 = _moments_strip(h, k, stride, f, least, place, j, narrow(lanes))
+        m0, m1, m2, m3 = m0 + widen(n0, lanes), m1 + widen(n1, lanes), m2 + widen(n2, lanes), m3 + widen(n3, lanes)
+        m4, m5, m6 = m4 + widen(n4, lanes), m5 + widen(n5, lanes), m6 + widen(n6, lanes)
+    return m0, m1, m2, m3, m4, m5, m6
 
 
-@nb.njit(fastmath=FAST, error_model="numpy")
-def splat_gradient(image, out, p, f, spacing, amplitude, intensity, least, place, lanes):
-    """Add ``w (c - I) grad(-E / 2)`` of one Gaussian to three images ``out`` (3, X, Y + PADDING), per mm."""
-    i0, i1, j0, j1 = place
-    suz, svz, szz, quu, quv, qvv = p[5], p[7], p[8], p[11], p[12], p[13]
-    zu, zv = (quu * suz + quv * svz) / szz, (quv * suz + qvv * svz) / szz
-    factor, floor = spread(np.float32(f[3]), lanes), spread(np.float32(least), lanes)
-    a, ac = spread(np.float32(amplitude), lanes), spread(np.float32(amplitude * intensity), lanes)
-    one = spread(np.float32(1.0), lanes)
-    along_u, along_v = spread(np.float32(quu * spacing[0]), lanes), spread(np.float32(quv * spacing[0]), lanes)
-    along_z = spread(np.float32(zu * spacing[0]), lanes)
-    row_v = spread(np.float32(spacing[1] / p[16]), lanes)
-    row_z = spread(np.float32((zv + zu * p[15] / p[16]) * spacing[1]), lanes)
-    z0 = spread(np.float32(p[2] / szz), lanes)
-    for j in range(j0, j1, width(lanes)):
-        first, last = strip_rows(f, least, i0, i1, j, width(lanes))
-        dj, base, _, ridge = _columns(f, first, j, lanes)
-        v0, w0 = row_v * dj, row_z * dj + z0
-        row = spread(np.float32(0.0), lanes)
-        for i in range(first, last):
-            d = row - ridge
-            w = exp2_above(factor * d * d + base, floor)
-            w = w * (ac - a * read(image, i, j, lanes))
-            write(out[0], i, j, read(out[0], i, j, lanes) - w * (along_u * d))
-            write(out[1], i, j, read(out[1], i, j, lanes) - w * (along_v * d + v0))
-            write(out[2], i, j, read(out[2], i, j, lanes) + w * (along_z * d + w0))
-            row = row + one
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def _gradient_strip(image, out, stride, f, g, least, place, j, lanes):
+    """:func:`splat_gradient` on one strip."""
+    first, last = _rows(f, least, width(lanes), j - place[2], place)
+    dj, base, start = _columns(f, j - place[2], first, lanes)
+    floor, row, one = spread(least, lanes), spread(np.float32(0.0), lanes), spread(np.float32(1.0), lanes)
+    a, ac, along_v, along_z = f[8], f[8] * f[9], g[3] * dj, g[4] * dj + g[5]
+    at = (place[0] + first) * stride + j
+    for _ in range(last - first):
+        d = start + row
+        w = exp2_above(f[3] * d * d + base, floor)
+        w = w * (ac - a * load(image, at, lanes))
+        store(out[0], at, load(out[0], at, lanes) - w * (g[0] * d))
+        store(out[1], at, load(out[1], at, lanes) - w * (g[1] * d + along_v))
+        store(out[2], at, load(out[2], at, lanes) + w * (g[2] * d + along_z))
+        row = row + one
+        at += stride
+
+
+@nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+def splat_gradient(image, out, stride, f, g, least, place, lanes):
+    """Add ``w (c - I) grad(-E / 2)`` of one Gaussian to the three images ``out``, per mm."""
+    j = place[2]
+    while place[3] - j > width(narrow(lanes)):
+        _gradient_strip(image, out, stride, f, g, least, place, j, lanes)
+        j += width(lanes)
+    if j < place[3]:
+        _gradient_strip(image, out, stride, f, g, least, place, j, narrow(lanes))

@@ -8,40 +8,17 @@ Slices are shared out over a fixed number of parts, each with its own gradient b
 have the same bits for any number of threads.
 """
 
-import math
-
 import numba as nb
 import numpy as np
 
-from gsbids.kernels import rows
-from gsbids.kernels.lanes import FAST
-from gsbids.kernels.projection import add_to_gaussian, add_to_pose, chain, project
+from gsbids.kernels import pairs, rows
+from gsbids.kernels.lanes import FAST, address
+from gsbids.kernels.pairs import fill
+from gsbids.kernels.problem import BLOCK, TABLE
+from gsbids.kernels.projection import pose_of
 from gsbids.kernels.rows import HALF_LOG2E, PADDING
 
 PARTS = 16  # parts the slices are shared out over; fixed, so that sums do not depend on the threads
-
-
-@nb.njit(fastmath=FAST, error_model="numpy")
-def _near(x, y, z, widest, normal, offset, thickness, cut2, near):
-    """Mark the Gaussians whose widest axis, laid along the normal, would reach the plane; vectorises."""
-    a, b, c = np.float32(normal[0]), np.float32(normal[1]), np.float32(normal[2])
-    d, extra, limit = np.float32(offset), np.float32(thickness), np.float32(1.0001 * cut2)
-    for j in range(len(x)):
-        distance = a * x[j] + b * y[j] + c * z[j] - d
-        near[j] = distance * distance < limit * (widest[j] + extra)
-
-
-@nb.njit(error_model="numpy")
-def _candidates(columns, rotation, translation, psf, cut2, near, index):
-    """Fill ``index`` with the Gaussians that may reach a slice; returns their number."""
-    normal = rotation[:, 2]
-    offset = normal[0] * translation[0] + normal[1] * translation[1] + normal[2] * translation[2]
-    _near(columns[0], columns[1], columns[2], columns[3], normal, offset, psf[2], cut2, near)
-    count = 0
-    for j in range(len(near)):
-        index[count] = j
-        count += near[j]
-    return count
 
 
 @nb.njit(error_model="numpy")
@@ -55,47 +32,83 @@ def _bounds(extent):
     return i0, i1, j0, j1
 
 
-@nb.njit(inline="always")
-def peak(p, amplitude, mass_factor):
-    """Peak weight: ``amplitude``, over sqrt(det S) with the mass factor."""
-    if mass_factor:
-        return amplitude * math.sqrt((p[11] * p[13] - p[12] * p[12]) / p[8])
-    return amplitude
+@nb.njit
+def _shares(extent):
+    """First slice of every part: neighbours, which share most of their Gaussians, and about as much work for each."""
+    work = np.zeros(len(extent) + 1)
+    for s in range(len(extent)):
+        area = 0
+        for i in range(extent.shape[1]):
+            area += max(extent[s, i, 1] - extent[s, i, 0], 0)
+        work[s + 1] = work[s] + area + 200.0  # an empty slice costs a little, too
+    shares = np.empty(PARTS + 1, np.int64)
+    for part in range(PARTS + 1):
+        shares[part] = np.searchsorted(work, work[-1] * (part / PARTS) - 0.5 * work[-1] / max(len(extent), 1))
+    shares[0], shares[PARTS] = 0, len(extent)
+    return shares
+
+
+@nb.njit
+def _add_block(parts, touched, grad, first, last):
+    grad[first:last] = 0.0
+    for part in range(PARTS):
+        for j in range(first, last):
+            if touched[part, j]:
+                for c in range(11):
+                    grad[j, c] += parts[part, j, c]
+
+
+@nb.njit(parallel=True)
+def _add_up(parts, touched, grad):
+    """Sum of the parts, one after the other: the same bits for any number of threads."""
+    for block in nb.prange(-(-len(grad) // BLOCK)):
+        _add_block(parts, touched, grad, block * BLOCK, min((block + 1) * BLOCK, len(grad)))
+
+
+@nb.njit
+def _scratch(gaussians):
+    """Space for :func:`_list_pairs`: marks, indices, records, places."""
+    return (np.empty(gaussians, np.uint8), np.empty(gaussians + pairs.WIDEST + 1, np.int32),
+            np.empty((gaussians, rows.RECORD), np.float32), np.empty((gaussians, 4), np.int32))
 
 
 @nb.njit(error_model="numpy")
-def _splat_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, numerator, weight, lanes):
-    """Sums of ``w c`` and ``w`` over the Gaussians of ``index``; rubbish outside the extents."""
+def _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes):
+    """Pose and pixels of slice s; the records of its Gaussians go to ``scratch``, their number is returned."""
+    rotation, translation, psf, spacing, centre, extent = geometry
+    near, index, record, place = scratch
+    pose = pose_of(rotation[s], translation[s], psf[s])
+    pixels = (spacing[s, 0], spacing[s, 1]), (centre[s, 0], centre[s, 1])
+    count = pairs.candidates(field[0], pose, cut2, near, index)
+    return pose, pixels, pairs.records(address(field[1]), address(index), count, pose, pixels, address(extent[s]),
+                                       _bounds(extent[s]), cut2, mass_factor, address(record), address(place), lanes)
+
+
+@nb.njit(error_model="numpy")
+def _splat_slice(record, place, count, cut2, numerator, weight, lanes):
+    """Sums of ``w c`` and ``w``; rubbish outside the extents."""
     numerator[:] = 0.0
     weight[:] = 0.0
-    _, mean, cov, intensity, amplitude = field
-    for j in index:
-        p = project(pose[0], pose[1], pose[2], mean[j], cov[j])
-        if p[2] * p[2] < cut2 * p[8]:
-            f = rows.fit(p, pixels[0], pixels[1], cut2)
-            place = rows.box(f, bounds, extent)
-            if place[0] >= place[1]:
-                continue
-            rows.splat(numerator, weight, f, peak(p, amplitude[j], mass_factor), intensity[j],
-                       HALF_LOG2E * cut2, place, lanes)
+    _splat_all(address(record), address(place), count, np.float32(HALF_LOG2E * cut2), address(numerator),
+               address(weight), weight.shape[1], lanes)
 
 
 @nb.njit(error_model="numpy")
-def _moments_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, h, k, grad, grad_pose, lanes):
-    """Add the gradients of one slice to ``grad`` (J, 11) and ``grad_pose`` (6)."""
-    _, mean, cov, intensity, amplitude = field
-    for j in index:
-        p = project(pose[0], pose[1], pose[2], mean[j], cov[j])
-        if p[2] * p[2] < cut2 * p[8]:
-            f = rows.fit(p, pixels[0], pixels[1], cut2)
-            place = rows.box(f, bounds, extent)
-            if place[0] >= place[1]:
-                continue
-            m = rows.moments(h, k, f, pixels[0], peak(p, amplitude[j], mass_factor), intensity[j],
-                             HALF_LOG2E * cut2, place, lanes)
-            g = chain(p, m, mass_factor)
-            add_to_gaussian(grad[j], pose[0], g, m)
-            add_to_pose(grad_pose, p, pose[2], g)
+def _splat_all(record, place, count, least, numerator, weight, stride, lanes):
+    for m in range(count):
+        f, where = rows.record_of(record, place, m)
+        rows.splat(numerator, weight, stride, f, least, where, lanes)
+
+
+@nb.njit(error_model="numpy")
+def _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, sums, grad_pose, lanes):
+    """Add the gradients of one slice to ``sums``, (J, TABLE) and (J,), and set ``grad_pose`` (6)."""
+    _, index, record, place = scratch
+    fill(index, count)
+    q = pairs.gradients(address(field[1]), address(index), count, pose, pixels, cut2, mass_factor, address(record),
+                        address(place), (address(h), address(k), h.shape[1]), address(sums[0]), sums[1], lanes)
+    for a in range(6):
+        grad_pose[a] = q[a]
 
 
 @nb.njit(fastmath=FAST, error_model="numpy")
@@ -114,18 +127,17 @@ def _normalise(numerator, weight, extent, eps, image, total):
 def forward(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, mass_factor, lanes, image, weight):
     """Fill ``image`` = I and ``weight`` = D, both (S, X, Y) float32; see :mod:`gsbids.kernels.ops`.
 
-    ``field``: columns x, y, z, largest variance (4, J); mean (J, 3); covariance (J, 6); intensity and amplitude
-    (J,). ``lanes``: see :func:`gsbids.kernels.rows.lanes`.
+    ``field``: columns x, y, z, largest variance (4, J), and the table of :mod:`gsbids.kernels.pairs`. ``lanes``: see
+    :func:`gsbids.kernels.rows.lanes`.
     """
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     for part in nb.prange(PARTS):
-        near, index = np.empty(len(field[1]), np.uint8), np.empty(len(field[1]) + 1, np.int64)
+        scratch = _scratch(len(field[1]))
         n = np.empty((image.shape[1], image.shape[2] + PADDING), np.float32)
         d = np.empty_like(n)
-        for s in range(part, len(rotation), PARTS):
-            pose, pixels = (rotation[s], translation[s], psf[s]), (spacing[s], centre[s])
-            count = _candidates(field[0], rotation[s], translation[s], psf[s], cut2, near, index)
-            _splat_slice(pose, pixels, extent[s], _bounds(extent[s]), field, index[:count], cut2, mass_factor, n, d,
-                         lanes)
+        for s in range(shares[part], shares[part + 1]):
+            _, _, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
+            _splat_slice(scratch[2], scratch[3], count, cut2, n, d, lanes)
             _normalise(n, d, extent[s], eps, image[s], weight[s])
 
 
@@ -144,22 +156,23 @@ def _cotangents(grad, image, weight, extent, h, k):
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def backward(rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, grad_image, image,
              weight, grad, grad_pose):
-    """Fill ``grad`` (PARTS, J, 11) and ``grad_pose`` (S, 6) from the gradient of I, and I and D, (S, X, Y).
+    """Fill ``grad`` (J, 11) and ``grad_pose`` (S, 6) from the gradient of I, and I and D, (S, X, Y).
 
     The 11 columns: mean (3), covariance (xx, xy, xz, yy, yz, zz), intensity, log-weight.
     """
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
+    parts, touched = np.empty((PARTS, len(grad), TABLE), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
-        grad[part] = 0.0
-        near, index = np.empty(len(field[1]), np.uint8), np.empty(len(field[1]) + 1, np.int64)
+        touched[part] = 0
+        scratch = _scratch(len(field[1]))
         h = np.empty((image.shape[1], image.shape[2] + PADDING), np.float32)
         k = np.empty_like(h)
-        for s in range(part, len(rotation), PARTS):
-            pose, pixels = (rotation[s], translation[s], psf[s]), (spacing[s], centre[s])
-            grad_pose[s] = 0.0
+        for s in range(shares[part], shares[part + 1]):
+            pose, pixels, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _cotangents(grad_image[s], image[s], weight[s], extent[s], h, k)
-            count = _candidates(field[0], rotation[s], translation[s], psf[s], cut2, near, index)
-            _moments_slice(pose, pixels, extent[s], _bounds(extent[s]), field, index[:count], cut2, mass_factor, h, k,
-                           grad[part], grad_pose[s], lanes)
+            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k,
+                       (parts[part], touched[part]), grad_pose[s], lanes)
+    _add_up(parts, touched, grad)
 
 
 @nb.njit(fastmath=FAST, error_model="numpy")
@@ -192,52 +205,50 @@ def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta
 def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, mass_factor, lanes, target, importance,
          gain, delta, image, loss, grad, grad_pose):
     """Forward, Charbonnier loss and backward, slice by slice; see :func:`gsbids.kernels.ops.step_slices`."""
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
+    parts, touched = np.empty((PARTS, len(grad), TABLE), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
-        grad[part] = 0.0
-        near, index = np.empty(len(field[1]), np.uint8), np.empty(len(field[1]) + 1, np.int64)
+        touched[part] = 0
+        scratch = _scratch(len(field[1]))
         n = np.empty((image.shape[1], image.shape[2] + PADDING), np.float32)
         d = np.empty_like(n)
-        for s in range(part, len(rotation), PARTS):
-            pose, pixels, bounds = (rotation[s], translation[s], psf[s]), (spacing[s], centre[s]), _bounds(extent[s])
-            grad_pose[s] = 0.0
-            count = _candidates(field[0], rotation[s], translation[s], psf[s], cut2, near, index)
-            _splat_slice(pose, pixels, extent[s], bounds, field, index[:count], cut2, mass_factor, n, d, lanes)
+        for s in range(shares[part], shares[part + 1]):
+            pose, pixels, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
+            _splat_slice(scratch[2], scratch[3], count, cut2, n, d, lanes)
             loss[s] = _charbonnier(n, d, extent[s], eps, target[s], importance[s], gain[s], delta, image[s])
-            _moments_slice(pose, pixels, extent[s], bounds, field, index[:count], cut2, mass_factor, d, n, grad[part],
-                           grad_pose[s], lanes)
+            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, d, n,
+                       (parts[part], touched[part]), grad_pose[s], lanes)
+    _add_up(parts, touched, grad)
 
 
 @nb.njit(error_model="numpy")
-def _gradient_slice(pose, pixels, extent, bounds, field, index, cut2, mass_factor, image, out, lanes):
-    """Sums of ``w (c - I) grad(-E / 2)`` over the Gaussians of ``index``, (3, X, Y + PADDING)."""
+def _gradient_slice(record, place, count, cut2, image, out, lanes):
+    """Sums of ``w (c - I) grad(-E / 2)``, (3, X, Y + PADDING)."""
     out[:] = 0.0
-    _, mean, cov, intensity, amplitude = field
-    for j in index:
-        p = project(pose[0], pose[1], pose[2], mean[j], cov[j])
-        if p[2] * p[2] < cut2 * p[8]:
-            f = rows.fit(p, pixels[0], pixels[1], cut2)
-            place = rows.box(f, bounds, extent)
-            if place[0] >= place[1]:
-                continue
-            rows.splat_gradient(image, out, p, f, pixels[0], peak(p, amplitude[j], mass_factor), intensity[j],
-                                HALF_LOG2E * cut2, place, lanes)
+    _gradient_all(address(record), address(place), count, np.float32(HALF_LOG2E * cut2), address(image),
+                  (address(out[0]), address(out[1]), address(out[2])), image.shape[1], lanes)
+
+
+@nb.njit(error_model="numpy")
+def _gradient_all(record, place, count, least, image, out, stride, lanes):
+    for m in range(count):
+        f, where = rows.record_of(record, place, m)
+        rows.splat_gradient(image, out, stride, f, rows.slopes_of(record, m), least, where, lanes)
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def image_gradient(rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, image, weight,
                    out):
     """Fill ``out`` (S, X, Y, 3) = dI/dX per mm along the slice's row, column and normal."""
+    geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     for part in nb.prange(PARTS):
-        near, index = np.empty(len(field[1]), np.uint8), np.empty(len(field[1]) + 1, np.int64)
+        scratch = _scratch(len(field[1]))
         padded = np.zeros((image.shape[1], image.shape[2] + PADDING), np.float32)
         sums = np.empty((3, image.shape[1], image.shape[2] + PADDING), np.float32)
-        for s in range(part, len(rotation), PARTS):
-            pose, pixels = (rotation[s], translation[s], psf[s]), (spacing[s], centre[s])
+        for s in range(shares[part], shares[part + 1]):
             padded[:, :image.shape[2]] = image[s]
-            count = _candidates(field[0], rotation[s], translation[s], psf[s], cut2, near, index)
-            bounds = _bounds(extent[s])
-            _gradient_slice(pose, pixels, extent[s], bounds, field, index[:count], cut2, mass_factor, padded,
-                            sums, lanes)
+            _, _, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
+            _gradient_slice(scratch[2], scratch[3], count, cut2, padded, sums, lanes)
             out[s] = 0.0
             for i in range(image.shape[1]):
                 for j in range(extent[s, i, 0], extent[s, i, 1]):
