@@ -151,7 +151,10 @@ def test_same_bits_with_other_threads(moving):
     np.testing.assert_array_equal(one.motion.rotation, two.motion.rotation)
 
 
-@pytest.mark.parametrize(("fit", "options"), [(fit_paper, SHORT), (fit_svr, SvrOptions(iterations=6, threads=2))])
+ONE_STAGE = SvrOptions(iterations=6, doublings=0, members=1, place=False, threads=2)
+
+
+@pytest.mark.parametrize(("fit", "options"), [(fit_paper, SHORT), (fit_svr, ONE_STAGE)])
 def test_a_fit_can_be_watched(moving, fit, options):
     _, stacks, _, _ = moving
     seen = []
