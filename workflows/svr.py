@@ -60,15 +60,15 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
         JSON of the co-registration.
     result
         Fitted field, poses, gains and weights (npz).
-    volume, unmasked, mask, coverage
+    volume, unmasked, mask, coverage, uncertainty
         Images on the output grid.
     facts
         Numbers for the sidecar of the volume.
     """
     workflow = Workflow(name="svr_wf")
     inputnode = Node(IdentityInterface(["in_files", "in_masks"]), "inputnode")
-    outputnode = Node(IdentityInterface(["registration", "result", "volume", "unmasked", "mask", "coverage",
-                                         "facts"]), "outputnode")
+    images = ("volume", "unmasked", "mask", "coverage", "uncertainty", "facts")
+    outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
     # All options, so that other defaults in another version are other inputs; threads change nothing.
@@ -80,7 +80,6 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     for node in (register, fit, sample):
         workflow.connect(inputnode, "in_files", node, "in_files")
         workflow.connect(inputnode, "in_masks", node, "in_masks")
-    images = ("volume", "unmasked", "mask", "coverage", "facts")
     workflow.connect([
         (register, fit, [("out_file", "registration")]),
         (fit, sample, [("out_file", "result")]),

@@ -8,7 +8,7 @@ from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.interfaces.outputs import SaveDerivative, SubjectReport
 from gsbids.workflows.names import registry_folder, workflow_name
-from gsbids.workflows.outputs import init_stack_outputs_wf, init_volume_outputs_wf
+from gsbids.workflows.outputs import VOLUME_IMAGES, init_stack_outputs_wf, init_volume_outputs_wf
 from gsbids.workflows.report import report_inputs
 from gsbids.workflows.stack import init_stack_prep_wf
 from gsbids.workflows.svr import fit_options, init_svr_wf
@@ -44,12 +44,12 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     joined = {field: _join(workflow, preps, field)
               for field in ("conformed", "prepared", "mask", "reason", "method")}
     simulated = _join(workflow, stack_outputs, "simulated")
-    images = [f"outputnode.{field}" for field in ("result", "volume", "unmasked", "mask")]
+    images = [f"outputnode.{field}" for field in (*VOLUME_IMAGES, "result")]
     workflow.connect([
         (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
         (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
         (svr_wf, volume_outputs_wf, [(f"outputnode.{field}", f"inputnode.{field}") for field in
-                                     ("volume", "unmasked", "mask", "coverage", "result", "facts")]),
+                                     (*VOLUME_IMAGES, "result", "facts")]),
         (joined["conformed"], report, [("out", "conformed")]),
         (joined["mask"], report, [("out", "masks")]),
         (joined["reason"], report, [("out", "mask_reasons")]),

@@ -118,6 +118,8 @@ class SubjectReportInputSpec(BaseInterfaceInputSpec):
     volume = File(exists=True, desc="reconstructed volume")
     unmasked = File(exists=True, desc="the same in the whole field of view")
     mask = File(exists=True, desc="brain mask of the volume")
+    coverage = File(exists=True, desc="slices that saw each voxel")
+    uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
     metrics = File(exists=True, desc="JSON of QcMetrics")
 
 
@@ -176,7 +178,8 @@ def gather_content(found: dict):
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
     if "metrics" in content:
         content["metrics"] = {k: math.nan if v is None else v for k, v in content["metrics"].items()}
-    images = {name: Path(found[name]) for name in ("volume", "unmasked", "mask", "result") if name in found}
+    names = ("volume", "unmasked", "mask", "coverage", "uncertainty", "result")
+    images = {name: Path(found[name]) for name in names if name in found}
     return ReportContent(stacks=tuple(panels), methods=methods_paragraphs(MethodsFacts(**facts)),
                          **images, **content)
 

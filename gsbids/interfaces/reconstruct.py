@@ -92,11 +92,12 @@ class SampleVolumeOutputSpec(TraitedSpec):
     unmasked = File(exists=True, desc="volume in the whole field of view")
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
+    uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
     facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
 
 
 class SampleVolume(NodeInterface):
-    """Sample the field on the output grid, and vote on the brain mask."""
+    """Sample the field on the output grid, vote on the brain mask, and predict the error."""
 
     input_spec = SampleVolumeInputSpec
     output_spec = SampleVolumeOutputSpec
@@ -104,6 +105,7 @@ class SampleVolume(NodeInterface):
     def _run_interface(self, runtime):
         from gsbids.recon.resample import output_grid, sample_result, shown_region, vote_mask
         from gsbids.recon.result import SvrResult
+        from gsbids.recon.uncertainty import predict_error
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
@@ -111,8 +113,10 @@ class SampleVolume(NodeInterface):
         image = sample_result(result, affine, shape)
         mask, coverage = vote_mask(stacks, result, affine, shape)
         shown = shown_region(mask, coverage, affine, result.settings["rim"])
+        sigma = predict_error(result, stacks, affine, image).sigma
         for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
-                                  ("mask", mask, "uint8"), ("coverage", coverage, "float32")):
+                                  ("mask", mask, "uint8"), ("coverage", coverage, "float32"),
+                                  ("uncertainty", sigma, "float32")):
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, affine, dtype))
         self._results["facts"] = result_facts(result)
         return runtime
