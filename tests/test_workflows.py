@@ -120,6 +120,13 @@ def test_run_resume_and_repeat(setting):
     execute(config.replace("execution", run_uuid="r2"), task)
     assert fitted.stat().st_mtime_ns == before
     assert contents(config.execution.output_dir) == made
+    # Previews, the early one and that of the fit, change nothing and do not stay.
+    shown = config.replace("execution", work_dir=config.execution.work_dir / "shown", preview=True)
+    execute(shown, task)
+    assert contents(config.execution.output_dir) == made
+    folder = task_folder(shown, task)
+    assert (folder / "early_preview/preview.nii.gz").is_file()
+    assert (folder / "svr_wf/fit/preview.nii.gz").is_file()
     # From nothing, in another folder, with other threads.
     again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace(
         "nipype", omp_nthreads=2)

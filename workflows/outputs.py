@@ -54,6 +54,8 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     for field, kind in VOLUME_IMAGES.items():
         save = _save(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)
         workflow.connect(inputnode, field, save, "in_file")
+        if field == "volume":
+            save.inputs.supersedes = "preview"  # also one that a run left that was killed
         if field in ("volume", "unmasked"):
             workflow.connect(inputnode, "facts", save, "more")
     save_model = _save(config, task.entities, "model", "save_model", sources)

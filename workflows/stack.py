@@ -10,7 +10,7 @@ from gsbids.workflows.names import stack_workflow_name
 
 
 def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True, n4: bool = True,
-                       name: str | None = None) -> Workflow:
+                       name: str | None = None, waits: bool = False) -> Workflow:
     """Conform, mask, denoise and bias-correct one stack.
 
     Workflow Graph
@@ -31,6 +31,13 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
         Whether the step is made.
     name : str, optional
         Name of the workflow; that of the stack without it.
+    waits : bool
+        Denoising and bias correction wait for the input ``after``.
+
+    Inputs
+    ------
+    after
+        Only with ``waits``: output of a step that goes first.
 
     Outputs
     -------
@@ -63,6 +70,8 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
             node = Node(interface(), step, mem_gb=0.6)
             workflow.connect([(last, node, [("out_file", "in_file")]),
                               (mask, node, [("out_mask", "in_mask")])])
+            if waits and last is conform:
+                workflow.connect(Node(IdentityInterface(["after"]), "inputnode"), "after", node, "after")
             last = node
     workflow.connect(last, "out_file", outputnode, "prepared")
     return workflow

@@ -11,8 +11,9 @@ from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
 
-#: What ``--sloppy`` does to the fit: enough to see that everything runs.
-SLOPPY = {"iterations": 40, "n_gaussians": 2000, "members": 1}
+#: What ``--sloppy`` does to the fit, by method: enough to see that everything runs.
+SLOPPY = {"default": {"iterations": 40, "n_gaussians": 2000, "members": 1},
+          "paper": {"iterations": 40, "n_gaussians": 2000}}
 
 #: Options by the values of ``--svr-method``.
 METHODS = {"default": SvrOptions, "paper": PaperOptions}
@@ -21,11 +22,11 @@ METHODS = {"default": SvrOptions, "paper": PaperOptions}
 def fit_options(settings: WorkflowOptions) -> SvrOptions | PaperOptions:
     """Options of the fit from the settings of the run."""
     return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
-                                        **(SLOPPY if settings.sloppy else {}))
+                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}))
 
 
 def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float,
-                options: SvrOptions | PaperOptions, omp_nthreads: int = 1) -> Workflow:
+                options: SvrOptions | PaperOptions, omp_nthreads: int = 1, preview: dict | None = None) -> Workflow:
     """Co-register stacks, fit the Gaussian field with a pose per slice, and sample the volume.
 
     Workflow Graph
@@ -48,6 +49,8 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     options : SvrOptions or PaperOptions
         Of the fit; their kind says by which method.
     omp_nthreads : int
+    preview : dict, optional
+        Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
 
     Inputs
     ------
@@ -75,6 +78,8 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     options = {key: value for key, value in asdict(options).items() if key != "threads"}
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
     fit = Node(FitSvr(method=method, options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
+    if preview:
+        fit.inputs.preview = preview
     sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
     # Nipype keeps and changes the lists of pairs that it is given: none is given twice.
     for node in (register, fit, sample):

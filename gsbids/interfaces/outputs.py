@@ -71,6 +71,7 @@ class SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="file that is copied")
     sidecar = traits.Dict(usedefault=True, desc="fields known when the workflow is built")
     more = traits.Dict(usedefault=True, desc="fields known when it has run")
+    supersedes = traits.Str(nohash=True, desc="kind of output that is taken away once this one is there")
     registry = traits.Str(nohash=True, desc="folder where one run notes who wrote what")
 
 
@@ -97,6 +98,8 @@ class SaveDerivative(NodeInterface):
         sink = Sink(inputs.output_dir, inputs.registry if isdefined(inputs.registry) else None)
         path = sink.write(inputs.kind, inputs.entities, inputs.in_file, inputs.sidecar | inputs.more,
                           **inputs.extra)
+        if isdefined(inputs.supersedes):
+            sink.remove(inputs.supersedes, inputs.entities)
         self._results["out_file"] = str(path)
         return runtime
 

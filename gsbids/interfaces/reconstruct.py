@@ -3,7 +3,7 @@
 
 import json
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from gsbids.imaging.nifti import read_header, save_image
 from gsbids.interfaces.base import (
@@ -14,6 +14,7 @@ from gsbids.interfaces.base import (
     read_stacks,
     write_text,
 )
+from gsbids.interfaces.preview import previewer
 
 
 class RegisterStacksOutputSpec(TraitedSpec):
@@ -46,6 +47,8 @@ class FitSvrInputSpec(StacksInputSpec):
     registration = File(exists=True, mandatory=True, desc="JSON of RegisterStacks")
     method = traits.Enum("default", "paper", usedefault=True, desc="fit_svr, or fit_paper")
     options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of the method's options")
+    # The result is the same with and without.
+    preview = traits.Dict(nohash=True, desc="settings of PreviewFile: keep a preview in the output on the way")
 
 
 class FitSvrOutputSpec(TraitedSpec):
@@ -72,8 +75,12 @@ class FitSvr(NodeInterface):
         with open(self.inputs.registration, encoding="utf-8") as file:
             transforms = np.array(json.load(file)["transforms"])
         options = kind(**self.inputs.options, threads=self.inputs.num_threads)
+        stacks, settings = read_stacks(self.inputs), self.inputs.preview
+        observe = None
+        if isdefined(settings) and settings:
+            observe = previewer(stacks, settings, runtime.cwd, "prepared stacks")
         with _bar() as bar:
-            result = fit(read_stacks(self.inputs), transforms, options, progress=bar)
+            result = fit(stacks, transforms, options, progress=bar, observe=observe)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 
