@@ -103,7 +103,7 @@ def in_words(entry: dict) -> str:
                      f"{found['within'][0]:.3f}, {found['within'][1]:.3f}")
     if "previews" in entry:
         parts.append(f"first after {entry['first_s']} s, within 0.05 of the final SSIM {entry['final']['ssim']:.3f} "
-                     f"after {entry['close_s']} s")
+                     f"after {entry['close_s']} s ({entry['close_cpu_s']} s of CPU)")
     if "curve" in entry:
         parts.append(f"ends at {entry['curve'][-1]['psnr']:.2f} dB")
     if "cost" in entry:

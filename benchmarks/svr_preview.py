@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Row of the SVR benchmark on previews: how soon there is one, and how far it is from the volume in the end.
 
-First the fit alone, in this process: every preview file that a :class:`gsbids.recon.preview.Previewer` writes, with the
-seconds that the fit had taken when it stood there (co-registration apart; the making of previews included), scored
-by ``tools/score.py``. Then the whole command with ``--preview``: the output is looked at from outside, and every file
-that appears is kept and scored.
+First fits alone, in this process, the short one of the early preview and the fit proper: every preview file that a
+:class:`gsbids.recon.preview.Previewer` writes, with the seconds on the clock and on the CPU that had passed when it
+stood there (co-registration apart, the making of previews included), scored by ``tools/score.py``. Then the whole
+command with ``--preview``: the output is looked at from outside, and every file that appears is kept and scored.
 """
 
 import json
 import shutil
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from svr_cases import Case, simulated
 from svr_fit import RESOLUTION, by_truth, fit, warm_up
 
 from gsbids.imaging.nifti import load_image, save_image
-from gsbids.recon.preview import Previewer
+from gsbids.recon.options import SvrOptions
+from gsbids.recon.preview import Previewer, quick_options
 from gsbids.recon.resample import output_grid, sample_result
 
 VOXEL = 1.0  # mm, as --preview
@@ -30,7 +32,9 @@ LOOK_EVERY = 0.1  # s
 
 
 class _Shelf:
-    """Keeps previews as files, with the seconds since ``begin``; copying is not counted."""
+    """Keeps previews as files, with the seconds since ``begin``, on the clock and on the CPU."""
+
+    paused = paused_cpu = 0.0  # as :class:`svr_fit.Watch`: nothing is left out
 
     def __init__(self, case: Case, folder: Path):
         self.folder, self.files = folder, []
@@ -39,29 +43,33 @@ class _Shelf:
 
     def begin(self) -> None:
         """The fit begins now."""
-        self.begun = time.perf_counter()
+        self.begun = time.perf_counter(), time.process_time()
 
     def show(self, preview) -> None:
         """Write one."""
         path = save_image(self.folder / f"{preview.iteration}.nii.gz", preview.image, preview.affine)
-        self.files.append((preview.iteration, time.perf_counter() - self.begun, path))
+        now = time.perf_counter(), time.process_time()
+        self.files.append((preview.iteration, *(b - a for a, b in zip(self.begun, now, strict=True)), path))
 
     def __call__(self, iteration, result) -> None:
         self.previewer(iteration, result)
 
-    paused = paused_cpu = 0.0
-
 
 def preview_row(suite) -> None:
-    """Fit alone, then the whole command, on case A."""
+    """Fits alone, then the whole command, on case A."""
     case = simulated("A", suite.seeds_or(1)[0], suite.work)
     warm_up("default", case, suite.threads)
-    shelf = _Shelf(case, suite.work / "preview" / "fit")
-    fitted, stacks = fit("default", case, suite.threads, suite.changes_of("default"), shelf)
+    changes = suite.changes_of("default")
+    quick = asdict(quick_options(SvrOptions(**changes)))
+    quick = {name: value for name, value in quick.items() if value != asdict(SvrOptions())[name]}
+    shelves = {name: _Shelf(case, suite.work / "preview" / name) for name in ("fit", "quick")}
+    fits = {name: fit("default", case, suite.threads, change, shelves[name])
+            for name, change in (("fit", changes), ("quick", quick))}
+    fitted, stacks = fits["fit"]
     affine, shape = output_grid(stacks, fitted.result, RESOLUTION)
-    final = save_image(shelf.folder / "final.nii.gz", sample_result(fitted.result, affine, shape), affine)
-    _record(suite, case, "fit alone", shelf.files, final,
-            {"fit_s": round(fitted.seconds, 2), "register_s": round(fitted.register_seconds, 2), "load": fitted.load})
+    final = save_image(shelves["fit"].folder / "final.nii.gz", sample_result(fitted.result, affine, shape), affine)
+    for name, what in (("quick", "early fit alone"), ("fit", "fit alone")):
+        _record(suite, case, what, shelves[name].files, final, fits[name][0].cost())
     files, final, seconds = _watched_command(case, suite)
     _record(suite, case, "whole command", files, final, {"wall_s": round(seconds, 1)})
 
@@ -70,14 +78,16 @@ def _record(suite, case: Case, what: str, files, final: Path, cost: dict) -> Non
     """Scores of every preview and of the end."""
     end = run_tool("score.py", final, *by_truth(case))
     points = []
-    for label, seconds, path in files:
+    for label, seconds, cpu, path in files:
         score = run_tool("score.py", path, *by_truth(case))
-        points.append({"iteration": label, "seconds": round(seconds, 2), "ssim": score["ssim"], "psnr": score["psnr"],
+        points.append({"iteration": label, "seconds": round(seconds, 2), "cpu_s": cpu and round(cpu, 2),
+                       "ssim": score["ssim"], "psnr": score["psnr"],
                        "ssim_to_final": round(similarity(path, final, case), 3)})
-    close = [point["seconds"] for point in points if point["ssim"] >= end["ssim"] - CLOSE]
+    close = [point for point in points if point["ssim"] >= end["ssim"] - CLOSE][:1]
     suite.record({"row": "preview", "case": case.name, "seed": case.seed, "method": "default", "change": what,
                   "cost": cost, "final": {"ssim": end["ssim"], "psnr": end["psnr"]}, "previews": points,
-                  "first_s": points[0]["seconds"], "close_s": close[0] if close else None})
+                  "first_s": points[0]["seconds"], "close_s": close[0]["seconds"] if close else None,
+                  "close_cpu_s": close[0]["cpu_s"] if close else None})
 
 
 def similarity(preview: Path, final: Path, case: Case) -> float:
@@ -94,7 +104,7 @@ def similarity(preview: Path, final: Path, case: Case) -> float:
 
 
 def _watched_command(case: Case, suite):
-    """gsbids with ``--preview`` from nothing; (iteration, seconds, file) of its previews, the volume, all seconds."""
+    """gsbids with ``--preview`` from nothing: (label, seconds, None, file) of its previews, the volume, all seconds."""
     folder = suite.work / "preview" / "command"
     shutil.rmtree(folder, ignore_errors=True)
     kept = folder / "kept"
@@ -114,7 +124,7 @@ def _watched_command(case: Case, suite):
                     seconds = time.perf_counter() - begun
                     copy = Path(shutil.copy(path, kept / f"{len(files)}.nii.gz"))
                     fields = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
-                    files.append((f"{fields['Stage']}, {fields['Iteration']}", seconds, copy))
+                    files.append((f"{fields['Stage']}, {fields['Iteration']}", seconds, None, copy))
                     seen = stamp
             except FileNotFoundError:  # not yet there, or gone since
                 continue

@@ -48,7 +48,7 @@ def preview_file(out: Path) -> Path:
 
 def test_previews_come_early_and_change_no_bit():
     stacks = [acquire(brain(), orientation, noise=0.01) for orientation in AXES]
-    options = dataclasses.replace(QUICK, iterations=40, members=2, detail_iterations=30)
+    options = dataclasses.replace(QUICK, iterations=32, n_gaussians=500, members=2, detail_iterations=16)
     shown = []
     result = fit_svr(stacks, STILL, options, observe=Previewer(stacks, 2.0, shown.append, first=6))
     without = fit_svr(stacks, STILL, options)
@@ -155,6 +155,6 @@ def test_the_example_of_the_documentation_works(stack_files, tmp_path, capsys):
     exec(compile(example, "docs/usage.md", "exec"), names)
     assert load_image(tmp_path / "preview.nii.gz")[0].max() > 500
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) > 3
+    assert len(lines) >= 2
     assert lines[0].startswith("iteration 8: similarity")
     assert len(names["result"].field) > 0

@@ -79,5 +79,10 @@ class Previewer:
 
 
 def quick_options(options: SvrOptions) -> SvrOptions:
-    """Options of a fit for a preview alone: the coarse field, in a third of its iterations."""
-    return replace(options, iterations=max(20, options.iterations // 3), doublings=0, members=1)
+    """Options of a fit for a preview alone: the coarse field, in less than half of its iterations and poses' steps.
+
+    So few iterations need larger ones. On case A of the benchmark, 2 cores, 40 iterations: SSIM 0.85 at the learning
+    rate of the fit proper, 0.88 at three times that with half of the poses' steps, in three quarters of the time.
+    """
+    return replace(options, iterations=max(20, 2 * options.iterations // 5), doublings=0, members=1,
+                   learning_rate=3 * options.learning_rate, pose_every=2 * options.pose_every)
