@@ -32,12 +32,7 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
     name : str, optional
         Name of the workflow; that of the stack without it.
     waits : bool
-        Denoising and bias correction wait for the input ``after``.
-
-    Inputs
-    ------
-    after
-        Only with ``waits``: output of a step that goes first.
+        Denoising and bias correction wait for the input ``after``, the output of a step that goes first.
 
     Outputs
     -------
@@ -62,14 +57,12 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
     workflow.connect([
         (conform, mask, [("out_file", "in_file")]),
         (conform, outputnode, [("out_file", "conformed")]),
-        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method")]),
-    ])
+        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method")])])
     last = conform
     for wanted, interface, step in ((denoise, DenoiseStack, "denoise"), (n4, CorrectBias, "n4")):
         if wanted:
             node = Node(interface(), step, mem_gb=0.6)
-            workflow.connect([(last, node, [("out_file", "in_file")]),
-                              (mask, node, [("out_mask", "in_mask")])])
+            workflow.connect([(last, node, [("out_file", "in_file")]), (mask, node, [("out_mask", "in_mask")])])
             if waits and last is conform:
                 workflow.connect(Node(IdentityInterface(["after"]), "inputnode"), "after", node, "after")
             last = node

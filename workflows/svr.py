@@ -40,14 +40,12 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
 
     Parameters
     ----------
-    names : list of str
-        Short names of the stacks.
-    thicknesses : list of float
-        Slice thicknesses in mm.
+    names, thicknesses : list of str, list of float
+        Short names of the stacks, and their slice thicknesses in mm.
     resolution : float
         Voxel size of the volume in mm.
     options : SvrOptions or PaperOptions
-        Of the fit; their kind says by which method.
+        Their kind says by which method the field is fitted.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
@@ -59,10 +57,8 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
 
     Outputs
     -------
-    registration
-        JSON of the co-registration.
-    result
-        Fitted field, poses, gains and weights (npz).
+    registration, result
+        JSON of the co-registration; fitted field, poses, gains and weights (npz).
     volume, unmasked, mask, coverage, uncertainty
         Images on the output grid.
     facts
@@ -77,19 +73,15 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     # All options, so that other defaults in another version are other inputs; threads change nothing.
     options = {key: value for key, value in asdict(options).items() if key != "threads"}
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
-    fit = Node(FitSvr(method=method, options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
-    if preview:
-        fit.inputs.preview = preview
+    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **fixed), "fit", n_procs=omp_nthreads,
+               mem_gb=2.0)
     sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
-    # Nipype keeps and changes the lists of pairs that it is given: none is given twice.
+    # Nipype keeps and changes the lists that it is given: none is given twice.
     for node in (register, fit, sample):
-        workflow.connect(inputnode, "in_files", node, "in_files")
-        workflow.connect(inputnode, "in_masks", node, "in_masks")
+        workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])
     workflow.connect([
         (register, fit, [("out_file", "registration")]),
         (fit, sample, [("out_file", "result")]),
-        (register, outputnode, [("out_file", "registration")]),
-        (fit, outputnode, [("out_file", "result")]),
-        (sample, outputnode, [(field, field) for field in images]),
-    ])
+        (register, outputnode, [("out_file", "registration")]), (fit, outputnode, [("out_file", "result")]),
+        (sample, outputnode, [(field, field) for field in images])])
     return workflow
