@@ -130,6 +130,30 @@ def draw_convergence(path: Path, curves: dict[str, list[dict]]) -> None:
     _save(figure, path)
 
 
+def draw_calibration(path: Path, curves: dict[str, list[dict]]) -> None:
+    """Write a PNG: RMS error against predicted sigma, a line for each case; on the diagonal they are alike.
+
+    Parameters
+    ----------
+    path : Path
+    curves : dict of str to list of dict
+        By case, bins with ``sigma`` and ``error``, both in the intensities of the volume.
+    """
+    plt = _pyplot()
+    figure, place = plt.subplots(figsize=(4.6, 4.2))
+    for name, bins in curves.items():
+        place.plot([b["sigma"] for b in bins], [b["error"] for b in bins], "o-", markersize=4, label=name)
+    values = [b[key] for bins in curves.values() for b in bins for key in ("sigma", "error")]
+    ends = [0.9 * min(values), 1.1 * max(values)]
+    place.plot(ends, ends, "--", color="0.5", linewidth=1)
+    place.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal", xlabel="predicted sigma",
+              ylabel="RMS error")
+    place.grid(alpha=0.3, which="both")
+    place.legend(fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def _pyplot():
     import matplotlib
 

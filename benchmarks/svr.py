@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import svr_preview
 import svr_real
 import svr_rows
+import svr_uncertainty
 from common import machine, say, write_json
 from svr_fit import METHODS
 from svr_summary import as_text, summarise
@@ -29,6 +31,8 @@ ROWS = {**{name: partial(svr_rows.standard_row, name) for name in svr_rows.STAND
         "robust": svr_rows.robust_row, "corrupted": svr_rows.corrupted_row, "masks": svr_rows.masks_row,
         "origin": svr_rows.origin_row, "speed": svr_rows.speed_row, "memory": svr_rows.memory_row,
         "ablation": svr_rows.ablation_row, "heldout": svr_real.heldout_row,
+        "uncertainty": svr_uncertainty.uncertainty_row, "uncertainty-calibration": svr_uncertainty.calibration_row,
+        "preview": svr_preview.preview_row,
         "command": svr_rows.whole_command_row, "real-command": svr_real.command_row}
 
 
@@ -92,6 +96,14 @@ def in_words(entry: dict) -> str:
         parts.append(f"grad_ncc {entry['heldout']['grad_ncc']:.3f} hp_ncc {entry['heldout']['hp_ncc']:.3f}")
     if isinstance(entry.get("change"), dict):
         parts.append(str(entry["change"]))
+    if "uncertainty" in entry:
+        found = entry["uncertainty"]
+        parts.append(f"PSNR {found['psnr']:.2f}  Spearman {found['spearman']:.3f} core {found['spearman_core']:.3f}  "
+                     f"sigma {found['rms_sigma']:.1f} error {found['rms_error']:.1f}  within 1, 2 sigma "
+                     f"{found['within'][0]:.3f}, {found['within'][1]:.3f}")
+    if "previews" in entry:
+        parts.append(f"first after {entry['first_s']} s, within 0.05 of the final SSIM {entry['final']['ssim']:.3f} "
+                     f"after {entry['close_s']} s ({entry['close_cpu_s']} s of CPU)")
     if "curve" in entry:
         parts.append(f"ends at {entry['curve'][-1]['psnr']:.2f} dB")
     if "cost" in entry:

@@ -30,6 +30,8 @@ class Execution:
     bids_database_wipe : bool
     derivatives : dict of str to Path
         Data sets with masks, by name.
+    preview : bool
+        Write volumes on the way; the results are the same.
     clean_workdir, stop_on_first_crash, write_graph, dry_run : bool
     verbosity : int
         How often ``-v`` was given.
@@ -47,6 +49,7 @@ class Execution:
     bids_database_dir: Path | None = None
     bids_database_wipe: bool = False
     derivatives: dict[str, Path] = field(default_factory=dict)
+    preview: bool = False
     clean_workdir: bool = False
     stop_on_first_crash: bool = False
     write_graph: bool = False

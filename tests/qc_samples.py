@@ -73,7 +73,8 @@ def sample_content(folder, names=NAMES, **changes) -> ReportContent:
     affine = grid((0.9, 0.9, 0.9), shape)
     volume, mask = ball(shape, affine)
     files = {name: save_image(folder / f"{name}.nii.gz", data, affine)
-             for name, data in (("volume", volume * mask), ("unmasked", volume), ("mask", mask))}
+             for name, data in (("volume", volume * mask), ("unmasked", volume), ("mask", mask),
+                                ("coverage", 3.0 * mask), ("uncertainty", 0.1 * volume))}
     result = sample_result(names)
     panels = []
     for n, name in enumerate(names):

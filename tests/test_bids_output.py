@@ -28,6 +28,8 @@ TREE = {
     "volume_unmasked": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-unmasked_T2w.nii.gz",
     "volume_mask": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-brain_mask.nii.gz",
     "coverage": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-coverage_T2w.nii.gz",
+    "uncertainty": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-uncertainty_T2w.nii.gz",
+    "preview": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-preview_T2w.nii.gz",
     "model": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-gaussians_model.npz",
     "metrics": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-qc_metrics.tsv",
     "report": "sub-01_ses-02_acq-haste.html",
@@ -213,7 +215,7 @@ def test_validator_passes(full_tree):
 def test_every_source_resolves(full_tree):
     links = json.loads((full_tree / "dataset_description.json").read_text())["DatasetLinks"]
     sidecars = [path for path in full_tree.rglob("*.json") if path.parent.name == "anat"]
-    assert len(sidecars) == 6 + 3 * 6
+    assert len(sidecars) == 8 + 3 * 6
     for sidecar in sidecars:
         for uri in json.loads(sidecar.read_text())["Sources"]:
             dataset, relative = re.fullmatch(r"bids:([a-z]*):(.+)", uri).groups()

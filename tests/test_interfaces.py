@@ -101,6 +101,10 @@ def test_volume_and_simulated_stack(fitted, stacks, tmp_path):
     assert not image[beyond].any()
     assert load_image(volume.unmasked)[0][mask == 0].any()
     assert load_image(volume.coverage)[0].shape == image.shape
+    sigma, sigma_affine = load_image(volume.uncertainty)
+    np.testing.assert_array_equal(sigma_affine, affine)
+    assert (sigma > 0).all()
+    assert 0 < np.median(sigma[mask > 0]) < image[mask > 0].std()
     assert volume.facts["NumberOfStacksUsed"] == 3
     assert volume.facts["RandomSeed"] == 3
     out = run(SimulateStack(result=result, index=1, in_file=stacks["in_files"][1],
@@ -156,12 +160,14 @@ def test_metrics_and_report(fitted, stacks, tmp_path):
     fixed = {"content": {"title": "sub 01", "task": "sub-01_T2w", "warnings": ("a <b>",)},
              "facts": {"versions": {"gsbids": "1"}, "n_stacks": 3, "resolution": (2.0,) * 3},
              "panels": [{"name": name, "slice_times": None, "facts": (("File", "x"),)} for name in NAMES]}
-    out = run(SubjectReport(**fixed, conformed=stacks["in_files"], masks=stacks["in_masks"],
+    maps = {"coverage": volume.coverage, "uncertainty": volume.uncertainty}
+    out = run(SubjectReport(**fixed, **maps, conformed=stacks["in_files"], masks=stacks["in_masks"],
                             mask_reasons=["by hand"] * 3, mask_methods=["derivatives"] * 3, result=result,
                             registration=registration, volume=volume.volume, unmasked=volume.unmasked,
                             mask=volume.mask, metrics=qc.metrics), tmp_path)
     page = Path(out.out_file).read_text()
     assert "by hand" in page
+    assert "Uncertainty: black 0" in page
     assert "a &lt;b&gt;" in page
     assert str(tmp_path) not in page
     little = run(SubjectReport(**fixed), tmp_path)

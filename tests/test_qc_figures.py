@@ -164,8 +164,8 @@ def test_inline_svg_has_own_ids_and_the_colours_of_the_page():
 
 
 def test_citations_are_numbered_in_order_and_all_known():
-    facts = MethodsFacts({"gsbids": "1.0"}, 3, "derivatives+otsu", True, True, True, True, 30000,
-                         (0.8,) * 3, 7, "cuda:0")
+    facts = MethodsFacts({"gsbids": "1.0"}, 3, "derivatives+otsu", True, True, True, True, "default",
+                         30000, (0.8,) * 3, 7, "cuda:0")
     paragraphs = methods_paragraphs(facts)
     assert not set(re.findall(r"@([\w-]+)", " ".join(paragraphs))) - set(references())
     pieces, cited = number_citations(paragraphs)

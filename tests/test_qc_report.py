@@ -63,6 +63,7 @@ def test_complete_report_has_every_section_and_no_notes(complete):
     assert "could not be drawn" not in page.text
     assert "Not in this report" not in page.text
     for words in ("Finished with 1 warning", "look here", "run-1, in order of acquisition", "no gain",
+                  "Coverage: black 0, white 3.0 slices", "Uncertainty: black 0",
                   "Template: the other", "Registered: similarity 0.50, then 0.80", "gsbids a b participant"):
         assert words in page.text
 

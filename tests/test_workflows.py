@@ -2,6 +2,7 @@
 """Workflows: graphs, a whole run on tiny data, resuming, crashes."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -102,6 +103,11 @@ def test_run_resume_and_repeat(setting):
     assert contents(tiny.root) == raw
     assert "sub-01/anat/sub-01_rec-gsvr_res-2_desc-preproc_T2w.nii.gz" in made
     assert "sub-01.html" in made
+    sidecar = json.loads((config.execution.output_dir / (
+        "sub-01/anat/sub-01_rec-gsvr_res-2_desc-uncertainty_T2w.json")).read_text())
+    assert sidecar["Units"] == "arbitrary"
+    assert "sigma^2" in sidecar["Formula"]
+    assert "bids::sub-01/anat/sub-01_rec-gsvr_desc-gaussians_model.npz" in sidecar["Sources"]
     assert len([name for name in made if "slices_xfm.txt" in name]) == 3
     # The output is gone, and so is a step in the middle: only what is missing is done, with the same bits.
     for name in made:
@@ -114,6 +120,13 @@ def test_run_resume_and_repeat(setting):
     execute(config.replace("execution", run_uuid="r2"), task)
     assert fitted.stat().st_mtime_ns == before
     assert contents(config.execution.output_dir) == made
+    # Previews, the early one and that of the fit, change nothing and do not stay.
+    shown = config.replace("execution", work_dir=config.execution.work_dir / "shown", preview=True)
+    execute(shown, task)
+    assert contents(config.execution.output_dir) == made
+    folder = task_folder(shown, task)
+    assert (folder / "early_preview/preview.nii.gz").is_file()
+    assert (folder / "svr_wf/fit/preview.nii.gz").is_file()
     # From nothing, in another folder, with other threads.
     again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace(
         "nipype", omp_nthreads=2)

@@ -9,11 +9,16 @@ from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
 from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
+from gsbids.recon.uncertainty import FORMULA
 from gsbids.workflows.names import registry_folder, stack_workflow_name
 
 #: Fields of the raw sidecars that stay true, where all stacks agree.
 PROPAGATED = ("Modality", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName",
               "MRAcquisitionType", "SequenceName", "EchoTime", "RepetitionTime", "FlipAngle")
+
+#: Images of the volume by the names they have in the workflows, and their kinds of output.
+VOLUME_IMAGES = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "volume_mask", "coverage": "coverage",
+                 "uncertainty": "uncertainty"}
 
 
 def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -26,7 +31,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
 
     Inputs
     ------
-    volume, unmasked, mask, coverage, result, facts
+    volume, unmasked, mask, coverage, uncertainty, result, facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
 
     Outputs
@@ -35,20 +40,22 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    images = ("volume", "unmasked", "mask", "coverage")
-    inputnode = Node(IdentityInterface([*images, "result", "facts"]), "inputnode")
+    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     resolution = {"res": config.workflow.output_resolution}
     target = derivative_path(task.entities, "volume", **resolution)
     qc = Node(QcMetrics(name=target.name.partition(".")[0]), "qc", mem_gb=1.0)
     sources = {"Sources": stack_uris(config, task.stacks)}
     sidecar = sources | common_fields(task.stacks)
+    model = bids_uri("", derivative_path(task.entities, "model"))
+    own = {"mask": sources, "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA}}
     workflow.connect([(inputnode, qc, [("result", "result"), ("volume", "volume"), ("mask", "mask")]),
                       (qc, outputnode, [("metrics", "metrics")])])
-    for field, kind in zip(images, ("volume", "volume_unmasked", "volume_mask", "coverage"), strict=True):
-        save = _save(config, task.entities, kind, f"save_{field}", sources if field == "mask" else sidecar,
-                     resolution)
+    for field, kind in VOLUME_IMAGES.items():
+        save = _save(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)
         workflow.connect(inputnode, field, save, "in_file")
+        if field == "volume":
+            save.inputs.supersedes = "preview"  # also one that a run left that was killed
         if field in ("volume", "unmasked"):
             workflow.connect(inputnode, "facts", save, "more")
     save_model = _save(config, task.entities, "model", "save_model", sources)

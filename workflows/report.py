@@ -85,6 +85,7 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
     folder = task_folder(config, task)
     names = {"registration": "svr_wf/register/registration.json", "result": "svr_wf/fit/result.npz",
              "volume": "svr_wf/sample/volume.nii.gz", "unmasked": "svr_wf/sample/unmasked.nii.gz",
+             "coverage": "svr_wf/sample/coverage.nii.gz", "uncertainty": "svr_wf/sample/uncertainty.nii.gz",
              "mask": "svr_wf/sample/mask.nii.gz", "metrics": "volume_outputs_wf/qc/metrics.json"}
     found: dict = {name: str(folder / path) for name, path in names.items() if (folder / path).is_file()}
     last = {(True, True): "n4/corrected.nii.gz", (False, True): "n4/corrected.nii.gz",

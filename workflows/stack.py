@@ -10,7 +10,7 @@ from gsbids.workflows.names import stack_workflow_name
 
 
 def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True, n4: bool = True,
-                       name: str | None = None) -> Workflow:
+                       name: str | None = None, waits: bool = False) -> Workflow:
     """Conform, mask, denoise and bias-correct one stack.
 
     Workflow Graph
@@ -31,6 +31,8 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
         Whether the step is made.
     name : str, optional
         Name of the workflow; that of the stack without it.
+    waits : bool
+        Denoising and bias correction wait for the input ``after``, the output of a step that goes first.
 
     Outputs
     -------
@@ -55,14 +57,14 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
     workflow.connect([
         (conform, mask, [("out_file", "in_file")]),
         (conform, outputnode, [("out_file", "conformed")]),
-        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method")]),
-    ])
+        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method")])])
     last = conform
     for wanted, interface, step in ((denoise, DenoiseStack, "denoise"), (n4, CorrectBias, "n4")):
         if wanted:
             node = Node(interface(), step, mem_gb=0.6)
-            workflow.connect([(last, node, [("out_file", "in_file")]),
-                              (mask, node, [("out_mask", "in_mask")])])
+            workflow.connect([(last, node, [("out_file", "in_file")]), (mask, node, [("out_mask", "in_mask")])])
+            if waits and last is conform:
+                workflow.connect(Node(IdentityInterface(["after"]), "inputnode"), "after", node, "after")
             last = node
     workflow.connect(last, "out_file", outputnode, "prepared")
     return workflow

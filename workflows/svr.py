@@ -11,8 +11,9 @@ from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
 
-#: What ``--sloppy`` does to the fit: enough to see that everything runs.
-SLOPPY = {"iterations": 40, "n_gaussians": 2000, "members": 1}
+#: What ``--sloppy`` does to the fit, by method: enough to see that everything runs.
+SLOPPY = {"default": {"iterations": 40, "n_gaussians": 2000, "members": 1},
+          "paper": {"iterations": 40, "n_gaussians": 2000}}
 
 #: Options by the values of ``--svr-method``.
 METHODS = {"default": SvrOptions, "paper": PaperOptions}
@@ -21,11 +22,11 @@ METHODS = {"default": SvrOptions, "paper": PaperOptions}
 def fit_options(settings: WorkflowOptions) -> SvrOptions | PaperOptions:
     """Options of the fit from the settings of the run."""
     return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
-                                        **(SLOPPY if settings.sloppy else {}))
+                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}))
 
 
 def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float,
-                options: SvrOptions | PaperOptions, omp_nthreads: int = 1) -> Workflow:
+                options: SvrOptions | PaperOptions, omp_nthreads: int = 1, preview: dict | None = None) -> Workflow:
     """Co-register stacks, fit the Gaussian field with a pose per slice, and sample the volume.
 
     Workflow Graph
@@ -39,15 +40,15 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
 
     Parameters
     ----------
-    names : list of str
-        Short names of the stacks.
-    thicknesses : list of float
-        Slice thicknesses in mm.
+    names, thicknesses : list of str, list of float
+        Short names of the stacks, and their slice thicknesses in mm.
     resolution : float
         Voxel size of the volume in mm.
     options : SvrOptions or PaperOptions
-        Of the fit; their kind says by which method.
+        Their kind says by which method the field is fitted.
     omp_nthreads : int
+    preview : dict, optional
+        Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
 
     Inputs
     ------
@@ -56,36 +57,31 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
 
     Outputs
     -------
-    registration
-        JSON of the co-registration.
-    result
-        Fitted field, poses, gains and weights (npz).
-    volume, unmasked, mask, coverage
+    registration, result
+        JSON of the co-registration; fitted field, poses, gains and weights (npz).
+    volume, unmasked, mask, coverage, uncertainty
         Images on the output grid.
     facts
         Numbers for the sidecar of the volume.
     """
     workflow = Workflow(name="svr_wf")
     inputnode = Node(IdentityInterface(["in_files", "in_masks"]), "inputnode")
-    outputnode = Node(IdentityInterface(["registration", "result", "volume", "unmasked", "mask", "coverage",
-                                         "facts"]), "outputnode")
+    images = ("volume", "unmasked", "mask", "coverage", "uncertainty", "facts")
+    outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
     # All options, so that other defaults in another version are other inputs; threads change nothing.
     options = {key: value for key, value in asdict(options).items() if key != "threads"}
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
-    fit = Node(FitSvr(method=method, options=options, **fixed), "fit", n_procs=omp_nthreads, mem_gb=2.0)
+    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **fixed), "fit", n_procs=omp_nthreads,
+               mem_gb=2.0)
     sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
-    # Nipype keeps and changes the lists of pairs that it is given: none is given twice.
+    # Nipype keeps and changes the lists that it is given: none is given twice.
     for node in (register, fit, sample):
-        workflow.connect(inputnode, "in_files", node, "in_files")
-        workflow.connect(inputnode, "in_masks", node, "in_masks")
-    images = ("volume", "unmasked", "mask", "coverage", "facts")
+        workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])
     workflow.connect([
         (register, fit, [("out_file", "registration")]),
         (fit, sample, [("out_file", "result")]),
-        (register, outputnode, [("out_file", "registration")]),
-        (fit, outputnode, [("out_file", "result")]),
-        (sample, outputnode, [(field, field) for field in images]),
-    ])
+        (register, outputnode, [("out_file", "registration")]), (fit, outputnode, [("out_file", "result")]),
+        (sample, outputnode, [(field, field) for field in images])])
     return workflow

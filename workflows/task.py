@@ -8,7 +8,8 @@ from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.interfaces.outputs import SaveDerivative, SubjectReport
 from gsbids.workflows.names import registry_folder, workflow_name
-from gsbids.workflows.outputs import init_stack_outputs_wf, init_volume_outputs_wf
+from gsbids.workflows.outputs import VOLUME_IMAGES, init_stack_outputs_wf, init_volume_outputs_wf
+from gsbids.workflows.preview import early_preview_node, fit_preview_settings, needs_early_preview
 from gsbids.workflows.report import report_inputs
 from gsbids.workflows.stack import init_stack_prep_wf
 from gsbids.workflows.svr import fit_options, init_svr_wf
@@ -27,12 +28,13 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     """
     options = config.workflow
     workflow = Workflow(name=workflow_name(task))
+    early = needs_early_preview(config)
     preps = [init_stack_prep_wf(stack=stack, mask_mode=options.mask_mode, denoise=options.denoise,
-                                n4=options.n4) for stack in task.stacks]
+                                n4=options.n4, waits=early) for stack in task.stacks]
     svr_wf = init_svr_wf(
         names=[stack.label for stack in task.stacks], thicknesses=[stack.thickness for stack in task.stacks],
         resolution=options.output_resolution, options=fit_options(options),
-        omp_nthreads=config.nipype.omp_nthreads)
+        omp_nthreads=config.nipype.omp_nthreads, preview=fit_preview_settings(config, task))
     volume_outputs_wf = init_volume_outputs_wf(config=config, task=task)
     stack_outputs = [init_stack_outputs_wf(config=config, task=task, index=k)
                      for k in range(len(task.stacks))]
@@ -44,12 +46,12 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     joined = {field: _join(workflow, preps, field)
               for field in ("conformed", "prepared", "mask", "reason", "method")}
     simulated = _join(workflow, stack_outputs, "simulated")
-    images = [f"outputnode.{field}" for field in ("result", "volume", "unmasked", "mask")]
+    images = [f"outputnode.{field}" for field in (*VOLUME_IMAGES, "result")]
     workflow.connect([
         (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
         (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
         (svr_wf, volume_outputs_wf, [(f"outputnode.{field}", f"inputnode.{field}") for field in
-                                     ("volume", "unmasked", "mask", "coverage", "result", "facts")]),
+                                     (*VOLUME_IMAGES, "result", "facts")]),
         (joined["conformed"], report, [("out", "conformed")]),
         (joined["mask"], report, [("out", "masks")]),
         (joined["reason"], report, [("out", "mask_reasons")]),
@@ -62,6 +64,10 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     ])
     if options.denoise or options.n4:
         workflow.connect(joined["prepared"], "out", report, "corrected")
+    if early:
+        first = early_preview_node(config, task)
+        for prep in preps:
+            workflow.connect(first, "done", prep, "inputnode.after")
     for prep, outputs in zip(preps, stack_outputs, strict=True):
         workflow.connect([
             (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),

@@ -73,6 +73,12 @@ class Sink:
         write_atomic(path, source)
         return path
 
+    def remove(self, kind: str, entities: Mapping[str, str], **extra: str | float) -> None:
+        """Take an output and its sidecar away, if they are there; parameters as for :meth:`write`."""
+        path = self.output_dir / derivative_path(entities, kind, **extra)
+        path.unlink(missing_ok=True)
+        sidecar_path(path).unlink(missing_ok=True)
+
     def _claim(self, relative: Path, source: str | Path | bytes) -> None:
         """Remember who writes a name; a resumed run may write the same again."""
         contents = isinstance(source, bytes)

@@ -164,6 +164,8 @@ def _add_control(group) -> None:
     group.add_argument("--config-file", type=Path, metavar="TOML",
                        help="settings of a former run (gsbids.toml); options of the command line go first")
     group.add_argument("--dry-run", action="store_true", help="print tasks and steps, run nothing")
+    group.add_argument("--preview", action="store_true",
+                       help="write a first volume within seconds, and better ones until the final one is there")
     group.add_argument("--write-graph", action="store_true", help="draw the workflow into the work folder")
 
 

@@ -107,6 +107,7 @@ def make_config(args: argparse.Namespace) -> Config:
         bids_database_dir=args.bids_database_dir and args.bids_database_dir.resolve(),
         bids_database_wipe=args.bids_database_wipe,
         derivatives=parse_derivatives(args.derivatives),
+        preview=args.preview,
         clean_workdir=args.clean_workdir,
         stop_on_first_crash=args.stop_on_first_crash,
         write_graph=args.write_graph,

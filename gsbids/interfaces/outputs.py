@@ -71,6 +71,7 @@ class SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="file that is copied")
     sidecar = traits.Dict(usedefault=True, desc="fields known when the workflow is built")
     more = traits.Dict(usedefault=True, desc="fields known when it has run")
+    supersedes = traits.Str(nohash=True, desc="kind of output that is taken away once this one is there")
     registry = traits.Str(nohash=True, desc="folder where one run notes who wrote what")
 
 
@@ -97,6 +98,8 @@ class SaveDerivative(NodeInterface):
         sink = Sink(inputs.output_dir, inputs.registry if isdefined(inputs.registry) else None)
         path = sink.write(inputs.kind, inputs.entities, inputs.in_file, inputs.sidecar | inputs.more,
                           **inputs.extra)
+        if isdefined(inputs.supersedes):
+            sink.remove(inputs.supersedes, inputs.entities)
         self._results["out_file"] = str(path)
         return runtime
 
@@ -118,6 +121,8 @@ class SubjectReportInputSpec(BaseInterfaceInputSpec):
     volume = File(exists=True, desc="reconstructed volume")
     unmasked = File(exists=True, desc="the same in the whole field of view")
     mask = File(exists=True, desc="brain mask of the volume")
+    coverage = File(exists=True, desc="slices that saw each voxel")
+    uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
     metrics = File(exists=True, desc="JSON of QcMetrics")
 
 
@@ -176,7 +181,8 @@ def gather_content(found: dict):
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
     if "metrics" in content:
         content["metrics"] = {k: math.nan if v is None else v for k, v in content["metrics"].items()}
-    images = {name: Path(found[name]) for name in ("volume", "unmasked", "mask", "result") if name in found}
+    names = ("volume", "unmasked", "mask", "coverage", "uncertainty", "result")
+    images = {name: Path(found[name]) for name in names if name in found}
     return ReportContent(stacks=tuple(panels), methods=methods_paragraphs(MethodsFacts(**facts)),
                          **images, **content)
 

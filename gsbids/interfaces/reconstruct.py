@@ -3,7 +3,7 @@
 
 import json
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from gsbids.imaging.nifti import read_header, save_image
 from gsbids.interfaces.base import (
@@ -14,6 +14,7 @@ from gsbids.interfaces.base import (
     read_stacks,
     write_text,
 )
+from gsbids.interfaces.preview import previewer
 
 
 class RegisterStacksOutputSpec(TraitedSpec):
@@ -46,6 +47,8 @@ class FitSvrInputSpec(StacksInputSpec):
     registration = File(exists=True, mandatory=True, desc="JSON of RegisterStacks")
     method = traits.Enum("default", "paper", usedefault=True, desc="fit_svr, or fit_paper")
     options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of the method's options")
+    # The result is the same with and without.
+    preview = traits.Dict(nohash=True, desc="settings of PreviewFile: keep a preview in the output on the way")
 
 
 class FitSvrOutputSpec(TraitedSpec):
@@ -72,8 +75,12 @@ class FitSvr(NodeInterface):
         with open(self.inputs.registration, encoding="utf-8") as file:
             transforms = np.array(json.load(file)["transforms"])
         options = kind(**self.inputs.options, threads=self.inputs.num_threads)
+        stacks, settings = read_stacks(self.inputs), self.inputs.preview
+        observe = None
+        if isdefined(settings) and settings:
+            observe = previewer(stacks, settings, runtime.cwd, "prepared stacks")
         with _bar() as bar:
-            result = fit(read_stacks(self.inputs), transforms, options, progress=bar)
+            result = fit(stacks, transforms, options, progress=bar, observe=observe)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 
@@ -92,11 +99,12 @@ class SampleVolumeOutputSpec(TraitedSpec):
     unmasked = File(exists=True, desc="volume in the whole field of view")
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
+    uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
     facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
 
 
 class SampleVolume(NodeInterface):
-    """Sample the field on the output grid, and vote on the brain mask."""
+    """Sample the field on the output grid, vote on the brain mask, and predict the error."""
 
     input_spec = SampleVolumeInputSpec
     output_spec = SampleVolumeOutputSpec
@@ -104,6 +112,7 @@ class SampleVolume(NodeInterface):
     def _run_interface(self, runtime):
         from gsbids.recon.resample import output_grid, sample_result, shown_region, vote_mask
         from gsbids.recon.result import SvrResult
+        from gsbids.recon.uncertainty import predict_error
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
@@ -111,8 +120,10 @@ class SampleVolume(NodeInterface):
         image = sample_result(result, affine, shape)
         mask, coverage = vote_mask(stacks, result, affine, shape)
         shown = shown_region(mask, coverage, affine, result.settings["rim"])
+        sigma = predict_error(result, stacks, affine, image).sigma
         for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
-                                  ("mask", mask, "uint8"), ("coverage", coverage, "float32")):
+                                  ("mask", mask, "uint8"), ("coverage", coverage, "float32"),
+                                  ("uncertainty", sigma, "float32")):
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, affine, dtype))
         self._results["facts"] = result_facts(result)
         return runtime

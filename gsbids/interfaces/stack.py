@@ -88,6 +88,7 @@ class FilterStackInputSpec(BaseInterfaceInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="conformed stack")
     in_mask = File(exists=True, mandatory=True, desc="brain mask on its grid")
+    after = traits.Any(nohash=True, desc="output of a step that goes first; not looked at")
 
 
 class FilterStackOutputSpec(TraitedSpec):

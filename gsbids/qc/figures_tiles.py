@@ -62,6 +62,25 @@ def mid_planes(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
     return tuple(_volume_tile(image, drawn, axis, middle[axis], frame) for axis in (2, 1, 0))
 
 
+def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None) -> TileRow:
+    """A map in the three planes of :func:`mid_planes`, with the outline of the mask and what white stands for.
+
+    Parameters
+    ----------
+    name : str
+    form : str
+        Format of the value that is white, the 99th percentile inside the mask; 0 is black.
+    data, affine, mask
+        As for :func:`mid_planes`.
+    """
+    image, inside, frame = _volume_frame(data, affine, mask, 260, 2.0)
+    top = float(np.percentile(image.data if inside is None or not inside.any() else image.data[inside], 99))
+    frame = Frame(frame.box, (0.0, max(top, 1e-6)), frame.pixels, frame.zoom)
+    middle = [_middle(inside, axis, image.data.shape) for axis in range(3)]
+    tiles = tuple(_volume_tile(image, inside, axis, middle[axis], frame) for axis in (2, 1, 0))
+    return TileRow(f"{name}: black 0, white {form.format(top)}", tiles)
+
+
 def mosaic(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, count: int = 7,
            outlined: bool = False) -> tuple[TileRow, ...]:
     """Rows of ``count`` axial, coronal and sagittal planes spread over the mask.

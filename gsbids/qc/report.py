@@ -58,6 +58,8 @@ class ReportContent:
     warnings : tuple of str
     volume, unmasked, mask : Path, optional
         Reconstructed volume without and with its surroundings, and its brain mask (one grid).
+    coverage, uncertainty : Path, optional
+        Slices that saw each voxel, and the predicted standard deviation of its error, on the same grid.
     orientation : str
         What left, right, front and head refer to.
     stacks : tuple of StackPanel
@@ -84,6 +86,8 @@ class ReportContent:
     volume: Path | None = None
     unmasked: Path | None = None
     mask: Path | None = None
+    coverage: Path | None = None
+    uncertainty: Path | None = None
     orientation: str = "Letters are directions of the scanner (for a fetus, those of the mother)."
     stacks: tuple[StackPanel, ...] = ()
     result: Path | None = None

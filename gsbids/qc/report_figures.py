@@ -14,7 +14,7 @@ from gsbids.imaging.nifti import load_image
 from gsbids.qc import figures_curves as curves
 from gsbids.qc.displacement import SliceDisplacement, slice_displacement
 from gsbids.qc.figures_style import inline_svg
-from gsbids.qc.figures_tiles import StackImages, TileRow, mid_planes, middle_slices, mosaic, stack_rows
+from gsbids.qc.figures_tiles import StackImages, TileRow, map_row, mid_planes, middle_slices, mosaic, stack_rows
 from gsbids.qc.tiles import Tile
 from gsbids.recon.result import SvrResult
 
@@ -31,6 +31,8 @@ class Figures:
         Three large planes of the volume.
     mosaic, surroundings : tuple of TileRow
         Planes of the masked volume; of the unmasked one with the mask's outline.
+    maps : tuple of TileRow
+        Coverage and uncertainty in the three planes of the volume, each with what its greys mean.
     stacks : dict
         Rows of pictures by stack name.
     motion : list of (name, SVG, SVG by acquisition time or None)
@@ -48,6 +50,7 @@ class Figures:
     planes: tuple[Tile, ...] = ()
     mosaic: tuple[TileRow, ...] = ()
     surroundings: tuple[TileRow, ...] = ()
+    maps: tuple[TileRow, ...] = ()
     stacks: dict = field(default_factory=dict)
     motion: list = field(default_factory=list)
     moves: list = field(default_factory=list)
@@ -73,6 +76,10 @@ def draw_figures(content) -> Figures:
             _draw_volume(figures, content)
         except _FILE_ERRORS as error:
             figures.notes.append(f"The volume could not be drawn: {_words(error)}")
+    try:
+        figures.maps = tuple(_draw_maps(content))
+    except _FILE_ERRORS as error:
+        figures.notes.append(f"Coverage and uncertainty could not be drawn: {_words(error)}")
     # The page stays well under 15 MB however many stacks there are.
     detail = min(1.0, math.sqrt(7 / max(len(content.stacks), 1)))
     for panel in content.stacks:
@@ -104,6 +111,15 @@ def _draw_volume(figures: Figures, content) -> None:
         data, affine = load_image(content.unmasked)
         mask = _mask_on(content.mask, affine, data.shape)
         figures.surroundings = mosaic(data, affine, mask, outlined=True)
+
+
+def _draw_maps(content):
+    """Rows of the maps that there are."""
+    for name, path, form in (("Coverage", content.coverage, "{:.1f} slices"),
+                             ("Uncertainty", content.uncertainty, "{:.3g}, in the intensities of the volume")):
+        if path is not None:
+            data, affine = load_image(path)
+            yield map_row(name, form, data, affine, _mask_on(content.mask, affine, data.shape))
 
 
 def _mask_on(path, affine: np.ndarray, shape) -> np.ndarray | None:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Previews in the output folder: written by the fit on its way, and by a quick fit before all preparation."""
+
+import logging
+from pathlib import Path
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, TraitedSpec, traits
+
+from gsbids.imaging.nifti import save_image
+from gsbids.interfaces.base import NodeInterface, limit_threads, read_stack
+from gsbids.interfaces.stack import ConformStack, MaskStack
+
+LOGGER = logging.getLogger("gsbids.interfaces")
+
+
+class PreviewFile:
+    """Writes previews under one name; a callable for :class:`gsbids.recon.preview.Previewer`.
+
+    Parameters
+    ----------
+    settings : dict
+        ``output_dir``, ``entities`` of the task, ``resolution`` in mm, ``first`` iteration, ``sidecar``.
+    folder : path
+        Where the file is made before it is put into the output.
+    stage : str
+        For the sidecar: which fit this is.
+    """
+
+    def __init__(self, settings: dict, folder: str | Path, stage: str):
+        self.settings, self.folder, self.stage = settings, Path(folder), stage
+        self.usable = True
+
+    def __call__(self, preview) -> None:
+        """Put a preview into the output in place of the one before; a full disk does not stop the fit."""
+        from gsbids.bids.sink import Sink
+
+        if not self.usable:
+            return
+        fields = {"Iteration": preview.iteration, "MeanAbsoluteResidual": preview.residual, "Stage": self.stage,
+                  "VoxelSize": self.settings["resolution"]}
+        try:
+            made = save_image(self.folder / "preview.nii.gz", preview.image, preview.affine)
+            # A new sink every time: one sink, and the registry of a run, refuse to write a name twice.
+            Sink(self.settings["output_dir"]).write("preview", self.settings["entities"], made,
+                                                    self.settings["sidecar"] | fields)
+        except OSError as error:
+            self.usable = False
+            LOGGER.warning("the preview could not be written (%s); the reconstruction goes on without", error)
+
+
+def previewer(stacks, settings: dict, folder: str | Path, stage: str):
+    """Observer of a fit that keeps the preview file of the output up to date."""
+    from gsbids.recon.preview import Previewer
+
+    return Previewer(stacks, settings["resolution"], PreviewFile(settings, folder, stage), settings["first"])
+
+
+class EarlyPreviewInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`EarlyPreview`; lists in the order of the task."""
+
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc="stacks as acquired")
+    mask_files = traits.List(traits.Str, mandatory=True, desc="their masks, empty where there is none")
+    directions = traits.List(traits.Str, mandatory=True, desc="BIDS SliceEncodingDirection, empty where unknown")
+    names = InputMultiObject(traits.Str, mandatory=True, desc="short names")
+    thicknesses = InputMultiObject(traits.Float, mandatory=True, desc="slice thicknesses in mm")
+    mask_mode = traits.Str("auto", usedefault=True, desc="where masks come from")
+    options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of SvrOptions")
+    preview = traits.Dict(mandatory=True, desc="settings of PreviewFile")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
+
+
+class EarlyPreviewOutputSpec(TraitedSpec):
+    """Outputs of :class:`EarlyPreview`."""
+
+    done = traits.Bool(desc="whether a preview was written")
+
+
+class EarlyPreview(NodeInterface):
+    """A volume from the stacks as they are, before they are denoised and corrected, by a short fit.
+
+    Whatever goes wrong here is said and goes no further: the reconstruction does not need it.
+    """
+
+    input_spec = EarlyPreviewInputSpec
+    output_spec = EarlyPreviewOutputSpec
+
+    def _run_interface(self, runtime):
+        from gsbids.recon.fit_svr import fit_svr
+        from gsbids.recon.options import SvrOptions
+        from gsbids.recon.preview import quick_options
+        from gsbids.recon.register import register_stacks
+
+        threads = self.inputs.num_threads
+        limit_threads(threads)
+        self._results["done"] = True
+        try:
+            stacks = [self._stack(Path(runtime.cwd), k) for k in range(len(self.inputs.in_files))]
+            transforms = register_stacks(stacks, threads).transforms
+            options = quick_options(SvrOptions(**self.inputs.options, threads=threads))
+            fit_svr(stacks, transforms, options,
+                    observe=previewer(stacks, self.inputs.preview, runtime.cwd, "stacks as acquired"))
+        except Exception as error:  # the steps proper meet the same data and say what is wrong with them
+            self._results["done"] = False
+            LOGGER.warning("no early preview: %s: %s", type(error).__name__, error)
+        return runtime
+
+    def _stack(self, folder: Path, k: int):
+        inputs = self.inputs
+        place = folder / f"stack-{k}"
+        place.mkdir(exist_ok=True)
+        direction = {"slice_encoding_direction": inputs.directions[k]} if inputs.directions[k] else {}
+        conformed = ConformStack(in_file=inputs.in_files[k], **direction).run(cwd=str(place)).outputs.out_file
+        given = {"mask_file": inputs.mask_files[k]} if inputs.mask_files[k] else {}
+        mask = MaskStack(in_file=conformed, mode=inputs.mask_mode, **given).run(cwd=str(place)).outputs.out_mask
+        return read_stack(conformed, mask, inputs.names[k], inputs.thicknesses[k])
