@@ -8,16 +8,14 @@ counts as 0: outlines say where a brain is when its slices have moved apart and 
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from gsbids.imaging.masks import bounding_box
 from gsbids.imaging.stack import Stack
+from gsbids.recon.isotropic import Volume, isotropic_volume
 
-FWHM_TO_SIGMA = 1.0 / 2.3548
 # Share of the smaller mask that must be covered: less says nothing about the brain.
 LEAST_OVERLAP = 0.5
 # Similarity that a rotation by 180 degrees has to be better by; smaller ones in proportion.
@@ -25,9 +23,6 @@ TURN_COST = 0.15
 # Rotation (degrees) under which a stack lies about as the scanner says.
 NEAR = 45.0
 LOW_SIMILARITY = 0.5
-RIM = 6.0  # mm around the masks that count as 0
-# Slices brighter or darker than their neighbours by more than this factor are brought to their level.
-UNEVEN, NEIGHBOURS = 1.15, 7
 # Voxels of the grid inside the brain: at most about this many, and at least those.
 POINTS, LEAST_POINTS = 60_000, 10
 
@@ -50,8 +45,6 @@ class StackRegistration:
         False where registration made nothing better and the stack stays in the scanner's space.
     reason : tuple of str
         In words, for the report.
-    alternatives : tuple of ndarray, (A, 4, 4)
-        For each stack, other transforms that were nearly as good, the best first; none for the template.
     """
 
     template: int
@@ -60,34 +53,6 @@ class StackRegistration:
     similarity_after: np.ndarray
     accepted: np.ndarray
     reason: tuple[str, ...]
-    alternatives: tuple[np.ndarray, ...] = ()
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A masked image on an isotropic grid along the world axes, with weights 0 to 1: the mask and a rim of zeros.
-
-    Voxel (i, j, k) lies at ``origin + step * (i, j, k)`` mm.
-    """
-
-    value: np.ndarray
-    weight: np.ndarray
-    origin: np.ndarray
-    step: float
-
-    @property
-    def points(self) -> np.ndarray:
-        """World positions of the voxels with weight, (P, 3)."""
-        return np.argwhere(self.weight > 0.5) * self.step + self.origin
-
-    @property
-    def centroid(self) -> np.ndarray:
-        """Middle of the voxels with weight, (3,), mm."""
-        return self.points.mean(axis=0)
-
-    def sample(self, array: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """An array of this grid at world points (P, 3), linear, 0 outside."""
-        return ndimage.map_coordinates(array, ((points - self.origin) / self.step).T, order=1)
 
 
 def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
@@ -121,15 +86,14 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
     def start(k):
         return _multi_start(coarse[template], coarse[k], fine[template], fine[k])
 
-    alternatives = [np.empty((0, 4, 4))] * count
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for k, found in zip(others, pool.map(start, others), strict=True):
-            transforms[k], alternatives[k] = found[0], np.array(found[1:]).reshape(-1, 4, 4)
+        for k, transform in zip(others, pool.map(start, others), strict=True):
+            transforms[k] = transform
     for _ in range(2 if count > 2 else 0):
         for k in others:
             mean = mean_volume(fine, transforms, skip=k)
             transforms[k] = _invert(refine(mean, fine[k], _invert(transforms[k]))[0])
-    return replace(_judged(fine, transforms, template), alternatives=tuple(alternatives))
+    return _judged(fine, transforms, template)
 
 
 def choose_template(stacks: list[Stack]) -> int:
@@ -149,56 +113,6 @@ def choose_template(stacks: list[Stack]) -> int:
                                               stack.image[..., k + 1].astype(np.float64), both))
         merit.append(volume * (np.mean(agreement) if agreement else 0.01))
     return int(np.argmax(merit))
-
-
-def isotropic_volume(stack: Stack, step: float, fwhm: float | None = None) -> Volume:
-    """A masked stack, blurred to the same resolution along all axes and sampled on a cubic grid.
-
-    Parameters
-    ----------
-    stack : Stack
-    step : float
-        Grid step, mm.
-    fwhm : float, optional
-        Resolution aimed at, mm; the slice thickness (at least ``step``) without it.
-    """
-    spacing = stack.spacing
-    box = bounding_box(stack.mask, np.ceil(8.0 / spacing).astype(int))
-    affine = np.array(stack.affine, dtype=np.float64)
-    affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
-    mask = stack.mask[box].astype(np.float64)
-    seen = (ndimage.distance_transform_edt(mask == 0, sampling=spacing) <= RIM).astype(np.float64)
-    aim = max(stack.thickness, step) if fwhm is None else fwhm
-    own = np.array([1.2 * spacing[0], 1.2 * spacing[1], stack.thickness])
-    sigma = np.sqrt(np.maximum(aim**2 - own**2, 0.0)) * FWHM_TO_SIGMA / spacing
-    # Blur of the masked image over blur of the mask: nothing of the surroundings comes in.
-    share = ndimage.gaussian_filter(mask, sigma)
-    value = ndimage.gaussian_filter(mask * even_slices(stack)[box], sigma) / np.maximum(share, 1e-3)
-    inside = np.argwhere(seen > 0) @ affine[:3, :3].T + affine[:3, 3]
-    origin = np.floor(inside.min(axis=0) / step - 2) * step
-    shape = tuple(np.ceil((inside.max(axis=0) - origin) / step).astype(int) + 3)
-    back = np.linalg.inv(affine[:3, :3])
-    matrix, offset = back * step, back @ (origin - affine[:3, 3])
-    value = ndimage.affine_transform(value, matrix, offset, shape, order=1, mode="nearest")
-    brain, weight = (ndimage.affine_transform(a, matrix, offset, shape, order=1) for a in (mask, seen))
-    usual = np.median(value[brain > 0.5]) if (brain > 0.5).any() else 1.0
-    return Volume(value * brain / max(usual, 1e-6), weight, origin, step)
-
-
-def even_slices(stack: Stack) -> np.ndarray:
-    """The image with dark and bright slices (signal drops, spin history) brought to the level of their neighbours.
-
-    The level of a slice is the median in its mask, that of its neighbours the running median of those.
-    """
-    level = np.array([np.median(stack.image[..., k][m]) if (m := stack.mask[..., k]).any() else np.nan
-                      for k in range(stack.mask.shape[2])])
-    known = np.flatnonzero(level > 0)
-    factor = np.ones(len(level))
-    if len(known):
-        smooth = ndimage.median_filter(level[known], min(NEIGHBOURS, len(known)), mode="nearest")
-        ratio = smooth / level[known]
-        factor[known] = np.where(np.abs(np.log(ratio)) > np.log(UNEVEN), ratio, 1.0)
-    return stack.image * factor
 
 
 def mean_volume(volumes: list[Volume], transforms: np.ndarray, skip: int = -1) -> Volume:
@@ -330,11 +244,11 @@ def rotation_cover(degrees: float) -> np.ndarray:
     return np.concatenate([(lean * turn).as_matrix() for turn in spin])
 
 
-def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Volume) -> list[np.ndarray]:
-    """Scanner -> template transforms of one stack from many starts, the best first, more than 10 degrees apart."""
+def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Volume) -> np.ndarray:
+    """Scanner -> template transform of one stack, the best of many starts."""
     pair = _Pair(coarse_fixed, coarse)
     if pair.smaller < LEAST_POINTS:
-        return [np.eye(4)]
+        return np.eye(4)
     middle, target = coarse_fixed.centroid, coarse.centroid
     turns = [_about(turn, middle, target) for turn in rotation_cover(30.0)]
     promise = np.array([pair.similarity(turn) for turn in turns])
@@ -347,8 +261,7 @@ def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Vo
             different.append((transform, value))
     # The best start near the scanner's word always gets its chance on the fine grid.
     chosen = different[:3] + [found for found in different[3:] if _angle(found[0]) < NEAR][:1]
-    refined = sorted((refine(fixed, moving, transform) for transform, _ in chosen), key=_merit, reverse=True)
-    return [_invert(transform) for transform, _ in refined]
+    return _invert(max((refine(fixed, moving, transform) for transform, _ in chosen), key=_merit)[0])
 
 
 def _merit(candidate: tuple[np.ndarray, float]) -> float:
