@@ -8,6 +8,7 @@ import numba as nb
 import numpy as np
 import torch
 
+from gsbids.errors import DeviceError
 from gsbids.kernels import geometry as chain
 
 TABLE = 16  # columns of the table of Gaussians: a cache line
@@ -166,7 +167,13 @@ class PackedField:
         ------
         FloatingPointError
             A parameter is not finite, a quaternion is 0, or a scale or weight is beyond float32.
+        gsbids.errors.DeviceError
+            A parameter is a tensor of another device than the CPU (points have no kernel for a GPU).
         """
+        away = [a.device for a in (mean, log_scale, quaternion, intensity, log_weight)
+                if torch.is_tensor(a) and a.device.type != "cpu"]
+        if away:
+            raise DeviceError(f"{away[0]}: these kernels take tensors of the CPU only; move the field there")
         arrays = [np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
                   for a in (mean, log_scale, quaternion, intensity, log_weight)]
         columns, table = np.empty((4, len(arrays[0])), np.float32), np.empty((len(arrays[0]), TABLE), np.float32)

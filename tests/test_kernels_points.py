@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_kernels import doubles, relative, scene
 
+from gsbids.errors import DeviceError
 from gsbids.kernels import ops, points, reference
 
 EPS = 1e-3
@@ -85,3 +86,12 @@ def test_nothing_to_see():
     where = np.zeros((5, 3))
     for listed in (points.nearest(none[0], where, 8), points.within_cut(none, where)):
         assert not points.render_points(*none, listed)[0].any()
+
+
+def test_tensors_of_another_device_are_refused_in_words():
+    field, geometry = scene(1, gaussians=5)
+    position, psf, frame = pixels(geometry)
+    listed = points.nearest(field[0], position, 3, psf, frame)
+    away = [torch.tensor(a, device="meta") for a in field]
+    with pytest.raises(DeviceError, match="meta: these kernels take tensors of the CPU only"):
+        points.PointRender.apply(*away, torch.tensor(position), listed, EPS)
