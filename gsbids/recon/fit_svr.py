@@ -51,7 +51,8 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
         Called as ``progress(iteration, iterations, record)`` after every iteration; ``record`` has ``loss`` and
         ``held_out``.
     observe : callable, optional
-        Called as ``observe(iteration, result)`` after every iteration; ``result()`` is the state then.
+        Called as ``observe(iteration, result)`` after every iteration that follows the search for the slices'
+        places, counted from 1; ``result()`` is the state then.
 
     Returns
     -------
@@ -131,7 +132,7 @@ class _Log:
 
     def __init__(self, options: SvrOptions, progress, observe):
         self.history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
-        self.progress, self.observe = progress, observe
+        self.progress, self.observe, self.observed = progress, observe, 0
         self.expected = options.iterations + options.detail_iterations * options.members
 
     def add(self, record: dict, result: Callable[[], SvrResult]) -> None:
@@ -142,7 +143,8 @@ class _Log:
         if self.progress:
             self.progress(count, max(self.expected, count), record)
         if self.observe and result:
-            self.observe(count, result)
+            self.observed += 1
+            self.observe(self.observed, result)
 
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
