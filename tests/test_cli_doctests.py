@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples in the docstrings of the command line and of the BIDS modules."""
+"""Examples in docstrings."""
 
 import doctest
 import importlib
@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["bids.names", "bids.sink", "cli.outcome", "cli.plan", "cli.progress"])
+@pytest.mark.parametrize("name", ["bids.names", "bids.sink", "cli.outcome", "cli.plan", "cli.progress", "imaging.bias"])
 def test_examples(name):
     outcome = doctest.testmod(importlib.import_module(f"gsbids.{name}"))
     assert outcome.attempted > 0
