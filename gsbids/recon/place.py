@@ -76,12 +76,12 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     for level in LEVELS:
         slices = coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
         problem = FitProblem.pose(slices, replace(options, patience=0))
-        start = replace_arrays(state, slices)
+        start = _on_pixels_of(state, slices)
         state = fit_stage(problem, start, _stage(slices, level, options.seed), watch)
     return state.pose
 
 
-def replace_arrays(state: FitState, slices: SliceSet) -> FitState:
+def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:
     """The same poses and gains for slices of other pixels."""
     fresh = FitState.start(slices)
     fresh.pose, fresh.gain = state.pose, state.gain
