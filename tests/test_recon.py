@@ -258,6 +258,15 @@ def test_gains_are_found_and_weights_spot_the_bad_slice(moving):
     assert outliers.pixel_weights(spike, slices.mask)[2, 10, 10] < 0.01
 
 
+def test_a_slice_without_pixels_spoils_no_weight():
+    """A sliver can lose its last pixel when slices are made coarser."""
+    residual = np.random.default_rng(0).normal(0, 0.02, (3, 6, 6))
+    mask = np.ones((3, 6, 6), bool)
+    mask[1] = False
+    assert np.isfinite(outliers.pixel_weights(residual, mask)).all()
+    assert np.isfinite(outliers.slice_weights(residual, mask)).all()
+
+
 def test_motion_correction_beats_none(moving):
     field, stacks, result, motions = moving
     without = fit_svr(stacks, STILL, dataclasses.replace(QUICK, motion_correction=False))

@@ -37,10 +37,16 @@ class GaussianField:
     log_weight: np.ndarray
     origin: np.ndarray
 
-    ARRAYS = ("mean", "log_scale", "quaternion", "intensity", "log_weight", "origin")
+    PARAMETERS = ("mean", "log_scale", "quaternion", "intensity", "log_weight")
+    ARRAYS = (*PARAMETERS, "origin")
 
     def __len__(self) -> int:
         return len(self.mean)
+
+    @property
+    def parameters(self) -> tuple[np.ndarray, ...]:
+        """The arrays of the Gaussians, in the order of the renderer's arguments."""
+        return tuple(getattr(self, name) for name in self.PARAMETERS)
 
     def replace(self, **changes) -> "GaussianField":
         """Copy with some arrays replaced."""

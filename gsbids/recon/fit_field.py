@@ -182,8 +182,7 @@ def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float)
     p, field = state.parameters, state.field(slices.origin)
     weight = state.pixel_weights(problem.train)
     total = float(weight.sum(dtype=float))
-    step = ops.step_slices(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
-                           slices.geometry(state.pose.motion),
+    step = ops.step_slices(*field.parameters, slices.geometry(state.pose.motion),
                            ops.Acquired(slices.values, weight, poses.CHARBONNIER, state.gain), problem.render)
     for name, gradient in zip(PARAMETERS, step.gradients, strict=False):  # the log-weights stay
         p[name].grad = torch.from_numpy(gradient / np.float32(total))

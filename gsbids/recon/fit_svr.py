@@ -17,7 +17,7 @@ from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import place_slices
+from gsbids.recon.place import LEVELS, place_slices
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 
@@ -133,7 +133,8 @@ class _Log:
     def __init__(self, options: SvrOptions, progress, observe):
         self.history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
         self.progress, self.observe, self.observed = progress, observe, 0
-        self.expected = options.iterations + options.detail_iterations * options.members
+        places = sum(level.iterations for level in LEVELS) if options.motion_correction and options.place else 0
+        self.expected = places + options.iterations + options.detail_iterations * options.members
 
     def add(self, record: dict, result: Callable[[], SvrResult]) -> None:
         """Note one iteration."""
@@ -149,8 +150,7 @@ class _Log:
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
     """The fields of an ensemble as one: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
-    names = ("mean", "log_scale", "quaternion", "intensity", "log_weight")
-    return GaussianField(**{n: np.concatenate([getattr(f, n) for f in fields]) for n in names},
+    return GaussianField(*(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)),
                          origin=fields[0].origin)
 
 
@@ -158,8 +158,7 @@ def _finish(problem, state, fields, stacks, transforms, history) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
     slices, options, render = problem.slices, problem.options, problem.render
     field, motion = merge_fields(fields), state.pose.motion
-    image, _ = ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
-                          slices.geometry(motion), render)
+    image, _ = ops.render(*field.parameters, slices.geometry(motion), render)
     simulated = state.gain[:, None, None] * image
     back = np.linalg.inv(poses.mean_correction(motion, slices.start, slices.mask.sum((1, 2)).astype(float)))
     scale = float(np.median(slices.stack_scale))

@@ -54,7 +54,8 @@ def slice_weights(residual, mask) -> np.ndarray:
 def pixel_weights(residual, mask) -> np.ndarray:
     """Welsch weights of pixels, (S, X, Y) in [0, 1]; the scale is each slice's robust deviation, but never
     under that of the typical slice."""
-    scale = np.array([MAD_TO_SIGMA * np.median(np.abs(r[m])) for r, m in zip(residual, mask, strict=True)])
+    scale = np.array([MAD_TO_SIGMA * np.median(np.abs(r[m])) if m.any() else 0.0
+                      for r, m in zip(residual, mask, strict=True)])
     scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]
     return np.exp(-0.5 * (residual / (PIXEL_TOLERANCE * scale)) ** 2)
 

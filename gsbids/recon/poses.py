@@ -71,8 +71,7 @@ class PoseProblem:
     def of(cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions,
            tie: float = 0.0) -> "PoseProblem":
         """The problem of placing ``slices`` in ``field``."""
-        parameters = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
-        return cls(parameters, slices, weight, np.asarray(gain, np.float32), options, tie)
+        return cls(field.parameters, slices, weight, np.asarray(gain, np.float32), options, tie)
 
     def residual(self, image: np.ndarray) -> np.ndarray:
         """Acquired minus simulated, (S, X, Y)."""

@@ -40,7 +40,6 @@ def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: floa
     """
     frames, middle = slice_frames(affine, shape)
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
-    parameters = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
     planes = []
     for first in range(0, shape[2], BLOCK):
         part = slice(first, min(first + BLOCK, shape[2]))
@@ -50,7 +49,7 @@ def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: floa
             psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2), spacing=np.tile(spacing, (count, 1)),
             centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)), extent=ops.full_extent(count, shape[:2]),
             shape=tuple(shape[:2]))
-        planes.append(ops.render(*parameters, geometry, options))
+        planes.append(ops.render(*field.parameters, geometry, options))
     return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
 
 
@@ -257,5 +256,4 @@ def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, shape, spa
         rotation=motion.rotation, translation=motion.translation, psf=psf, spacing=np.tile(spacing, (count, 1)),
         centre=np.tile(middle, (count, 1)), extent=ops.full_extent(count, shape), shape=shape)
     options = ops.RenderOptions(cut=settings["cut"], eps=settings["eps"], mass_factor=settings["mass_factor"])
-    return ops.render(field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight,
-                      geometry, options)[0]
+    return ops.render(*field.parameters, geometry, options)[0]

@@ -82,7 +82,7 @@ def render_field(field: GaussianField, position: np.ndarray, count: int, psf: np
     ndarray, (N,), float32
     """
     frame = np.zeros(len(position), np.int64) if frame is None else frame
-    arrays = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
+    arrays = field.parameters
 
     def part(first):
         here = slice(first, first + AT_ONCE)

@@ -100,9 +100,8 @@ def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, im
 def split_members(result: SvrResult) -> list[GaussianField]:
     """The fields of the ensemble, each by itself; the whole field where there is no ensemble."""
     sizes = result.settings.get("gaussians_of_members", [len(result.field)])
-    names = ("mean", "log_scale", "quaternion", "intensity", "log_weight")
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    return [result.field.replace(**{name: getattr(result.field, name)[first:last] for name in names})
+    return [result.field.replace(**{name: getattr(result.field, name)[first:last] for name in GaussianField.PARAMETERS})
             for first, last in pairwise(starts)]
 
 

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices that moved far find their places, slivers go with their neighbours, dropped slices are evened out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_recon import AXES, STILL, acquire, brain, gauge, slow_motion
+
+from gsbids.imaging.geometry import slice_frames
+from gsbids.kernels import ops
+from gsbids.recon import neighbours, poses
+from gsbids.recon.field import GaussianField
+from gsbids.recon.fit_svr import fit_svr
+from gsbids.recon.isotropic import even_slices
+from gsbids.recon.motion import RigidMotion
+from gsbids.recon.options import SvrOptions
+from gsbids.recon.place import coarser
+from gsbids.recon.slices import SliceSet
+
+FAR = [0.05, 0.05, 0.05, 2.0, 2.0, 2.0]  # standard deviations, rad and mm
+
+
+def slice_errors(stacks, motions, result):
+    """Distance (mm) of each large slice from where it should be, turns counted 15 mm out."""
+    transform, errors = gauge(stacks, motions, result), []
+    for n, stack in enumerate(stacks):
+        rows = np.flatnonzero(result.stack_index == n)
+        still = RigidMotion(*slice_frames(stack.affine, stack.image.shape))
+        moves = still.step(motions[n][:, :3], motions[n][:, 3:]).as_affines(still)[result.slice_index[rows]]
+        apart = neighbours.tangents(result.motion[rows], result.nominal[rows].moved(moves).moved(transform))
+        error = np.hypot(15 * np.linalg.norm(apart[:, :3], axis=1), np.linalg.norm(apart[:, 3:], axis=1))
+        errors.append(error[stack.mask.sum((0, 1))[result.slice_index[rows]] > 150])
+    return np.concatenate(errors)
+
+
+def test_slices_that_moved_far_find_their_places():
+    field, stacks, motions = brain(), [], []
+    for n, orientation in enumerate(AXES):
+        count = acquire(field, orientation).image.shape[2]
+        motions.append(slow_motion(count, n + 10, FAR))
+        stacks.append(acquire(field, orientation, motion=motions[-1], noise=0.01))
+    options = SvrOptions(iterations=60, n_gaussians=900, members=1, patience=0, threads=2)
+    found, lost = (np.mean(slice_errors(stacks, motions, fit_svr(stacks, STILL, each)) > 2)
+                   for each in (options, dataclasses.replace(options, place=False)))
+    assert lost > 0.2
+    assert found == 0
+
+
+def test_coarser_slices_are_the_slices_through_larger_pixels():
+    """A Gaussian in slices of large pixels is what the slices of small ones become, at the same places."""
+    one = GaussianField(np.array([[1.0, -2.0, 0.5]], np.float32), np.full((1, 3), np.log(4.0), np.float32),
+                        np.array([[1, 0, 0, 0]], np.float32), np.ones(1, np.float32), np.zeros(1, np.float32),
+                        np.zeros(3))
+    stack = acquire(brain(), "axial", size=1.0)
+    stack = dataclasses.replace(stack, mask=np.ones_like(stack.mask))
+    slices = SliceSet.from_stacks([stack], np.eye(4)[None])
+    weight = ops.render(*one.parameters, slices.geometry(slices.start))[1]  # D is the Gaussian itself, blurred
+    small = dataclasses.replace(slices, values=weight)
+    large = coarser(small, 3)
+    expected = ops.render(*one.parameters, large.geometry(large.start))[1]
+    middle = np.abs(large.start.translation[:, 2]) < 3
+    inner = np.s_[3:-3, 3:-3]
+    for a, b in zip(large.values[middle], expected[middle], strict=True):
+        np.testing.assert_allclose(a[inner], b[inner], atol=0.03 * b.max())
+
+
+@pytest.fixture
+def drifted():
+    """One stack in its own field, its last slice with brain 3 mm astray; the field; the row of that slice."""
+    field = brain()
+    slices = SliceSet.from_stacks([acquire(field, "axial")], np.eye(4)[None])
+    field = field.replace(mean=(field.mean - slices.origin).astype(np.float32), origin=slices.origin)
+    row = len(slices) - 1
+    tau = np.zeros((len(slices), 3))
+    tau[row] = [2, -2, 1]
+    return slices, field, row, slices.start.step(np.zeros_like(tau), tau)
+
+
+def test_a_sliver_of_noise_stays_with_its_neighbours(drifted):
+    slices, field, row, _ = drifted
+    values, weight = slices.values.copy(), slices.mask.astype(np.float32)
+    values[row] = np.random.default_rng(0).uniform(0, 1, values[row].shape)
+    weight[row] *= 1e-3
+    slices = dataclasses.replace(slices, values=values)
+    gain = np.full(len(slices), 1000.0 / slices.stack_scale[0])
+    apart = {}
+    for tie in (0.0, 0.004):
+        problem = poses.PoseProblem.of(field, slices, weight, gain, ops.RenderOptions(), tie)
+        state = poses.PoseState(slices.start, np.full(len(slices), poses.FIRST_DAMPING))
+        for _ in range(8):
+            state, _ = poses.pose_step(problem, state)
+        apart[tie] = np.linalg.norm(state.motion.translation[row] - slices.start.translation[row])
+    assert apart[0.004] < 0.2 * apart[0.0]
+    assert apart[0.0] > 1.0
+
+
+def test_the_pull_is_to_the_neighbours_and_costs_what_its_equations_say(drifted):
+    slices, _, row, motion = drifted
+    pull = neighbours.pull_of(motion, slices, np.arange(1.0, 7.0))
+    np.testing.assert_allclose(pull.expected.translation[row], slices.start.translation[row], atol=1e-9)
+    matrix, vector = pull.normal_equations(motion)
+    step = neighbours.tangents(motion, pull.expected)
+    np.testing.assert_allclose(vector, step @ matrix, atol=1e-9)
+    np.testing.assert_allclose(pull.cost(motion), np.einsum("sa,ab,sb->s", step, matrix, step) / 2, atol=1e-9)
+    assert pull.cost(pull.expected).max() < 1e-12
+    assert pull.cost(motion)[row] > 1
+
+
+def test_dropped_slices_are_evened_out_and_others_left():
+    stack = acquire(brain(), "axial")
+    image = stack.image.copy()
+    k = image.shape[2] // 2
+    image[:, :, k] *= 0.4
+    even = even_slices(dataclasses.replace(stack, image=image))
+    assert np.median(even[..., k][stack.mask[..., k]]) == pytest.approx(
+        np.median(stack.image[..., k][stack.mask[..., k]]), rel=0.15)
+    np.testing.assert_array_equal(even[..., k - 3], image[..., k - 3])
