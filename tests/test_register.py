@@ -134,3 +134,14 @@ def test_cover_of_rotations():
     trace = np.einsum("aij,bij->ab", trials, cover)
     nearest = np.degrees(np.arccos(np.clip((trace.max(axis=1) - 1) / 2, -1, 1)))
     assert nearest.max() < 30
+
+
+def test_the_world_origin_does_not_matter(moved):
+    shift = np.array([500.0, -300.0, 200.0])
+    near, far = ([replace(s, affine=(s.affine + np.pad(by[:, None], [(0, 1), (3, 0)])).astype(np.float32))
+                  for s in moved] for by in (0 * shift, shift))
+    found, there = register_stacks(near), register_stacks(far)
+    np.testing.assert_array_equal(there.similarity_after, found.similarity_after)
+    back = there.transforms.copy()
+    back[:, :3, 3] += back[:, :3, :3] @ shift - shift
+    np.testing.assert_allclose(back, found.transforms, atol=1e-3)

@@ -84,5 +84,5 @@ def quick_options(options: SvrOptions) -> SvrOptions:
     So few iterations need larger ones. On case A of the benchmark, 2 cores, 40 iterations: SSIM 0.85 at the learning
     rate of the fit proper, 0.88 at three times that with half of the poses' steps, in three quarters of the time.
     """
-    return replace(options, iterations=max(20, 2 * options.iterations // 5), doublings=0, members=1, place=False,
+    return replace(options, iterations=max(20, 2 * options.iterations // 5), doublings=0, members=1,
                    learning_rate=3 * options.learning_rate, pose_every=2 * options.pose_every)

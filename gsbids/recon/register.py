@@ -8,12 +8,12 @@ counts as 0: outlines say where a brain is when its slices have moved apart and 
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from gsbids.imaging.stack import Stack
+from gsbids.imaging.stack import Stack, centred, seen_from
 from gsbids.recon.isotropic import Volume, isotropic_volume
 
 # Share of the smaller mask that must be covered: less says nothing about the brain.
@@ -74,7 +74,7 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
     -------
     StackRegistration
     """
-    count = len(stacks)
+    (stacks, origin), count = centred(stacks), len(stacks)
     template = choose_template(stacks)
     millilitres = max(float(np.sum(s.mask) * abs(np.linalg.det(s.affine[:3, :3]))) for s in stacks)
     step = max(2.0, float(np.cbrt(millilitres / POINTS)))
@@ -93,7 +93,8 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
         for k in others:
             mean = mean_volume(fine, transforms, skip=k)
             transforms[k] = _invert(refine(mean, fine[k], _invert(transforms[k]))[0])
-    return _judged(fine, transforms, template)
+    found = _judged(fine, transforms, template)
+    return replace(found, transforms=seen_from(found.transforms, -origin))
 
 
 def choose_template(stacks: list[Stack]) -> int:

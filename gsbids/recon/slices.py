@@ -10,7 +10,7 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.masks import bounding_box
-from gsbids.imaging.stack import Stack
+from gsbids.imaging.stack import Stack, centred, seen_from
 from gsbids.kernels.ops import SliceGeometry
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.psf import slice_psf
@@ -109,6 +109,7 @@ class SliceSet:
         gsbids.errors.InputError
             A mask is empty.
         """
+        stacks, corner = centred(stacks)
         parts = [_slices_of(stack, rim, min_pixels) for stack in stacks]
         shape = np.max([part["values"].shape[1:] for part in parts], axis=0)
         for part in parts:
@@ -118,13 +119,13 @@ class SliceSet:
         index = np.concatenate([np.full(len(p["values"]), k) for k, p in enumerate(parts)])
         every = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "scale"}
         nominal = RigidMotion(every.pop("rotation"), every.pop("translation"))
-        transforms = np.asarray(transforms, float)
+        transforms = np.round(seen_from(transforms, corner), 9)  # without what the world's origin left of rounding
         start = nominal.moved(transforms[index] if transforms.ndim == 3 else transforms[index, every["slice_index"]])
         weight = every["mask"].sum((1, 2), dtype=float)
         origin = np.average(start.translation, axis=0, weights=weight)
         return cls(nominal=RigidMotion(nominal.rotation, nominal.translation - origin),
                    start=RigidMotion(start.rotation, start.translation - origin), stack_index=index,
-                   stack_scale=np.array([p["scale"] for p in parts]), origin=origin, **every)
+                   stack_scale=np.array([p["scale"] for p in parts]), origin=origin + corner, **every)
 
 
 def row_extent(mask: np.ndarray) -> np.ndarray:
@@ -136,7 +137,7 @@ def row_extent(mask: np.ndarray) -> np.ndarray:
 
 
 def _slices_of(stack: Stack, rim: float, min_pixels: int) -> dict:
-    """Arrays of one stack's slices, in world mm."""
+    """Arrays of one stack's slices, positions as its affine has them."""
     used = np.flatnonzero(stack.mask.sum((0, 1)) >= min_pixels)
     if not len(used):
         raise InputError(f"{stack.name}: its mask is empty: give a mask with the brain in it, or leave the stack out")
