@@ -2,7 +2,7 @@
 """Slice-to-volume reconstruction: poses with a coarse field, then detail, then an ensemble of fields."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numba
 import numpy as np
@@ -68,19 +68,21 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     slices = SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
+    log, pose = _Log(options, progress, observe), None
+    if options.motion_correction and options.place:
+        pose, start = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
+        slices = replace(slices, start=start)
     problem = FitProblem.pose(slices, options)
-    log = _Log(options, progress, observe)
 
     def result(state, fields):
-        return _finish(problem, state, fields, stacks, np.asarray(transforms, float), log.history)
+        return _finish(problem, state, fields, stacks, log.history)
 
     def stage_of(before, state, stage):
         return fit_stage(problem, state, stage, lambda now, record: log.add(
             record, lambda: result(now, [*before, now.field(slices.origin)])))
 
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
-    if options.motion_correction and options.place:
-        state.pose = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
+    state.pose = pose or state.pose
     state = stage_of((), state, coarse)
     state, count = _densify(state, coarse.gaussians, options, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
@@ -154,7 +156,7 @@ def merge_fields(fields: list[GaussianField]) -> GaussianField:
                          origin=fields[0].origin)
 
 
-def _finish(problem, state, fields, stacks, transforms, history) -> SvrResult:
+def _finish(problem, state, fields, stacks, history) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
     slices, options, render = problem.slices, problem.options, problem.render
     field, motion = merge_fields(fields), state.pose.motion
@@ -162,11 +164,13 @@ def _finish(problem, state, fields, stacks, transforms, history) -> SvrResult:
     simulated = state.gain[:, None, None] * image
     back = np.linalg.inv(poses.mean_correction(motion, slices.start, slices.mask.sum((1, 2)).astype(float)))
     scale = float(np.median(slices.stack_scale))
+    nominal = _at(slices.nominal, slices.origin)
+    starts = _at(slices.start, slices.origin).as_affines(nominal)[np.unique(slices.stack_index, return_index=True)[1]]
     return SvrResult(
         field=move_field(field, back), stack_names=tuple(stack.name for stack in stacks),
         stack_index=slices.stack_index, slice_index=slices.slice_index,
-        nominal=_at(slices.nominal, slices.origin), motion=_at(motion.moved(back), slices.origin),
-        stack_affine=transforms, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
+        nominal=nominal, motion=_at(motion.moved(back), slices.origin),
+        stack_affine=starts, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
         intensity_scale=scale, history={key: list(column) for key, column in history.items()},

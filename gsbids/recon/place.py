@@ -13,14 +13,17 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.imaging.stack import Stack
-from gsbids.recon import poses
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
+from gsbids.recon.misplaced import look_again
+from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
+from gsbids.recon.poses import PoseState
 from gsbids.recon.psf import FWHM_TO_SIGMA, IN_PLANE_FACTOR
 from gsbids.recon.slices import SliceSet
 
 BRAIN = 58.5  # mm: cube root of the volume for which the sizes below are stated
 RIM = 6.0  # mm around the masks that count as 0
+VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are looked for
 POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
 
 
@@ -53,7 +56,7 @@ def coarser(slices: SliceSet, factor: int) -> SliceSet:
 
 
 def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions,
-                 watch: Callable[[FitState, dict], None]) -> poses.PoseState:
+                 watch: Callable[[FitState, dict], None]) -> tuple[PoseState, RigidMotion]:
     """Poses of all slices from their outlines and coarse features, level by level.
 
     Parameters
@@ -69,16 +72,24 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     -------
     PoseState
         Of the same slices, in the same order, as ``SliceSet.from_stacks(stacks, transforms, ...)``.
+    RigidMotion
+        Their start poses, other ones for stacks that had been in a wrong place.
     """
     size = SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN
     fine = SliceSet.from_stacks(stacks, transforms, RIM * size)
     state = FitState.start(fine)
     for level in LEVELS:
         slices = coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
-        problem = FitProblem.pose(slices, replace(options, patience=0))
-        start = _on_pixels_of(state, slices)
-        state = fit_stage(problem, start, _stage(slices, level, options.seed), watch)
-    return state.pose
+
+        def place(slices, before, level=level):
+            problem = FitProblem.pose(slices, replace(options, patience=0))
+            return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
+
+        state = place(slices, state)
+        if level is LEVELS[0]:
+            slices, state = look_again(slices, state, VOXEL * level.pixel * size, place)
+            fine = replace(fine, start=slices.start)
+    return state.pose, fine.start
 
 
 def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:

@@ -245,24 +245,47 @@ def rotation_cover(degrees: float) -> np.ndarray:
     return np.concatenate([(lean * turn).as_matrix() for turn in spin])
 
 
+def likely_places(fixed: Volume, moving: Volume, turns: int = 8) -> list[np.ndarray]:
+    """Transforms under which one volume looks like another, the best first.
+
+    Refined from where the volumes are, from their centroids, and from the best of a cover of all rotations by
+    about 30 degrees about the centroids; those within 10 degrees of a better one are left out.
+
+    Parameters
+    ----------
+    fixed, moving : Volume
+    turns : int
+        Rotations of the cover that are refined.
+
+    Returns
+    -------
+    list of ndarray, (4, 4)
+        Fixed -> moving points; empty where either volume is too small.
+    """
+    pair = _Pair(fixed, moving)
+    if pair.smaller < LEAST_POINTS:
+        return []
+    middle, target = fixed.centroid, moving.centroid
+    cover = [_about(turn, middle, target) for turn in rotation_cover(30.0)]
+    promise = np.array([pair.similarity(turn) for turn in cover])
+    starts = [np.eye(4), _about(np.eye(3), middle, target)]
+    starts += [cover[k] for k in np.argsort(-promise, kind="stable")[:turns]]
+    found = sorted((refine(fixed, moving, start) for start in starts), key=_merit, reverse=True)
+    different = []
+    for transform, _ in found:
+        if all(_angle(transform @ _invert(other)) > 10.0 for other in different):
+            different.append(transform)
+    return different
+
+
 def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Volume) -> np.ndarray:
     """Scanner -> template transform of one stack, the best of many starts."""
-    pair = _Pair(coarse_fixed, coarse)
-    if pair.smaller < LEAST_POINTS:
+    places = likely_places(coarse_fixed, coarse)
+    if not places:
         return np.eye(4)
-    middle, target = coarse_fixed.centroid, coarse.centroid
-    turns = [_about(turn, middle, target) for turn in rotation_cover(30.0)]
-    promise = np.array([pair.similarity(turn) for turn in turns])
-    starts = [np.eye(4), _about(np.eye(3), middle, target)]
-    starts += [turns[k] for k in np.argsort(-promise, kind="stable")[:8]]
-    found = sorted((refine(coarse_fixed, coarse, start) for start in starts), key=_merit, reverse=True)
-    different = []
-    for transform, value in found:
-        if all(_angle(transform @ _invert(other)) > 10.0 for other, _ in different):
-            different.append((transform, value))
     # The best start near the scanner's word always gets its chance on the fine grid.
-    chosen = different[:3] + [found for found in different[3:] if _angle(found[0]) < NEAR][:1]
-    return _invert(max((refine(fixed, moving, transform) for transform, _ in chosen), key=_merit)[0])
+    chosen = places[:3] + [place for place in places[3:] if _angle(place) < NEAR][:1]
+    return _invert(max((refine(fixed, moving, place) for place in chosen), key=_merit)[0])
 
 
 def _merit(candidate: tuple[np.ndarray, float]) -> float:
