@@ -194,6 +194,9 @@ def _summary(result_file: str, fixed) -> tuple[tuple, int]:
     result = SvrResult.load(result_file)
     rows = (("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
             ("Gaussians", f"{len(result.field)}"))
+    if anew := result.settings.get("placed_anew"):
+        rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
+                  "and fit better in another place"),)
     return (*fixed, *rows), len(result.field)
 
 

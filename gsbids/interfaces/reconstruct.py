@@ -2,6 +2,7 @@
 """Nodes of the reconstruction: co-register, fit, sample the volume, simulate stacks, list the motion."""
 
 import json
+import logging
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
@@ -15,6 +16,8 @@ from gsbids.interfaces.base import (
     write_text,
 )
 from gsbids.interfaces.preview import previewer
+
+LOGGER = logging.getLogger("gsbids.interfaces")
 
 
 class RegisterStacksOutputSpec(TraitedSpec):
@@ -81,6 +84,9 @@ class FitSvr(NodeInterface):
             observe = previewer(stacks, settings, runtime.cwd, "prepared stacks")
         with _bar() as bar:
             result = fit(stacks, transforms, options, progress=bar, observe=observe)
+        if anew := result.settings.get("placed_anew"):
+            LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
+                           ", ".join(anew))
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 

@@ -68,14 +68,15 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     slices = SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
-    log, pose = _Log(options, progress, observe), None
+    log, pose, anew = _Log(options, progress, observe), None, []
     if options.motion_correction and options.place:
         pose, start = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
-        slices = replace(slices, start=start)
+        moved = slices.stack_index[(start.translation != slices.start.translation).any(1)]
+        anew, slices = [stacks[k].name for k in np.unique(moved)], replace(slices, start=start)
     problem = FitProblem.pose(slices, options)
 
     def result(state, fields):
-        return _finish(problem, state, fields, stacks, log.history)
+        return _finish(problem, state, fields, stacks, {"history": log.history, "placed_anew": anew})
 
     def stage_of(before, state, stage):
         return fit_stage(problem, state, stage, lambda now, record: log.add(
@@ -156,7 +157,7 @@ def merge_fields(fields: list[GaussianField]) -> GaussianField:
                          origin=fields[0].origin)
 
 
-def _finish(problem, state, fields, stacks, history) -> SvrResult:
+def _finish(problem, state, fields, stacks, notes) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
     slices, options, render = problem.slices, problem.options, problem.render
     field, motion = merge_fields(fields), state.pose.motion
@@ -173,9 +174,10 @@ def _finish(problem, state, fields, stacks, history) -> SvrResult:
         stack_affine=starts, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, history={key: list(column) for key, column in history.items()},
-        settings={**_plain(options), "gaussians": len(field), "gaussians_of_members": [len(f) for f in fields],
-                  "pixels": int(slices.region.sum()), "slices": len(slices), "eps": render.eps})
+        intensity_scale=scale, history={key: list(column) for key, column in notes["history"].items()},
+        settings={**_plain(options), "placed_anew": notes["placed_anew"], "gaussians": len(field),
+                  "gaussians_of_members": [len(f) for f in fields], "pixels": int(slices.region.sum()),
+                  "slices": len(slices), "eps": render.eps})
 
 
 def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
