@@ -258,6 +258,25 @@ def test_gains_are_found_and_weights_spot_the_bad_slice(moving):
     assert outliers.pixel_weights(spike, slices.mask)[2, 10, 10] < 0.01
 
 
+def test_a_slice_that_lost_signal_in_a_part_gets_it_back_and_a_wrong_one_does_not(moving):
+    _, stacks, _, _ = moving
+    slices = SliceSet.from_stacks(stacks[:1], STILL[:1])
+    noise = np.random.default_rng(0).normal(0, 0.03, slices.values.shape)
+    half, wrong = len(slices) // 2, len(slices) // 2 - 2
+    ramp = 0.2 + 0.8 / (1 + np.exp(-(np.arange(slices.values.shape[1]) - slices.centre[half, 0]) / 4.0))
+    values = slices.values.copy()
+    values[half] *= ramp[:, None]
+    values[wrong] = slices.values[wrong, ::-1, ::-1]
+    shade, weight = outliers.shades_and_weights(values + noise, slices.values, slices.mask, 6.0 / slices.spacing)
+    inside = ndimage.binary_erosion(slices.mask[half], iterations=3)
+    assert np.abs(shade[half] - ramp[:, None])[inside].mean() < 0.08
+    assert weight[half] > 0.5 > weight[wrong]
+    assert (np.delete(shade, half, 0) == 1).all()
+    without = outliers.slice_weights(values + noise - slices.values, slices.mask)
+    assert without[half] < 0.1
+    np.testing.assert_allclose(np.delete(weight, half), np.delete(without, half), atol=0.2)
+
+
 def test_a_slice_without_pixels_spoils_no_weight():
     """A sliver can lose its last pixel when slices are made coarser."""
     residual = np.random.default_rng(0).normal(0, 0.02, (3, 6, 6))

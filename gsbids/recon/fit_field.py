@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from gsbids.recon.slices import SliceSet
 
 PARAMETERS = ("mean", "log_scale", "quaternion", "intensity")
 REWEIGHT_EVERY = 10
+SHADE_WIDTH = 6.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 
@@ -87,6 +88,8 @@ class FitState:
     pose : PoseState
     gain, slice_weight : ndarray, (S,)
     pixel_weight : ndarray, (S, X, Y)
+    shade : ndarray, (S, X, Y), float32
+        Share of the signal that a slice has kept, pixel by pixel; 1 but in slices that lost some.
     image : ndarray, (S, X, Y)
         The slices as last simulated, before gain.
     held_out : float
@@ -99,6 +102,7 @@ class FitState:
     gain: np.ndarray
     slice_weight: np.ndarray
     pixel_weight: np.ndarray
+    shade: np.ndarray
     image: np.ndarray | None = None
     held_out: float = math.inf
 
@@ -107,7 +111,7 @@ class FitState:
         """No field yet; slices at their start poses, with gain 1 and full weight."""
         ones = np.ones(len(slices))
         return cls({}, None, poses.PoseState(slices.start, poses.FIRST_DAMPING * ones), ones, ones,
-                   np.ones(slices.values.shape, np.float32))
+                   *np.ones((2, *slices.values.shape), np.float32))
 
     def field(self, origin) -> GaussianField:
         """The field as arrays (views of the parameters)."""
@@ -115,8 +119,16 @@ class FitState:
         return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
 
     def pixel_weights(self, pixels: np.ndarray) -> np.ndarray:
-        """Weight of each of some pixels (a mask), float32: its own times its slice's."""
-        return (pixels * self.slice_weight[:, None, None] * self.pixel_weight).astype(np.float32)
+        """Weight of each of some pixels (a mask) of the slices without shade, float32: its own times its slice's."""
+        return (pixels * self.slice_weight[:, None, None] * self.pixel_weight * self.shade**2).astype(np.float32)
+
+    def unshaded(self, slices: SliceSet) -> SliceSet:
+        """The slices with the signal that they have lost."""
+        return replace(slices, values=slices.values / self.shade)
+
+    def residual(self, slices: SliceSet) -> np.ndarray:
+        """Acquired minus simulated slices, (S, X, Y)."""
+        return slices.values - self.shade * self.gain[:, None, None].astype(np.float32) * self.image
 
 
 def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callable[[FitState, dict], None]) -> FitState:
@@ -144,7 +156,8 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
         if iteration in stage.pose_turns:
             step = poses.try_neighbours if iteration in stage.neighbour_turns else poses.pose_step
             state.pose, moved = step(poses.PoseProblem.of(
-                state.field(problem.slices.origin), problem.slices, state.pixel_weights(problem.train), state.gain,
+                state.field(problem.slices.origin), state.unshaded(problem.slices),
+                state.pixel_weights(problem.train), state.gain,
                 problem.render, problem.options.neighbour_tie), state.pose)
             kept = float(moved.mean())
         rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
@@ -160,12 +173,13 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
 
 def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:
     """State with a field that starts from the slices as they are placed now."""
-    field = initial_field(problem.slices, stage.gaussians, problem.options.edge_share, stage.seed,
+    field = initial_field(before.unshaded(problem.slices), stage.gaussians, problem.options.edge_share, stage.seed,
                           before.pose.motion, before.gain, before.slice_weight)
     parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
     # Adam without weight decay: positions and poses must not depend on where the origin is.
     optimiser = torch.optim.Adam(parameters.values(), eps=1e-15)
-    return FitState(parameters, optimiser, before.pose, before.gain, before.slice_weight, before.pixel_weight)
+    return FitState(parameters, optimiser, before.pose, before.gain, before.slice_weight, before.pixel_weight,
+                    before.shade)
 
 
 def _scale_floor(problem: FitProblem, gaussians: int) -> float:
@@ -182,8 +196,8 @@ def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float)
     p, field = state.parameters, state.field(slices.origin)
     weight = state.pixel_weights(problem.train)
     total = float(weight.sum(dtype=float))
-    step = ops.step_slices(*field.parameters, slices.geometry(state.pose.motion),
-                           ops.Acquired(slices.values, weight, poses.CHARBONNIER, state.gain), problem.render)
+    acquired = ops.Acquired(state.unshaded(slices).values, weight, poses.CHARBONNIER, state.gain)
+    step = ops.step_slices(*field.parameters, slices.geometry(state.pose.motion), acquired, problem.render)
     for name, gradient in zip(PARAMETERS, step.gradients, strict=False):  # the log-weights stay
         p[name].grad = torch.from_numpy(gradient / np.float32(total))
     narrow = torch.relu(floor - p["log_scale"])
@@ -193,19 +207,19 @@ def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float)
         p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
     state.image = step.image
     seen = problem.held * state.slice_weight[:, None, None]
-    residual = np.abs(state.gain[:, None, None] * step.image - slices.values)
-    state.held_out = float((residual * seen).sum() / max(seen.sum(), 1e-9))
+    state.held_out = float((np.abs(state.residual(slices)) * seen).sum() / max(seen.sum(), 1e-9))
     return float(step.loss.sum() / total)
 
 
 def _reweigh(problem: FitProblem, state: FitState, robust: bool) -> None:
     """Gains, and, once the volume is more than a blur, weights of slices and pixels."""
     slices, train = problem.slices, problem.train
-    state.gain = outliers.slice_gains(slices.values, state.image, state.pixel_weights(train))
+    state.gain = outliers.slice_gains(state.unshaded(slices).values, state.image, state.pixel_weights(train))
     if robust:
-        residual = slices.values - state.gain[:, None, None] * state.image
-        state.slice_weight = outliers.slice_weights(residual, train & slices.mask)
-        state.pixel_weight = outliers.pixel_weights(residual, train).astype(np.float32)
+        simulated = state.gain[:, None, None].astype(np.float32) * state.image
+        state.shade, state.slice_weight = outliers.shades_and_weights(
+            slices.values, simulated, train & slices.mask, SHADE_WIDTH / slices.spacing)
+        state.pixel_weight = outliers.pixel_weights(state.residual(slices), train).astype(np.float32)
 
 
 def _has_settled(held_out: list[float], patience: int) -> bool:

@@ -85,7 +85,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
     state.pose = pose or state.pose
     state = stage_of((), state, coarse)
-    state, count = _densify(state, coarse.gaussians, options, lambda *stage: stage_of((), *stage))
+    state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
         state = stage_of(fields, state, _detail_stage(count, options, options.seed + member, with_poses=False))
@@ -109,7 +109,7 @@ def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bo
     return Stage(gaussians, last, options.detail_learning_rate, seed, frozenset(turns))
 
 
-def _densify(state: FitState, count: int, options: SvrOptions, run: Callable[[FitState, Stage], FitState]):
+def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]):
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
     Noise decides how many are worth it. A field that gained little over the one before is the last.
@@ -119,15 +119,25 @@ def _densify(state: FitState, count: int, options: SvrOptions, run: Callable[[Fi
     FitState, int
         The best field, and its number of Gaussians.
     """
+    options = problem.options
+    state = run(state, _detail_stage(count, options, options.seed))
     for _ in range(0 if options.n_gaussians else options.doublings):
         denser = run(state, _detail_stage(2 * count, options, options.seed))
-        ratio = denser.held_out / state.held_out
+        ratio = _held_out_ratio(problem, denser, state)
         if ratio > DENSER_IF:
             break
         state, count = denser, 2 * count
         if ratio > DENSER_AGAIN_IF:
             break
     return state, count
+
+
+def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> float:
+    """Residual of one state over that of another on the pixels held out, in slices that both trust as they are."""
+    whole = [(state.shade == 1).all((1, 2)) * state.slice_weight for state in (one, other)]
+    seen = problem.held * np.minimum(*whole)[:, None, None]
+    mine, others = ((np.abs(state.residual(problem.slices)) * seen).sum(dtype=float) for state in (one, other))
+    return mine / max(others, 1e-12)
 
 
 class _Log:

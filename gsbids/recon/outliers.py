@@ -2,12 +2,15 @@
 """Robust weights of slices and pixels, and the gain of every slice."""
 
 import numpy as np
+from scipy import ndimage
 
 MAD_TO_SIGMA = 1.4826
 SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
 LEAST_SPREAD = 0.3  # of the median: slices that are all alike must not reject one another
 PIXEL_TOLERANCE = 4.0
-GAIN_LIMITS = (0.2, 5.0)
+GAIN_LIMITS = (0.05, 5.0)
+SHADE_LIMITS = (0.05, 3.0)
+TRUSTED = 0.5  # weight of a slice that is like others
 GAIN_PRIOR = 0.02  # strength of the pull to gain 1, as a share of the slice's own evidence
 
 
@@ -49,6 +52,40 @@ def slice_weights(residual, mask) -> np.ndarray:
     excess = np.maximum((level - middle) / spread, 0.0)
     weight = np.exp(-0.5 * (excess / SLICE_TOLERANCE) ** 2)
     return weight if np.median(weight) > 0.1 else np.ones_like(weight)
+
+
+def shades_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of slices, after those that lost signal in a part (spin history, motion while it was read) got it back.
+
+    A slice that stands out is compared with what it should be in averages as wide as a finger: ``shade = sum w y I /
+    sum w I^2``. If with this smooth factor it is a slice like others, it keeps it; if not, it is rejected.
+
+    Parameters
+    ----------
+    values, simulated, mask : ndarray, (S, X, Y)
+        Simulated slices with their gains.
+    width : ndarray, (S, 2)
+        Standard deviation of the averages, pixels.
+
+    Returns
+    -------
+    shade : ndarray, (S, X, Y), float32
+        Share of the signal that is there.
+    weight : ndarray, (S,)
+        See :func:`slice_weights`.
+    """
+    shade = np.ones(values.shape, np.float32)
+    weight = slice_weights(values - simulated, mask)
+    doubtful = np.flatnonzero(weight < TRUSTED)
+    for s in doubtful:
+        cross, power = (ndimage.gaussian_filter(mask[s] * a * simulated[s], width[s])
+                        for a in (values[s], simulated[s]))
+        prior = GAIN_PRIOR * np.median(power[mask[s]])
+        shade[s] = np.clip((cross + prior) / (power + prior), *SHADE_LIMITS)
+    with_shade = slice_weights(values - shade * simulated, mask)
+    helped = (weight < TRUSTED) & (with_shade >= TRUSTED)
+    shade[~helped] = 1
+    return shade, np.where(helped, with_shade, weight)
 
 
 def pixel_weights(residual, mask) -> np.ndarray:

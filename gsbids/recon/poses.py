@@ -8,7 +8,7 @@ import numpy as np
 from gsbids.kernels import ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.neighbours import OFFSETS, Pull, pull_of
+from gsbids.recon.neighbours import ARM, OFFSETS, Pull, pull_of, tangents
 from gsbids.recon.slices import SliceSet
 
 MAX_TURN = 0.08  # rad in one step
@@ -16,6 +16,8 @@ MAX_SHIFT = 2.0  # mm in one step
 LOWER, RAISE = 0.25, 6.0  # damping after a step that was kept, and one that was not
 DAMPING_LIMITS = (1e-6, 1e4)
 FIRST_DAMPING = 1e-2
+ASTRAY, LEAST_ASTRAY = 3.0, 1.5  # times the median, and mm: further from their neighbours, slices are taken back
+NO_WORSE = 2.0  # times their cost there: the field has been fitted to them where they are
 BETTER = 0.99  # of a slice's cost: less is no reason to leave its place
 CHARBONNIER = 0.03  # residual, in units of the intensity range, from which on the cost grows linearly
 
@@ -132,7 +134,9 @@ def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tu
 
     A slice whose own pose went astray (a small one at the end of the stack, most often) is started again from
     the motion of the slices one and two places away, refined by ``steps`` steps, and keeps the best by its own
-    cost. Neighbours two places away are the ones acquired next in interleaved stacks.
+    cost. Neighbours two places away are the ones acquired next in interleaved stacks. Slices that are much further
+    from where their neighbours are than others are taken back there, unless that costs twice as much or more: a field
+    that has been fitted to a slice in a wrong place says that it fits there.
 
     Parameters and returns as for :func:`pose_step`; ``kept`` are the slices that changed to a neighbour's motion.
     """
@@ -153,7 +157,19 @@ def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tu
         trial = problem.cost(candidate.motion, pull)
         better = trial < BETTER * cost
         best, cost, changed = candidate.where(better, best), np.where(better, trial, cost), changed | better
-    return best, changed
+    expected = problem.pull(best).expected
+    back = refined(PoseState(expected, np.full(len(slices), FIRST_DAMPING)))
+    far = astray(best.motion, expected, slices) & (problem.cost(back.motion, pull) < NO_WORSE * cost)
+    return back.where(far, best), changed | far
+
+
+def astray(motion: RigidMotion, expected: RigidMotion, slices: SliceSet) -> np.ndarray:
+    """Slices much further from where their neighbours are than other slices are from theirs, (S,), bool."""
+    step = tangents(motion, expected)
+    size = np.hypot(ARM * np.linalg.norm(step[:, :3], axis=1), np.linalg.norm(step[:, 3:], axis=1))
+    pixels = slices.mask.sum((1, 2))
+    typical = np.median(size[pixels >= np.median(pixels)])
+    return (size > max(ASTRAY * typical, LEAST_ASTRAY)) & (pixels >= np.median(pixels) / 4)
 
 
 def _solve(matrix, vector, damping):

@@ -65,14 +65,14 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape) -> np.ndarray:
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In input intensities.
+        In input intensities, not negative: magnitudes never are.
     """
     settings = result.settings
     if settings.get("method") == "paper":
         image = top_k.render_volume(result.field, affine, shape, settings["neighbours"], settings["psf"])
     else:
         image = sample_grid(result.field, affine, shape)[0]
-    return image * result.intensity_scale
+    return np.maximum(image, 0) * result.intensity_scale
 
 
 def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
