@@ -38,17 +38,21 @@ def brain(seed=0, count=500) -> GaussianField:
         origin=np.zeros(3))
 
 
-def acquire(field, orientation, *, motion=None, noise=0.0, size=1.2, thickness=3.0) -> Stack:
-    """A stack of the field through the PSF; ``motion`` (Z, 6): rad and mm about each slice's middle."""
+def acquire(field, orientation, *, motion=None, noise=0.0, size=1.2, thickness=3.0, distance=None) -> Stack:
+    """A stack of the field through the PSF; ``motion`` (Z, 6): rad and mm about each slice's middle.
+
+    ``distance`` from slice to slice: as thick as they are without it.
+    """
+    distance = distance or thickness
     row, column = (np.array(a, float) for a in AXES[orientation])
     frame = np.stack([row, column, np.cross(row, column)], 1)
     extent = np.abs(frame.T) @ (RADIUS + 4) * 2
-    shape = np.ceil(extent / [size, size, thickness]).astype(int)
+    shape = np.ceil(extent / [size, size, distance]).astype(int)
     affine = np.eye(4)
-    affine[:3, :3] = frame * [size, size, thickness]
+    affine[:3, :3] = frame * [size, size, distance]
     affine[:3, 3] = -affine[:3, :3] @ ((shape - 1) / 2)
     k = np.arange(shape[2])
-    still = RigidMotion(np.tile(frame, (len(k), 1, 1)), np.outer((k - (shape[2] - 1) / 2) * thickness, frame[:, 2]))
+    still = RigidMotion(np.tile(frame, (len(k), 1, 1)), np.outer((k - (shape[2] - 1) / 2) * distance, frame[:, 2]))
     moved = still if motion is None else still.step(motion[:, :3], motion[:, 3:])
     variances = (np.array([1.2 * size, 1.2 * size, thickness]) / 2.3548) ** 2
     geometry = ops.SliceGeometry(

@@ -71,7 +71,7 @@ class SvrOptions:
     detail_iterations: int = 80
     detail_learning_rate: float = 5e-2
     detail_pose_every: int = 4
-    rim: float = 3.0
+    rim: float = 3.5
     edge_share: float = 0.7
     scale_floor: float = 0.44
     scale_weight: float = 0.05
