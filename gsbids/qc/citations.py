@@ -139,8 +139,8 @@ def _fit(facts: MethodsFacts) -> str:
                 "simulated pixels within the masks; slices that stand out lose weight (Welsch).")
     poses = " and, in turns, one rigid pose per slice by Levenberg-Marquardt steps [@lm]"
     return (f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising the "
-            "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 3.5 mm around them; slices "
-            "and pixels that stand out lose weight (Welsch).")
+            "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 3.5 mm around them; "
+            "slices and pixels that stand out lose weight (Welsch).")
 
 
 def _software(facts: MethodsFacts) -> str:
