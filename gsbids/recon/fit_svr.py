@@ -112,7 +112,7 @@ def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bo
 def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]):
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
-    Noise decides how many are worth it. A field that gained little over the one before is the last.
+    Noise decides how many are worth it, and the first of them has as many as the coarse one. A field that gained little over the one before is the last.
 
     Returns
     -------
@@ -120,6 +120,8 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
         The best field, and its number of Gaussians.
     """
     options = problem.options
+    if options.doublings == 0 and options.members == 1:  # a first look: the coarse field is all that is wanted
+        return state, count
     state = run(state, _detail_stage(count, options, options.seed))
     for _ in range(0 if options.n_gaussians else options.doublings):
         denser = run(state, _detail_stage(2 * count, options, options.seed))
