@@ -112,7 +112,8 @@ def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bo
 def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]):
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
-    Noise decides how many are worth it, and the first of them has as many as the coarse one. A field that gained little over the one before is the last.
+    Noise decides how many are worth it; the first has as many as the coarse one, so that detail is judged against
+    detail. A field that gained little over the one before is the last.
 
     Returns
     -------
