@@ -15,7 +15,7 @@ from gsbids.recon.initialise import initial_field
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.slices import SliceSet
 
-PARAMETERS = ("mean", "log_scale", "quaternion", "intensity")
+PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
 SHADE_WIDTH = 6.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
@@ -198,7 +198,7 @@ def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float)
     total = float(weight.sum(dtype=float))
     acquired = ops.Acquired(state.unshaded(slices).values, weight, poses.CHARBONNIER, state.gain)
     step = ops.step_slices(*field.parameters, slices.geometry(state.pose.motion), acquired, problem.render)
-    for name, gradient in zip(PARAMETERS, step.gradients, strict=False):  # the log-weights stay
+    for name, gradient in zip(PARAMETERS, step.gradients, strict=False):
         p[name].grad = torch.from_numpy(gradient / np.float32(total))
     narrow = torch.relu(floor - p["log_scale"])
     (options.scale_weight * (narrow**2).mean()).backward()

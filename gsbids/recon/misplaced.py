@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from scipy import ndimage
@@ -11,7 +12,7 @@ from gsbids.recon import outliers
 from gsbids.recon.fit_field import FitState
 from gsbids.recon.isotropic import Volume
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.neighbours import ARM, tangents
+from gsbids.recon.neighbours import lengths, tangents
 from gsbids.recon.poses import FIRST_DAMPING, PoseState, mean_correction
 from gsbids.recon.register import likely_places
 from gsbids.recon.slices import SliceSet
@@ -24,7 +25,7 @@ TRIALS = 12
 PLACES = 2  # tried for every stack
 SPREAD = 0.8  # voxels: standard deviation with which a pixel fills the image
 HOLE = 0.25  # weight of a voxel, over that of the usual one, under which it shows nothing
-LEAST_WEIGHT = 0.05
+LEAST_WEIGHT = 0.05  # of a slice in that image
 
 
 def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
@@ -41,8 +42,7 @@ def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
 
 def in_doubt(slices: SliceSet, state: FitState, similarity: np.ndarray) -> bool:
     """Whether a stack may be in a wrong place: slices fit badly, and more so if they had to go far."""
-    step = tangents(state.pose.motion, slices.start)
-    far = np.median(np.hypot(ARM * np.linalg.norm(step[:, :3], axis=1), np.linalg.norm(step[:, 3:], axis=1)))
+    far = np.median(lengths(tangents(state.pose.motion, slices.start)))
     return np.nanmean(similarity) < (WELL if far > FAR else ILL)
 
 
@@ -68,14 +68,12 @@ def look_again(slices: SliceSet, state: FitState, step: float,
     """
     similarity, left = stack_similarity(slices, state), TRIALS
     while left > 0 and in_doubt(slices, state, similarity):
-        for *trial, stack in _trials(slices, state, similarity, step):
+        for *trial, stack in islice(_trials(slices, state, similarity, step), left):
             left -= 1
             found = place(*trial)
             now = stack_similarity(slices, found)
             if np.nanmean(now) > np.nanmean(similarity) + GAIN:
                 slices, state, similarity = _start_at(slices, found, stack), found, now
-                break
-            if not left:
                 break
         else:
             break

@@ -21,6 +21,11 @@ def tangents(motion: RigidMotion, other: RigidMotion) -> np.ndarray:
     return np.concatenate([omega, np.einsum("sij,sj->si", back, other.translation - motion.translation)], 1)
 
 
+def lengths(steps: np.ndarray) -> np.ndarray:
+    """Lengths (mm) of steps (S, 6), turns counted at the end of the arm, (S,)."""
+    return np.hypot(ARM * np.linalg.norm(steps[:, :3], axis=1), np.linalg.norm(steps[:, 3:], axis=1))
+
+
 @dataclass(frozen=True)
 class Pull:
     """Prior of the poses: ``(xi - step)^T P (xi - step) / 2``, P diagonal, xi a step of the slice frame.

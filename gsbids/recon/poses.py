@@ -8,7 +8,7 @@ import numpy as np
 from gsbids.kernels import ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.neighbours import ARM, OFFSETS, Pull, pull_of, tangents
+from gsbids.recon.neighbours import OFFSETS, Pull, lengths, pull_of, tangents
 from gsbids.recon.slices import SliceSet
 
 MAX_TURN = 0.08  # rad in one step
@@ -165,8 +165,7 @@ def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tu
 
 def astray(motion: RigidMotion, expected: RigidMotion, slices: SliceSet) -> np.ndarray:
     """Slices much further from where their neighbours are than other slices are from theirs, (S,), bool."""
-    step = tangents(motion, expected)
-    size = np.hypot(ARM * np.linalg.norm(step[:, :3], axis=1), np.linalg.norm(step[:, 3:], axis=1))
+    size = lengths(tangents(motion, expected))
     pixels = slices.mask.sum((1, 2))
     typical = np.median(size[pixels >= np.median(pixels)])
     return (size > max(ASTRAY * typical, LEAST_ASTRAY)) & (pixels >= np.median(pixels) / 4)
