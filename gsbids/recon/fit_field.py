@@ -14,6 +14,7 @@ from gsbids.recon.field import GaussianField
 from gsbids.recon.initialise import initial_field
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.slices import SliceSet
+from gsbids.recon.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
@@ -59,6 +60,9 @@ class FitProblem:
         Pixels that are fitted, and pixels that only judge.
     options : SvrOptions
     render : RenderOptions
+    nodes : ndarray, (M, 3)
+        Where the wide Gaussians of the stacks' bias are; ``basis`` is what the slices see of them.
+    basis : BiasBasis
     """
 
     slices: SliceSet
@@ -66,6 +70,8 @@ class FitProblem:
     held: np.ndarray
     options: SvrOptions
     render: ops.RenderOptions
+    nodes: np.ndarray
+    basis: BiasBasis
 
     @classmethod
     def pose(cls, slices: SliceSet, options: SvrOptions) -> "FitProblem":
@@ -73,7 +79,9 @@ class FitProblem:
         draw = np.random.default_rng(options.seed + 1).random(slices.region.shape)
         held = slices.region & (draw < options.held_out)
         render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
-        return cls(slices, slices.region & ~held, held, options, render)
+        nodes = lattice(slices.nominal, slices.reach)
+        basis = BiasBasis.seen(nodes, slices.nominal, slices.spacing, slices.centre, slices.values.shape[1:])
+        return cls(slices, slices.region & ~held, held, options, render, nodes, basis)
 
 
 @dataclass
@@ -90,6 +98,10 @@ class FitState:
     pixel_weight : ndarray, (S, X, Y)
     shade : ndarray, (S, X, Y), float32
         Share of the signal that a slice has kept, pixel by pixel; 1 but in slices that lost some.
+    bias : ndarray, (S, X, Y), float32
+        Factor by which stacks are brighter than the volume, smooth (:mod:`gsbids.recon.stack_bias`).
+    log_bias : ndarray, (N, M)
+        Its coefficients.
     image : ndarray, (S, X, Y)
         The slices as last simulated, before gain.
     held_out : float
@@ -103,6 +115,8 @@ class FitState:
     slice_weight: np.ndarray
     pixel_weight: np.ndarray
     shade: np.ndarray
+    bias: np.ndarray
+    log_bias: np.ndarray | None = None
     image: np.ndarray | None = None
     held_out: float = math.inf
 
@@ -111,7 +125,7 @@ class FitState:
         """No field yet; slices at their start poses, with gain 1 and full weight."""
         ones = np.ones(len(slices))
         return cls({}, None, poses.PoseState(slices.start, poses.FIRST_DAMPING * ones), ones, ones,
-                   *np.ones((2, *slices.values.shape), np.float32))
+                   *np.ones((3, *slices.values.shape), np.float32))
 
     def field(self, origin) -> GaussianField:
         """The field as arrays (views of the parameters)."""
@@ -120,15 +134,24 @@ class FitState:
 
     def pixel_weights(self, pixels: np.ndarray) -> np.ndarray:
         """Weight of each of some pixels (a mask) of the slices without shade, float32: its own times its slice's."""
-        return (pixels * self.slice_weight[:, None, None] * self.pixel_weight * self.shade**2).astype(np.float32)
+        weight = self.slice_weight[:, None, None] * self.pixel_weight
+        return (pixels * weight * (self.shade * self.bias) ** 2).astype(np.float32)
 
     def unshaded(self, slices: SliceSet) -> SliceSet:
-        """The slices with the signal that they have lost."""
-        return replace(slices, values=slices.values / self.shade)
+        """The slices with the signal that they have lost, and without their stacks' bias."""
+        return replace(slices, values=slices.values / (self.shade * self.bias))
 
     def residual(self, slices: SliceSet) -> np.ndarray:
         """Acquired minus simulated slices, (S, X, Y)."""
-        return slices.values - self.shade * self.gain[:, None, None].astype(np.float32) * self.image
+        return slices.values - self.shade * self.simulated(self.image)
+
+    def simulated(self, image: np.ndarray) -> np.ndarray:
+        """Rendered slices (S, X, Y) with the gains and the bias of the acquired ones."""
+        return self.bias * self.gain[:, None, None].astype(np.float32) * image
+
+    def stack_bias(self, nodes: np.ndarray) -> StackBias | None:
+        """The bias of the stacks on nodes (M, 3); None where none was looked for."""
+        return None if self.log_bias is None else StackBias(nodes, self.log_bias)
 
 
 def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callable[[FitState, dict], None]) -> FitState:
@@ -179,7 +202,7 @@ def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitS
     # Adam without weight decay: positions and poses must not depend on where the origin is.
     optimiser = torch.optim.Adam(parameters.values(), eps=1e-15)
     return FitState(parameters, optimiser, before.pose, before.gain, before.slice_weight, before.pixel_weight,
-                    before.shade)
+                    before.shade, before.bias, before.log_bias)
 
 
 def _scale_floor(problem: FitProblem, gaussians: int) -> float:
@@ -218,8 +241,13 @@ def _reweigh(problem: FitProblem, state: FitState, robust: bool) -> None:
     if robust:
         simulated = state.gain[:, None, None].astype(np.float32) * state.image
         state.shade, state.slice_weight = outliers.shades_and_weights(
-            slices.values, simulated, train & slices.mask, SHADE_WIDTH / slices.spacing)
+            slices.values, simulated * state.bias, train & slices.mask, SHADE_WIDTH / slices.spacing)
         state.pixel_weight = outliers.pixel_weights(state.residual(slices), train).astype(np.float32)
+        if problem.options.stack_bias:
+            whole = (state.shade == 1).all((1, 2)) * state.slice_weight
+            images = slices.values, simulated, train * whole[:, None, None] * state.pixel_weight
+            state.log_bias = fit_bias(problem.basis, slices.stack_index, images, slices.spacing[0])
+            state.bias = problem.basis.factor(state.log_bias[slices.stack_index])
 
 
 def _has_settled(held_out: list[float], patience: int) -> bool:

@@ -20,6 +20,7 @@ from gsbids.recon.options import SvrOptions
 from gsbids.recon.place import LEVELS, place_slices
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
+from gsbids.recon.stack_bias import StackBias
 
 ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
 LEAST_GAUSSIANS = 500
@@ -175,7 +176,7 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
     slices, options, render = problem.slices, problem.options, problem.render
     field, motion = merge_fields(fields), state.pose.motion
     image, _ = ops.render(*field.parameters, slices.geometry(motion), render)
-    simulated = state.gain[:, None, None] * image
+    simulated = state.simulated(image)
     back = np.linalg.inv(poses.mean_correction(motion, slices.start, slices.mask.sum((1, 2)).astype(float)))
     scale = float(np.median(slices.stack_scale))
     nominal = _at(slices.nominal, slices.origin)
@@ -187,7 +188,8 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
         stack_affine=starts, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, history={key: list(column) for key, column in notes["history"].items()},
+        bias=_bias_at(state.stack_bias(problem.nodes), slices.origin), intensity_scale=scale,
+        history={key: list(column) for key, column in notes["history"].items()},
         settings={**_plain(options), "placed_anew": notes["placed_anew"], "gaussians": len(field),
                   "gaussians_of_members": [len(f) for f in fields], "pixels": int(slices.region.sum()),
                   "slices": len(slices), "eps": render.eps})
@@ -205,6 +207,10 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
 def _plain(options: SvrOptions) -> dict:
     """Options as JSON knows them, without what does not change the result."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
+
+
+def _bias_at(bias: StackBias | None, origin: np.ndarray) -> StackBias | None:
+    return bias and replace(bias, nodes=bias.nodes + origin)
 
 
 def _at(motion: RigidMotion, origin: np.ndarray) -> RigidMotion:

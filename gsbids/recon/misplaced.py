@@ -33,7 +33,7 @@ def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
 
     The median of the slices with much brain; NaN for a stack without.
     """
-    ncc = outliers.slice_ncc(slices.values, state.gain[:, None, None] * state.image, slices.region)
+    ncc = outliers.slice_ncc(slices.values, slices.values - state.residual(slices), slices.region)
     pixels = slices.mask.sum((1, 2))
     large = pixels >= np.median(pixels) / 4
     chosen = (ncc[large & (slices.stack_index == k)] for k in range(slices.stack_index.max() + 1))
@@ -136,7 +136,7 @@ def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: Rigi
     shape = tuple((np.ceil(points.max(0) / step) - low + 3).astype(int))
     voxel = np.ravel_multi_index(np.rint(points / step - low).astype(int).T, shape)
     weight = np.maximum(state.slice_weight[row], LEAST_WEIGHT)
-    value = slices.values[row, i, j] / state.gain[row]
+    value = state.unshaded(slices).values[row, i, j] / state.gain[row]
 
     def spread(array):
         return ndimage.gaussian_filter(np.bincount(voxel, array, np.prod(shape)).reshape(shape), SPREAD)

@@ -45,6 +45,8 @@ class SvrOptions:
         Weight of that regularisation.
     mass_factor : bool
         The PSF keeps the mass of a Gaussian (see :class:`gsbids.kernels.ops.RenderOptions`).
+    stack_bias : bool
+        Give every stack a smooth bias field of its own (:mod:`gsbids.recon.stack_bias`).
     cut : float
         Radius of a Gaussian in standard deviations.
     held_out : float
@@ -76,6 +78,7 @@ class SvrOptions:
     scale_floor: float = 0.44
     scale_weight: float = 0.05
     mass_factor: bool = True
+    stack_bias: bool = True
     cut: float = 3.5
     held_out: float = 0.03
     patience: int = 40

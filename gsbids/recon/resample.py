@@ -234,10 +234,13 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
     shape, field = stack.image.shape[:2], result.field
     _, middle = slice_frames(stack.affine, stack.image.shape)
     move = result.motion.as_affines(result.nominal)[rows]
-    at = RigidMotion(result.nominal.rotation[rows], middle[result.slice_index[rows]]).moved(move)
+    nominal = RigidMotion(result.nominal.rotation[rows], middle[result.slice_index[rows]])
+    at = nominal.moved(move)
     at = RigidMotion(at.rotation, at.translation - field.origin)
     image = _predict(result, at, result.psf[rows], shape, stack.spacing[:2])
     image *= (result.gain[rows] * result.intensity_scale)[:, None, None]
+    if result.bias:
+        image *= result.bias.of_slices(index, nominal, stack.spacing[:2], shape)
     out[:, :, result.slice_index[rows]] = np.moveaxis(image, 0, 2)
     return out
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.stack_bias import StackBias
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class SvrResult:
         Variances (mm2) of the slice PSF along row, column and normal.
     intensity_scale : float
         Input intensity = ``intensity_scale`` * field intensity.
+    bias : StackBias or None
+        Smooth factor of each stack besides its slices' gains.
     history : dict of str to list
         Columns ``iteration, loss, held_out`` and others, one entry a record; no times, so that the
         file is the same to the bit whenever the fit is repeated.
@@ -61,6 +64,7 @@ class SvrResult:
     residual: np.ndarray
     psf: np.ndarray
     intensity_scale: float
+    bias: StackBias | None = None
     history: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
 
@@ -78,7 +82,9 @@ class SvrResult:
         arrays |= {k: getattr(self, k) for k in self.ARRAYS}
         for name, poses in (("nominal", self.nominal), ("motion", self.motion)):
             arrays |= {f"{name}_rotation": poses.rotation, f"{name}_translation": poses.translation}
-        header = {"format": "gsbids-svr-1", "stack_names": list(self.stack_names),
+        if self.bias:
+            arrays |= {"bias_nodes": self.bias.nodes, "bias_log_factor": self.bias.log_factor}
+        header = {"format": "gsbids-svr-2", "stack_names": list(self.stack_names),
                   "intensity_scale": float(self.intensity_scale),
                   "history": self.history, "settings": self.settings}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -98,5 +104,6 @@ class SvrResult:
                 nominal=RigidMotion(data["nominal_rotation"], data["nominal_translation"]),
                 motion=RigidMotion(data["motion_rotation"], data["motion_translation"]),
                 intensity_scale=header["intensity_scale"],
+                bias=StackBias(data["bias_nodes"], data["bias_log_factor"]) if "bias_nodes" in data else None,
                 history=header["history"], settings=header["settings"],
                 **{k: data[k] for k in cls.ARRAYS})

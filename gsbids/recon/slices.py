@@ -83,6 +83,12 @@ class SliceSet:
         each = self.region.sum((1, 2)) * self.spacing.prod(1) * self.slice_gap
         return float(np.median(np.bincount(self.stack_index, each)[np.unique(self.stack_index)]))
 
+    @property
+    def reach(self) -> float:
+        """How far (mm) the pixels of any slice go from its origin, along rows or columns."""
+        ends = np.stack([self.centre, np.array(self.values.shape[1:]) - 1 - self.centre])
+        return float((ends * self.spacing).max())
+
     def neighbour(self, offset: int) -> np.ndarray:
         """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
         row = {key: s for s, key in enumerate(zip(self.stack_index, self.slice_index, strict=True))}
