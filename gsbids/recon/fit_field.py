@@ -19,6 +19,7 @@ from gsbids.recon.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
 SHADE_WIDTH = 6.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
+LEAST_SAY = 0.3  # of a rejected slice in its own gain
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 
@@ -237,7 +238,9 @@ def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float)
 def _reweigh(problem: FitProblem, state: FitState, robust: bool) -> None:
     """Gains, and, once the volume is more than a blur, weights of slices and pixels."""
     slices, train = problem.slices, problem.train
-    state.gain = outliers.slice_gains(state.unshaded(slices).values, state.image, state.pixel_weights(train))
+    # Rejected slices have a gain as well: with that of others they could never come back.
+    judged = replace(state, slice_weight=np.maximum(state.slice_weight, LEAST_SAY))
+    state.gain = outliers.slice_gains(state.unshaded(slices).values, state.image, judged.pixel_weights(train))
     if robust:
         simulated = state.gain[:, None, None].astype(np.float32) * state.image
         state.shade, state.slice_weight = outliers.shades_and_weights(
