@@ -19,12 +19,13 @@ from svr_cases import Case, write_motion
 
 from gsbids.imaging.nifti import save_image
 from gsbids.imaging.stack import Stack
+from gsbids.recon.coverage import shown_region, vote_mask
 from gsbids.recon.fit_paper import PaperOptions, fit_paper
 from gsbids.recon.fit_svr import fit_svr
 from gsbids.recon.motion_table import slice_transforms
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.register import register_stacks
-from gsbids.recon.resample import output_grid, sample_result, shown_region, vote_mask
+from gsbids.recon.resample import output_grid, sample_result
 from gsbids.recon.result import SvrResult
 from gsbids.simulate.compare import average_of_stacks
 

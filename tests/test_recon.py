@@ -13,12 +13,13 @@ from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
 from gsbids.recon import outliers, poses
+from gsbids.recon.coverage import shown_region, vote_mask
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_svr import fit_svr, move_field
 from gsbids.recon.initialise import initial_field, sampling_probability
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.resample import output_grid, sample_grid, shown_region, simulate_stack, vote_mask
+from gsbids.recon.resample import output_grid, sample_grid, simulate_stack
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 

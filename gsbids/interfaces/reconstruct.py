@@ -116,7 +116,8 @@ class SampleVolume(NodeInterface):
     output_spec = SampleVolumeOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.recon.resample import output_grid, sample_result, shown_region, vote_mask
+        from gsbids.recon.coverage import shown_region, vote_mask
+        from gsbids.recon.resample import output_grid, sample_result
         from gsbids.recon.result import SvrResult
         from gsbids.recon.uncertainty import predict_error
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the field to images: any grid, the output mask, and simulated stacks in their own geometry."""
+"""From the field to images: any grid, and simulated stacks in their own geometry."""
 
 import numpy as np
-from scipy import ndimage
 
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
@@ -14,7 +13,6 @@ from gsbids.recon.psf import FWHM_TO_SIGMA
 from gsbids.recon.result import SvrResult
 
 GRID_MARGIN = 5.0  # mm around the brain
-LEAST_COVERAGE = 0.15  # slices that must have seen a voxel for it to be shown
 BLOCK = 32  # planes rendered at once: bounds the memory
 
 
@@ -113,102 +111,6 @@ def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tu
 def _pixel_counts(stacks, result):
     return [int(stacks[n].mask[:, :, k].sum())
             for n, k in zip(result.stack_index, result.slice_index, strict=True)]
-
-
-def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Brain mask on a grid by the density-normalised vote of the motion-corrected slice masks.
-
-    Every pixel, in the mask or not, spreads a vote over its slice profile and pixel; brain is where more than
-    half of the votes say so. Dividing by the density makes the answer independent of slice distance and voxel
-    size. Rejected slices do not vote.
-
-    Parameters
-    ----------
-    stacks : list of Stack
-    result : SvrResult
-    affine, shape
-        The grid.
-
-    Returns
-    -------
-    mask : ndarray, shape, bool
-        Largest component, holes filled.
-    coverage : ndarray, shape, float32
-        Slices that saw each voxel: votes per voxel volume over those of one slice pack without gaps.
-    """
-    voxel = float(np.linalg.norm(affine[:3, 0]))
-    votes, seen = np.zeros((2, int(np.prod(shape))))
-    to_grid = np.linalg.inv(affine)
-    moves = result.motion.as_affines(result.nominal)
-    for n, stack in enumerate(stacks):
-        pixel_volume = np.prod(stack.spacing[:2]) * stack.thickness
-        depth, pixels = _profile_nodes(stack.thickness, voxel), _pixels_around(stack)
-        for row in np.flatnonzero((result.stack_index == n) & ~result.rejected):
-            positions, inside = _spread(stack, result.slice_index[row], depth, pixels)
-            index = np.rint(_apply(to_grid @ moves[row], positions)).astype(int)
-            fits = ((index >= 0) & (index < shape)).all(1)
-            flat = np.ravel_multi_index(index[fits].T, shape)
-            each = pixel_volume / (len(positions) / inside.size * voxel**3)
-            seen += each * np.bincount(flat, minlength=seen.size)
-            votes += each * np.bincount(flat, np.resize(inside, len(positions))[fits], minlength=seen.size)
-    reach = max(float(np.max(stack.spacing[:2])) for stack in stacks)
-    votes, seen = (ndimage.gaussian_filter(a.reshape(shape), reach / 2 / voxel) for a in (votes, seen))
-    mask = (votes > 0.5 * seen) & (seen > LEAST_COVERAGE)
-    return _tidy(mask), seen.astype(np.float32)
-
-
-def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: float) -> np.ndarray:
-    """Where the volume is shown: the brain and the rim around it that was fitted too, as far as slices saw it.
-
-    A volume that ends at the mask itself would cut the cortex wherever the mask is a voxel too tight.
-
-    Parameters
-    ----------
-    mask, coverage : ndarray, (X, Y, Z)
-        From :func:`vote_mask`.
-    affine : ndarray, (4, 4)
-    rim : float
-        Width in mm.
-
-    Returns
-    -------
-    ndarray, (X, Y, Z), bool
-    """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    near = ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim
-    return mask | (near & (coverage > LEAST_COVERAGE))
-
-
-def _profile_nodes(thickness: float, voxel: float) -> np.ndarray:
-    """Depths (mm) across the slice thickness, no farther apart than half a voxel."""
-    count = max(1, int(np.ceil(2 * thickness / voxel)))
-    return ((np.arange(count) + 0.5) / count - 0.5) * thickness
-
-
-def _pixels_around(stack: Stack) -> np.ndarray:
-    """Indices (P, 2) of the pixels in the box around the whole mask, six pixels wider."""
-    box = [np.flatnonzero(stack.mask.any(axis)) for axis in ((1, 2), (0, 2))]
-    ranges = [np.arange(max(b[0] - 6, 0), min(b[-1] + 7, n)) for b, n in zip(box, stack.mask.shape, strict=False)]
-    return np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 2)
-
-
-def _spread(stack: Stack, k: int, depth: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World positions (D * P, 3) of pixels (P, 2) of slice k at every depth, and their mask (P,)."""
-    normal = slice_frames(stack.affine, stack.image.shape)[0][k][:, 2]
-    world = _apply(stack.affine, np.c_[pixels, np.full(len(pixels), k)])
-    positions = world[None] + depth[:, None, None] * normal
-    return positions.reshape(-1, 3), stack.mask[pixels[:, 0], pixels[:, 1], k].astype(float)
-
-
-def _apply(affine, points):
-    return points @ affine[:3, :3].T + affine[:3, 3]
-
-
-def _tidy(mask: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(mask)
-    if count > 1:
-        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    return ndimage.binary_fill_holes(mask)
 
 
 def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:

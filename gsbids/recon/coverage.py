@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the slices saw of a grid: the coverage of every voxel, the brain mask, and where the volume is shown."""
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.imaging.geometry import slice_frames
+from gsbids.imaging.stack import Stack
+from gsbids.recon.result import SvrResult
+
+LEAST_COVERAGE = 0.15  # slices that must have seen a voxel for it to be shown
+
+
+def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
+    """Brain mask on a grid by the vote of the motion-corrected slice masks.
+
+    Every slice votes on the voxels within its thickness; brain is where more than half of the votes say so. Dividing
+    by their number makes the answer independent of slice distance and voxel size. Rejected slices do not vote.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    result : SvrResult
+    affine, shape
+        The grid, isotropic.
+
+    Returns
+    -------
+    mask : ndarray, shape, bool
+        Largest component, holes filled.
+    coverage : ndarray, shape, float32
+        Slices within whose thickness each voxel lies.
+    """
+    voxel = float(np.linalg.norm(affine[:3, 0]))
+    votes, seen = np.zeros((2, int(np.prod(shape))), np.float32)
+    moves = result.motion.as_affines(result.nominal)
+    for n, stack in enumerate(stacks):
+        for row in np.flatnonzero((result.stack_index == n) & ~result.rejected):
+            k = result.slice_index[row]
+            to_slice = np.linalg.inv(moves[row] @ _slice_affine(stack, k)) @ affine
+            index, pixel, share = _slab(to_slice, stack.image.shape[:2], stack.thickness / voxel, shape)
+            seen[index] += share
+            votes[index] += share * stack.mask[pixel[0], pixel[1], k]
+    reach = max(float(np.max(stack.spacing[:2])) for stack in stacks)
+    votes, seen = (ndimage.gaussian_filter(a.reshape(shape), reach / 2 / voxel) for a in (votes, seen))
+    mask = (votes > 0.5 * seen) & (seen > LEAST_COVERAGE)
+    return _tidy(mask), seen
+
+
+def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: float) -> np.ndarray:
+    """Where the volume is shown: the brain and the rim around it that was fitted too, as far as slices saw it.
+
+    A volume that ends at the mask itself would cut the cortex wherever the mask is a voxel too tight.
+
+    Parameters
+    ----------
+    mask, coverage : ndarray, (X, Y, Z)
+        From :func:`vote_mask`.
+    affine : ndarray, (4, 4)
+    rim : float
+        Width in mm.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    near = ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim
+    return mask | (near & (coverage > LEAST_COVERAGE))
+
+
+def _slice_affine(stack: Stack, k: int) -> np.ndarray:
+    """Pixel indices and mm along the normal of slice k -> world, (4, 4)."""
+    affine = stack.affine.copy()
+    affine[:3, 3] += k * affine[:3, 2]
+    affine[:3, 2] = slice_frames(stack.affine, stack.image.shape)[0][k][:, 2]
+    return affine
+
+
+def _slab(to_slice: np.ndarray, pixels, thickness: float, shape):
+    """Voxels within a slice: flat index (P,), nearest pixel (2, P), and share (P,) of each that the slice holds.
+
+    ``to_slice`` takes voxel indices to pixels and mm along the normal; ``thickness`` is in voxels. Voxels are
+    looked for in columns along the axis that is nearest to the normal, so that each is found once.
+    """
+    normal = to_slice[2] / np.linalg.norm(to_slice[2, :3])  # voxels along the normal
+    along = int(np.argmax(np.abs(normal[:3])))
+    first, second = (a for a in range(3) if a != along)
+    half = (thickness + 1) / 2
+    a, b = np.meshgrid(np.arange(shape[first]), np.arange(shape[second]), indexing="ij")
+    middle = -(normal[first] * a + normal[second] * b + normal[3]) / normal[along]
+    reach = half / abs(normal[along])
+    start = np.ceil(middle - reach)
+    c = start[..., None] + np.arange(int(2 * reach) + 1)
+    place = np.empty((3, *c.shape))
+    place[first], place[second], place[along] = a[..., None], b[..., None], c
+    pixel = np.rint(np.tensordot(to_slice[:2, :3], place, 1) + to_slice[:2, 3, None, None, None]).astype(int)
+    depth = np.abs(c - middle[..., None]) * abs(normal[along])
+    inside = (depth < half) & (c >= 0) & (c < shape[along])
+    inside &= ((pixel >= 0) & (pixel < np.reshape(pixels, (2, 1, 1, 1)))).all(0)
+    share = np.clip(half - depth[inside], 0, min(1.0, thickness))
+    return np.ravel_multi_index(place[:, inside].astype(int), shape), pixel[:, inside], share
+
+
+def _tidy(mask: np.ndarray) -> np.ndarray:
+    labels, count = ndimage.label(mask)
+    if count > 1:
+        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return ndimage.binary_fill_holes(mask)
