@@ -197,6 +197,9 @@ def _summary(result_file: str, fixed) -> tuple[tuple, int]:
     if anew := result.settings.get("placed_anew"):
         rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
                   "and fit better in another place"),)
+    if out := result.settings.get("excluded"):
+        rows += (("Excluded", f"{', '.join(out)}: looks like no part of what the other stacks show, and has no say "
+                  "in the volume"),)
     return (*fixed, *rows), len(result.field)
 
 

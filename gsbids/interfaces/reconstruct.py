@@ -87,6 +87,9 @@ class FitSvr(NodeInterface):
         if anew := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
                            ", ".join(anew))
+        if out := result.settings.get("excluded"):
+            LOGGER.warning("%s was left out: it looks like no part of what the other stacks show; check that it is of "
+                           "this subject and contrast, and its mask", ", ".join(out))
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 

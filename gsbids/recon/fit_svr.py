@@ -13,8 +13,10 @@ from gsbids.errors import InputError
 from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
 from gsbids.recon import outliers, poses
+from gsbids.recon.exclude import strangers, with_excluded
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
+from gsbids.recon.misplaced import stack_similarity
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.place import LEVELS, place_slices
@@ -39,7 +41,8 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     weights by their closed forms (:mod:`gsbids.recon.outliers`). First a coarse field finds the poses; then fields
     of twice as many Gaussians are tried as long as they predict the pixels held out better; then others like the
     best one are fitted from other starts. All of these together are the result: their weighted mean is one field
-    again, with less noise than each.
+    again, with less noise than each. A stack that looks like no part of what the others show is left out
+    (:mod:`gsbids.recon.exclude`).
 
     Parameters
     ----------
@@ -86,6 +89,12 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
     state.pose = pose or state.pose
     state = stage_of((), state, coarse)
+    out = strangers(stack_similarity(slices, state))
+    if options.motion_correction and out.any():
+        kept = np.flatnonzero(~out)
+        fewer = fit_svr([stacks[k] for k in kept], transforms[kept], options, progress, observe)
+        starts = transforms.reshape(len(stacks), -1, 4, 4)[:, 0]
+        return with_excluded(fewer, tuple(stack.name for stack in stacks), starts, out)
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -190,7 +199,7 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
         bias=_bias_at(state.stack_bias(problem.nodes), slices.origin), intensity_scale=scale,
         history={key: list(column) for key, column in notes["history"].items()},
-        settings={**_plain(options), "placed_anew": notes["placed_anew"], "gaussians": len(field),
+        settings={**_plain(options), "placed_anew": notes["placed_anew"], "excluded": [], "gaussians": len(field),
                   "gaussians_of_members": [len(f) for f in fields], "pixels": int(slices.region.sum()),
                   "slices": len(slices), "eps": render.eps})
 

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks that look like no part of what the others show: they are left out, and named."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from gsbids.recon.result import SvrResult
+
+# Similarity (see :func:`gsbids.recon.misplaced.stack_similarity`) under which a stack does not belong, and how much
+# less than that of the others it must be: where motion or noise spoil all stacks alike, none is to blame.
+STRANGE, APART = 0.85, 0.08
+
+
+def strangers(similarity: np.ndarray) -> np.ndarray:
+    """Stacks that do not belong to the others, (N,), bool: at most one at a time, and none of two.
+
+    Parameters
+    ----------
+    similarity : ndarray, (N,)
+        Of acquired and simulated slices, by stack; NaN where there is none.
+    """
+    found = np.zeros(len(similarity), bool)
+    known = np.isfinite(similarity)
+    if known.sum() > 2:
+        worst = int(np.nanargmin(similarity))
+        others = np.median(np.delete(similarity, worst)[np.delete(known, worst)])
+        found[worst] = similarity[worst] < min(STRANGE, others - APART)
+    return found
+
+
+def with_excluded(result: SvrResult, names: tuple[str, ...], starts: np.ndarray, out: np.ndarray) -> SvrResult:
+    """A result of some stacks as one of all: those left out have no slices in it.
+
+    Parameters
+    ----------
+    result : SvrResult
+        Of the stacks that are not ``out``.
+    names : tuple of str
+        Of all N stacks.
+    starts : ndarray, (N, 4, 4)
+        Transforms scanner -> common space that those left out keep.
+    out : ndarray, (N,), bool
+    """
+    kept = np.flatnonzero(~out)
+    affine = starts.copy()
+    affine[kept] = result.stack_affine
+    bias = result.bias
+    if bias:
+        log_factor = np.zeros((len(out), bias.log_factor.shape[1]))
+        log_factor[kept] = bias.log_factor
+        bias = replace(bias, log_factor=log_factor)
+    excluded = [name for name, gone in zip(names, out, strict=True) if gone or name in result.settings["excluded"]]
+    return replace(result, stack_names=names, stack_index=kept[result.stack_index], stack_affine=affine, bias=bias,
+                   settings=result.settings | {"excluded": excluded})

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stack of something else is left out and named; the others give what they give without it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_recon import QUICK, STILL, acquire, brain
+
+from gsbids.recon.coverage import vote_mask
+from gsbids.recon.exclude import strangers
+from gsbids.recon.field import GaussianField
+from gsbids.recon.fit_svr import fit_svr
+from gsbids.recon.motion_table import motion_table, slice_transforms
+from gsbids.recon.resample import output_grid, simulate_stack
+from gsbids.recon.uncertainty import predict_error
+
+NEAR = dataclasses.replace(QUICK, place=False)
+
+
+@pytest.mark.parametrize(("similarity", "out"), [
+    ([0.98, 0.97, 0.6], [0, 0, 1]), ([0.98, 0.97, 0.93], [0, 0, 0]), ([0.8, 0.78, 0.75], [0, 0, 0]),
+    ([0.9, 0.2], [0, 0]), ([0.97, np.nan, 0.5, 0.96], [0, 0, 1, 0]), ([np.nan, 0.9, 0.5], [0, 0, 0]), ([0.5], [0])])
+def test_a_stranger_is_one_that_stands_out(similarity, out):
+    np.testing.assert_array_equal(strangers(np.array(similarity)), np.array(out, bool))
+
+
+def test_a_stack_of_another_brain_is_left_out():
+    own = [acquire(brain(), orientation, noise=0.01) for orientation in ("axial", "coronal", "sagittal")]
+    other = dataclasses.replace(acquire(brain(seed=9), "axial", noise=0.01), name="other")
+    stacks = [own[0], other, *own[1:]]
+    starts = np.tile(np.eye(4), (4, 1, 1))
+    result, alone = fit_svr(stacks, starts, NEAR), fit_svr(own, STILL, NEAR)
+    assert result.settings["excluded"] == ["other"]
+    assert alone.settings["excluded"] == []
+    for name in GaussianField.PARAMETERS:
+        np.testing.assert_array_equal(getattr(result.field, name), getattr(alone.field, name))
+    assert set(result.stack_index) == {0, 2, 3}
+    assert not simulate_stack(result, other, 1).any()
+    np.testing.assert_array_equal(simulate_stack(result, own[2], 3), simulate_stack(alone, own[2], 2))
+    assert all(row["weight"] is None for row in motion_table(result, 1, other.image.shape[2]))
+    assert slice_transforms(result, 1, other.image.shape[2]).shape == (other.image.shape[2], 4, 4)
+    affine, shape = output_grid(stacks, result, 2.0)
+    mask, _ = vote_mask(stacks, result, affine, shape)
+    sigma = predict_error(result, stacks, affine, np.ones(shape, np.float32)).sigma
+    assert np.isfinite(sigma[mask]).all()
