@@ -128,6 +128,11 @@ class SamplingOperator:
         return tuple(m.shape[1] for m in self.matrices)
 
     @property
+    def energy(self) -> float:
+        """Mean of the diagonal of ``D D^T``: the variance that white noise of variance 1 has after D."""
+        return float(np.prod([np.mean((m**2).sum(1)) for m in self.matrices]))
+
+    @property
     def spread(self) -> np.ndarray:
         """Variance of each axis's profile in fine voxels squared, the median over coarse voxels, (3,)."""
         out = []
@@ -162,13 +167,16 @@ class SamplingOperator:
         noise_ratio : float
             r: variance of the noise of y over that of the error of ``fine`` (each per voxel).
         """
-        miss = coarse - self(fine)
+        return fine + self.correction(coarse - self(fine), noise_ratio)
+
+    def correction(self, miss: np.ndarray, noise_ratio: float = 0.0) -> np.ndarray:
+        """``D^T (D D^T + r)^-1 miss``: what :meth:`project` adds for residuals ``y - D x``."""
         if noise_ratio <= 0:
-            return fine + self.inverse(miss)
+            return self.inverse(miss)
         turns, values = zip(*self._modes, strict=True)
         back = along_axes(tuple(t.T for t in turns), miss)
         scale = values[0][:, None, None] * values[1][:, None] * values[2]
-        return fine + self.transpose(along_axes(turns, back / (scale + np.float32(noise_ratio))))
+        return self.transpose(along_axes(turns, back / (scale + np.float32(noise_ratio))))
 
     @cached_property
     def _inverses(self):

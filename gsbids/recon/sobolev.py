@@ -12,8 +12,7 @@ TOLERANCE = 1e-3  # of the residual over the data
 MOST_ITERATIONS = 60
 
 
-def sobolev(coarse: np.ndarray, operator: SamplingOperator, seen: np.ndarray | None = None, noise: float = 0.0,
-            exponent: float = EXPONENT) -> np.ndarray:
+def sobolev(coarse: np.ndarray, operator: SamplingOperator, noise: float = 0.0, exponent: float = EXPONENT) -> np.ndarray:
     """Minimise ``sum |f|^(2 p) |X(f)|^2`` over the volumes x with ``D x = y``.
 
     X is the cosine transform of x, f counts in coarse Nyquist frequencies of each axis (``p = 2``: thin plates).
@@ -27,8 +26,6 @@ def sobolev(coarse: np.ndarray, operator: SamplingOperator, seen: np.ndarray | N
         y.
     operator : SamplingOperator
         D.
-    seen : ndarray of bool, optional
-        Coarse voxels that count; the others are predicted.
     noise : float
         Variance of the noise over the power of the volume at the coarse Nyquist frequency.
     exponent : float
@@ -41,21 +38,41 @@ def sobolev(coarse: np.ndarray, operator: SamplingOperator, seen: np.ndarray | N
     shape = operator.fine_shape
     ratio = np.array(shape) / coarse.shape
     power = _inverse_roughness(shape, ratio, exponent)
-    seen = np.ones(coarse.shape, bool) if seen is None else seen
     # What is constant stays apart: it has no roughness, and float32 keeps the digits for the rest.
-    level = np.float32(coarse[seen].mean()) if seen.any() else np.float32(0)
-    target = np.where(seen, coarse - level, 0).astype(np.float32)
+    level = np.float32(coarse.mean())
     volume = 1.0 / ratio.prod()
     guide = volume / (_inverse_roughness(coarse.shape, np.ones(3), exponent) + np.float32(noise * volume))
 
     def apply(u):
-        return np.where(seen, operator(_filtered(operator.transpose(u), power)) + np.float32(noise) * u, 0)
+        return operator(_filtered(operator.transpose(u), power)) + np.float32(noise) * u
 
-    def precondition(r):
-        return np.where(seen, _filtered(r, guide), 0)
-
-    multipliers = _conjugate_gradients(apply, precondition, target)
+    multipliers = _conjugate_gradients(apply, lambda r: _filtered(r, guide), coarse - level)
     return _filtered(operator.transpose(multipliers), power) + level
+
+
+def bridge(coarse: np.ndarray, hidden: np.ndarray, noise: float = 0.0, exponent: float = EXPONENT) -> np.ndarray:
+    """The volume with its hidden voxels replaced as is smoothest, ``sum |f|^(2 p) |Y|^2 / (1 + noise |f|^(2 p))``.
+
+    What :func:`sobolev` says of voxels that it has not seen, aliasing apart.
+
+    Parameters
+    ----------
+    coarse : ndarray, (A, B, C)
+    hidden : ndarray of bool, (A, B, C)
+    noise, exponent : float
+        As for :func:`sobolev`.
+    """
+    if not hidden.any():
+        return coarse
+    level = np.float32(coarse[~hidden].mean()) if not hidden.all() else np.float32(0)
+    roughness = 1 / (_inverse_roughness(coarse.shape, np.ones(3), exponent) + np.float32(noise))
+    rest = np.where(hidden, 0, coarse - level).astype(np.float32)
+
+    def apply(u):
+        return np.where(hidden, _filtered(u, roughness), 0)
+
+    found = _conjugate_gradients(apply, lambda r: r, np.where(hidden, -_filtered(rest, roughness), 0))
+    return np.where(hidden, found + level, coarse).astype(np.float32)
 
 
 def _inverse_roughness(shape, ratio, exponent) -> np.ndarray:
@@ -74,7 +91,8 @@ def _filtered(volume: np.ndarray, response: np.ndarray) -> np.ndarray:
 def _conjugate_gradients(apply, precondition, target) -> np.ndarray:
     """Solve ``apply(u) = target`` for a symmetric positive operator."""
     u, residual = np.zeros_like(target), target.copy()
-    direction = guided = precondition(residual)
+    direction = precondition(residual)
+    guided = direction
     rho, goal = np.vdot(residual, guided), TOLERANCE * np.linalg.norm(target)
     for _ in range(MOST_ITERATIONS):
         if np.linalg.norm(residual) <= goal:
