@@ -5,7 +5,7 @@ A trial on a part of the volume hides a share of the coarse voxels, does everyth
 way predicts the hidden ones best. Nothing but the data at hand takes part.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import ndimage, optimize
@@ -20,8 +20,10 @@ from gsbids.recon.sr_problem import SrProblem, central_box
 EXPERTS = ("gaussians", "sobolev", "bspline")
 LEAST_HELD = 200  # hidden voxels that are too few to choose by
 NOISES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the Sobolev solution
+UNTRIED = (0.5, 0.5, 0.0)  # blend where nothing can be chosen
 STRENGTHS = (0.0, 0.02, 0.03, 0.045, 0.07, 0.1)  # of non-local means, in [0, 1] of the data
 PLAUSIBLE = 0.997  # of the error of the simpler way: what a more elaborate one must come under
+NARROW_SHARE = 0.45  # of the strength that hidden voxels choose, where the profile is narrow
 HOPELESS = 1.02  # of the least error
 
 
@@ -69,14 +71,20 @@ def choose(problem: SrProblem) -> SrChoice:
     Returns
     -------
     SrChoice
-        Where too few voxels can be hidden, the first schedule and its Gaussians alone.
+        Where none are to be hidden, the first schedule and its Gaussians alone; where too few can be, half of them
+        and half of the Sobolev solution.
     """
-    trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
     first = SrChoice(candidates(problem)[0], (1.0, 0.0, 0.0), 0.0, 0.0, 0.0, {})
-    if trial.held.sum() < LEAST_HELD:
+    if not problem.options.held_out:
         return first
+    trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
+    if trial.held.sum() < LEAST_HELD:
+        return replace(first, blend=UNTRIED)
     errors = {}
-    noise = _best_noise(trial, errors)
+    narrow = trial.forward_model()[1] is None
+    # Under a narrow profile a hidden voxel leaves a gap twice as wide as those of the real task: it would ask for more
+    # smoothing than these need.
+    noise = 0.0 if narrow else _best_noise(trial, errors)
     linear = linear_solution(trial, noise)
     known = bridge(trial.coarse, trial.held, noise)
     experts = [None, linear, bspline_solution(trial)]
@@ -87,7 +95,7 @@ def choose(problem: SrProblem) -> SrChoice:
         errors[f"gaussians {candidate.width:g} {candidate.rate:g} {candidate.iterations}"] = error
         if error < best:
             schedule, best, experts[0] = candidate, error, fine
-        elif error > HOPELESS * best and trial.forward_model()[1] is not None:
+        elif error > HOPELESS * best and not narrow:
             break  # they are in the order of their cost, and this is where it is high
     blend = _best_blend(trial, experts)
     mixed = mix(experts, blend)
@@ -95,7 +103,7 @@ def choose(problem: SrProblem) -> SrChoice:
     errors["blend"] = held_error(trial, mixed)
     ratio = _noise_ratio(trial, errors["blend"]) if problem.options.noise_aware else 0.0
     smoothing = _best_smoothing(trial, mixed, ratio, errors) if problem.options.nonlocal_steps else 0.0
-    return SrChoice(schedule, blend, smoothing, noise, ratio, errors)
+    return SrChoice(schedule, blend, smoothing * (NARROW_SHARE if narrow else 1), noise, ratio, errors)
 
 
 def held_error(problem: SrProblem, fine: np.ndarray) -> float:
