@@ -9,7 +9,7 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.kernels.nonlocal_means import SEARCH, nonlocal_means
 from gsbids.recon.fit_sr import super_resolve
-from gsbids.recon.interpolation import KERNELS, interpolate
+from gsbids.recon.interpolation import KERNELS, interpolate, interpolation_matrix
 from gsbids.recon.resample import sample_grid
 from gsbids.recon.sampling_operator import PROFILES, AxisGrid, SamplingOperator, profile_matrix
 from gsbids.recon.sobolev import bridge, sobolev
@@ -98,13 +98,20 @@ def test_weighted_projection_solves_its_normal_equations():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_interpolation_is_aligned(kernel):
+@pytest.mark.parametrize("fine", [52, 60, 78])
+def test_interpolation_is_aligned(kernel, fine):
+    axis = AxisGrid.same_extent(26, fine)
+    found = interpolation_matrix(axis, kernel) @ np.arange(26.0)
+    tolerance = {"nearest": 0.5, "lanczos": 0.05}.get(kernel, 1e-4)  # half a voxel off would be 0.25
+    assert np.abs(found - axis.positions)[fine // 3:-fine // 3].max() < tolerance
+
+
+def test_interpolation_goes_along_all_axes():
     axes = axes_of((12, 10, 9), (24, 30, 18))
-    ramp = np.add.outer(np.add.outer(np.arange(12.0), np.arange(10.0)), np.arange(9.0))
-    found = interpolate(ramp, axes, kernel)
-    wanted = np.add.outer(np.add.outer(axes[0].positions, axes[1].positions), axes[2].positions)
-    tolerance = {"nearest": 1.0, "lanczos": 0.05}.get(kernel, 1e-4)
-    assert np.abs(found - wanted)[7:-7, 10:-10, 7:-7].max() < tolerance
+    wave = [np.cos(np.pi * (np.arange(n) + 0.5) / n) for n in (12, 10, 9)]
+    wanted = [np.cos(np.pi * (a.positions + 0.5) / a.coarse) for a in axes]
+    found = interpolate(np.einsum("i,j,k", *wave), axes)
+    np.testing.assert_allclose(found, np.einsum("i,j,k", *wanted), atol=0.01)
 
 
 def test_sobolev_is_true_to_the_data_and_beats_the_spline():

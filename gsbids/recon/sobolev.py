@@ -12,13 +12,14 @@ TOLERANCE = 1e-3  # of the residual over the data
 MOST_ITERATIONS = 60
 
 
-def sobolev(coarse: np.ndarray, operator: SamplingOperator, noise: float = 0.0, exponent: float = EXPONENT) -> np.ndarray:
+def sobolev(coarse: np.ndarray, operator: SamplingOperator, noise: float = 0.0,
+            exponent: float = EXPONENT) -> np.ndarray:
     """Minimise ``sum |f|^(2 p) |X(f)|^2`` over the volumes x with ``D x = y``.
 
     X is the cosine transform of x, f counts in coarse Nyquist frequencies of each axis (``p = 2``: thin plates).
-    With ``noise`` the data may be missed: ``|D x - y|^2 / noise + sum |f|^(2 p) |X|^2`` is minimised (Wiener filter of a
-    power law). Solved for the multipliers, ``x = R^-1 D^T u`` with ``(D R^-1 D^T + noise) u = y``, by conjugate
-    gradients, preconditioned by R at the coarse frequencies: some 10 iterations.
+    With ``noise`` the data may be missed: ``|D x - y|^2 / noise + sum |f|^(2 p) |X|^2`` is minimised (a Wiener
+    filter). Solved for the multipliers, ``x = R^-1 D^T u`` with ``(D R^-1 D^T + noise) u = y``, by conjugate gradients,
+    preconditioned by R at the coarse frequencies: some 10 iterations.
 
     Parameters
     ----------

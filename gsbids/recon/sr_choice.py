@@ -20,6 +20,9 @@ from gsbids.recon.sr_problem import SrProblem, central_box
 EXPERTS = ("gaussians", "sobolev", "bspline")
 LEAST_HELD = 200  # hidden voxels that are too few to choose by
 NOISES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the Sobolev solution
+# Noise of the Sobolev solution from which on the data count as noisy, and are trusted less still: the hidden voxels are
+# predicted worse than the others, so that the noise's share comes out too small.
+NOISY, NOISY_FACTOR = 0.1, 3.0
 UNTRIED = (0.5, 0.5, 0.0)  # blend where nothing can be chosen
 STRENGTHS = (0.0, 0.02, 0.03, 0.045, 0.07, 0.1)  # of non-local means, in [0, 1] of the data
 PLAUSIBLE = 0.997  # of the error of the simpler way: what a more elaborate one must come under
@@ -102,6 +105,7 @@ def choose(problem: SrProblem) -> SrChoice:
     errors |= {name: held_error(trial, expert) for name, expert in zip(EXPERTS, experts, strict=True)}
     errors["blend"] = held_error(trial, mixed)
     ratio = _noise_ratio(trial, errors["blend"]) if problem.options.noise_aware else 0.0
+    ratio *= NOISY_FACTOR if noise >= NOISY else 1.0
     smoothing = _best_smoothing(trial, mixed, ratio, errors) if problem.options.nonlocal_steps else 0.0
     return SrChoice(schedule, blend, smoothing * (NARROW_SHARE if narrow else 1), noise, ratio, errors)
 
