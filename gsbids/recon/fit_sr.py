@@ -17,7 +17,7 @@ from gsbids.recon.sr_problem import SrProblem, box_of
 from gsbids.recon.sr_result import SrResult
 from gsbids.recon.sr_world import to_world
 
-MEMBERS, CHEAP_MEMBERS = 3, 12
+MEMBERS, CHEAP_MEMBERS = 2, 12
 LEAST_VOXELS = 64  # with less, there is nothing to fit Gaussians to
 QUALITIES = ("full", "fast")
 

@@ -45,7 +45,7 @@ class SrOptions:
     schedules : tuple of Schedule, or None
         Candidates of which the held-out voxels choose one; None: those measured for the forward model.
     members : int or None
-        Fields of the ensemble, each on another lattice; None: 3, or 12 where they are cheap.
+        Fields of the ensemble, each on another lattice; None: 2, or 12 where they are cheap.
     held_out : float
         Share of the coarse voxels that judge schedule, blend and smoothing in the trial; 0: the first schedule and
         its field alone.
