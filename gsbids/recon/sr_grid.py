@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.recon.sampling_operator import AxisGrid
@@ -130,3 +131,30 @@ def _check_size(factor, target) -> None:
 
 def _by(numbers) -> str:
     return " x ".join(f"{n:.4g}" if n != int(n) else f"{int(n)}" for n in np.asarray(numbers, float))
+
+
+def grid_like(shape, affine: np.ndarray, like_shape, like_affine: np.ndarray) -> SrGrid:
+    """The grid of another image if it fills this field of view, else one as fine, to resample from.
+
+    Parameters
+    ----------
+    shape, affine
+        As for :func:`grid_by_shape`.
+    like_shape, like_affine
+        Shape and affine of the other image.
+    """
+    if (np.array(like_shape) >= shape).all():
+        same = grid_by_shape(shape, affine, like_shape)
+        if np.abs(same.affine - like_affine).max() < 1e-3 * np.abs(same.affine[:3, :3]).max():
+            return same
+    inner = np.linalg.solve(np.asarray(affine)[:3, :3], np.asarray(like_affine)[:3, :3])
+    # Steps of the other grid along each axis of this one: the smallest of those that have a share in it.
+    steps = np.abs(inner).max(1)
+    return grid_by_spacing(shape, affine, steps * np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
+
+
+def resampled(volume: np.ndarray, affine: np.ndarray, shape, target: np.ndarray) -> np.ndarray:
+    """A volume on another grid: cubic B-spline between voxels, the nearest voxel outside, float32."""
+    index = np.linalg.inv(affine) @ target
+    found = ndimage.affine_transform(volume, index[:3, :3], index[:3, 3], tuple(shape), order=3, mode="nearest")
+    return np.clip(found, volume.min(), volume.max()).astype(np.float32)
