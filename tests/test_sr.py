@@ -15,6 +15,7 @@ from gsbids.recon.sampling_operator import PROFILES, AxisGrid, SamplingOperator,
 from gsbids.recon.sobolev import bridge, sobolev
 from gsbids.recon.sr_grid import grid_by_factor, grid_by_shape, grid_by_spacing
 from gsbids.recon.sr_options import Schedule, SrOptions
+from gsbids.recon.sr_problem import SrProblem
 from gsbids.recon.sr_result import SrResult
 from gsbids.recon.sr_world import to_world
 
@@ -71,6 +72,14 @@ def test_profiles_have_their_widths():
     np.testing.assert_allclose(kept, np.cos(2 * np.pi * 2 * (np.arange(11) + 0.5) / 11), atol=1e-9)
     lost = profile_matrix(axis, "kspace") @ np.cos(2 * np.pi * 8 * (axis.positions + 0.5) / 11)
     np.testing.assert_allclose(lost, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("coarse", "narrow"), [(67, False), (68, False), (56, False), (45, True), (44, True), (33, True)])
+def test_narrow_profiles_are_known_at_odd_sizes(coarse, narrow):
+    fine = (135, 135, 135)
+    problem = SrProblem.pose(np.ones((coarse,) * 3, np.float32), axes_of((coarse,) * 3, fine),
+                             SrOptions(profile="trilinear"))
+    assert (problem.forward_model()[1] is None) == narrow
 
 
 def test_there_is_no_such_profile():

@@ -134,13 +134,14 @@ class SamplingOperator:
 
     @property
     def spread(self) -> np.ndarray:
-        """Variance of each axis's profile in fine voxels squared, the median over coarse voxels, (3,)."""
+        """Variance of each axis's profile in fine voxels squared: mean and largest over coarse voxels, (2, 3)."""
         out = []
         for m in self.matrices:
-            at = np.arange(m.shape[1])
-            middle = m @ at
-            out.append(np.median(m @ at**2 - middle**2))
-        return np.maximum(out, 0.0)
+            at = np.arange(m.shape[1], dtype=float) - m.shape[1] / 2
+            middle = m.astype(float) @ at
+            variance = np.maximum(m.astype(float) @ at**2 - middle**2, 0.0)
+            out.append((variance.mean(), variance.max()))
+        return np.array(out).T
 
     def __call__(self, fine: np.ndarray) -> np.ndarray:
         """``D x``."""

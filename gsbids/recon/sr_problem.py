@@ -79,13 +79,13 @@ class SrProblem:
 
     def forward_model(self) -> tuple[ops.GridGeometry, SamplingOperator | None]:
         """How a field becomes coarse voxels: the grid that is rendered, and the operator from it, if any."""
-        spread = self.operator.spread * np.array([a.step for a in self.axes]) ** 2
+        mean, largest = self.operator.spread * np.array([a.step for a in self.axes]) ** 2
         way = self.options.forward
         if way == "auto":
-            way = "psf" if spread.max() <= NARROW else "exact"
+            way = "psf" if largest.max() <= NARROW else "exact"
         if way == "exact":
             return self.fine_grid, self.operator
-        psf = spread if way == "psf" else np.zeros(3)
+        psf = mean if way == "psf" else np.zeros(3)
         return ops.GridGeometry(self.coarse.shape, np.ones(3), np.zeros(3), psf=psf), None
 
     def part(self, box: tuple[slice, slice, slice]) -> tuple["SrProblem", tuple[slice, slice, slice]]:
