@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from gsbids.cli import super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.errors import GsbidsError
 
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with _messages() as logger, _terminated_like_interrupted():
         try:
+            words = list(sys.argv[1:] if argv is None else argv)
+            if words[:1] == [super_resolve.COMMAND]:
+                return super_resolve.run(super_resolve.parse(words[1:]))
             args = parse_args(argv)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             from gsbids.cli.plan import make_plan

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``gsbids super-resolve``: one file in, one finer file out, no BIDS."""
+
+import argparse
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gsbids.cli.parser import Parser
+from gsbids.errors import InputError
+
+LOGGER = logging.getLogger("gsbids.cli")
+COMMAND = "super-resolve"
+THICK = 1.5  # times the other voxel sides: slices, not an isotropic acquisition
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments after ``gsbids super-resolve``."""
+    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False,
+                    description="Make a finer volume from one volume alone; nothing is learned from other scans.")
+    parser.add_argument("input", type=Path, metavar="IN.nii.gz", help="3D volume")
+    parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the finer volume")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--factor", type=_positive, nargs="+", metavar="X",
+                      help="how many times finer, one number or one for each array axis")
+    size.add_argument("--output-resolution", type=_positive, nargs="+", metavar="MM",
+                      help="voxel size, one number or one for each array axis")
+    size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="the grid of this image")
+    parser.add_argument("--sr-quality", choices=("full", "fast"), default="full",
+                        help="fast: the linear solution, in seconds (default: %(default)s)")
+    parser.add_argument("--profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
+                        help="how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile across "
+                        "thick slices (default: %(default)s)")
+    parser.add_argument("--slice-thickness", type=_positive, metavar="MM",
+                        help="of thick slices, instead of SliceThickness in the sidecar")
+    parser.add_argument("--model", type=Path, metavar="MODEL.npz", help="write the Gaussians here as well")
+    parser.add_argument("--random-seed", type=int, default=0, metavar="INT")
+    parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
+    parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
+    args = parser.parse_args(argv)
+    for name in ("factor", "output_resolution"):
+        if getattr(args, name) is not None and len(getattr(args, name)) not in (1, 3):
+            parser.error(f"--{name.replace('_', '-')}: give one number or three")
+    if not args.output.name.endswith((".nii", ".nii.gz")):
+        parser.error(f"{args.output}: the output's name must end with .nii.gz or .nii")
+    if (args.nprocs is not None and args.nprocs < 1) or args.random_seed < 0:
+        parser.error("--nprocs must be at least 1 and --random-seed at least 0")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, super-resolve, write under a temporary name, rename; 0, or an error that is one line."""
+    if not args.output.parent.is_dir():
+        raise InputError(f"{args.output.parent}: there is no such folder; make it first")
+    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
+        raise InputError(f"{args.output}: this is the input; give the output another name")
+    import numpy as np
+
+    from gsbids.imaging.nifti import load_image, save_image
+    from gsbids.recon.fit_sr import super_resolve
+    from gsbids.recon.sr_grid import resampled
+    from gsbids.recon.sr_options import SrOptions
+
+    data, affine = load_image(args.input)
+    grid, like = _grid(args, data.shape, affine)
+    profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
+    options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,
+                        threads=args.nprocs or len(os.sched_getaffinity(0)))
+    LOGGER.info("%s: %s voxels to %s, profile %s", args.input, _by(data.shape), _by(grid.shape), ", ".join(profile))
+    result = super_resolve(data, affine, grid, options, LOGGER.info)
+    volume, target = result.volume, result.affine
+    if like is not None:
+        volume, target = resampled(volume, target, *like), like[1]
+    save_image(args.output, volume, target)
+    if args.model:
+        result.save(args.model)
+    LOGGER.info("wrote %s", args.output)
+    return 0
+
+
+def _grid(args, shape, affine):
+    """The grid to compute on, and shape and affine of the one to resample on, or None."""
+    import numpy as np
+
+    from gsbids.imaging.nifti import read_header
+    from gsbids.recon.sr_grid import grid_by_factor, grid_by_spacing, grid_like
+
+    if args.factor:
+        return grid_by_factor(shape, affine, args.factor if len(args.factor) == 3 else args.factor[0]), None
+    if args.output_resolution:
+        given = args.output_resolution
+        return grid_by_spacing(shape, affine, given if len(given) == 3 else given[0]), None
+    wanted = read_header(args.like)
+    grid = grid_like(shape, affine, *wanted)
+    same = grid.shape == wanted[0] and np.allclose(grid.affine, wanted[1], atol=1e-3)
+    return grid, None if same else wanted
+
+
+def _profile(args, spacing) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Profile and width of every axis."""
+    import numpy as np
+
+    thick = int(np.argmax(spacing))
+    is_thick = spacing[thick] > THICK * np.median(spacing)
+    profile = ["box" if args.profile == "auto" else args.profile] * 3
+    width = [1.0, 1.0, 1.0]
+    if is_thick:
+        if args.profile == "auto":
+            profile[thick] = "gaussian"
+        thickness = args.slice_thickness or _sidecar_thickness(args.input)
+        if thickness:
+            width[thick] = float(np.clip(thickness / spacing[thick], 0.1, 3.0))
+    elif args.slice_thickness:
+        raise InputError(f"--slice-thickness was given, but {args.input} has voxels of {_by(spacing.round(3))} mm, "
+                         "which are no thick slices: leave it out")
+    return tuple(profile), tuple(width)
+
+
+def _sidecar_thickness(path: Path) -> float | None:
+    """``SliceThickness`` (mm) of the JSON file beside an image, if there is one."""
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    if not sidecar.is_file():
+        return None
+    try:
+        value = json.loads(sidecar.read_text(encoding="utf-8")).get("SliceThickness")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{sidecar}: this is not a JSON object ({error}); correct or remove it") from error
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _by(numbers) -> str:
+    return " x ".join(f"{n:g}" for n in numbers)

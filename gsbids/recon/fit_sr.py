@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot super-resolution of one volume: Gaussians, the linear solution, and what hidden voxels make of them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import numba
+import numpy as np
+import torch
+
+from gsbids.errors import InputError
+from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, linear_solution, mix, refine
+from gsbids.recon.sr_grid import SrGrid
+from gsbids.recon.sr_member import fit_member, render_fine
+from gsbids.recon.sr_options import SrOptions
+from gsbids.recon.sr_problem import SrProblem, box_of
+from gsbids.recon.sr_result import SrResult
+from gsbids.recon.sr_world import to_world
+
+MEMBERS, CHEAP_MEMBERS = 2, 12
+LEAST_VOXELS = 64  # with less, there is nothing to fit Gaussians to
+QUALITIES = ("full", "fast")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What is put together of the parts."""
+
+    fine: np.ndarray | None
+    fields: tuple = ()
+    history: dict | None = None
+    choice: SrChoice | None = None
+
+
+def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options: SrOptions = SrOptions(),  # noqa: B008
+                  watch: Callable[[str], None] | None = None) -> SrResult:
+    """Make a finer volume from one volume alone.
+
+    Gaussians are fitted so that D(render) is the volume (:mod:`gsbids.recon.sr_member`), as an ensemble; hidden
+    voxels choose how, and how the mean is mixed with the Sobolev solution and the cubic B-spline
+    (:mod:`gsbids.recon.sr_choice`); the mix is projected on ``{x: D x = y}`` and smoothed by non-local means.
+
+    Parameters
+    ----------
+    volume : ndarray, (A, B, C)
+        Real numbers of any scale; trailing axes of length 1 are dropped, values that are not finite count as 0.
+    affine : ndarray, (4, 4)
+        Voxel indices to world RAS+ mm.
+    grid : SrGrid
+        From :func:`gsbids.recon.sr_grid.grid_by_factor` or its neighbours, for this volume.
+    options : SrOptions
+    watch : callable, optional
+        Called with a line of words at every step.
+
+    Returns
+    -------
+    SrResult
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The volume is not 3D or has no finite value, the grid is not of this volume, or there is no such quality.
+    """
+    say = watch or (lambda text: None)
+    numba.set_num_threads(max(1, min(options.threads, numba.config.NUMBA_NUM_THREADS)))
+    torch.set_num_threads(1)  # its sums change with the threads; its share of the time is small
+    data = _checked(volume, grid, options)
+    offset, scale = _intensities(data)
+    coarse = ((data - offset) / scale).astype(np.float32)
+    whole = SrProblem.pose(coarse, grid.axes, options)
+    fine, fit = np.zeros(grid.shape, np.float32), _Fit(None)
+    if coarse.max() > 0:
+        box = box_of(whole.filled, 3)
+        problem, fine_box = whole.part(box)
+        quick = options.quality == "fast" or problem.filled.sum() < LEAST_VOXELS
+        fit = _fast(problem) if quick else _full(problem, say)
+        fine[fine_box] = fit.fine
+        fit = replace(fit, fields=tuple(to_world(_moved(f, box), affine) for f in fit.fields))
+    settings = asdict(options) | {"factor": [1 / a.step for a in grid.axes]}
+    settings.pop("threads")  # the result does not depend on it
+    if fit.choice:
+        settings["choice"] = fit.choice.settings()
+    return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
+                    fit.history or {}, settings)
+
+
+def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray:
+    data = np.asarray(volume)
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim != 3 or 0 in data.shape:
+        raise InputError(f"the image has shape {data.shape}; one volume of three axes is expected")
+    if data.dtype.kind not in "iufb":
+        raise InputError(f"voxels are of type {data.dtype}; real numbers are expected")
+    if data.shape != tuple(axis.coarse for axis in grid.axes):
+        raise InputError(f"the grid was made for a volume of {tuple(axis.coarse for axis in grid.axes)} voxels, the "
+                         f"image has {data.shape}: make it anew")
+    if options.quality not in QUALITIES:
+        raise InputError(f"the quality is {options.quality!r}; give one of {', '.join(QUALITIES)}")
+    data = data.astype(np.float64)
+    finite = np.isfinite(data)
+    if not finite.any():
+        raise InputError("no voxel of the image is a finite number; check the file")
+    return np.where(finite, data, 0.0)
+
+
+def _intensities(data: np.ndarray) -> tuple[float, float]:
+    """Offset and scale that bring the data to [0, 1]; 0 stays 0 where nothing is negative."""
+    low = min(float(data.min()), 0.0)
+    scale = float(data.max()) - low
+    return low, scale if scale > 0 else 1.0
+
+
+def _fast(problem: SrProblem) -> _Fit:
+    """The Sobolev solution, with the noise that hidden voxels do not ask for left out."""
+    found = linear_solution(problem, 0.0)
+    return _Fit(refine(problem, found, SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})))
+
+
+def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
+    """Trial, ensemble, blend, projection, non-local means."""
+    choice = choose(problem)
+    say(f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
+        f"blend {' / '.join(f'{w:.2f}' for w in choice.blend)}, smoothing {choice.smoothing:g}")
+    count = problem.options.members or (CHEAP_MEMBERS if problem.forward_model()[1] is None else MEMBERS)
+    mean, fields, history = 0.0, [], {"member": [], "iteration": [], "loss": []}
+    for member in range(count if choice.blend[0] > 0 else 0):
+        fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed + member)
+        mean = mean + render_fine(problem, fit.field) / np.float32(count)
+        fields.append(fit.field)
+        history["member"] += [member] * len(fit.history["loss"])
+        history["iteration"] += range(len(fit.history["loss"]))
+        history["loss"] += fit.history["loss"]
+        say(f"field {member + 1} of {count}: {len(fit.field)} Gaussians")
+    experts = [mean, linear_solution(problem, choice.noise) if choice.blend[1] > 0 else None,
+               bspline_solution(problem) if choice.blend[2] > 0 else None]
+    return _Fit(refine(problem, mix(experts, choice.blend), choice), tuple(fields), history, choice)
+
+
+def _moved(field, box):
+    """A field of a box in the coordinates of the whole volume."""
+    return field.replace(mean=field.mean + np.array([cut.start for cut in box], np.float32))
