@@ -19,10 +19,10 @@ ENTITY_ORDER = (
 
 #: What the ``desc`` labels of our outputs mean: written to ``descriptions.tsv``.
 DESCRIPTIONS = {
-    "preproc": "Reconstructed volume, zero outside the brain and a rim of 2 mm",
+    "preproc": "Reconstructed volume, zero outside the brain and a rim",
     "unmasked": "Reconstructed volume, whole field of view",
     "brain": "Brain mask",
-    "coverage": "Weight of the acquired slices behind every voxel of the reconstructed volume",
+    "coverage": "Acquired slices within whose thickness each voxel of the reconstructed volume lies",
     "uncertainty": "Predicted standard deviation of the error of the reconstructed volume",
     "preview": "State of the reconstruction on the way to the volume, replaced until that is there",
     "n4": "Stack after denoising and N4 bias field correction",

@@ -18,8 +18,8 @@ from gsbids.recon.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
+BIAS_FROM = 2  # times the iteration from which on outliers lose weight: a slice in a wrong place is no bias
 SHADE_WIDTH = 6.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
-LEAST_SAY = 0.3  # of a rejected slice in its own gain
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 
@@ -187,7 +187,7 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
         rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
         loss = _field_step(problem, state, stage.learning_rate * rate, floor)
         if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
-            _reweigh(problem, state, iteration >= stage.robust_from)
+            _reweigh(problem, state, iteration >= stage.robust_from, iteration >= BIAS_FROM * stage.robust_from)
         held_out.append(state.held_out)
         watch(state, {"loss": loss, "held_out": state.held_out, "poses_kept": kept})
         if _has_settled(held_out, problem.options.patience):
@@ -235,18 +235,16 @@ def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float)
     return float(step.loss.sum() / total)
 
 
-def _reweigh(problem: FitProblem, state: FitState, robust: bool) -> None:
-    """Gains, and, once the volume is more than a blur, weights of slices and pixels."""
+def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -> None:
+    """Gains; once the volume is more than a blur, weights of slices and pixels; then, in their places, stacks' bias."""
     slices, train = problem.slices, problem.train
-    # Rejected slices have a gain as well: with that of others they could never come back.
-    judged = replace(state, slice_weight=np.maximum(state.slice_weight, LEAST_SAY))
-    state.gain = outliers.slice_gains(state.unshaded(slices).values, state.image, judged.pixel_weights(train))
+    state.gain = outliers.slice_gains(state.unshaded(slices).values, state.image, state.pixel_weights(train))
     if robust:
         simulated = state.gain[:, None, None].astype(np.float32) * state.image
         state.shade, state.slice_weight = outliers.shades_and_weights(
             slices.values, simulated * state.bias, train & slices.mask, SHADE_WIDTH / slices.spacing)
         state.pixel_weight = outliers.pixel_weights(state.residual(slices), train).astype(np.float32)
-        if problem.options.stack_bias:
+        if biased and problem.options.stack_bias:
             whole = (state.shade == 1).all((1, 2)) * state.slice_weight
             images = slices.values, simulated, train * whole[:, None, None] * state.pixel_weight
             state.log_bias = fit_bias(problem.basis, slices.stack_index, images, slices.spacing[0])
