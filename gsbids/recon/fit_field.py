@@ -18,7 +18,6 @@ from gsbids.recon.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
-BIAS_FROM = 2  # times the iteration from which on outliers lose weight: a slice in a wrong place is no bias
 SHADE_WIDTH = 6.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
@@ -39,6 +38,8 @@ class Stage:
         Iterations that begin with a step of the poses, and those of them at which slices also try their neighbours'.
     robust_from : int
         Iteration from which on outliers lose weight.
+    bias_from : int
+        Iteration from which on stacks have a bias: a slice in a wrong place is none.
     """
 
     gaussians: int
@@ -48,6 +49,7 @@ class Stage:
     pose_turns: frozenset[int] = frozenset()
     neighbour_turns: frozenset[int] = frozenset()
     robust_from: int = 0
+    bias_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
         rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
         loss = _field_step(problem, state, stage.learning_rate * rate, floor)
         if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
-            _reweigh(problem, state, iteration >= stage.robust_from, iteration >= BIAS_FROM * stage.robust_from)
+            _reweigh(problem, state, iteration >= stage.robust_from, iteration >= stage.bias_from)
         held_out.append(state.held_out)
         watch(state, {"loss": loss, "held_out": state.held_out, "poses_kept": kept})
         if _has_settled(held_out, problem.options.patience):

@@ -25,6 +25,7 @@ from gsbids.recon.slices import SliceSet
 from gsbids.recon.stack_bias import StackBias
 
 ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
+BIAS_FROM = 0.5  # the same for the stacks' bias: slices are in their places by then
 LEAST_GAUSSIANS = 500
 # Held-out residual of a field over that of one half as dense, under which it is taken, and a denser one tried.
 DENSER_IF, DENSER_AGAIN_IF = 0.99, 0.9
@@ -109,7 +110,7 @@ def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
     turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
     neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
     return Stage(count, options.iterations, options.learning_rate, options.seed, frozenset(turns),
-                 frozenset(neighbours), int(ROBUST_FROM * options.iterations))
+                 frozenset(neighbours), *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)))
 
 
 def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bool = True) -> Stage:

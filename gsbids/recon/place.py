@@ -82,7 +82,7 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
         slices = coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
 
         def place(slices, before, level=level):
-            problem = FitProblem.pose(slices, replace(options, patience=0, stack_bias=False))
+            problem = FitProblem.pose(slices, replace(options, patience=0))
             return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
 
         state = place(slices, state)
