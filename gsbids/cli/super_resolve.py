@@ -53,8 +53,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Read, super-resolve, write under a temporary name, rename; 0, or an error that is one line."""
-    if not args.output.parent.is_dir():
-        raise InputError(f"{args.output.parent}: there is no such folder; make it first")
+    for file in filter(None, (args.output, args.model)):
+        if not file.parent.is_dir():
+            raise InputError(f"{file.parent}: there is no such folder; make it first")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output}: this is the input; give the output another name")
     import numpy as np

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -63,9 +64,6 @@ class FitProblem:
         Pixels that are fitted, and pixels that only judge.
     options : SvrOptions
     render : RenderOptions
-    nodes : ndarray, (M, 3)
-        Where the wide Gaussians of the stacks' bias are; ``basis`` is what the slices see of them.
-    basis : BiasBasis
     """
 
     slices: SliceSet
@@ -73,8 +71,6 @@ class FitProblem:
     held: np.ndarray
     options: SvrOptions
     render: ops.RenderOptions
-    nodes: np.ndarray
-    basis: BiasBasis
 
     @classmethod
     def pose(cls, slices: SliceSet, options: SvrOptions) -> "FitProblem":
@@ -82,9 +78,18 @@ class FitProblem:
         draw = np.random.default_rng(options.seed + 1).random(slices.region.shape)
         held = slices.region & (draw < options.held_out)
         render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
-        nodes = lattice(slices.nominal, slices.reach)
-        basis = BiasBasis.seen(nodes, slices.nominal, slices.spacing, slices.centre, slices.values.shape[1:])
-        return cls(slices, slices.region & ~held, held, options, render, nodes, basis)
+        return cls(slices, slices.region & ~held, held, options, render)
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """Where the wide Gaussians of the stacks' bias are, (M, 3)."""
+        return lattice(self.slices.nominal, self.slices.reach)
+
+    @cached_property
+    def basis(self) -> BiasBasis:
+        """What the slices see of them."""
+        slices = self.slices
+        return BiasBasis.seen(self.nodes, slices.nominal, slices.spacing, slices.centre, slices.values.shape[1:])
 
 
 @dataclass

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from gsbids.errors import InputError
+from gsbids.imaging.masks import bounding_box
 from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, linear_solution, mix, refine
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_member import fit_member, render_fine
 from gsbids.recon.sr_options import SrOptions
-from gsbids.recon.sr_problem import SrProblem, box_of
+from gsbids.recon.sr_problem import SrProblem
 from gsbids.recon.sr_result import SrResult
 from gsbids.recon.sr_world import to_world
 
@@ -70,7 +71,7 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
     whole = SrProblem.pose(coarse, grid.axes, options)
     fine, fit = np.zeros(grid.shape, np.float32), _Fit(None)
     if coarse.max() > 0:
-        box = box_of(whole.filled, 3)
+        box = bounding_box(whole.filled, 3)
         problem, fine_box = whole.part(box)
         quick = options.quality == "fast" or problem.filled.sum() < LEAST_VOXELS
         fit = _fast(problem) if quick else _full(problem, say)
@@ -112,7 +113,7 @@ def _intensities(data: np.ndarray) -> tuple[float, float]:
 
 
 def _fast(problem: SrProblem) -> _Fit:
-    """The Sobolev solution, with the noise that hidden voxels do not ask for left out."""
+    """The Sobolev solution, projected on the data."""
     found = linear_solution(problem, 0.0)
     return _Fit(refine(problem, found, SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})))
 

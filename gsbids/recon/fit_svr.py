@@ -90,8 +90,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
     state.pose = pose or state.pose
     state = stage_of((), state, coarse)
-    out = strangers(stack_similarity(slices, state))
-    if options.motion_correction and out.any():
+    if options.motion_correction and (out := strangers(stack_similarity(slices, state))).any():
         kept = np.flatnonzero(~out)
         fewer = fit_svr([stacks[k] for k in kept], transforms[kept], options, progress, observe)
         starts = transforms.reshape(len(stacks), -1, 4, 4)[:, 0]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from gsbids.imaging.masks import bounding_box
 from gsbids.kernels import ops
 from gsbids.recon.sampling_operator import AxisGrid, SamplingOperator
 from gsbids.recon.sr_options import SrOptions
@@ -114,15 +115,9 @@ class SrProblem:
         return np.where(self.held, np.float32(0), miss)
 
 
-def box_of(mask: np.ndarray, margin: int) -> tuple[slice, slice, slice]:
-    """Box around a mask with some voxels to spare, inside the volume."""
-    return tuple(slice(max(0, int(i.min()) - margin), min(n, int(i.max()) + 1 + margin))
-                 for i, n in zip(np.nonzero(mask), mask.shape, strict=True))
-
-
 def central_box(mask: np.ndarray, wanted: int) -> tuple[slice, slice, slice]:
     """Box around the middle of a mask that grows on all sides until it holds so many of its voxels."""
-    whole = box_of(mask, 1)
+    whole = bounding_box(mask, 1)
     if mask.sum() <= 1.3 * wanted:
         return whole
     middle = np.argwhere(mask).mean(0)
