@@ -20,7 +20,8 @@ NEAR = dataclasses.replace(QUICK, place=False)
 
 @pytest.mark.parametrize(("similarity", "out"), [
     ([0.98, 0.97, 0.6], [0, 0, 1]), ([0.98, 0.97, 0.93], [0, 0, 0]), ([0.8, 0.78, 0.75], [0, 0, 0]),
-    ([0.9, 0.2], [0, 0]), ([0.97, np.nan, 0.5, 0.96], [0, 0, 1, 0]), ([np.nan, 0.9, 0.5], [0, 0, 0]), ([0.5], [0])])
+    ([0.9, 0.2], [0, 0]), ([0.97, np.nan, 0.5, 0.96], [0, 0, 1, 0]), ([np.nan, 0.9, 0.5], [0, 0, 0]), ([0.5], [0]),
+    ([0.74, 0.71, 0.87], [0, 0, 0]), ([0.85, 0.78, 0.92], [0, 0, 0])])
 def test_a_stranger_is_one_that_stands_out(similarity, out):
     np.testing.assert_array_equal(strangers(np.array(similarity)), np.array(out, bool))
 

@@ -8,8 +8,9 @@ import numpy as np
 from gsbids.recon.result import SvrResult
 
 # Similarity (see :func:`gsbids.recon.misplaced.stack_similarity`) under which a stack does not belong, and how much
-# less than that of the others it must be: where motion or noise spoil all stacks alike, none is to blame.
-STRANGE, APART = 0.85, 0.08
+# less than that of the others it must be, and what these must reach: where motion, noise or a field that is still a
+# blur spoil all stacks, none is to blame.
+STRANGE, APART, AGREED = 0.85, 0.08, 0.9
 
 
 def strangers(similarity: np.ndarray) -> np.ndarray:
@@ -25,7 +26,7 @@ def strangers(similarity: np.ndarray) -> np.ndarray:
     if known.sum() > 2:
         worst = int(np.nanargmin(similarity))
         others = np.median(np.delete(similarity, worst)[np.delete(known, worst)])
-        found[worst] = similarity[worst] < min(STRANGE, others - APART)
+        found[worst] = similarity[worst] < min(STRANGE, others - APART) and others > AGREED
     return found
 
 
