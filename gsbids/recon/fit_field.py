@@ -19,7 +19,7 @@ from gsbids.recon.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
-SHADE_WIDTH = 6.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
+SHADE_WIDTH = 3.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 

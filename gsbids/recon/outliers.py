@@ -11,7 +11,7 @@ PIXEL_TOLERANCE = 4.0
 GAIN_LIMITS = (0.05, 5.0)
 SHADE_LIMITS = (0.05, 3.0)
 TRUSTED = 0.5  # weight of a slice that is like others
-GAIN_PRIOR = 0.02  # strength of the pull to gain 1, as a share of the slice's own evidence
+GAIN_PRIOR = 1e-4  # strength of the pull to gain 1, as a share of the median slice's evidence: deep drops are real
 
 
 def slice_gains(values, simulated, weight) -> np.ndarray:
