@@ -46,7 +46,8 @@ def load_model(path: str | Path) -> SvrResult | SrResult:
 def model_grid(model: SvrResult | SrResult) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Affine and shape of the room that a model fills.
 
-    For SR that is the grid of the volume; for SVR, which has no voxels, 1 mm along the world's axes around the Gaussians.
+    For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around
+    the Gaussians.
     """
     if isinstance(model, SrResult):
         return model.affine, model.volume.shape
