@@ -94,8 +94,11 @@ def spectrum_curves(images: SrImages) -> bytes:
             for volume, spacing, own_axis, label, colour, dashes in curves:
                 frequency, power = axis_spectrum(volume, spacing, own_axis)
                 axis.plot(frequency, np.maximum(power, 1e-30), color=colour, linestyle=dashes, label=label)
-            _mark(axis, 0.5 / own[along[k]], "Nyquist of input", 0.98)
-            _mark(axis, 0.25 / fine[k], "half Nyquist", 0.62)
+            marks = {"Nyquist of the input": 0.5 / own[along[k]], "half Nyquist": 0.25 / fine[k]}
+            if np.ptp(list(marks.values())) < 0.02 * marks["half Nyquist"]:
+                marks = {"half Nyquist, and that of the input": marks["half Nyquist"]}
+            for words, frequency in marks.items():
+                _mark(axis, frequency, words)
             axis.set(xlabel="cycles/mm", yscale="log", title=f"array axis {'ijk'[k]}, {fine[k]:.3g} mm")
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("")
@@ -122,9 +125,9 @@ def member_losses(history: dict) -> bytes:
         return svg_bytes(figure)
 
 
-def _mark(axis, frequency: float, words: str, height: float) -> None:
+def _mark(axis, frequency: float, words: str) -> None:
     axis.axvline(frequency, color=PALETTE.third, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
-    axis.text(frequency, height, f" {words}", color=PALETTE.third, fontsize=6.5, rotation=90, ha="right", va="top",
+    axis.text(frequency, 0.99, f" {words} ", color=PALETTE.third, fontsize=6.5, rotation=90, ha="left", va="top",
               transform=axis.get_xaxis_transform())
 
 
