@@ -195,6 +195,8 @@ def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float
     --------
     >>> str(derivative_path({"sub": "01", "suffix": "T2w"}, "volume", res=0.8))
     'sub-01/anat/sub-01_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz'
+    >>> str(derivative_path({"sub": "01", "suffix": "T1w"}, "sr_model"))
+    'sub-01/anat/sub-01_rec-gsrT1w_desc-gaussians_model.npz'
     """
     pattern = KINDS[kind]
     extension = str(extra.pop("extension", pattern.extension))
@@ -205,13 +207,16 @@ def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float
         raise ValueError(f"{kind}: takes no further entities, got {', '.join(extra)}")
     if "res" in extra and not isinstance(extra["res"], str):
         extra["res"] = resolution_label(extra["res"])
-    suffix = pattern.suffix or entities["suffix"]
+    suffix_of_source = entities["suffix"]
+    suffix = pattern.suffix or suffix_of_source
     if kind == "report":
         return Path(_report_name(entities))
     named = _without(entities, "suffix", "extension", "extra") | dict(pattern.entities)
     if pattern.level in _LABELS:
-        # Two tasks may differ in rec- alone: the label of the source is kept in front of ours.
-        named["rec"] = f"{named.get('rec', '')}{_LABELS[pattern.level]}"
+        # Two tasks may differ in rec- alone: the label of the source is kept in front of ours. They may differ in the
+        # contrast alone: where the suffix does not say it, the label does (a mask has no entity for it).
+        told = pattern.suffix is None or (pattern.level == "task" and suffix_of_source == "T2w")
+        named["rec"] = f"{named.get('rec', '')}{_LABELS[pattern.level]}{'' if told else suffix_of_source}"
     name = build_name(named | {k: str(v) for k, v in extra.items()}, suffix, extension)
     folder = subject_folder(entities)
     if pattern.folder == "anat" and "ses" in entities:

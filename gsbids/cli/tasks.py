@@ -26,11 +26,12 @@ class Refusal:
 def check_tasks(tasks: Sequence[ReconstructionTask],
                 config: Config) -> tuple[list[ReconstructionTask], list[Refusal]]:
     """The tasks that can be run, with their methods and warnings, and a line about each that cannot."""
+    target = sr_target(config.workflow)  # a --like that cannot be read is no fault of a task
     good, refused = [], []
     for found in tasks:
         for task in choose_method(found, config.workflow.mode):
             try:
-                checked = _check_sr(task, config) if task.method == "sr" else _check_svr(task, config)
+                checked = _check_sr(task, config, target) if task.method == "sr" else _check_svr(task, config)
             except InputError as error:
                 refused.append(Refusal(task.subject, str(error)))
                 continue
@@ -90,11 +91,14 @@ def _check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
     if len(set(config.workflow.output_resolution)) > 1:
         raise InputError(f"--output-resolution: {task.name} is reconstructed from stacks (SVR), and its voxels have "
                          "equal sides; give one number, or --mode sr")
+    options = _check_options(config)
+    if len(task.stacks) < 2:
+        check_task(task, options)  # says so, before anything about thickness
     filled = fill_thickness(task)
-    return filled.with_warnings(*check_task(filled, _check_options(config)))
+    return filled.with_warnings(*check_task(filled, options))
 
 
-def _check_sr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
+def _check_sr(task: ReconstructionTask, config: Config, target) -> ReconstructionTask:
     """Data, thickness and grid of a volume; the size of its fine voxels is noted in the task."""
     import numpy as np
 
@@ -110,7 +114,7 @@ def _check_sr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
     elif not stack.thickness > 0:
         warnings.append("no SliceThickness in the sidecar; slices are taken to be as thick as they are apart")
     try:
-        grid, other = target_grid(shape, affine, sr_target(options))
+        grid, other = target_grid(shape, affine, target)
     except InputError as error:
         raise InputError(f"{stack.path}: {error}") from error
     fine = grid.affine if other is None else other[1]
@@ -123,7 +127,10 @@ def sr_target(options: WorkflowOptions):
     from gsbids.imaging.nifti import read_header
     from gsbids.recon.sr_setup import SrTarget
 
-    like = read_header(options.like) if options.like else None
+    try:
+        like = read_header(options.like) if options.like else None
+    except InputError as error:
+        raise InputError(f"--like {error}") from error
     return SrTarget(options.sr_factor, options.output_resolution, like)
 
 
