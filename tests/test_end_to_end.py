@@ -63,7 +63,7 @@ def test_the_volume_is_better_than_the_average(data, finished, tmp_path):
 
 
 def test_the_saved_model_gives_the_volume_again(finished, tmp_path):
-    """``gsbids sample`` on the grid of the volume: the volume; in other voxels: the same brain; masked: nothing else."""
+    """``gsbids sample``: on its own grid the volume, in other voxels the same brain, masked nothing else."""
     anat = finished[0] / "sub-01" / "anat"
     model, name = anat / "sub-01_rec-gsvr_desc-gaussians_model.npz", "sub-01_rec-gsvr_res-1p5_desc-{}.nii.gz"
     unmasked, mask = anat / name.format("unmasked_T2w"), anat / name.format("brain_mask")

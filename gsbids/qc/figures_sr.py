@@ -147,7 +147,8 @@ def _difference(images: SrImages, plane: tuple[int, int], frame: Frame, what: st
     box[plane[0]] = slice(None)
     picture = cut(difference[tuple(box)], *plane)
     step = (base.height / picture.shape[0], base.width / picture.shape[1])
-    png = difference_png(picture, FULL_COLOUR * images.limits[1], tile_pixels((base.height, base.width), step, frame))
+    full = FULL_COLOUR * (images.limits[1] - images.limits[0])
+    png = difference_png(picture, full, tile_pixels((base.height, base.width), step, frame))
     return Tile(png, base.width, base.height, base.label, base.alt, base.edges)
 
 

@@ -76,5 +76,6 @@ def super_resolution_metrics(volume: np.ndarray, interpolated: np.ndarray, affin
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Voxels above a tenth of the 99th percentile of an image, (X, Y, Z), bool."""
-    return image > FOREGROUND * np.percentile(image, 99)
+    """Voxels above a tenth of the 99th percentile of an image, (X, Y, Z), bool; all where 0 is no background."""
+    low, high = np.percentile(image, (1, 99))
+    return image > FOREGROUND * high if low > -FOREGROUND * high else np.ones(image.shape, bool)

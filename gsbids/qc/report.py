@@ -212,8 +212,9 @@ _KNOWN = SR_METRIC_DESCRIPTIONS | METRIC_DESCRIPTIONS
 def highlights(metrics: dict | None) -> list[tuple[str, str]]:
     """The few numbers that head the report: (name, value)."""
     shown = {name: _KNOWN[name] for name in _HIGHLIGHTS if metrics and name in metrics}
-    if metrics and "hidden_gain" in metrics and not math.isfinite(metrics.get("mask_volume", math.nan)):
-        shown.pop("mask_volume", None)  # super-resolution does without a mask
+    if metrics and "hidden_gain" in metrics:
+        # Super-resolution does without a mask, and its fast mode without a trial.
+        shown = {name: known for name, known in shown.items() if math.isfinite(metrics[name])}
     return [(known["LongName"], format_number(metrics[name], known["Units"]))
             for name, known in shown.items()]
 
