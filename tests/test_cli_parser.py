@@ -103,6 +103,18 @@ def test_config_file_gives_defaults(tiny_bids, tmp_path):
     assert (over.workflow.output_resolution, over.workflow.n4, over.workflow.random_seed) == ((2.0,), True, 7)
 
 
+def test_one_way_to_say_the_size(tiny_bids, tmp_path):
+    """A settings file may say it in another way than the command line; what earlier versions wrote is understood."""
+    base = [str(tiny_bids().root), str(tmp_path / "out"), "participant"]
+    first = make_config(parse_args([*base, "--mode", "sr", "--sr-factor", "2", "2", "3", "--sr-quality", "fast"]))
+    file = first.to_toml(tmp_path / "gsbids.toml")
+    assert make_config(parse_args([*base, f"--config-file={file}"])).workflow == first.workflow
+    over = make_config(parse_args([*base, "--config-file", str(file), "--output-resolution", "1.5"])).workflow
+    assert (over.sr_factor, over.output_resolution, over.sr_quality) == ((), (1.5,), "fast")
+    file.write_text("[workflow]\noutput_resolution = 1.2\n")
+    assert make_config(parse_args([*base, f"--config-file={file}"])).workflow.svr_resolution == 1.2
+
+
 @pytest.mark.parametrize(("text", "what"), [
     ("[workflow]\noutput_resolution = 50.0", "50.0 mm is out of range"),
     ("[workflow]\ndevice = 'tpu'", "'tpu' is not a device")])

@@ -50,7 +50,7 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     prep_wf = init_volume_prep_wf(config=config, task=task)
     fit = fit_node(config, task)
     outputs_wf = init_sr_outputs_wf(config=config, task=task)
-    report = Node(SrReport(**sr_report_inputs(config, task)), "report", mem_gb=1.5)
+    report = Node(SrReport(**sr_report_inputs(config, task)), "report", mem_gb=memory_gb(task, 40))
     save_report = Node(SaveDerivative(
         output_dir=str(config.execution.output_dir), kind="report", entities=task.entities,
         registry=str(registry_folder(config))), "save_report", run_without_submitting=True, mem_gb=0.1)
@@ -116,6 +116,11 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
     return workflow
 
 
+def memory_gb(task: ReconstructionTask, bytes_a_voxel: float) -> float:
+    """Memory to plan with for a step that holds so many bytes for every fine voxel."""
+    return round(0.7 + bytes_a_voxel * task.voxels / 1e9, 1)
+
+
 def fit_node(config: Config, task: ReconstructionTask) -> Node:
     """The node that super-resolves."""
     options, threads, (stack,) = config.workflow, config.nipype.omp_nthreads, task.stacks
@@ -127,7 +132,7 @@ def fit_node(config: Config, task: ReconstructionTask) -> Node:
         interface.inputs.like = str(options.like)
     if stack.thickness > 0:
         interface.inputs.thickness = float(stack.thickness)
-    return Node(interface, "super_resolve", n_procs=threads, mem_gb=2.0)
+    return Node(interface, "super_resolve", n_procs=threads, mem_gb=memory_gb(task, 80))
 
 
 def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -156,7 +161,7 @@ def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     resolution = {"res": task.resolution}
     name = derivative_path(task.entities, "sr_volume", **resolution).name.partition(".")[0]
-    qc = Node(SrMetrics(name=name), "qc", mem_gb=1.0)
+    qc = Node(SrMetrics(name=name), "qc", mem_gb=memory_gb(task, 30))
     measured = ["volume", "interpolated", "facts", "quality", *(["mask"] if masked else [])]
     sources = {"Sources": stack_uris(config, task.stacks)}
     stripped = config.workflow.mask_mode == "nonzero" or task.stacks[0].metadata.get("SkullStripped") is True

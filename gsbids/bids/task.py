@@ -70,6 +70,8 @@ class ReconstructionTask:
         Why that method, in words.
     resolution : tuple of float
         Voxel size of a super-resolved volume along its array axes, mm.
+    voxels : int
+        Their number.
     """
 
     subject: str
@@ -82,6 +84,7 @@ class ReconstructionTask:
     method: str = "svr"
     reason: str = ""
     resolution: tuple[float, ...] = ()
+    voxels: int = 0
 
     @property
     def name(self) -> str:

@@ -99,7 +99,7 @@ def _check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
 
 
 def _check_sr(task: ReconstructionTask, config: Config, target) -> ReconstructionTask:
-    """Data, thickness and grid of a volume; the size of its fine voxels is noted in the task."""
+    """Data, thickness and grid of a volume; size and number of its fine voxels are noted in the task."""
     import numpy as np
 
     from gsbids.bids.check import check_volume
@@ -117,9 +117,10 @@ def _check_sr(task: ReconstructionTask, config: Config, target) -> Reconstructio
         grid, other = target_grid(shape, affine, target)
     except InputError as error:
         raise InputError(f"{stack.path}: {error}") from error
-    fine = grid.affine if other is None else other[1]
+    fine_shape, fine = (grid.shape, grid.affine) if other is None else other
     sides = tuple(round(float(side), 4) for side in np.linalg.norm(fine[:3, :3], axis=0))
-    return replace(task, resolution=sides).with_warnings(*lines, *warnings)
+    voxels = int(max(np.prod(fine_shape), np.prod(grid.shape)))
+    return replace(task, resolution=sides, voxels=voxels).with_warnings(*lines, *warnings)
 
 
 def sr_target(options: WorkflowOptions):
