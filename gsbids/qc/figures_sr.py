@@ -13,7 +13,7 @@ from gsbids.qc.metrics_sr import foreground
 from gsbids.qc.spectrum import axis_spectrum
 from gsbids.qc.tiles import PLANES, RasImage, Tile, crop_box, cut, difference_png, to_ras, window
 
-COLUMNS = ("Input", "Input, B-spline", "Super-resolved", "Super-resolved minus B-spline")
+COLUMNS = ("Input", "B-spline", "Super-resolved", "Difference")
 FULL_COLOUR = 0.15  # of white: differences drawn in full colour
 CLOSE = 45.0  # mm: side of the parts of planes
 FINER = 1.02  # times the voxels along an axis, from which on it has a spectrum of its own
@@ -85,7 +85,7 @@ def spectrum_curves(images: SrImages) -> bytes:
     along = np.abs(np.linalg.inv(images.own_affine[:3, :3] / own) @ (images.affine[:3, :3] / fine)).argmax(0)
     axes = [k for k in range(3) if own[along[k]] > FINER * fine[k] and images.after.shape[k] > 3] or [0, 1, 2]
     with house_style("spectrum"):
-        figure = new_figure(max(3.4 * len(axes), 4.5), 2.9)
+        figure = new_figure(10.2, 2.9)
         drawn = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
         for axis, k in zip(drawn, axes, strict=True):
             curves = ((images.before, own[along[k]], along[k], "input", PALETTE.muted, "-"),
@@ -127,8 +127,8 @@ def member_losses(history: dict) -> bytes:
 
 def _mark(axis, frequency: float, words: str) -> None:
     axis.axvline(frequency, color=PALETTE.third, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
-    axis.text(frequency, 0.99, f" {words} ", color=PALETTE.third, fontsize=6.5, rotation=90, ha="left", va="top",
-              transform=axis.get_xaxis_transform())
+    axis.annotate(words, (frequency, 0.98), xycoords=axis.get_xaxis_transform(), xytext=(2, 0),
+                  textcoords="offset points", color=PALETTE.third, fontsize=6.5, rotation=90, ha="left", va="top")
 
 
 def _row(images: SrImages, axis: int, frame: Frame, label: str) -> TileRow:
@@ -142,7 +142,7 @@ def _row(images: SrImages, axis: int, frame: Frame, label: str) -> TileRow:
 def _difference(images: SrImages, plane: tuple[int, int], frame: Frame, what: str) -> Tile:
     image = images.shown[2]
     difference = image.data - images.shown[1].data
-    base = plane_tile(image, plane, frame, COLUMNS[3], f"{what}, {COLUMNS[3].lower()}")
+    base = plane_tile(image, plane, frame, COLUMNS[3], f"{what}, super-resolved minus B-spline")
     box = list(frame.box)
     box[plane[0]] = slice(None)
     picture = cut(difference[tuple(box)], *plane)
