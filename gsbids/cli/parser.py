@@ -9,11 +9,18 @@ from pathlib import Path
 
 from gsbids import __version__
 
-DESCRIPTION = "Reconstruct volumes from stacks of slices that were acquired while the subject moved."
-EPILOG = ("Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
+DESCRIPTION = ("Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
+               "super-resolve single volumes.")
+EPILOG = ("Without BIDS: gsbids super-resolve IN.nii.gz OUT.nii.gz --factor 2; "
+          "gsbids sample MODEL.npz OUT.nii.gz --spacing 0.5. "
+          "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
           "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
 
 RESOLUTION_RANGE = (0.2, 5.0)
+FACTOR_RANGE = (1.0, 16.0)
+
+#: Ways to say how fine a volume shall be: the command line's word replaces that of a settings file.
+_SIZES = {"--output-resolution": "output_resolution", "--sr-factor": "sr_factor", "--like": "like"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +43,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     config_file = _config_file(argv)
     if config_file is not None:
-        parser.set_defaults(**_settings(config_file))
+        values = _settings(config_file)
+        if any(arg.partition("=")[0] in _SIZES for arg in argv):
+            values = {key: value for key, value in values.items() if key not in _SIZES.values()}
+        parser.set_defaults(**values)
     return parser.parse_args(argv)
 
 
@@ -75,7 +85,7 @@ def _as_words(action: argparse.Action, value) -> list[str]:
     if isinstance(value, dict):
         value = tuple(f"{key}={item}" for key, item in value.items())
     if isinstance(value, tuple):
-        return [name, *value] if value else []
+        return [name, *map(str, value)] if value else []
     return [name, str(value)]
 
 
@@ -117,23 +127,37 @@ def _add_selection(group) -> None:
 
 
 def _add_method(group) -> None:
-    group.add_argument("--mode", choices=("auto", "svr"), default="auto",
-                       help="slice-to-volume reconstruction of two or more stacks (default: %(default)s)")
+    group.add_argument("--mode", choices=("auto", "svr", "sr"), default="auto",
+                       help="svr: slice-to-volume reconstruction of two or more stacks; sr: super-resolution of every "
+                       "volume by itself; auto: svr for two or more thick stacks of one contrast, else sr "
+                       "(default: %(default)s)")
     group.add_argument("--svr-method", choices=("default", "paper"), default="default",
                        help="how it is fitted; paper: as in the paper on which it builds, slower and less exact, "
                        "to compare with (default: %(default)s)")
     group.add_argument("--modality", default="T2w", metavar="SUFFIX",
                        help="suffix of the stacks (default: %(default)s)")
-    group.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
-                       help="voxel size of the volume (default: %(default)s)")
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), nargs="+", action=_OneOrThree,
+                      metavar="MM", default=(), help="voxel size of the volume, for sr also one for each array axis "
+                      "(default: svr 0.8; sr half the voxel, thick slices as fine as in their plane)")
+    size.add_argument("--sr-factor", type=_between(*FACTOR_RANGE, unit=""), nargs="+", action=_OneOrThree, metavar="F",
+                      default=(), help="sr: how many times finer, one number or one for each array axis")
+    size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
+    group.add_argument("--sr-quality", choices=("full", "fast"), default="full",
+                       help="sr: fast is the linear solution, in seconds (default: %(default)s)")
+    group.add_argument("--sr-profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
+                       help="sr: how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile "
+                       "across thick slices (default: %(default)s)")
     group.add_argument("--slice-thickness", type=_between(0.1, 20.0), metavar="MM",
                        help="thickness of the slices, instead of SliceThickness in the sidecars")
     group.add_argument("--mask-mode", choices=("auto", "derivatives", "nonzero", "otsu", "none"),
                        default="auto", help="where brain masks come from; auto: --derivatives if it has one, "
                        "else voxels that are not 0, else a threshold (default: %(default)s)")
-    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
-                       ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
+    for name, what in (("denoise", "denoise first"), ("n4", "correct the bias field first (N4)")):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
+                           help=f"{what} (default: with svr, not with sr)")
+    group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
+                       help="estimate the motion of every slice; without it stacks move as wholes")
     group.add_argument("--random-seed", type=_whole(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
     group.add_argument("--device", type=_device, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
@@ -194,14 +218,24 @@ def _label(prefix: str) -> Callable[[str], str]:
     return parse
 
 
-def _between(low: float, high: float) -> Callable[[str], float]:
+class _OneOrThree(argparse.Action):
+    """One number, or one for each array axis, as a tuple."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) not in (1, 3):
+            raise argparse.ArgumentError(self, f"give one number or three, not {len(values)}")
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of mm") from None
+            what = f"a number of{unit}" if unit else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} mm is out of range; give {low:g} to {high:g} mm")
+            raise argparse.ArgumentTypeError(f"{text}{unit} is out of range; give {low:g} to {high:g}{unit}")
         return value
     return parse
 

@@ -84,7 +84,8 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
     if fit.choice:
         settings["choice"] = fit.choice.settings()
     return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
-                    fit.history or {}, settings)
+                    fit.history or {}, settings, fit.choice.blend[0] if fit.fields else 0.0,
+                    np.array(affine, float), whole.filled)
 
 
 def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray:
