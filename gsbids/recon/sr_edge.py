@@ -70,7 +70,7 @@ def sharpen_edge(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> np.n
 
 
 def ends_at_cut(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> bool:
-    """Whether the ramp of a volume looks like that of its cut copy: else it ends softly, or in the dark."""
+    """Whether the ramp of a volume looks like that of its cut copy: else it ends softly."""
     level, edge = at_edge(problem)
     return _lower_half(fine[edge] / level[edge]) < curve.lower_half + LEAST_ALIKE
 
@@ -123,7 +123,7 @@ def _in_knots(shown: np.ndarray, expected: np.ndarray, lower_half: float) -> Edg
         return None
     below = np.flatnonzero((curve < knots) & (knots > knots[above[0]]))
     last = below[0] if len(below) else len(knots) - 1
-    return EdgeCurve(knots[:last + 1], np.append(curve[:last], knots[last]), lower_half)
+    return EdgeCurve(knots[:last + 1], np.append(np.minimum(curve[:last], knots[last]), knots[last]), lower_half)
 
 
 def _tissue(problem: SrProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
