@@ -17,7 +17,7 @@ PLAIN = SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})
 
 
 def brain_like(soft=0.0, fluid=1.0) -> np.ndarray:
-    """A lumpy body of smooth tissue, cut out voxel by voxel; ``soft`` voxels of ramp; ``fluid`` dims what is outside."""
+    """A lumpy body of smooth tissue, cut out; ``soft`` voxels of ramp; ``fluid`` dims what is outside."""
     rng = np.random.default_rng(3)
     shape = (64, 60, 56)
     at = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
