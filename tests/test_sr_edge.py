@@ -50,7 +50,7 @@ def test_a_cut_is_sharpened_and_stays_true_to_the_data():
     problem, _ = made_coarse(fine)
     found = linear(problem)
     curve = learn_edge(problem, linear)
-    assert ends_at_cut(problem, found, curve)
+    assert ends_at_cut(problem, linear)
     sharp = refine(problem, sharpen_edge(problem, found, curve), PLAIN)
     assert rms(sharp, fine) < 0.93 * rms(found, fine)
     assert rms(problem.operator(sharp), problem.coarse) < 0.02
@@ -61,7 +61,7 @@ def test_a_cut_is_sharpened_and_stays_true_to_the_data():
 
 def test_what_ends_softly_is_no_cut():
     problem, _ = made_coarse(brain_like(soft=1.5))
-    assert not ends_at_cut(problem, linear(problem), learn_edge(problem, linear))
+    assert not ends_at_cut(problem, linear)
 
 
 def test_a_cut_through_dark_fluid_does_no_harm():
@@ -74,6 +74,7 @@ def test_a_cut_through_dark_fluid_does_no_harm():
 
 def test_there_is_no_curve_without_an_edge():
     fine = brain_like()
+    assert not ends_at_cut(made_coarse(fine + 0.1)[0], linear)
     assert learn_edge(made_coarse(fine + 0.1)[0], linear) is None
     assert learn_edge(made_coarse(fine[20:40, 20:40, 36:])[0], linear) is None
 

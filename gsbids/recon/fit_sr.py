@@ -137,11 +137,13 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
         history["loss"] += fit.history["loss"]
         say(f"field {member + 1} of {count}: {len(fit.field)} Gaussians")
     fine = _blended(problem, mean, choice)
-    curve = learn_edge(problem, lambda copy: _one_member(copy, choice)) if problem.options.sharp_edge else None
-    if cut := curve is not None and ends_at_cut(problem, fine, curve):
+    curve = None
+    if problem.options.sharp_edge and ends_at_cut(problem, lambda p: linear_solution(p, 0.0)):
+        curve = learn_edge(problem, lambda copy: _one_member(copy, choice))
+    if curve:
         say("the volume ends at a cut through tissue: its edge is sharpened")
         fine = refine(problem, sharpen_edge(problem, fine, curve), replace(choice, smoothing=0.0))
-    return _Fit(fine, tuple(fields), history, replace(choice, edge=cut))
+    return _Fit(fine, tuple(fields), history, replace(choice, edge=curve is not None))
 
 
 def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:

@@ -21,9 +21,9 @@ LEAST_NEAR = 1e-3  # share of such an average that must be tissue
 CUT, LEAST_TISSUE = 0.3, 0.6  # of the tissue nearby: voxels under the first count as outside, the others as the second
 LEAST_VOXELS = 500  # on the ramp of the copy: with less there is no curve
 RAMP, HALF = (0.1, 1.1), 0.5  # shares of the tissue nearby that a ramp goes through, and its lower half
-# By how much more of the volume's ramp may lie in the lower half than of the copy's: an atlas that is cut out has 0.00
-# and 0.06, the same with a soft end 0.14 and 0.16.
-LEAST_ALIKE = 0.1
+# By how much more of the volume's ramp may lie in the lower half than of the copy's, both in the linear solution. Two
+# volumes that are cut out have -0.07 to 0.02, the same with soft ends 0.03 to 0.15, a T1w brain in its dark fluid 0.06.
+LEAST_ALIKE = 0.04
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,10 @@ class EdgeCurve:
     ----------
     shown, expected : ndarray, (K,)
         Ascending.
-    lower_half : float
-        Share of the ramp's voxels with less than half of the tissue's intensity, in the copy.
     """
 
     shown: np.ndarray
     expected: np.ndarray
-    lower_half: float
 
     def __call__(self, share: np.ndarray) -> np.ndarray:
         """Expected shares."""
@@ -69,10 +66,21 @@ def sharpen_edge(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> np.n
     return np.where(edge, level * curve(np.maximum(fine, 0) / level), fine).astype(np.float32)
 
 
-def ends_at_cut(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> bool:
-    """Whether the ramp of a volume looks like that of its cut copy: else it ends softly."""
-    level, edge = at_edge(problem)
-    return _lower_half(fine[edge] / level[edge]) < curve.lower_half + LEAST_ALIKE
+def ends_at_cut(problem: SrProblem, linear: Callable[[SrProblem], np.ndarray]) -> bool:
+    """Whether the ramp of a volume looks like that of a cut copy of itself: else it ends softly, or in the dark.
+
+    Parameters
+    ----------
+    problem : SrProblem
+        Nothing hidden.
+    linear : callable
+        From a problem to its linear solution.
+    """
+    copy = _cut_copy(problem)
+    if copy is None:
+        return False
+    own, its = (_lower_half(_on_ramp(p, linear(p))[0]) for p in (problem, copy[0]))
+    return own < its + LEAST_ALIKE
 
 
 def learn_edge(problem: SrProblem, reconstruct: Callable[[SrProblem], np.ndarray]) -> EdgeCurve | None:
@@ -90,22 +98,20 @@ def learn_edge(problem: SrProblem, reconstruct: Callable[[SrProblem], np.ndarray
     EdgeCurve or None
         None where there is no background, or too little edge.
     """
-    if problem.filled.all():
+    found = _cut_copy(problem)
+    if found is None:
         return None
-    truth = _cut_copy(problem)
-    axes = tuple(AxisGrid.same_extent(max(1, round(axis.coarse * axis.step)), axis.coarse) for axis in problem.axes)
-    copy = SrProblem.pose(np.zeros([a.coarse for a in axes], np.float32), axes, problem.options)
-    copy = SrProblem.pose(copy.operator(truth), axes, problem.options)
-    if copy.filled.all() or copy.filled.sum() < LEAST_VOXELS:
-        return None
-    level, edge = at_edge(copy)
-    if edge.sum() < LEAST_VOXELS:
-        return None
-    found, weight = reconstruct(copy), level[edge] ** 2
-    shown = np.clip(found[edge] / level[edge], 0, RAMP[1])
+    copy, truth = found
+    shown, level = _on_ramp(copy, reconstruct(copy))
+    true, _ = _on_ramp(copy, truth)
     order = np.argsort(shown, kind="stable")
-    expected = optimize.isotonic_regression((truth[edge] / level[edge])[order], weights=weight[order]).x
-    return _in_knots(shown[order], expected, _lower_half(shown))
+    return _in_knots(shown[order], optimize.isotonic_regression(true[order], weights=level[order] ** 2).x)
+
+
+def _on_ramp(problem: SrProblem, fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the tissue nearby on the ramp, and the intensity of that tissue."""
+    level, edge = at_edge(problem)
+    return np.clip(fine[edge] / level[edge], 0, RAMP[1]), level[edge]
 
 
 def _lower_half(share: np.ndarray) -> float:
@@ -114,7 +120,7 @@ def _lower_half(share: np.ndarray) -> float:
     return float((ramp < HALF).mean()) if len(ramp) else 1.0
 
 
-def _in_knots(shown: np.ndarray, expected: np.ndarray, lower_half: float) -> EdgeCurve | None:
+def _in_knots(shown: np.ndarray, expected: np.ndarray) -> EdgeCurve | None:
     """A curve of few knots, up to where tissue is what it seems to be: above, it has no say."""
     knots = np.linspace(0, 1, 21)
     curve = np.interp(knots, shown, ndimage.uniform_filter1d(expected, max(1, len(expected) // 200), mode="nearest"))
@@ -123,7 +129,7 @@ def _in_knots(shown: np.ndarray, expected: np.ndarray, lower_half: float) -> Edg
         return None
     below = np.flatnonzero((curve < knots) & (knots > knots[above[0]]))
     last = below[0] if len(below) else len(knots) - 1
-    return EdgeCurve(knots[:last + 1], np.append(np.minimum(curve[:last], knots[last]), knots[last]), lower_half)
+    return EdgeCurve(knots[:last + 1], np.append(np.minimum(curve[:last], knots[last]), knots[last]))
 
 
 def _tissue(problem: SrProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,10 +140,20 @@ def _tissue(problem: SrProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return deep, total / np.maximum(share, 1e-6), share
 
 
-def _cut_copy(problem: SrProblem) -> np.ndarray:
-    """The coarse volume as if it had been cut out: its edge is tissue or nothing."""
+def _cut_copy(problem: SrProblem) -> tuple[SrProblem, np.ndarray] | None:
+    """The coarse volume as if it were a fine one that was cut out, made coarse by the same factors, and itself.
+
+    Its edge is tissue or nothing. None where there is no background, or too little edge.
+    """
+    if problem.filled.all():
+        return None
     deep, level, near = _tissue(problem)
     edge = problem.filled & ~deep & (near > LEAST_NEAR)
     share = problem.coarse / np.maximum(level, 1e-3)
     tissue = np.where(edge, np.maximum(problem.coarse, LEAST_TISSUE * level), problem.coarse)
-    return np.where(problem.filled & ~(edge & (share < CUT)), tissue, 0).astype(np.float32)
+    truth = np.where(problem.filled & ~(edge & (share < CUT)), tissue, 0).astype(np.float32)
+    axes = tuple(AxisGrid.same_extent(max(1, round(axis.coarse * axis.step)), axis.coarse) for axis in problem.axes)
+    copy = SrProblem.pose(np.zeros([a.coarse for a in axes], np.float32), axes, problem.options)
+    copy = SrProblem.pose(copy.operator(truth), axes, problem.options)
+    enough = not copy.filled.all() and min(copy.filled.sum(), at_edge(copy)[1].sum()) >= LEAST_VOXELS
+    return (copy, truth) if enough else None
