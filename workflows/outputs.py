@@ -33,6 +33,8 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     ------
     volume, unmasked, mask, coverage, uncertainty, result, facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
+    in_files, in_masks
+        Prepared stacks and their masks, in the order of the task.
 
     Outputs
     -------
@@ -40,16 +42,18 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts"]), "inputnode")
+    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts", "in_files", "in_masks"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     resolution = {"res": config.workflow.output_resolution}
     target = derivative_path(task.entities, "volume", **resolution)
-    qc = Node(QcMetrics(name=target.name.partition(".")[0]), "qc", mem_gb=1.0)
+    qc = Node(QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
+              "qc", mem_gb=1.0)
     sources = {"Sources": stack_uris(config, task.stacks)}
     sidecar = sources | common_fields(task.stacks)
     model = bids_uri("", derivative_path(task.entities, "model"))
     own = {"mask": sources, "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA}}
-    workflow.connect([(inputnode, qc, [("result", "result"), ("volume", "volume"), ("mask", "mask")]),
+    workflow.connect([(inputnode, qc, [(name, name) for name in ("result", "volume", "mask", "coverage", "in_files",
+                                                           "in_masks")]),
                       (qc, outputnode, [("metrics", "metrics")])])
     for field, kind in VOLUME_IMAGES.items():
         save = _save(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)

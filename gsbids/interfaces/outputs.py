@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
 )
 
 from gsbids.imaging.nifti import load_image
-from gsbids.interfaces.base import NodeInterface, write_text
+from gsbids.interfaces.base import NodeInterface, read_stack, write_text
 
 
 class QcMetricsInputSpec(BaseInterfaceInputSpec):
@@ -24,6 +24,10 @@ class QcMetricsInputSpec(BaseInterfaceInputSpec):
     result = File(exists=True, mandatory=True, desc="npz of SvrResult")
     volume = File(exists=True, mandatory=True, desc="reconstructed volume")
     mask = File(exists=True, mandatory=True, desc="its brain mask")
+    coverage = File(exists=True, desc="slices that saw each voxel")
+    in_files = InputMultiObject(File(exists=True), desc="prepared stacks, for their agreement")
+    in_masks = InputMultiObject(File(exists=True), desc="their brain masks")
+    thicknesses = InputMultiObject(traits.Float, desc="their slice thicknesses in mm")
     name = traits.Str(mandatory=True, desc="first column of the table: name of the reconstruction")
 
 
@@ -47,10 +51,16 @@ class QcMetrics(NodeInterface):
         from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
         from gsbids.recon.result import SvrResult
 
-        volume, affine = load_image(self.inputs.volume)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        row = reconstruction_metrics(SvrResult.load(self.inputs.result), volume,
-                                     load_image(self.inputs.mask)[0] > 0, spacing)
+        inputs, result = self.inputs, SvrResult.load(self.inputs.result)
+        volume, affine = load_image(inputs.volume)
+        coverage, stacks = None, None
+        if isdefined(inputs.coverage):
+            coverage = load_image(inputs.coverage)[0]
+        if isdefined(inputs.in_files):
+            parts = zip(inputs.in_files, inputs.in_masks, result.stack_names, inputs.thicknesses, strict=True)
+            stacks = [read_stack(*part) for part in parts]
+        row = reconstruction_metrics(result, volume, load_image(inputs.mask)[0] > 0,
+                                     np.linalg.norm(affine[:3, :3], axis=0), coverage, stacks)
         shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in row.values()]
         text = "\t".join(["bids_name", *row]) + "\n" + "\t".join([self.inputs.name, *shown]) + "\n"
         self._results["table"] = write_text(self.path(runtime, "metrics.tsv"), text)

@@ -158,7 +158,7 @@ def state(content: ReportContent) -> tuple[str, str]:
 
 #: Factor, decimal places and sign of the units of the metrics.
 _UNITS = {"fraction": (100, 1, " %"), "count": (1, 0, ""), "mL": (1, 0, " mL"), "mm": (1, 1, " mm"),
-          "degree": (1, 1, "°"), "arbitrary": (1, 3, "")}
+          "degree": (1, 1, "°"), "arbitrary": (1, 3, ""), "slices": (1, 1, " slices")}
 
 
 def format_number(value: float, units: str = "") -> str:
