@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return super_resolve.run(super_resolve.parse(words[1:]))
             args = parse_args(argv)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
+            if args.analysis_level == "group":
+                from gsbids.cli.group import run
+
+                return run(args)
             from gsbids.cli.plan import make_plan
             from gsbids.cli.run import run_plan
 

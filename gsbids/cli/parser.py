@@ -88,7 +88,8 @@ def build_parser() -> Parser:
     parser = Parser(prog="gsbids", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS data set")
     parser.add_argument("output_dir", type=Path, help="folder for the results, outside bids_dir")
-    parser.add_argument("analysis_level", type=_level, metavar="{participant}", help="what to run")
+    parser.add_argument("analysis_level", type=_level, metavar="{participant,group}",
+                        help="participant: reconstruct; group: one table and one page of all that is in output_dir")
     parser.add_argument("--version", action="version", version=f"gsbids {__version__}")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0,
                         help="say more; -vv also what nipype says")
@@ -178,10 +179,8 @@ def _with_dashes(arg: str) -> str:
 
 
 def _level(text: str) -> str:
-    if text == "group":
-        raise argparse.ArgumentTypeError("the group level is not in this version; use participant")
-    if text != "participant":
-        raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant")
+    if text not in ("participant", "group"):
+        raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant or group")
     return text
 
 
