@@ -81,7 +81,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
 
     Inputs
     ------
-    prepared, mask
+    prepared, mask, mask_facts
         As from :func:`gsbids.workflows.stack.init_stack_prep_wf`.
     result
         Fitted field and poses (npz).
@@ -93,7 +93,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     """
     stack = task.stacks[index]
     workflow = Workflow(name=stack_workflow_name(stack).replace("_wf", "_outputs_wf"))
-    inputnode = Node(IdentityInterface(["prepared", "mask", "result"]), "inputnode")
+    inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result"]), "inputnode")
     outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
     threads = config.nipype.omp_nthreads
     simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads), "simulate",
@@ -117,6 +117,8 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
         workflow.connect(node, field, save, "in_file")
         if kind == "motion":
             workflow.connect(motion, "columns", save, "more")
+        if kind == "stack_mask":
+            workflow.connect(inputnode, "mask_facts", save, "more")
     return workflow
 
 

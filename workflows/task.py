@@ -74,6 +74,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         workflow.connect([
             (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
             (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
+            (prep, outputs, [("outputnode.mask_facts", "inputnode.mask_facts")]),
             (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
         ])
     return workflow

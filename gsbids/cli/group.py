@@ -27,6 +27,9 @@ def run(args: argparse.Namespace) -> int:
     gsbids.errors.InputError
         Folders that cannot be used, or no row at all.
     """
+    for option in ("reports_only", "boilerplate_only"):
+        if getattr(args, option):
+            raise InputError(f"--{option.replace('_', '-')}: belongs to the participant level; leave it out with group")
     bids_dir, output_dir = args.bids_dir.resolve(), args.output_dir.resolve()
     _check(bids_dir, output_dir)
     from gsbids.bids.description import check_folders

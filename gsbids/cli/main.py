@@ -44,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from gsbids.cli.plan import make_plan
             from gsbids.cli.run import run_plan
 
-            return run_plan(make_plan(args))
+            plan = make_plan(args)
+            if args.reports_only or args.boilerplate_only:
+                from gsbids.cli.reports import print_boilerplate, remake_reports
+
+                return remake_reports(plan) if args.reports_only else print_boilerplate(plan)
+            return run_plan(plan)
         except GsbidsError as error:
             LOGGER.error("%s", " ".join(str(error).split()))
             return error.exit_code

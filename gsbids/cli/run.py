@@ -17,6 +17,7 @@ from gsbids.cli.progress import Progress, is_step
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
 from gsbids.workflows.names import task_folder, workflow_name
+from gsbids.workflows.rebuild import write_boilerplate
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -196,6 +197,7 @@ def _prepare_folders(plan: Plan) -> None:
         cfg.parent.mkdir(parents=True, exist_ok=True)
         cfg.write_text(_nipype_cfg(config), encoding="utf-8")
         write_description(execution.output_dir, execution.datasets)
+        write_boilerplate(config, plan.tasks)
         for task in plan.tasks:
             folder = execution.output_dir / log_folder(task.entities, execution.run_uuid)
             config.to_toml(folder / "gsbids.toml")

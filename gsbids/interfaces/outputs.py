@@ -185,7 +185,8 @@ def gather_content(found: dict):
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
     if "result" in found:
-        content["summary"], facts["n_gaussians"] = _summary(found["result"], content.get("summary", ()))
+        content["summary"], facts["n_gaussians"], content["registration"] = _of_result(
+            found["result"], content.get("summary", ()))
     for name in ("registration", "metrics"):
         if name in found:
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
@@ -197,8 +198,8 @@ def gather_content(found: dict):
                          **images, **content)
 
 
-def _summary(result_file: str, fixed) -> tuple[tuple, int]:
-    """Summary rows with those of the result, and the number of Gaussians."""
+def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
+    """Summary rows with those of the result, the number of Gaussians, and the co-registration that it started from."""
     from gsbids.recon.result import SvrResult
 
     result = SvrResult.load(result_file)
@@ -210,7 +211,7 @@ def _summary(result_file: str, fixed) -> tuple[tuple, int]:
     if out := result.settings.get("excluded"):
         rows += (("Excluded", f"{', '.join(out)}: looks like no part of what the other stacks show, and has no say "
                   "in the volume"),)
-    return (*fixed, *rows), len(result.field)
+    return (*fixed, *rows), len(result.field), result.settings.get("registration")
 
 
 def _tuples(fields: dict) -> dict:

@@ -104,7 +104,7 @@ def _preprocessing(facts: MethodsFacts) -> str:
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4] inside the mask")
     if steps:
-        sentences.append(f"Stacks were {' and '.join(steps)} (ANTs [@ants], antspyx{_version(facts, 'ants')}).")
+        sentences.append(f"Stacks were {', and '.join(steps)} (ANTs [@ants], antspyx{_version(facts, 'ants')}).")
     if facts.registered:
         sentences.append(
             "Whole stacks were co-registered rigidly from a cover of all rotations, maximising the normalised "
