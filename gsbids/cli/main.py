@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gsbids.cli import super_resolve
+from gsbids.cli import reconstruct, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.errors import GsbidsError
 
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = list(sys.argv[1:] if argv is None else argv)
             if words[:1] == [super_resolve.COMMAND]:
                 return super_resolve.run(super_resolve.parse(words[1:]))
+            if words[:1] == [reconstruct.COMMAND]:
+                return reconstruct.run(reconstruct.parse(words[1:]))
             args = parse_args(argv)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             if args.analysis_level == "group":

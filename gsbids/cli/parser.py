@@ -10,7 +10,8 @@ from pathlib import Path
 from gsbids import __version__
 
 DESCRIPTION = "Reconstruct volumes from stacks of slices that were acquired while the subject moved."
-EPILOG = ("Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
+EPILOG = ("Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help. "
+          "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
           "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
 
 RESOLUTION_RANGE = (0.2, 5.0)
