@@ -138,3 +138,27 @@ def test_one_line_for_what_cannot_be(files, capsys, words, message):
     assert "Traceback" not in said
     assert names(files) == before
     assert list((files / "tmp").glob("gsbids-*")) == []
+
+
+@pytest.mark.parametrize("container", ["docker", "singularity"])
+def test_the_command_of_fetpype(container):
+    """Filled in as fetpype does, the YAML of the documentation is a command that is understood."""
+    import re
+    import shlex
+
+    import yaml
+    from conftest import CHECKOUT
+
+    from gsbids.cli.reconstruct import parse
+
+    command = yaml.safe_load((CHECKOUT / "docs" / "fetpype.yaml").read_text())[container]["cmd"]
+    tags = {"mount": "-v /d:/d", "input_stacks": "/d/a.nii.gz /d/b.nii.gz", "input_masks": "/m/a.nii.gz /m/b.nii.gz",
+            "output_volume": "/o/recon/recon.nii.gz", "output_res": "0.8", "input_tp": "3.3",
+            "singularity_path": "/s", "singularity_mount": "/d:/d"}
+    assert set(re.findall("<(.*?)>", command)) <= set(tags)
+    for tag, text in tags.items():
+        command = command.replace(f"<{tag}>", text)
+    words = shlex.split(command)
+    args = parse(words[words.index("reconstruct") + 1:])
+    assert (len(args.input_stacks), len(args.input_masks)) == (2, 2)
+    assert (args.output_resolution, args.slice_thickness, args.denoise, args.n4) == (0.8, [3.3], False, False)
