@@ -80,6 +80,13 @@ def test_report_of_a_crash(call, tiny_bids, tmp_path):
     assert not list((tmp_path / "out").glob("sub-02*"))
 
 
+def test_dry_run_goes_first(call, tiny_bids, tmp_path):
+    code, out, _ = call(tiny_bids(), "--boilerplate-only", "--dry-run")
+    assert code == 0
+    assert "sub-01_T2w: 3 stacks" in out
+    assert not (tmp_path / "out").exists()
+
+
 def test_group_level_has_no_reports(tmp_path, capsys):
     for option in ("--reports-only", "--boilerplate-only"):
         assert main([str(tmp_path), str(tmp_path / "out"), "group", option]) == 2

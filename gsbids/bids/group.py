@@ -218,7 +218,7 @@ def _descriptions(path: Path) -> dict:
     """Columns as the JSON beside a row describes them; nothing where it cannot be read."""
     try:
         found = json.loads(sidecar_path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     texts = ("LongName", "Units", "Description")
     return {name: {key: str(entry[key]) for key in texts if key in entry}

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from gsbids.cli.run import run_plan
 
             plan = make_plan(args)
-            if args.reports_only or args.boilerplate_only:
+            if (args.reports_only or args.boilerplate_only) and not args.dry_run:
                 from gsbids.cli.reports import print_boilerplate, remake_reports
 
                 return remake_reports(plan) if args.reports_only else print_boilerplate(plan)

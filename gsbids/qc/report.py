@@ -177,7 +177,7 @@ def format_number(value: float, units: str = "") -> str:
     return f"{factor * value:.{places}f}{sign}"
 
 
-_HIGHLIGHTS = ("ncc_median", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
+_HIGHLIGHTS = ("ncc_median", "stack_agreement", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
                "mask_volume")
 
 
