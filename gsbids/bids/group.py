@@ -19,6 +19,8 @@ GROUP_STEM = "group_desc-qc_metrics"
 _ROWS = ("sub-*/anat/*_desc-qc_metrics.tsv", "sub-*/ses-*/anat/*_desc-qc_metrics.tsv")
 _NAME = re.compile(r"sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*_[A-Za-z0-9]+")
 _COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# What rec- ends with in our names: the method, and the suffix of the source where the name has another.
+_REC = re.compile(rf"(?P<source>.*?)(?:{METHOD}|gsr)(?P<suffix>[A-Z][A-Za-z0-9]*)?")
 _LARGEST = 1 << 20  # bytes: a row has some hundred
 _OWN = ("bids_name", "participant_id", "session_id", "outliers")
 
@@ -201,11 +203,13 @@ def _label_and_report(name: str) -> tuple[str, str]:
 
     >>> _label_and_report("sub-01_ses-2_rec-gsvr_res-0p8_desc-preproc_T2w")
     ('sub-01_ses-2', 'sub-01_ses-2.html')
+    >>> _label_and_report("sub-01_acq-thin_rec-normgsr_res-0p5_desc-preproc_T1w")[1]
+    'sub-01_acq-thin_rec-norm_T1w.html'
     """
     entities = {key: value for key, value in parse_name(name).items() if key not in ("res", "desc", "extension")}
-    entities["rec"] = entities.get("rec", "").removesuffix(METHOD)
-    if not entities["rec"]:
-        del entities["rec"]
+    found = _REC.fullmatch(entities.pop("rec", ""))
+    if found and found["source"]:
+        entities["rec"] = found["source"]
     try:
         report = derivative_path(entities, "report").name
         build_name({key: value for key, value in entities.items() if key != "suffix"}, entities["suffix"])
@@ -227,9 +231,10 @@ def _descriptions(path: Path) -> dict:
 
 def _report_of(root: Path, path: Path) -> str:
     """Report that belongs to a row that cannot be read, by the name of its file; empty where there is none."""
-    shared = path.name.removesuffix("_metrics.tsv") + "_T2w"
+    found = _REC.fullmatch(parse_name(path.name).get("rec", ""))
+    suffix = (found and found["suffix"]) or "T2w"
     try:
-        report = _label_and_report(shared)[1]
+        report = _label_and_report(path.name.removesuffix("metrics.tsv") + suffix)[1]
     except ValueError:
         return ""
     return report if (root / report).is_file() else ""
