@@ -10,6 +10,8 @@ from pathlib import Path
 from gsbids import __version__
 from gsbids.errors import InputError
 
+DEFAULT_RESOLUTION = 0.8  # mm, of SVR
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -69,16 +71,26 @@ class WorkflowOptions:
 
     Attributes
     ----------
-    mode : {"auto", "svr"}
+    mode : {"auto", "svr", "sr"}
     svr_method : {"default", "paper"}
     modality : str
         Suffix of the stacks.
-    output_resolution : float
-        Voxel size of the volume in mm.
+    output_resolution : tuple of float
+        Voxel size of the volume in mm, one number or (super-resolution) three; empty: 0.8 for SVR, and for SR
+        :func:`gsbids.recon.sr_setup.target_grid`.
+    sr_factor : tuple of float
+        How many times finer than the image, one number or three; empty: not asked for.
+    like : Path or None
+        Image whose grid super-resolved volumes get.
+    sr_quality : {"full", "fast"}
+    sr_profile : {"auto", "trilinear", "box", "gaussian", "kspace"}
+        How a voxel comes from finer ones.
     slice_thickness : float or None
         Overrides the sidecars, in mm.
     mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
-    denoise, n4, motion_correction : bool
+    denoise, n4 : bool or None
+        None: as the method does by itself, see :meth:`Config.of_method`.
+    motion_correction : bool
     random_seed : int
     device : str
         ``cpu`` (``auto`` is resolved before the settings are made).
@@ -89,15 +101,24 @@ class WorkflowOptions:
     mode: str = "auto"
     svr_method: str = "default"
     modality: str = "T2w"
-    output_resolution: float = 0.8
+    output_resolution: tuple[float, ...] = ()
+    sr_factor: tuple[float, ...] = ()
+    like: Path | None = None
+    sr_quality: str = "full"
+    sr_profile: str = "auto"
     slice_thickness: float | None = None
     mask_mode: str = "auto"
-    denoise: bool = True
-    n4: bool = True
+    denoise: bool | None = None
+    n4: bool | None = None
     motion_correction: bool = True
     random_seed: int = 0
     device: str = "cpu"
     sloppy: bool = False
+
+    @property
+    def svr_resolution(self) -> float:
+        """Voxel size of volumes that are reconstructed from stacks, mm."""
+        return self.output_resolution[0] if self.output_resolution else DEFAULT_RESOLUTION
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,18 @@ class Config:
     def replace(self, section: str, **changes) -> "Config":
         """Copy with some settings of one section replaced."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
+
+    def of_method(self, method: str) -> "Config":
+        """Copy in which denoising and N4 are settled: without a word of the user stacks of SVR get both, volumes none.
+
+        Parameters
+        ----------
+        method : {"svr", "sr"}
+        """
+        usual = method == "svr"
+        settled = {name: usual if getattr(self.workflow, name) is None else getattr(self.workflow, name)
+                   for name in ("denoise", "n4")}
+        return self.replace("workflow", **settled)
 
     def to_toml(self, path: str | Path) -> Path:
         """Write as TOML (under a temporary name, then renamed)."""
@@ -217,8 +250,9 @@ def _typed(value, hint):
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return _typed(value, next(part for part in parts if part is not types.NoneType))
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(item, parts[0]) for item in value)
+    if origin is tuple and isinstance(value, list | int | float):
+        # One number alone is what earlier versions wrote.
+        return tuple(_typed(item, parts[0]) for item in (value if isinstance(value, list) else [value]))
     if origin is dict and isinstance(value, dict):
         return {key: _typed(item, parts[1]) for key, item in value.items()}
     if hint is Path and isinstance(value, str):

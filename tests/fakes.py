@@ -43,7 +43,7 @@ def init_gsbids_wf(*, config, tasks):
     from nipype import Function, Node, Workflow
 
     from gsbids.bids.names import derivative_path, log_folder
-    from gsbids.workflows.names import TOP, workflow_name, working_folder
+    from gsbids.workflows.names import TOP, volume_path, workflow_name, working_folder
 
     behaviours = json.loads(os.environ.get("GSBIDS_FAKE", "{}"))
     if behaviours.get("build"):
@@ -52,7 +52,7 @@ def init_gsbids_wf(*, config, tasks):
     for task in tasks:
         function = Function(function=step, input_names=["paths", "behaviour", "note"], output_names=["count"])
         node = Node(function, "reconstruct")
-        volume = derivative_path(task.entities, "volume", res=config.workflow.output_resolution)
+        volume = volume_path(config, task)
         report = derivative_path(task.entities, "report")
         # As JSON: nipype looks into text that is the path of a file, and calls the step outdated.
         node.inputs.paths = json.dumps([str(config.execution.output_dir / path) for path in (volume, report)])

@@ -42,7 +42,7 @@ def test_one_stack_only(tiny_bids):
     tiny = tiny_bids(stacks=1)
     line = refusal(tiny)
     assert line.startswith(f"{tiny.stack()}: sub-01_T2w has this one stack only")
-    assert "Super-resolution (SR) of a single volume" in line
+    assert "super-resolution (SR) of a single volume give --mode sr" in line
 
 
 def test_thickness_absent_everywhere(tiny_bids):

@@ -32,6 +32,10 @@ TREE = {
     "preview": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-preview_T2w.nii.gz",
     "model": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-gaussians_model.npz",
     "metrics": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-qc_metrics.tsv",
+    "sr_volume": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsr_run-3_res-0p8_desc-preproc_T2w.nii.gz",
+    "sr_mask": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsrT2w_run-3_res-0p8_desc-brain_mask.nii.gz",
+    "sr_model": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsrT2w_run-3_desc-gaussians_model.npz",
+    "sr_metrics": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsrT2w_run-3_desc-qc_metrics.tsv",
     "report": "sub-01_ses-02_acq-haste.html",
     "figure": "sub-01/figures/sub-01_ses-02_acq-haste_rec-gsvr_desc-motion_T2w.svg",
     "stack": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_desc-n4_T2w.nii.gz",
@@ -66,6 +70,10 @@ def test_names_without_session_and_with_rec():
     assert str(derivative_path({"sub": "01", "suffix": "T1w"}, "report")) == "sub-01_T1w.html"
     path = derivative_path({"sub": "01", "rec": "norm", "suffix": "T2w"}, "model")
     assert str(path) == "sub-01/anat/sub-01_rec-normgsvr_desc-gaussians_model.npz"
+    # Contrasts of one subject never share a name.
+    for kind in ("volume_mask", "sr_mask", "model", "sr_model", "metrics", "sr_metrics"):
+        names = {derivative_path({"sub": "01", "suffix": suffix}, kind, **extra(kind)) for suffix in ("T1w", "T2w")}
+        assert len(names) == 2
     assert str(log_folder(TASK, "20260101-000000_ab")) == "sub-01/log/20260101-000000_ab"
 
 
@@ -178,7 +186,7 @@ def full_tree(tiny_bids, tmp_path):
     (task,) = find_tasks(tiny.root, Selection(mask_datasets={"masks": tiny.masks}))
     write_description(out, datasets)
     sink, sources = Sink(out), {}
-    for level, items in (("stack", task.stacks), ("task", [task])):
+    for level, items in (("stack", task.stacks), ("volume", task.stacks), ("task", [task])):
         for kind in (kind for kind in KINDS if KINDS[kind].level == level):
             for item in items:
                 source = tmp_path / f"source{KINDS[kind].extension}"
@@ -188,7 +196,7 @@ def full_tree(tiny_bids, tmp_path):
                     write_nifti(source, *ball_stack(1)[::2])
                 else:
                     source.write_text("a\tb\n1\t2\n")
-                files = [item.path, item.mask] if level == "stack" else sources.values()
+                files = sources.values() if level == "task" else [item.path, item.mask]
                 sidecar = {"Sources": [uri_of(file, datasets) for file in files]}
                 path = Sink(out).write(kind, item.entities, source, sidecar, **extra(kind))
                 if kind == "stack":
@@ -215,7 +223,7 @@ def test_validator_passes(full_tree):
 def test_every_source_resolves(full_tree):
     links = json.loads((full_tree / "dataset_description.json").read_text())["DatasetLinks"]
     sidecars = [path for path in full_tree.rglob("*.json") if path.parent.name == "anat"]
-    assert len(sidecars) == 8 + 3 * 6
+    assert len(sidecars) == 8 + 3 * 4 + 3 * 6
     for sidecar in sidecars:
         for uri in json.loads(sidecar.read_text())["Sources"]:
             dataset, relative = re.fullmatch(r"bids:([a-z]*):(.+)", uri).groups()

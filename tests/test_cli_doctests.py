@@ -8,7 +8,8 @@ import pytest
 
 
 @pytest.mark.parametrize("name", ["bids.group", "bids.names", "bids.sink", "cli.outcome", "cli.plan", "cli.progress",
-                                  "imaging.bias", "qc.boilerplate", "qc.group", "qc.group_page"])
+                                  "cli.super_resolve", "imaging.bias", "qc.boilerplate", "qc.group", "qc.group_page",
+                                  "recon.sr_setup"])
 def test_examples(name):
     outcome = doctest.testmod(importlib.import_module(f"gsbids.{name}"))
     assert outcome.attempted > 0

@@ -34,7 +34,8 @@ def test_memory(text, gb):
 @pytest.mark.parametrize("argv", [
     "--mem 1.5X", "--mem G", "--mem 0", "--mem -3", "--output-resolution 0", "--output-resolution 50",
     "--output-resolution nan", "--output-resolution big", "--slice-thickness 0", "--nprocs 0", "--nprocs 1.5",
-    "--random-seed -1", "--device gpu", "--mode sr", "--svr-method gsvr", "--mask-mode magic",
+    "--random-seed -1", "--device gpu", "--mode srr", "--sr-factor 0.5", "--sr-factor 2 2", "--sr-quality best",
+    "--output-resolution 1 1", "--sr-profile sharp", "--svr-method gsvr", "--mask-mode magic",
     "--participant-label 0.1", "--nonsense", "--part 01"])
 def test_values_that_cannot_be(capsys, argv):
     option = argv.split()[0]
@@ -56,7 +57,7 @@ def test_prefixes_are_stripped():
 def test_underscores_are_dashes():
     args = parse("--participant_label 01 --work_dir=my_work --n_cpus 3 --output_resolution 1")
     assert (args.participant_label, str(args.work_dir), args.nprocs) == (["01"], "my_work", 3)
-    assert args.output_resolution == 1.0
+    assert args.output_resolution == (1.0,)
 
 
 def test_names_of_other_apps():
@@ -99,7 +100,19 @@ def test_config_file_gives_defaults(tiny_bids, tmp_path):
     assert not again.execution.dry_run
 
     over = make_config(parse_args([*base, f"--config-file={file}", "--output-resolution", "2", "--n4"]))
-    assert (over.workflow.output_resolution, over.workflow.n4, over.workflow.random_seed) == (2.0, True, 7)
+    assert (over.workflow.output_resolution, over.workflow.n4, over.workflow.random_seed) == ((2.0,), True, 7)
+
+
+def test_one_way_to_say_the_size(tiny_bids, tmp_path):
+    """A settings file may say it in another way than the command line; what earlier versions wrote is understood."""
+    base = [str(tiny_bids().root), str(tmp_path / "out"), "participant"]
+    first = make_config(parse_args([*base, "--mode", "sr", "--sr-factor", "2", "2", "3", "--sr-quality", "fast"]))
+    file = first.to_toml(tmp_path / "gsbids.toml")
+    assert make_config(parse_args([*base, f"--config-file={file}"])).workflow == first.workflow
+    over = make_config(parse_args([*base, "--config-file", str(file), "--output-resolution", "1.5"])).workflow
+    assert (over.sr_factor, over.output_resolution, over.sr_quality) == ((), (1.5,), "fast")
+    file.write_text("[workflow]\noutput_resolution = 1.2\n")
+    assert make_config(parse_args([*base, f"--config-file={file}"])).workflow.svr_resolution == 1.2
 
 
 @pytest.mark.parametrize(("text", "what"), [

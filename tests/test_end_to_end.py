@@ -62,6 +62,40 @@ def test_the_volume_is_better_than_the_average(data, finished, tmp_path):
     assert ours.ncc > theirs.ncc
 
 
+def test_the_saved_model_gives_the_volume_again(finished, tmp_path):
+    """``gsbids sample``: on its own grid the volume, in other voxels the same brain, masked nothing else."""
+    anat = finished[0] / "sub-01" / "anat"
+    model, name = anat / "sub-01_rec-gsvr_desc-gaussians_model.npz", "sub-01_rec-gsvr_res-1p5_desc-{}.nii.gz"
+    unmasked, mask = anat / name.format("unmasked_T2w"), anat / name.format("brain_mask")
+    made = {}
+    for key, options in {"like": ["--like", unmasked], "coarse": ["--spacing", "2"],
+                         "fine": ["--like", unmasked, "--factor", "2", "--mask", mask]}.items():
+        done = subprocess.run([sys.executable, "-m", "gsbids", "sample", model, tmp_path / f"{key}.nii.gz", *options],
+                              capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        made[key] = load_image(tmp_path / f"{key}.nii.gz")
+    volume, affine = load_image(unmasked)
+    np.testing.assert_allclose(made["like"][0], volume, atol=1e-3 * volume.max())
+    np.testing.assert_allclose(made["like"][1], affine, atol=1e-5)
+    inside = load_image(mask)[0] > 0
+    # What is in the published volume is in the sampled one, wherever its voxels are.
+    fine = made["fine"][0]
+    assert fine.shape == tuple(2 * n for n in volume.shape)
+    near = fine.reshape(*np.ravel([(n, 2) for n in volume.shape])).mean((1, 3, 5))
+    assert np.corrcoef(near[inside], volume[inside])[0, 1] > 0.99
+    assert (fine == 0).mean() > 0.3
+    # Without a grid of another image it is that of the Gaussians, and holds the brain.
+    coarse, at = made["coarse"]
+    np.testing.assert_allclose(np.linalg.norm(at[:3, :3], axis=0), 2.0, rtol=1e-6)
+    corners = np.linalg.inv(at) @ affine @ np.c_[np.argwhere(inside), np.ones(inside.sum())].T
+    assert (corners[:3].min(1) > -0.5).all()
+    assert (corners[:3].max(1) < np.array(coarse.shape) - 0.5).all()
+    refused = subprocess.run([sys.executable, "-m", "gsbids", "sample", model, tmp_path / "x.nii.gz", "--factor", "2"],
+                             capture_output=True, text=True, timeout=300, check=False)
+    assert refused.returncode == 2
+    assert "has no voxels that others could be finer than" in refused.stderr
+
+
 def test_the_input_is_untouched(data, finished):
     assert checksums(data.root) == finished[1]
 

@@ -24,7 +24,7 @@ def setting(tiny_bids, tmp_path):
     masks = {"masks": tiny.masks}
     config = Config(
         Execution(tiny.root, tmp_path / "out", tmp_path / "work", run_uuid="r1", derivatives=masks),
-        WorkflowOptions(output_resolution=2.0, sloppy=True), NipypeOptions(omp_nthreads=1))
+        WorkflowOptions(output_resolution=(2.0,), sloppy=True), NipypeOptions(omp_nthreads=1))
     return config, find_tasks(tiny.root, Selection(mask_datasets=masks))[0], tiny
 
 

@@ -11,6 +11,7 @@ from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.errors import WorkflowError
 from gsbids.workflows.names import TOP, working_folder
+from gsbids.workflows.sr import init_sr_task_wf
 from gsbids.workflows.task import init_task_wf
 
 
@@ -54,7 +55,8 @@ def init_gsbids_wf(*, config: Config, tasks: Sequence[ReconstructionTask]) -> Wo
     if twice:
         raise WorkflowError(f"two reconstructions are called {sorted(twice)[0]}; rename one of their sources")
     for task in tasks:
-        task_wf = init_task_wf(config=config, task=task)
+        init = init_sr_task_wf if task.method == "sr" else init_task_wf
+        task_wf = init(config=config.of_method(task.method), task=task)
         folder = config.execution.output_dir / log_folder(task.entities, config.execution.run_uuid)
         task_wf.config["execution"] = {"crashdump_dir": str(folder)}
         for node in task_wf._get_all_nodes():

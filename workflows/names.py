@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from gsbids import __version__
+from gsbids.bids.names import derivative_path
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 
@@ -13,16 +14,24 @@ TOP = "gsbids_wf"
 
 
 def workflow_name(task: ReconstructionTask) -> str:
-    """Name of a task's workflow, for example ``sub_01_ses_01_T2w_wf``.
+    """Name of a task's workflow, for example ``sub_01_ses_01_T2w_wf``, or ``sub_01_T1w_sr_wf`` of super-resolution.
 
     Two tasks never share one: a ``+``, which BIDS allows in labels, becomes two underscores.
     """
-    return task.name.replace("-", "_").replace("+", "__") + "_wf"
+    method = "_sr" if task.method == "sr" else ""
+    return task.name.replace("-", "_").replace("+", "__") + f"{method}_wf"
 
 
 def stack_workflow_name(stack: StackFile) -> str:
     """Name of a stack's workflow, for example ``run_1_wf``."""
     return re.sub(r"\W", "_", stack.label.replace("+", "__")) + "_wf"
+
+
+def volume_path(config: Config, task: ReconstructionTask) -> Path:
+    """The volume of a task, below the output folder."""
+    if task.method == "sr":
+        return derivative_path(task.entities, "sr_volume", res=task.resolution)
+    return derivative_path(task.entities, "volume", res=config.workflow.svr_resolution)
 
 
 def working_folder(config: Config) -> Path:

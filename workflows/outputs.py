@@ -44,7 +44,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     workflow = Workflow(name="volume_outputs_wf")
     inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts", "in_files", "in_masks"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
-    resolution = {"res": config.workflow.output_resolution}
+    resolution = {"res": config.workflow.svr_resolution}
     target = derivative_path(task.entities, "volume", **resolution)
     qc = Node(QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
               "qc", mem_gb=1.0)
@@ -56,14 +56,14 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
                                                            "in_masks")]),
                       (qc, outputnode, [("metrics", "metrics")])])
     for field, kind in VOLUME_IMAGES.items():
-        save = _save(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)
+        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)
         workflow.connect(inputnode, field, save, "in_file")
         if field == "volume":
             save.inputs.supersedes = "preview"  # also one that a run left that was killed
         if field in ("volume", "unmasked"):
             workflow.connect(inputnode, "facts", save, "more")
-    save_model = _save(config, task.entities, "model", "save_model", sources)
-    save_metrics = _save(config, task.entities, "metrics", "save_metrics", {})
+    save_model = save_node(config, task.entities, "model", "save_model", sources)
+    save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})
     workflow.connect([(inputnode, save_model, [("result", "in_file"), ("facts", "more")]),
                       (qc, save_metrics, [("table", "in_file"), ("columns", "more")])])
     return workflow
@@ -113,7 +113,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     if config.workflow.n4:
         saved.append((inputnode, "prepared", "stack", image | sources))
     for node, field, kind, sidecar in saved:
-        save = _save(config, stack.entities, kind, f"save_{kind}", sidecar)
+        save = save_node(config, stack.entities, kind, f"save_{kind}", sidecar)
         workflow.connect(node, field, save, "in_file")
         if kind == "motion":
             workflow.connect(motion, "columns", save, "more")
@@ -145,8 +145,9 @@ def slice_times(stack: StackFile) -> list[float]:
     return [float(time) for time in times]
 
 
-def _save(config: Config, entities: dict, kind: str, name: str, sidecar: dict,
-          extra: dict | None = None) -> Node:
+def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict,
+              extra: dict | None = None) -> Node:
+    """A node that puts one file of a kind into the output, with the fixed fields of its sidecar."""
     interface = SaveDerivative(output_dir=str(config.execution.output_dir), kind=kind, entities=entities,
                                sidecar=sidecar, extra=extra or {}, registry=str(registry_folder(config)))
     return Node(interface, name, run_without_submitting=True, mem_gb=0.1)

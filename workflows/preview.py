@@ -21,7 +21,7 @@ def needs_early_preview(config: Config) -> bool:
 def preview_settings(config: Config, task: ReconstructionTask, first: int) -> dict:
     """Settings of :class:`gsbids.interfaces.preview.PreviewFile`."""
     return {"output_dir": str(config.execution.output_dir), "entities": dict(task.entities),
-            "resolution": max(FINEST, config.workflow.output_resolution), "first": first,
+            "resolution": max(FINEST, config.workflow.svr_resolution), "first": first,
             "sidecar": {"Sources": stack_uris(config, task.stacks)} | common_fields(task.stacks)}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from gsbids.bids.names import derivative_path
+from gsbids.bids.names import derivative_path, resolution_label, resolution_words
 from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.workflows.names import stack_workflow_name, task_folder
@@ -33,7 +33,8 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
         "title": task.name.replace("_", " "),
         "task": task.name,
         "summary": (("Stacks", str(len(task.stacks))), ("Slice thickness", f"{', '.join(thicknesses)} mm"),
-                    ("Voxel size", f"{options.output_resolution:g} mm isotropic")),
+                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"),
+                    ("Method", task.reason or "slice-to-volume reconstruction")),
         "warnings": task.warnings,
         "versions": versions,
         "run": {"Random seed": str(options.random_seed), "Device": options.device,
@@ -41,16 +42,45 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
                 "Motion correction": "yes" if options.motion_correction else "no",
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
-    facts = {"versions": versions, "n_stacks": len(task.stacks), "denoised": options.denoise,
+    facts = {"versions": versions, "n_stacks": len(task.stacks), "plain": task.plain, "denoised": options.denoise,
              "bias_corrected": options.n4, "registered": True, "motion_corrected": options.motion_correction,
              "method": options.svr_method,
-             "resolution": (options.output_resolution,) * 3, "seed": options.random_seed,
+             "resolution": (options.svr_resolution,) * 3, "seed": options.random_seed,
              "device": options.device}
     panels = []
     for stack in task.stacks:
         rows = (("File", stack.path.name), ("Slice thickness", f"{stack.thickness:g} mm"))
         panels.append({"name": stack.label, "facts": rows, "slice_times": tuple(slice_times(stack)) or None})
     return {"content": content, "facts": facts, "panels": panels}
+
+
+def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
+    """Inputs of :class:`gsbids.interfaces.super_resolve.SrReport` that are known beforehand.
+
+    Returns
+    -------
+    dict
+        ``content`` and ``facts``.
+    """
+    options, (stack,), versions = config.workflow, task.stacks, package_versions()
+    thickness = f"{stack.thickness:g} mm" if stack.thickness > 0 else "not known"
+    content = {
+        "title": task.name.replace("_", " "),
+        "task": task.name,
+        "summary": (("File", stack.path.name), ("Slice thickness", thickness),
+                    ("Voxel size", resolution_words(resolution_label(task.resolution))),
+                    ("Method", task.reason or "super-resolution")),
+        "warnings": task.warnings,
+        "versions": versions,
+        "orientation": "Letters are directions of the scanner.",
+        "run": {"Quality": options.sr_quality, "Random seed": str(options.random_seed),
+                "Device": options.device, "Mask mode": options.mask_mode,
+                "Denoising": "yes" if options.denoise else "no", "N4": "yes" if options.n4 else "no",
+                "Sloppy": "yes: for testing only" if options.sloppy else "no"},
+    }
+    facts = {"versions": versions, "denoised": options.denoise, "bias_corrected": options.n4, "suffix": task.suffix,
+             "resolution": task.resolution}
+    return {"content": content, "facts": facts}
 
 
 def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Sequence[Path]) -> Path:
@@ -71,9 +101,14 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
     from dataclasses import replace
 
     from gsbids.interfaces.outputs import gather_content
+    from gsbids.interfaces.super_resolve import gather_sr_content
     from gsbids.qc.report import write_report
 
-    content = gather_content(report_inputs(config, task) | left_files(config, task))
+    config = config.of_method(task.method)
+    if task.method == "sr":
+        content = gather_sr_content(sr_report_inputs(config, task) | left_sr_files(config, task))
+    else:
+        content = gather_content(report_inputs(config, task) | left_files(config, task))
     texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in crash_files]
     path = config.execution.output_dir / derivative_path(task.entities, "report")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +131,15 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
             files = [folder / stack_workflow_name(stack) / path for stack in task.stacks]
             found[name] = [str(file) if file.is_file() else None for file in files]
     return found
+
+
+def left_sr_files(config: Config, task: ReconstructionTask) -> dict:
+    """Files in the working folder of a super-resolution, under the names of the inputs of ``SrReport``."""
+    folder = task_folder(config, task)
+    names = {"before": "volume_wf/conform/conformed.nii.gz", "interpolated": "super_resolve/interpolated.nii.gz",
+             "volume": "super_resolve/volume.nii.gz", "mask": "super_resolve/mask.nii.gz",
+             "model": "super_resolve/model.npz", "metrics": "outputs_wf/qc/metrics.json"}
+    return {name: str(folder / path) for name, path in names.items() if (folder / path).is_file()}
 
 
 def package_versions() -> dict[str, str]:

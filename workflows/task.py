@@ -33,7 +33,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
                                 n4=options.n4, waits=early) for stack in task.stacks]
     svr_wf = init_svr_wf(
         names=[stack.label for stack in task.stacks], thicknesses=[stack.thickness for stack in task.stacks],
-        resolution=options.output_resolution, options=fit_options(options),
+        resolution=options.svr_resolution, options=fit_options(options),
         omp_nthreads=config.nipype.omp_nthreads, preview=fit_preview_settings(config, task))
     volume_outputs_wf = init_volume_outputs_wf(config=config, task=task)
     stack_outputs = [init_stack_outputs_wf(config=config, task=task, index=k)

@@ -29,7 +29,6 @@ class CheckOptions:
 
     Attributes
     ----------
-    mode : {"auto", "svr"}
     mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
     thickness_given : bool
         The thickness comes from ``--slice-thickness``.
@@ -37,7 +36,6 @@ class CheckOptions:
         Data sets with masks were given.
     """
 
-    mode: str = "auto"
     mask_mode: str = "auto"
     thickness_given: bool = False
     masks_given: bool = False
@@ -54,10 +52,7 @@ def fill_thickness(task: ReconstructionTask) -> ReconstructionTask:
     missing = [stack for stack in task.stacks if math.isnan(stack.thickness)]
     known = sorted({stack.thickness for stack in task.stacks if not math.isnan(stack.thickness)})
     for stack in task.stacks:
-        if stack.thickness < _THICKNESS_RANGE[0] or stack.thickness > _THICKNESS_RANGE[1]:
-            raise InputError(f"{stack.path}: a slice thickness of {stack.thickness:g} mm is outside "
-                             f"{_THICKNESS_RANGE[0]:g} to {_THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
-                             "in the sidecar or give --slice-thickness")
+        _check_thickness(stack)
     if not missing:
         return task
     if len(known) != 1:
@@ -98,7 +93,7 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
         raise InputError(
             f"{task.stacks[0].path}: {task.name} has this one stack only, and slice-to-volume reconstruction "
             "(SVR) needs two or more; stacks with different acq-, ce- or rec- labels are not put together. "
-            "Super-resolution (SR) of a single volume would be the mode for it, and is not in this version")
+            "For super-resolution (SR) of a single volume give --mode sr")
     spacings: dict[tuple[float, float], list[StackFile]] = defaultdict(list)
     regridded, unmasked = [], []
     with _collected("gsbids.imaging") as warnings:
@@ -118,6 +113,48 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
     if regridded:
         warnings.append(f"{_labels(regridded)}: the mask lies on another grid and is resampled by its affine")
     return warnings + _gap_warnings(spacings, options)
+
+
+def check_volume(task: ReconstructionTask, options: CheckOptions) -> tuple[tuple, list[str]]:
+    """Read the voxels and the mask of a volume that is to be super-resolved; a mask is welcome, not needed.
+
+    Parameters
+    ----------
+    task : ReconstructionTask
+        Of one stack.
+    options : CheckOptions
+
+    Returns
+    -------
+    header : tuple of (shape, affine)
+    warnings : list of str
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        As :func:`check_task`, but for the number of stacks and the geometry of slices.
+    """
+    if task.errors:
+        raise InputError(task.errors[0])
+    (stack,) = task.stacks
+    _check_thickness(stack)
+    with _collected("gsbids.imaging") as warnings:
+        image, affine = _load_stack(stack)
+        if stack.mask is not None and not _check_mask(stack, image.shape, affine):
+            warnings.append("the mask lies on another grid and is resampled by its affine")
+    if stack.mask is None and options.mask_mode == "derivatives":
+        raise InputError(f"{stack.path}: no mask for this volume in the data sets of --derivatives; add one, or use "
+                         "another --mask-mode")
+    if stack.mask is None and options.mask_mode == "auto" and options.masks_given:
+        warnings.append("no mask in the data sets of --derivatives; none is used")
+    return (image.shape, affine), warnings
+
+
+def _check_thickness(stack: StackFile) -> None:
+    if stack.thickness < _THICKNESS_RANGE[0] or stack.thickness > _THICKNESS_RANGE[1]:
+        raise InputError(f"{stack.path}: a slice thickness of {stack.thickness:g} mm is outside "
+                         f"{_THICKNESS_RANGE[0]:g} to {_THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
+                         "in the sidecar or give --slice-thickness")
 
 
 def _load_stack(stack: StackFile) -> tuple[np.ndarray, np.ndarray]:

@@ -23,12 +23,15 @@ BIDSIGNORE = ("*.html", "logs/", "sub-*/log", "sub-*/figures", "*_xfm.*", "*_tim
 README = """\
 # gsbids
 
-Volumes reconstructed from stacks of slices, written by gsbids {version}.
+Volumes reconstructed from stacks of slices, or super-resolved from one volume, written by gsbids {version}.
 
 - `sub-<label>[_ses-<label>].html`: report of a reconstruction; opens in any browser, without a network.
 - `*_rec-gsvr_res-<mm>_desc-preproc_*.nii.gz`: the reconstructed volume, `desc-unmasked` the same with what is
   around the brain, `desc-brain_mask` the brain mask, `desc-coverage` how much the slices say about a voxel,
   `desc-uncertainty` how far its value is likely to be off.
+- `*_rec-gsr_*_res-<mm>_desc-preproc_*.nii.gz`: a super-resolved volume; files of it whose suffix does not say the
+  contrast have it in `rec-gsr<contrast>`.
+- `*_desc-gaussians_model.npz`: the model; `gsbids sample` puts it on any grid.
 - `*_run-<n>_*`: one stack each: corrected image, mask, image as predicted by the reconstruction, transforms
   and motion of its slices.
 - `descriptions.tsv` says what every `desc-` label means; `sub-<label>/log/` keeps the settings of every run.

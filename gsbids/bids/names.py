@@ -6,11 +6,12 @@ Entities are plain dictionaries with the short BIDS keys in any order, and the s
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 METHOD = "gsvr"
+SR_METHOD = "gsr"
 
 #: Order of entities in a file name (BIDS schema, then the proposal for transforms; ``desc`` is last).
 ENTITY_ORDER = (
@@ -19,17 +20,18 @@ ENTITY_ORDER = (
 
 #: What the ``desc`` labels of our outputs mean: written to ``descriptions.tsv``.
 DESCRIPTIONS = {
-    "preproc": "Reconstructed volume, zero outside the brain and a rim",
+    "preproc": "Reconstructed volume, zero outside the brain and a rim; with rec-gsr super-resolved, and whole",
     "unmasked": "Reconstructed volume, whole field of view",
     "brain": "Brain mask",
     "coverage": "Acquired slices within whose thickness each voxel of the reconstructed volume lies",
     "uncertainty": "Predicted standard deviation of the error of the reconstructed volume",
     "preview": "State of the reconstruction on the way to the volume, replaced until that is there",
-    "n4": "Stack after denoising and N4 bias field correction",
+    "n4": "Image after denoising and N4 bias field correction, as far as these were asked for",
     "simulated": "Stack as the reconstruction predicts it, in the geometry of the acquired stack",
     "slices": "One transform a slice",
     "motion": "Estimated motion of every slice, with its weight and similarity",
-    "gaussians": "Gaussian field of the reconstruction, with poses, gains and weights of the slices",
+    "gaussians": "Gaussian field of the reconstruction, with poses, gains and weights of the slices; with rec-gsr the "
+                 "fields and the rest of the super-resolved volume",
     "qc": "Quality metrics of the reconstruction",
 }
 
@@ -40,9 +42,9 @@ class Kind:
 
     Attributes
     ----------
-    level : {"task", "stack"}
-        ``task``: one file a reconstruction, with ``rec-gsvr``; ``stack``: one file a stack, with the whole
-        name of the source.
+    level : {"task", "volume", "stack"}
+        ``task``: one file a reconstruction, with ``rec-gsvr``; ``volume``: one file a super-resolved volume, with
+        ``rec-gsr`` and the whole name of the source; ``stack``: one file a stack, with the whole name of the source.
     extension : str
     entities : dict
         Fixed entities, for example ``{"desc": "n4"}``.
@@ -65,6 +67,9 @@ class Kind:
     sidecar: Mapping[str, object] = field(default_factory=dict)
 
 
+#: What ``rec-`` says of the two methods, by level.
+_LABELS = {"task": METHOD, "volume": SR_METHOD}
+
 _IMAGE = {"SpatialReference": "orig", "SkullStripped": False}
 _MASK = {"SpatialReference": "orig", "Type": "Brain"}
 _XFM = {"from": "orig", "to": METHOD, "mode": "image"}
@@ -86,6 +91,15 @@ KINDS: dict[str, Kind] = {
     "metrics": Kind("task", ".tsv", {"desc": "qc"}, "metrics"),
     "report": Kind("task", ".html", folder=""),
     "figure": Kind("task", ".svg", needs=("desc",), folder="figures"),
+    # One file a super-resolved volume.
+    "sr_volume": Kind("volume", ".nii.gz", {"desc": "preproc"}, needs=("res",), sidecar=_IMAGE | {
+        "Description": "Super-resolved volume, whole field of view"}),
+    "sr_mask": Kind("volume", ".nii.gz", {"desc": "brain"}, "mask", needs=("res",), sidecar=_MASK),
+    "sr_model": Kind("volume", ".npz", {"desc": "gaussians"}, "model", sidecar={
+        "Description":
+            "Gaussian fields and what they leave of the super-resolved volume; gsbids sample puts it on any grid"}),
+    "sr_metrics": Kind("volume", ".tsv", {"desc": "qc"}, "metrics", sidecar={
+        "Description": "Quality metrics of the super-resolution"}),
     # One file a stack.
     "stack": Kind("stack", ".nii.gz", {"desc": "n4"}, sidecar=_IMAGE),
     "stack_mask": Kind("stack", ".nii.gz", {"desc": "brain"}, "mask", sidecar=_MASK),
@@ -97,13 +111,26 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def resolution_label(resolution: float) -> str:
-    """Label of ``res-`` for a voxel size in mm; labels have letters and digits only.
+def resolution_label(resolution: float | Sequence[float]) -> str:
+    """Label of ``res-`` for a voxel size in mm, one number or three; labels have letters and digits only.
 
-    >>> resolution_label(0.8), resolution_label(1.0)
-    ('0p8', '1')
+    >>> resolution_label(0.8), resolution_label(1.0), resolution_label((0.5, 0.5, 0.5)), resolution_label((0.5, 0.5, 2))
+    ('0p8', '1', '0p5', '0p5x0p5x2')
     """
+    if isinstance(resolution, Sequence):
+        sides = [f"{round(side, 3):g}" for side in resolution]
+        return (sides[0] if len(set(sides)) == 1 else "x".join(sides)).replace(".", "p")
     return f"{resolution:g}".replace(".", "p")
+
+
+def resolution_words(label: str) -> str:
+    """What a label of ``res-`` says.
+
+    >>> resolution_words("0p8"), resolution_words("0p5x0p5x2")
+    ('0.8 mm isotropic', '0.5 x 0.5 x 2 mm')
+    """
+    words = " x ".join(label.replace("p", ".").split("x"))
+    return f"{words} mm" if "x" in label else f"{words} mm isotropic"
 
 
 def parse_name(name: str) -> dict[str, str]:
@@ -151,7 +178,7 @@ def task_name(entities: Mapping[str, str]) -> str:
     return build_name(_without(entities, "suffix"), entities["suffix"])
 
 
-def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float) -> Path:
+def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float | Sequence[float]) -> Path:
     """Path of an output below the output folder.
 
     Parameters
@@ -168,6 +195,8 @@ def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float
     --------
     >>> str(derivative_path({"sub": "01", "suffix": "T2w"}, "volume", res=0.8))
     'sub-01/anat/sub-01_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz'
+    >>> str(derivative_path({"sub": "01", "suffix": "T1w"}, "sr_model"))
+    'sub-01/anat/sub-01_rec-gsrT1w_desc-gaussians_model.npz'
     """
     pattern = KINDS[kind]
     extension = str(extra.pop("extension", pattern.extension))
@@ -178,13 +207,16 @@ def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float
         raise ValueError(f"{kind}: takes no further entities, got {', '.join(extra)}")
     if "res" in extra and not isinstance(extra["res"], str):
         extra["res"] = resolution_label(extra["res"])
-    suffix = pattern.suffix or entities["suffix"]
+    suffix_of_source = entities["suffix"]
+    suffix = pattern.suffix or suffix_of_source
     if kind == "report":
         return Path(_report_name(entities))
     named = _without(entities, "suffix", "extension", "extra") | dict(pattern.entities)
-    if pattern.level == "task":
-        # Two tasks may differ in rec- alone: the label of the source is kept in front of ours.
-        named["rec"] = f"{named.get('rec', '')}{METHOD}"
+    if pattern.level in _LABELS:
+        # Two tasks may differ in rec- alone: the label of the source is kept in front of ours. They may differ in the
+        # contrast alone: where the suffix does not say it, the label does (a mask has no entity for it).
+        told = pattern.suffix is None or (pattern.level == "task" and suffix_of_source == "T2w")
+        named["rec"] = f"{named.get('rec', '')}{_LABELS[pattern.level]}{'' if told else suffix_of_source}"
     name = build_name(named | {k: str(v) for k, v in extra.items()}, suffix, extension)
     folder = subject_folder(entities)
     if pattern.folder == "anat" and "ses" in entities:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from gsbids.bids.names import DESCRIPTIONS, KINDS, derivative_path, parse_name, sidecar_path
+from gsbids.bids.names import DESCRIPTIONS, KINDS, derivative_path, parse_name, resolution_words, sidecar_path
 
 
 class Sink:
@@ -111,7 +111,7 @@ def complete_sidecar(kind: str, relative: Path, sidecar: Mapping[str, object]) -
         fields["Description"] = DESCRIPTIONS[entities["desc"]]
     fields |= KINDS[kind].sidecar
     if "res" in entities:
-        fields["Resolution"] = f"{entities['res'].replace('p', '.')} mm isotropic"
+        fields["Resolution"] = resolution_words(entities["res"])
     return fields | dict(sidecar)
 
 

@@ -46,7 +46,7 @@ class StackFile:
 
 @dataclass(frozen=True)
 class ReconstructionTask:
-    """The stacks that are put into one volume.
+    """The stacks that are put into one volume, or the one volume that is super-resolved.
 
     Attributes
     ----------
@@ -57,13 +57,23 @@ class ReconstructionTask:
     suffix : str
         For example ``T2w``.
     entities : dict
-        What the stacks have in common: short BIDS keys and ``suffix``; no ``run``.
+        What the stacks have in common: short BIDS keys and ``suffix``; no ``run``. Of a super-resolved volume: all.
     stacks : tuple of StackFile
         In the order of their names.
     warnings : tuple of str
         What people should know about the data, for the log and the report.
     errors : tuple of str
         Why the task cannot be run, as far as the names alone tell.
+    method : {"svr", "sr"}
+        Slice-to-volume reconstruction, or super-resolution of the one volume in ``stacks``.
+    reason : str
+        Why that method, in words.
+    resolution : tuple of float
+        Voxel size of a super-resolved volume along its array axes, mm.
+    voxels : int
+        Their number.
+    plain : bool
+        Whether the stacks are plain files, not those of a BIDS data set.
     """
 
     subject: str
@@ -73,11 +83,21 @@ class ReconstructionTask:
     stacks: tuple[StackFile, ...]
     warnings: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    method: str = "svr"
+    reason: str = ""
+    resolution: tuple[float, ...] = ()
+    voxels: int = 0
+    plain: bool = False
 
     @property
     def name(self) -> str:
         """Name of the task, for example ``sub-01_ses-01_acq-haste_T2w``."""
         return task_name(self.entities)
+
+    def volumes(self, reason: str) -> tuple["ReconstructionTask", ...]:
+        """Each stack as a volume to be super-resolved by itself, under its own name."""
+        return tuple(replace(self, entities=stack.entities, stacks=(stack,), method="sr", reason=reason)
+                     for stack in self.stacks)
 
     def with_warnings(self, *lines: str) -> "ReconstructionTask":
         """Copy with more warnings."""

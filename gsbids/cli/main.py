@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gsbids.cli import reconstruct, super_resolve
+from gsbids.cli import reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.errors import GsbidsError
 
 LOGGER = logging.getLogger("gsbids.cli")
 
 INTERRUPTED = 130
+
+#: Commands that take files, not a BIDS data set.
+COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _messages() as logger, _terminated_like_interrupted():
         try:
             words = list(sys.argv[1:] if argv is None else argv)
-            if words[:1] == [super_resolve.COMMAND]:
-                return super_resolve.run(super_resolve.parse(words[1:]))
-            if words[:1] == [reconstruct.COMMAND]:
-                return reconstruct.run(reconstruct.parse(words[1:]))
+            command = COMMANDS.get(words[0]) if words else None
+            if command:
+                return command.run(command.parse(words[1:]))
             args = parse_args(argv)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             if args.analysis_level == "group":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gsbids.bids.names import derivative_path, log_folder
 from gsbids.config import Config
-from gsbids.workflows.names import workflow_name
+from gsbids.workflows.names import volume_path, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -78,8 +78,7 @@ def _report_task(config: Config, task) -> bool:
     if crashes:
         _write_report(config, task, crashes)
     else:
-        volume = derivative_path(task.entities, "volume", res=config.workflow.output_resolution)
-        missing = [path for path in (output_dir / volume, report) if not path.is_file()]
+        missing = [path for path in (output_dir / volume_path(config, task), report) if not path.is_file()]
         if not missing:
             LOGGER.info("%s: report in %s", task.name, report)
             return True

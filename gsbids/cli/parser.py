@@ -9,12 +9,17 @@ from pathlib import Path
 
 from gsbids import __version__
 
-DESCRIPTION = "Reconstruct volumes from stacks of slices that were acquired while the subject moved."
-EPILOG = ("Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help. "
+DESCRIPTION = ("Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
+               "super-resolve single volumes.")
+EPILOG = ("Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help, gsbids sample --help. "
           "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
           "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
 
 RESOLUTION_RANGE = (0.2, 5.0)
+FACTOR_RANGE = (1.0, 16.0)
+
+#: Ways to say how fine a volume shall be: the command line's word replaces that of a settings file.
+_SIZES = {"--output-resolution": "output_resolution", "--sr-factor": "sr_factor", "--like": "like"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,11 +38,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     argv : sequence of str, optional
         Without the program; ``sys.argv[1:]`` by default. Options may be spelled with ``_`` for ``-``.
     """
-    argv = [_with_dashes(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    argv = [with_dashes(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
     config_file = _config_file(argv)
     if config_file is not None:
-        parser.set_defaults(**_settings(config_file))
+        values = _settings(config_file)
+        if any(arg.partition("=")[0] in _SIZES for arg in argv):
+            values = {key: value for key, value in values.items() if key not in _SIZES.values()}
+        parser.set_defaults(**values)
     return parser.parse_args(argv)
 
 
@@ -76,7 +84,7 @@ def _as_words(action: argparse.Action, value) -> list[str]:
     if isinstance(value, dict):
         value = tuple(f"{key}={item}" for key, item in value.items())
     if isinstance(value, tuple):
-        return [name, *value] if value else []
+        return [name, *map(str, value)] if value else []
     return [name, str(value)]
 
 
@@ -119,38 +127,52 @@ def _add_selection(group) -> None:
 
 
 def _add_method(group) -> None:
-    group.add_argument("--mode", choices=("auto", "svr"), default="auto",
-                       help="slice-to-volume reconstruction of two or more stacks (default: %(default)s)")
+    group.add_argument("--mode", choices=("auto", "svr", "sr"), default="auto",
+                       help="svr: slice-to-volume reconstruction of two or more stacks; sr: super-resolution of every "
+                       "volume by itself; auto: svr for two or more thick stacks of one contrast, else sr "
+                       "(default: %(default)s)")
     group.add_argument("--svr-method", choices=("default", "paper"), default="default",
                        help="how it is fitted; paper: as in the paper on which it builds, slower and less exact, "
                        "to compare with (default: %(default)s)")
     group.add_argument("--modality", default="T2w", metavar="SUFFIX",
                        help="suffix of the stacks (default: %(default)s)")
-    group.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
-                       help="voxel size of the volume (default: %(default)s)")
-    group.add_argument("--slice-thickness", type=_between(0.1, 20.0), metavar="MM",
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), nargs="+", action=_OneOrThree,
+                      metavar="MM", default=(), help="voxel size of the volume, for sr also one for each array axis "
+                      "(default: svr 0.8; sr half the voxel, thick slices as fine as in their plane)")
+    size.add_argument("--sr-factor", type=between(*FACTOR_RANGE, unit=""), nargs="+", action=_OneOrThree, metavar="F",
+                      default=(), help="sr: how many times finer, one number or one for each array axis")
+    size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
+    group.add_argument("--sr-quality", choices=("full", "fast"), default="full",
+                       help="sr: fast is the linear solution, in seconds (default: %(default)s)")
+    group.add_argument("--sr-profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
+                       help="sr: how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile "
+                       "across thick slices (default: %(default)s)")
+    group.add_argument("--slice-thickness", type=between(0.1, 20.0), metavar="MM",
                        help="thickness of the slices, instead of SliceThickness in the sidecars")
     group.add_argument("--mask-mode", choices=("auto", "derivatives", "nonzero", "otsu", "none"),
                        default="auto", help="where brain masks come from; auto: --derivatives if it has one, "
                        "else voxels that are not 0, else a threshold (default: %(default)s)")
-    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
-                       ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
-    group.add_argument("--random-seed", type=_whole(0, 2**32 - 1), metavar="INT", default=0,
+    for name, what in (("denoise", "denoise first"), ("n4", "correct the bias field first (N4)")):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
+                           help=f"{what} (default: with svr, not with sr)")
+    group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
+                       help="estimate the motion of every slice; without it stacks move as wholes")
+    group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
-    group.add_argument("--device", type=_device, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
                        help="where to compute (default: %(default)s)")
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
 
 
 def _add_resources(group) -> None:
-    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=_whole(1, 4096), metavar="INT",
+    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
                        help="threads in use at any time (default: all)")
-    group.add_argument("--omp-nthreads", type=_whole(1, 4096), metavar="INT",
+    group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
                        help="threads of one step (default: as --nprocs, at most 8)")
-    group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=_memory("M"), metavar="SIZE",
+    group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=memory_size("M"), metavar="SIZE",
                        help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)")
-    group.add_argument("--mem-gb", dest="memory_gb", type=_memory("G"), metavar="SIZE",
+    group.add_argument("--mem-gb", dest="memory_gb", type=memory_size("G"), metavar="SIZE",
                        help="the same; a bare number is GB")
     group.add_argument("--use-plugin", "--nipype-plugin-file", type=Path, metavar="YAML",
                        help="nipype plugin and its arguments: keys plugin and plugin_args")
@@ -176,7 +198,7 @@ def _add_control(group) -> None:
     group.add_argument("--write-graph", action="store_true", help="draw the workflow into the work folder")
 
 
-def _with_dashes(arg: str) -> str:
+def with_dashes(arg: str) -> str:
     """``--participant_label`` is ``--participant-label``; values stay as they are."""
     if not arg.startswith("--"):
         return arg
@@ -199,19 +221,31 @@ def _label(prefix: str) -> Callable[[str], str]:
     return parse
 
 
-def _between(low: float, high: float) -> Callable[[str], float]:
+class _OneOrThree(argparse.Action):
+    """One number, or one for each array axis, as a tuple."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) not in (1, 3):
+            raise argparse.ArgumentError(self, f"give one number or three, not {len(values)}")
+        setattr(namespace, self.dest, tuple(values))
+
+
+def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
+    """Numbers within a range, for argparse."""
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of mm") from None
+            what = f"a number of{unit}" if unit else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} mm is out of range; give {low:g} to {high:g} mm")
+            raise argparse.ArgumentTypeError(f"{text}{unit} is out of range; give {low:g} to {high:g}{unit}")
         return value
     return parse
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Whole numbers within a range, for argparse."""
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {low} to {high}")
@@ -219,13 +253,14 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
+    """Name of a device, for argparse."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device; give auto, cpu, cuda or cuda:N")
     return text
 
 
-def _memory(bare: str) -> Callable[[str], float]:
+def memory_size(bare: str) -> Callable[[str], float]:
     """Sizes in GB from text with a unit; ``bare`` is the unit of a number alone."""
     def parse(text: str) -> float:
         found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)

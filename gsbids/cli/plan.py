@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
@@ -59,6 +60,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     config = make_config(args)
     from gsbids.bids.description import check_folders
     from gsbids.bids.query import Selection, find_tasks
+    from gsbids.cli.tasks import check_tasks
 
     execution, workflow = config.execution, config.workflow
     check_folders(execution.bids_dir, execution.output_dir)
@@ -72,10 +74,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
         slice_thickness=workflow.slice_thickness,
         database_dir=execution.bids_database_dir,
         database_wipe=execution.bids_database_wipe)
-    tasks, refused = _check_tasks(find_tasks(execution.bids_dir, selection), config)
+    settings = None
+    if args.reports_only:
+        from gsbids.workflows.rebuild import settings_of_last_run
+
+        settings = partial(settings_of_last_run, config)
+    tasks, refused = check_tasks(find_tasks(execution.bids_dir, selection), config, settings)
     found = {task.subject for task in tasks} | {line.subject for line in refused}
     lines = [str(line) for line in refused]
-    lines += [f"--participant-label {label}: no {workflow.modality} stack of this participant is selected; "
+    lines += [f"--participant-label {label}: no {workflow.modality} image of this participant is selected; "
               "check its files, or leave the label out"
               for label in execution.participant_label if label not in found]
     if not tasks:
@@ -114,15 +121,29 @@ def make_config(args: argparse.Namespace) -> Config:
         dry_run=args.dry_run,
         verbosity=args.verbosity)
     _check_folders(execution)
-    names = ("mode", "svr_method", "modality", "output_resolution", "slice_thickness", "mask_mode", "denoise", "n4",
-             "motion_correction", "random_seed", "sloppy")
-    workflow = WorkflowOptions(device=_resolve_device(args.device),
+    names = ("mode", "svr_method", "modality", "output_resolution", "sr_factor", "sr_quality", "sr_profile",
+             "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
+    workflow = WorkflowOptions(device=resolve_device(args.device), like=args.like and args.like.resolve(),
                                **{name: getattr(args, name) for name in names})
+    _check_sizes(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
         raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
     if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
         LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
-    return Config(execution, workflow, _nipype_options(args))
+    return Config(execution, workflow, nipype_options(args))
+
+
+def _check_sizes(workflow: WorkflowOptions) -> None:
+    """Options of super-resolution are no options of SVR."""
+    if workflow.mode != "svr":
+        return
+    given = {"--sr-factor": workflow.sr_factor, "--like": workflow.like}
+    for option in (option for option, value in given.items() if value):
+        raise InputError(f"{option}: is for super-resolution, and the mode is svr; give --output-resolution MM, or "
+                         "another --mode")
+    if len(set(workflow.output_resolution)) > 1:
+        raise InputError(f"--output-resolution {' '.join(f'{v:g}' for v in workflow.output_resolution)}: voxels of SVR "
+                         "have equal sides; give one number")
 
 
 def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
@@ -142,37 +163,6 @@ def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
             raise InputError(f"--derivatives {value}: there is no such folder; give the root of a data set")
         datasets[name] = path
     return datasets
-
-
-def _check_tasks(tasks, config: Config):
-    """The tasks that can be run, with their warnings, and a line about each that cannot."""
-    from gsbids.bids.check import CheckOptions, check_task, fill_thickness
-
-    workflow = config.workflow
-    options = CheckOptions(mode=workflow.mode, mask_mode=workflow.mask_mode,
-                           thickness_given=workflow.slice_thickness is not None,
-                           masks_given=bool(config.execution.derivatives))
-    good, refused = [], []
-    for task in tasks:
-        try:
-            filled = fill_thickness(task)
-            checked = filled.with_warnings(*check_task(filled, options))
-        except InputError as error:
-            refused.append(_Refusal(task.subject, str(error)))
-            continue
-        for line in checked.warnings:
-            LOGGER.warning("%s: %s", checked.name, line)
-        good.append(checked)
-    return good, refused
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    subject: str
-    line: str
-
-    def __str__(self) -> str:
-        return self.line
 
 
 def _check_folders(execution: Execution) -> None:
@@ -222,14 +212,16 @@ def _read_filters(path: Path) -> dict[str, dict]:
     return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """The device to compute on; InputError where there is none of that name."""
     if device.startswith("cuda"):
         raise InputError(f"--device {device}: this version of gsbids computes on the CPU only; "
                          "give --device cpu or auto")
     return "cpu"
 
 
-def _nipype_options(args: argparse.Namespace) -> NipypeOptions:
+def nipype_options(args: argparse.Namespace) -> NipypeOptions:
+    """Threads, memory and plugin from the arguments."""
     nprocs = args.nprocs or len(os.sched_getaffinity(0))
     if args.memory_gb is not None and args.memory_gb < 0.1:
         LOGGER.warning("--mem: %g MB is very little; a bare number is MB, write %gG for GB",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from gsbids.cli.parser import RESOLUTION_RANGE, Parser, _between, _device, _memory, _whole, _with_dashes
+from gsbids.cli.parser import RESOLUTION_RANGE, Parser, between, device_name, memory_size, whole_number, with_dashes
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -34,16 +34,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_files(parser.add_argument_group("files"))
     _add_method(parser.add_argument_group("what is computed"))
     group = parser.add_argument_group("resources and control")
-    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=_whole(1, 4096), metavar="INT",
+    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
                        help="threads in use at any time (default: all)")
-    group.add_argument("--omp-nthreads", type=_whole(1, 4096), metavar="INT",
+    group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
                        help="threads of one step (default: as --nprocs, at most 8)")
-    group.add_argument("--mem", dest="memory_gb", type=_memory("M"), metavar="SIZE",
+    group.add_argument("--mem", dest="memory_gb", type=memory_size("M"), metavar="SIZE",
                        help="memory to plan with: 1.5G, 800M (default: 90 %% of all)")
     group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
                        help="keep what steps made here, to go on from (default: a folder that is removed at the end)")
     group.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
-    args = parser.parse_args([_with_dashes(word) for word in argv])
+    args = parser.parse_args([with_dashes(word) for word in argv])
     count = len(args.input_stacks)
     if args.input_masks and len(args.input_masks) != count:
         parser.error(f"--input-masks: {len(args.input_masks)} files for {count} stacks; give one for each, in their "
@@ -75,7 +75,7 @@ def _add_files(group) -> None:
 
 
 def _add_method(group) -> None:
-    group.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
+    group.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
                        help="voxel size of the volume (default: %(default)s)")
     group.add_argument("--slice-thickness", "--thicknesses", nargs="+", type=_thickness, metavar="MM", default=(),
                        help="one value or one a stack, instead of SliceThickness in the JSON files; header: the "
@@ -86,9 +86,9 @@ def _add_method(group) -> None:
     for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
                        ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
-    group.add_argument("--random-seed", type=_whole(0, 2**32 - 1), metavar="INT", default=0,
+    group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
-    group.add_argument("--device", type=_device, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
                        help="where to compute (default: %(default)s)")
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
 
@@ -138,7 +138,8 @@ def make_plan(args: argparse.Namespace, work: Path):
     """
     from gsbids.bids.description import check_folders
     from gsbids.bids.task import ReconstructionTask, StackFile
-    from gsbids.cli.plan import Plan, _check_tasks, _nipype_options, _resolve_device
+    from gsbids.cli.plan import Plan, nipype_options, resolve_device
+    from gsbids.cli.tasks import check_svr
     from gsbids.config import Config, Execution, WorkflowOptions
 
     files = [path.resolve() for path in (*args.input_stacks, *args.input_masks)]
@@ -154,34 +155,38 @@ def make_plan(args: argparse.Namespace, work: Path):
     if args.output_folder:
         check_folders(shared, folder)
     args.plugin, args.plugin_args, args.use_plugin = "auto", {}, None
-    names = ("output_resolution", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
+    names = ("mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
     config = Config(
         Execution(shared, folder, work, run_uuid="run", verbosity=args.verbosity),
-        WorkflowOptions(device=_resolve_device(args.device), **{name: getattr(args, name) for name in names}),
-        _nipype_options(args))
-    task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks))
-    tasks, refused = _check_tasks([task], config)
-    if refused:
+        WorkflowOptions(mode="svr", output_resolution=(args.output_resolution,), device=resolve_device(args.device),
+                        **{name: getattr(args, name) for name in names}),
+        nipype_options(args))
+    task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True)
+    try:
+        task = check_svr(task, config)
+    except InputError as error:
         # What is said of data sets does not help here.
-        raise InputError(str(refused[0]).replace(" with --bids-filter-file", "").replace("in the data sets of "
-                         "--derivatives", "in --input-masks"))
-    return Plan(config, tuple(tasks))
+        raise InputError(str(error).replace(" with --bids-filter-file", "").replace("in the data sets of "
+                         "--derivatives", "in --input-masks")) from error
+    for line in task.warnings:
+        LOGGER.warning("%s: %s", task.name, line)
+    return Plan(config, (task,))
 
 
 def _execute(plan) -> bool:
     """Run the workflow; whether it failed, which has been said then."""
-    from gsbids.bids.names import derivative_path
     from gsbids.cli.outcome import find_crashes, report_outcome
-    from gsbids.cli.run import _prepare_folders, build, environment, execute
+    from gsbids.cli.run import build, environment, execute, prepare_folders
+    from gsbids.workflows.names import volume_path
 
     config, task = plan.config, plan.tasks[0]
     for crash in find_crashes(config, task):
         crash.unlink()  # of the same command, before
     with environment(config), redirect_stdout(sys.stderr):
-        _prepare_folders(plan)
+        prepare_folders(plan)
         finished = execute(build(plan), plan)
-        volume = derivative_path(task.entities, "volume", res=config.workflow.output_resolution)
-        if finished and (config.execution.output_dir / volume).is_file() and not find_crashes(config, task):
+        volume = config.execution.output_dir / volume_path(config, task)
+        if finished and volume.is_file() and not find_crashes(config, task):
             return False
         report_outcome(config, plan.tasks, finished)
     return True
@@ -196,7 +201,7 @@ def _deliver(plan, outputs: dict[str, Path]) -> None:
     config, task = plan.config, plan.tasks[0]
     for option, target in outputs.items():
         kind = EXTRA.get(option, "volume")
-        needs = {"res": config.workflow.output_resolution} if "res" in KINDS[kind].needs else {}
+        needs = {"res": config.workflow.svr_resolution} if "res" in KINDS[kind].needs else {}
         source = config.execution.output_dir / derivative_path(task.entities, kind, **needs)
         target.parent.mkdir(exist_ok=True)
         if target.name.endswith(".nii"):
@@ -249,7 +254,7 @@ def _thickness_of(args: argparse.Namespace, number: int, path: Path, metadata: d
 
 def _thickness(text: str) -> float | None:
     """A number of mm; None for ``header``."""
-    return None if text == "header" else _between(*THICKNESS_RANGE)(text)
+    return None if text == "header" else between(*THICKNESS_RANGE)(text)
 
 
 def _sidecar(path: Path) -> dict:

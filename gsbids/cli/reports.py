@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from gsbids.bids.names import derivative_path, subject_folder
+from gsbids.bids.names import subject_folder
 from gsbids.cli.outcome import find_crashes
 from gsbids.cli.plan import Plan
 from gsbids.cli.run import environment
@@ -62,11 +62,11 @@ def print_boilerplate(plan: Plan) -> int:
 
 def _remake(plan: Plan, task) -> tuple[Path | None, int, str]:
     """The report of a task, and what there is to say of it."""
+    from gsbids.workflows.names import volume_path
     from gsbids.workflows.rebuild import rewrite_report, settings_of_last_run
 
     config = settings_of_last_run(plan.config, task)
-    volume = config.execution.output_dir / derivative_path(
-        task.entities, "volume", res=config.workflow.output_resolution)
+    volume = config.execution.output_dir / volume_path(config, task)
     crashes = [] if volume.is_file() else _last_crashes(config, task)
     with environment(config), redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="gsbids-") as scratch:
         try:

@@ -10,13 +10,13 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from gsbids.bids.description import write_description
-from gsbids.bids.names import derivative_path, log_folder
+from gsbids.bids.names import log_folder
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, is_step
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
-from gsbids.workflows.names import task_folder, workflow_name
+from gsbids.workflows.names import task_folder, volume_path, workflow_name
 from gsbids.workflows.rebuild import write_boilerplate
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -71,7 +71,7 @@ def run_plan(plan: Plan) -> int:
         if config.execution.dry_run:
             output.write(describe_plan(plan, build(plan)))
             return int(bool(plan.refused))
-        _prepare_folders(plan)
+        prepare_folders(plan)
         workflow = build(plan)
         if config.execution.write_graph:
             write_graph(workflow)
@@ -151,16 +151,18 @@ def write_graph(workflow) -> Path:
 
 
 def describe_plan(plan: Plan, workflow) -> str:
-    """What would be done: tasks with their stacks, and the nodes of the workflow."""
+    """What would be done: tasks with their images, and the nodes of the workflow."""
     config = plan.config
     lines = []
     for task in plan.tasks:
-        volume = derivative_path(task.entities, "volume", res=config.workflow.output_resolution)
-        target = config.execution.output_dir / volume
-        lines.append(f"{task.name}: {len(task.stacks)} stacks -> {target}")
+        target = config.execution.output_dir / volume_path(config, task)
+        what = "super-resolution" if task.method == "sr" else f"{len(task.stacks)} stacks"
+        lines.append(f"{task.name}: {what} -> {target}")
+        made = "none" if task.method == "sr" and config.workflow.mask_mode == "auto" else (
+            f"made ({config.workflow.mask_mode})")
         for stack in task.stacks:
-            mask = stack.mask or f"made ({config.workflow.mask_mode})"
-            lines.append(f"  {stack.path.name}: thickness {stack.thickness:g} mm, mask {mask}")
+            thickness = f"thickness {stack.thickness:g} mm, " if stack.thickness > 0 else ""
+            lines.append(f"  {stack.path.name}: {thickness}mask {stack.mask or made}")
     names = workflow.list_node_names()
     lines.append(f"{len(names)} nodes:")
     return "\n".join([*lines, *(f"  {name}" for name in names)]) + "\n"
@@ -186,7 +188,7 @@ def environment(config: Config) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _prepare_folders(plan: Plan) -> None:
+def prepare_folders(plan: Plan) -> None:
     """Folders and settings of the run, written before anything is computed."""
     config = plan.config
     execution = config.execution

@@ -14,7 +14,6 @@ from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "super-resolve"
-THICK = 1.5  # times the other voxel sides: slices, not an isotropic acquisition
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -24,9 +23,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("input", type=Path, metavar="IN.nii.gz", help="3D volume")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the finer volume")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--factor", type=_positive, nargs="+", metavar="X",
+    size.add_argument("--factor", type=positive, nargs="+", metavar="X",
                       help="how many times finer, one number or one for each array axis")
-    size.add_argument("--output-resolution", type=_positive, nargs="+", metavar="MM",
+    size.add_argument("--output-resolution", type=positive, nargs="+", metavar="MM",
                       help="voxel size, one number or one for each array axis")
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="the grid of this image")
     parser.add_argument("--sr-quality", choices=("full", "fast"), default="full",
@@ -34,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
                         help="how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile across "
                         "thick slices (default: %(default)s)")
-    parser.add_argument("--slice-thickness", type=_positive, metavar="MM",
+    parser.add_argument("--slice-thickness", type=positive, metavar="MM",
                         help="of thick slices, instead of SliceThickness in the sidecar")
     parser.add_argument("--model", type=Path, metavar="MODEL.npz", help="write the Gaussians here as well")
     parser.add_argument("--random-seed", type=int, default=0, metavar="INT")
@@ -60,64 +59,40 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output}: this is the input; give the output another name")
     import numpy as np
 
-    from gsbids.imaging.nifti import load_image, save_image
+    from gsbids.imaging.nifti import load_image, read_header, save_image
     from gsbids.recon.fit_sr import super_resolve
-    from gsbids.recon.sr_grid import resampled
     from gsbids.recon.sr_options import SrOptions
+    from gsbids.recon.sr_sample import sample_sr
+    from gsbids.recon.sr_setup import SrTarget, target_grid
 
     data, affine = load_image(args.input)
-    grid, like = _grid(args, data.shape, affine)
+    like = read_header(args.like) if args.like else None
+    target = SrTarget(tuple(args.factor or ()), tuple(args.output_resolution or ()), like)
+    grid, other = target_grid(data.shape, affine, target)
     profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
     options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,
                         threads=args.nprocs or len(os.sched_getaffinity(0)))
-    LOGGER.info("%s: %s voxels to %s, profile %s", args.input, _by(data.shape), _by(grid.shape), ", ".join(profile))
+    LOGGER.info("%s: %s voxels to %s, profile %s", args.input, by(data.shape), by(grid.shape), ", ".join(profile))
     result = super_resolve(data, affine, grid, options, LOGGER.info)
-    volume, target = result.volume, result.affine
-    if like is not None:
-        volume, target = resampled(volume, target, *like), like[1]
-    save_image(args.output, volume, target)
+    if other is None:
+        save_image(args.output, result.volume, result.affine)
+    else:
+        save_image(args.output, sample_sr(result, other[1], other[0]), other[1])
     if args.model:
         result.save(args.model)
     LOGGER.info("wrote %s", args.output)
     return 0
 
 
-def _grid(args, shape, affine):
-    """The grid to compute on, and shape and affine of the one to resample on, or None."""
-    import numpy as np
-
-    from gsbids.imaging.nifti import read_header
-    from gsbids.recon.sr_grid import grid_by_factor, grid_by_spacing, grid_like
-
-    if args.factor:
-        return grid_by_factor(shape, affine, args.factor if len(args.factor) == 3 else args.factor[0]), None
-    if args.output_resolution:
-        given = args.output_resolution
-        return grid_by_spacing(shape, affine, given if len(given) == 3 else given[0]), None
-    wanted = read_header(args.like)
-    grid = grid_like(shape, affine, *wanted)
-    same = grid.shape == wanted[0] and np.allclose(grid.affine, wanted[1], atol=1e-3)
-    return grid, None if same else wanted
-
-
 def _profile(args, spacing) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Profile and width of every axis."""
-    import numpy as np
+    from gsbids.recon.sr_setup import is_thick, voxel_profile
 
-    thick = int(np.argmax(spacing))
-    is_thick = spacing[thick] > THICK * np.median(spacing)
-    profile = ["box" if args.profile == "auto" else args.profile] * 3
-    width = [1.0, 1.0, 1.0]
-    if is_thick:
-        if args.profile == "auto":
-            profile[thick] = "gaussian"
-        thickness = args.slice_thickness or _sidecar_thickness(args.input)
-        if thickness:
-            width[thick] = float(np.clip(thickness / spacing[thick], 0.1, 3.0))
-    elif args.slice_thickness:
-        raise InputError(f"--slice-thickness was given, but {args.input} has voxels of {_by(spacing.round(3))} mm, "
+    thickness = args.slice_thickness or _sidecar_thickness(args.input)
+    if args.slice_thickness and not is_thick(spacing, thickness):
+        raise InputError(f"--slice-thickness was given, but {args.input} has voxels of {by(spacing.round(3))} mm, "
                          "which are no thick slices: leave it out")
-    return tuple(profile), tuple(width)
+    return voxel_profile(spacing, thickness, args.profile)
 
 
 def _sidecar_thickness(path: Path) -> float | None:
@@ -132,7 +107,8 @@ def _sidecar_thickness(path: Path) -> float | None:
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -142,5 +118,10 @@ def _positive(text: str) -> float:
     return value
 
 
-def _by(numbers) -> str:
+def by(numbers) -> str:
+    """Numbers as people write a size.
+
+    >>> by((2, 1.5))
+    '2 x 1.5'
+    """
     return " x ".join(f"{n:g}" for n in numbers)

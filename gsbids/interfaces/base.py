@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the interfaces share: stacks from their files, threads, paths in the node's folder."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -50,6 +52,33 @@ def limit_threads(threads: int) -> None:
 
     torch.set_num_threads(max(1, threads))
     numba.set_num_threads(min(max(1, threads), numba.config.NUMBA_NUM_THREADS))
+
+
+def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) -> dict:
+    """Write one row of metrics as ``metrics.tsv`` and ``metrics.json``.
+
+    Parameters
+    ----------
+    folder : path
+    name : str
+        First column: name of the reconstruction.
+    row : dict of str to float
+        NaN where there is no number.
+    descriptions : dict
+        BIDS description of every column.
+
+    Returns
+    -------
+    dict
+        Outputs of a node: paths ``table`` and ``metrics``, and ``columns``.
+    """
+    shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in row.values()]
+    text = "\t".join(["bids_name", *row]) + "\n" + "\t".join([name, *shown]) + "\n"
+    plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
+    first = {"LongName": "Name", "Description": "Name of the reconstruction"}
+    return {"table": write_text(os.path.join(folder, "metrics.tsv"), text),
+            "metrics": write_text(os.path.join(folder, "metrics.json"), json.dumps(plain, indent=1)),
+            "columns": {"bids_name": first} | descriptions}
 
 
 def write_text(path: str | Path, text: str) -> str:

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
 )
 
 from gsbids.imaging.nifti import load_image
-from gsbids.interfaces.base import NodeInterface, read_stack, write_text
+from gsbids.interfaces.base import NodeInterface, read_stack, write_metrics
 
 
 class QcMetricsInputSpec(BaseInterfaceInputSpec):
@@ -61,13 +61,7 @@ class QcMetrics(NodeInterface):
             stacks = [read_stack(*part) for part in parts]
         row = reconstruction_metrics(result, volume, load_image(inputs.mask)[0] > 0,
                                      np.linalg.norm(affine[:3, :3], axis=0), coverage, stacks)
-        shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in row.values()]
-        text = "\t".join(["bids_name", *row]) + "\n" + "\t".join([self.inputs.name, *shown]) + "\n"
-        self._results["table"] = write_text(self.path(runtime, "metrics.tsv"), text)
-        plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._results["metrics"] = write_text(self.path(runtime, "metrics.json"), json.dumps(plain, indent=1))
-        name = {"LongName": "Name", "Description": "Name of the reconstruction"}
-        self._results["columns"] = {"bids_name": name} | METRIC_DESCRIPTIONS
+        self._results |= write_metrics(runtime.cwd, inputs.name, row, METRIC_DESCRIPTIONS)
         return runtime
 
 
@@ -178,8 +172,8 @@ def gather_content(found: dict):
         files = {field: found[name][k] for field, name in lists.items() if name in found}
         files = {field: Path(file) for field, file in files.items() if file}
         reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
-        panels.append(StackPanel(**_tuples(fixed), **files, mask_reason=reason))
-    content = _tuples(found["content"])
+        panels.append(StackPanel(**as_tuples(fixed), **files, mask_reason=reason))
+    content = as_tuples(found["content"])
     facts = dict(found["facts"])
     facts["masking"] = "+".join(dict.fromkeys(filter(None, found.get("mask_methods", []))))
     if "resolution" in facts:
@@ -214,7 +208,7 @@ def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
     return (*fixed, *rows), len(result.field), result.settings.get("registration")
 
 
-def _tuples(fields: dict) -> dict:
+def as_tuples(fields: dict) -> dict:
     """Lists, also those within lists, as the tuples that frozen dataclasses hold."""
     def frozen(value):
         return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -16,6 +16,7 @@ class ConformStackInputSpec(BaseInterfaceInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="stack as acquired")
     slice_encoding_direction = traits.Str(desc="BIDS SliceEncodingDirection")
+    keep_as_is = traits.Bool(False, usedefault=True, desc="keep the order of the axes and negative voxels")
 
 
 class ConformStackOutputSpec(TraitedSpec):
@@ -25,7 +26,7 @@ class ConformStackOutputSpec(TraitedSpec):
 
 
 class ConformStack(NodeInterface):
-    """Move the slice axis to third place and make the voxels finite and non-negative."""
+    """Move the slice axis to third place and make the voxels finite and non-negative, or only finite."""
 
     input_spec = ConformStackInputSpec
     output_spec = ConformStackOutputSpec
@@ -37,13 +38,14 @@ class ConformStack(NodeInterface):
 
         data, affine = load_image(self.inputs.in_file)
         given = self.inputs.slice_encoding_direction
-        axis = slice_axis(data.shape, affine, given if isdefined(given) else None)
+        keep = self.inputs.keep_as_is
+        axis = 2 if keep else slice_axis(data.shape, affine, given if isdefined(given) else None)
         data, affine = conform(data, affine, axis)
-        negative = int((data < 0).sum())
+        negative = 0 if keep else int((data < 0).sum())
         if negative:
             LOGGER.warning("%s: %d negative voxels are set to 0", self.inputs.in_file, negative)
         out_file = self.path(runtime, "conformed.nii.gz")
-        self._results["out_file"] = str(save_image(out_file, np.maximum(data, 0.0), affine))
+        self._results["out_file"] = str(save_image(out_file, data if keep else np.maximum(data, 0.0), affine))
         return runtime
 
 

@@ -50,6 +50,8 @@ class MethodsFacts:
         Spacing of the output grid in mm.
     seed : int, optional
     device : str, optional
+    plain : bool
+        Whether the stacks were plain files, not those of a BIDS data set.
     """
 
     versions: dict = field(default_factory=dict)
@@ -64,6 +66,7 @@ class MethodsFacts:
     resolution: tuple[float, ...] | None = None
     seed: int | None = None
     device: str | None = None
+    plain: bool = False
 
 
 _MASKS = {
@@ -81,21 +84,27 @@ def methods_paragraphs(facts: MethodsFacts) -> tuple[str, ...]:
     ----------
     facts : MethodsFacts
     """
-    return (_preprocessing(facts), _reconstruction(facts), _software(facts))
+    return (_preprocessing(facts), _reconstruction(facts), software_sentence(facts.versions, facts.device, facts.seed))
 
 
-def _version(facts: MethodsFacts, package: str) -> str:
-    version = facts.versions.get(package)
+def version_of(versions: dict, package: str) -> str:
+    """Version of a package with a space before it; nothing where it is not known."""
+    version = versions.get(package)
     return f" {version}" if version else ""
 
 
 def _preprocessing(facts: MethodsFacts) -> str:
     count = f"{facts.n_stacks} stacks" if facts.n_stacks > 1 else "The stacks"
+    gsbids, nipype, pybids = (f"{name}{version_of(facts.versions, package)}" for name, package in (
+        ("gsbids", "gsbids"), ("Nipype", "nipype"), ("PyBIDS", "bids")))
     sentences = [
-        f"{count} of thick slices were organised as a BIDS data set [@bids] and processed with "
-        f"gsbids{_version(facts, 'gsbids')}, a BIDS App [@bidsapps] built on "
-        f"Nipype{_version(facts, 'nipype')} [@nipype] and PyBIDS{_version(facts, 'bids')} [@pybids]."]
-    masks = [_MASKS[name] for name in facts.masking.split("+") if name in _MASKS]
+        f"{count} of thick slices were organised as a BIDS data set [@bids] and processed with {gsbids}, a BIDS App "
+        f"[@bidsapps] built on {nipype} [@nipype] and {pybids} [@pybids]."]
+    known = _MASKS
+    if facts.plain:
+        sentences = [f"{count} of thick slices were processed with {gsbids}, built on {nipype} [@nipype]."]
+        known = _MASKS | {"derivatives": "were given with the stacks and resampled to them"}
+    masks = [known[name] for name in facts.masking.split("+") if name in known]
     if masks:
         sentences.append(f"Brain masks {', or '.join(masks)}.")
     steps = []
@@ -104,7 +113,8 @@ def _preprocessing(facts: MethodsFacts) -> str:
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4] inside the mask")
     if steps:
-        sentences.append(f"Stacks were {', and '.join(steps)} (ANTs [@ants], antspyx{_version(facts, 'ants')}).")
+        sentences.append(f"Stacks were {', and '.join(steps)} (ANTs [@ants], "
+                         f"antspyx{version_of(facts.versions, 'ants')}).")
     if facts.registered:
         sentences.append(
             "Whole stacks were co-registered rigidly from a cover of all rotations, maximising the normalised "
@@ -143,15 +153,16 @@ def _fit(facts: MethodsFacts) -> str:
             "slices and pixels that stand out lose weight (Welsch).")
 
 
-def _software(facts: MethodsFacts) -> str:
+def software_sentence(versions: dict, device: str | None, seed: int | None) -> str:
+    """The packages that computed, with their versions, on what, and from which seed."""
     names = (("PyTorch", "torch", "pytorch"), ("Numba", "numba", "numba"), ("NumPy", "numpy", "numpy"),
              ("SciPy", "scipy", "scipy"), ("NiBabel", "nibabel", "nibabel"))
-    parts = [f"{name}{_version(facts, package)} [@{key}]" for name, package, key in names]
+    parts = [f"{name}{version_of(versions, package)} [@{key}]" for name, package, key in names]
     sentence = f"Computations used {', '.join(parts[:-1])} and {parts[-1]}"
-    if facts.device:
-        sentence += f" on the {'GPU' if 'cuda' in facts.device else 'CPU'}"
-    if facts.seed is not None:
-        sentence += f"; the random seed was {facts.seed}"
+    if device:
+        sentence += f" on the {'GPU' if 'cuda' in device else 'CPU'}"
+    if seed is not None:
+        sentence += f"; the random seed was {seed}"
     return sentence + "."
 
 

@@ -57,7 +57,7 @@ def mid_planes(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
         Draw the outline of the mask.
     """
     image, inside, frame = _volume_frame(data, affine, mask, 460, 4.0)
-    middle = [_middle(inside, axis, image.data.shape) for axis in range(3)]
+    middle = [middle_of(inside, axis, image.data.shape) for axis in range(3)]
     drawn = inside if outlined else None
     return tuple(_volume_tile(image, drawn, axis, middle[axis], frame) for axis in (2, 1, 0))
 
@@ -76,7 +76,7 @@ def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np
     image, inside, frame = _volume_frame(data, affine, mask, 260, 2.0)
     top = float(np.percentile(image.data if inside is None or not inside.any() else image.data[inside], 99))
     frame = Frame(frame.box, (0.0, max(top, 1e-6)), frame.pixels, frame.zoom)
-    middle = [_middle(inside, axis, image.data.shape) for axis in range(3)]
+    middle = [middle_of(inside, axis, image.data.shape) for axis in range(3)]
     tiles = tuple(_volume_tile(image, inside, axis, middle[axis], frame) for axis in (2, 1, 0))
     return TileRow(f"{name}: black 0, white {form.format(top)}", tiles)
 
@@ -106,7 +106,8 @@ def _volume_frame(data, affine, mask, pixels: int,
     return image, inside, Frame(box, window(image.data, inside), pixels, zoom)
 
 
-def _middle(mask, axis: int, shape) -> int:
+def middle_of(mask, axis: int, shape) -> int:
+    """Index along an axis that halves a mask, or the array without one."""
     if mask is None or not mask.any():
         return shape[axis] // 2
     share = mask.sum(axis=tuple(a for a in range(3) if a != axis)).cumsum()
@@ -121,10 +122,12 @@ def _volume_tile(image: RasImage, mask, axis: int, index: int, frame: Frame) -> 
     label = f"{letter} {abs(position):.0f} mm"
     edges = plane_edges(axis)
     alt = f"{PLANES[axis].capitalize()} plane at {label}; {edges[0]} is on the left, {edges[2]} at the top."
-    return _tile(image, (axis, index), frame, label, alt, mask)
+    return plane_tile(image, (axis, index), frame, label, alt, mask)
 
 
-def _tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str, mask=None) -> Tile:
+def plane_tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str,
+               mask=None) -> Tile:
+    """One plane of an image, cut to the box of the frame; ``plane`` is the axis and the index along it."""
     axis, index = plane
     across, up = (a for a in range(3) if a != axis)
     box = list(frame.box)
@@ -133,11 +136,11 @@ def _tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt
     picture = cut(image.data[tuple(box)], axis, index)
     size = (picture.shape[0] * step[0], picture.shape[1] * step[1])
     outline = "" if mask is None else outline_path(cut(mask[tuple(box)], axis, index), step)
-    png = grey_png(picture, frame.limits, _pixels(size, step, frame))
+    png = grey_png(picture, frame.limits, tile_pixels(size, step, frame))
     return Tile(png, size[1], size[0], label, alt, plane_edges(axis), outline)
 
 
-def _pixels(size: tuple[float, float], step: tuple[float, float], frame: Frame) -> tuple[int, int]:
+def tile_pixels(size: tuple[float, float], step: tuple[float, float], frame: Frame) -> tuple[int, int]:
     """(rows, columns) of square pixels for a size and a voxel in mm."""
     scale = min(frame.pixels / max(size), frame.zoom / min(step))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
@@ -231,13 +234,13 @@ class _StackView:
         index = self.image.index_of(self.axis, source_index)
         whole = Frame((slice(None),) * 3, self.own_limits, round(240 * self.detail), 1.0)
         what = f"slice {source_index}"
-        first = _tile(self.image, (self.axis, index), whole, COLUMNS[0], f"{what} as acquired, mask outlined",
+        first = plane_tile(self.image, (self.axis, index), whole, COLUMNS[0], f"{what} as acquired, mask outlined",
                       self.mask)
         return TileRow(label, (first, *self._cropped((self.axis, index), what)))
 
     def across_row(self, axis: int) -> TileRow:
-        plane = (axis, _middle(self.mask, axis, self.image.data.shape))
-        first = _tile(self._blocks(self.image.data), plane, self._close_frame(self.own_limits), COLUMNS[0],
+        plane = (axis, middle_of(self.mask, axis, self.image.data.shape))
+        first = plane_tile(self._blocks(self.image.data), plane, self._close_frame(self.own_limits), COLUMNS[0],
                       "cut across the slices as acquired, mask outlined",
                       None if self.mask is None else self._blocks(self.mask).data)
         return TileRow(f"Across the slices ({PLANES[axis]} cut)",
@@ -249,7 +252,7 @@ class _StackView:
         for data, label in ((self.corrected, COLUMNS[1]), (self.simulated, COLUMNS[2])):
             if data is not None:
                 image = self._blocks(data) if blocks else self._with(data)
-                shown.append(_tile(image, plane, frame, label, f"{what}, {label.lower()}"))
+                shown.append(plane_tile(image, plane, frame, label, f"{what}, {label.lower()}"))
         if self.simulated is not None:
             shown.append(self._difference(plane, frame, what, blocks))
         return shown
@@ -259,12 +262,12 @@ class _StackView:
         data = reference - self.simulated
         data = data if self.mask is None else data * self.mask
         image = self._blocks(data) if blocks else self._with(data)
-        tile = _tile(image, plane, frame, COLUMNS[3], f"{what}, acquired minus simulated")
+        tile = plane_tile(image, plane, frame, COLUMNS[3], f"{what}, acquired minus simulated")
         box = list(frame.box)
         box[plane[0]] = slice(None)
         picture = cut(image.data[tuple(box)], *plane)
         step = (tile.height / picture.shape[0], tile.width / picture.shape[1])
-        png = difference_png(picture, 0.4 * self.limits[1], _pixels((tile.height, tile.width), step, frame))
+        png = difference_png(picture, 0.4 * self.limits[1], tile_pixels((tile.height, tile.width), step, frame))
         return Tile(png, tile.width, tile.height, tile.label, tile.alt, tile.edges)
 
     def _with(self, data: np.ndarray) -> RasImage:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gsbids.qc.citations import number_citations
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
+from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
 from gsbids.qc.report_figures import Figures, draw_figures
 
 LOGGER = logging.getLogger("gsbids.qc")
@@ -45,6 +46,28 @@ class StackPanel:
 
 
 @dataclass(frozen=True)
+class SrPanel:
+    """What the report of a super-resolved volume shows besides it.
+
+    Attributes
+    ----------
+    before : Path, optional
+        The volume that was given.
+    interpolated : Path, optional
+        Cubic B-spline of it, on the grid of the super-resolved volume.
+    chosen : tuple of (label, value)
+        Settings of the fit.
+    history : dict of str to list
+        Columns ``member``, ``iteration`` and ``loss``.
+    """
+
+    before: Path | None = None
+    interpolated: Path | None = None
+    chosen: tuple[tuple[str, str], ...] = ()
+    history: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """Everything a report shows; what is missing is left out and said so.
 
@@ -63,6 +86,8 @@ class ReportContent:
     orientation : str
         What left, right, front and head refer to.
     stacks : tuple of StackPanel
+    super_resolution : SrPanel, optional
+        Of a super-resolved volume, which has neither stacks nor motion.
     result : Path, optional
         File of :meth:`gsbids.recon.result.SvrResult.save`.
     registration : dict, optional
@@ -90,6 +115,7 @@ class ReportContent:
     uncertainty: Path | None = None
     orientation: str = "Letters are directions of the scanner (for a fetus, those of the mother)."
     stacks: tuple[StackPanel, ...] = ()
+    super_resolution: SrPanel | None = None
     result: Path | None = None
     registration: dict | None = None
     metrics: dict | None = None
@@ -158,7 +184,7 @@ def state(content: ReportContent) -> tuple[str, str]:
 
 #: Factor, decimal places and sign of the units of the metrics.
 _UNITS = {"fraction": (100, 1, " %"), "count": (1, 0, ""), "mL": (1, 0, " mL"), "mm": (1, 1, " mm"),
-          "degree": (1, 1, "°"), "arbitrary": (1, 3, ""), "slices": (1, 1, " slices")}
+          "dB": (1, 2, " dB"), "degree": (1, 1, "°"), "arbitrary": (1, 3, ""), "slices": (1, 1, " slices")}
 
 
 def format_number(value: float, units: str = "") -> str:
@@ -178,12 +204,16 @@ def format_number(value: float, units: str = "") -> str:
 
 
 _HIGHLIGHTS = ("ncc_median", "stack_agreement", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
-               "mask_volume")
+               "hidden_gain", "data_misfit", "energy_above", "energy_above_bspline", "mask_volume")
+_KNOWN = SR_METRIC_DESCRIPTIONS | METRIC_DESCRIPTIONS
 
 
 def highlights(metrics: dict | None) -> list[tuple[str, str]]:
     """The few numbers that head the report: (name, value)."""
-    shown = {name: METRIC_DESCRIPTIONS[name] for name in _HIGHLIGHTS if metrics and name in metrics}
+    shown = {name: _KNOWN[name] for name in _HIGHLIGHTS if metrics and name in metrics}
+    if metrics and "hidden_gain" in metrics:
+        # Super-resolution does without a mask, and its fast mode without a trial.
+        shown = {name: known for name, known in shown.items() if math.isfinite(metrics[name])}
     return [(known["LongName"], format_number(metrics[name], known["Units"]))
             for name, known in shown.items()]
 
@@ -192,7 +222,7 @@ def metric_rows(metrics: dict | None) -> list[tuple[str, str, str]]:
     """Every metric: (name, value, description); unknown ones under their own key."""
     rows = []
     for name, value in (metrics or {}).items():
-        known = METRIC_DESCRIPTIONS.get(name, {"LongName": name, "Units": "arbitrary", "Description": ""})
+        known = _KNOWN.get(name, {"LongName": name, "Units": "arbitrary", "Description": ""})
         shown = str(value) if isinstance(value, str) else format_number(value, known["Units"])
         rows.append((known["LongName"], shown, known["Description"]))
     return rows
@@ -219,7 +249,11 @@ def registration_rows(content: ReportContent) -> dict[str, str]:
 
 def _missing(content: ReportContent, figures: Figures) -> list[str]:
     """Parts of the report that could not be made."""
-    parts = (("the reconstruction", figures.planes), ("the stacks", figures.stacks),
-             ("motion", figures.motion), ("slice weights and similarity", figures.heat),
-             ("convergence", figures.convergence), ("metrics", content.metrics))
+    if content.super_resolution is not None:
+        parts = (("the volume", figures.planes), ("before and after", figures.comparison),
+                 ("the spectrum", figures.spectrum), ("metrics", content.metrics))
+    else:
+        parts = (("the reconstruction", figures.planes), ("the stacks", figures.stacks),
+                 ("motion", figures.motion), ("slice weights and similarity", figures.heat),
+                 ("convergence", figures.convergence), ("metrics", content.metrics))
     return [name for name, made in parts if not made]

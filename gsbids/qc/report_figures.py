@@ -13,6 +13,7 @@ from gsbids.imaging.masks import resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 from gsbids.qc import figures_curves as curves
 from gsbids.qc.displacement import SliceDisplacement, slice_displacement
+from gsbids.qc.figures_sr import SrImages, comparison_rows, detail_rows, member_losses, spectrum_curves
 from gsbids.qc.figures_style import inline_svg
 from gsbids.qc.figures_tiles import StackImages, TileRow, map_row, mid_planes, middle_slices, mosaic, stack_rows
 from gsbids.qc.tiles import Tile
@@ -41,6 +42,10 @@ class Figures:
     heat : list of SVG
         Weights, then similarity.
     similarity, convergence : SVG
+    comparison, details : tuple of TileRow
+        Before and after super-resolution, whole planes and parts of them.
+    spectrum : SVG
+        Power before and after.
     slices : list of dict
         One row a slice, for the table.
     notes : list of str
@@ -57,6 +62,9 @@ class Figures:
     heat: list = field(default_factory=list)
     similarity: Markup | None = None
     convergence: Markup | None = None
+    comparison: tuple[TileRow, ...] = ()
+    details: tuple[TileRow, ...] = ()
+    spectrum: Markup | None = None
     slices: list = field(default_factory=list)
     notes: list = field(default_factory=list)
 
@@ -80,6 +88,11 @@ def draw_figures(content) -> Figures:
         figures.maps = tuple(_draw_maps(content))
     except _FILE_ERRORS as error:
         figures.notes.append(f"Coverage and uncertainty could not be drawn: {_words(error)}")
+    if content.super_resolution is not None:
+        try:
+            _draw_super_resolution(figures, content)
+        except _FILE_ERRORS as error:
+            figures.notes.append(f"Before and after could not be drawn: {_words(error)}")
     # The page stays well under 15 MB however many stacks there are.
     detail = min(1.0, math.sqrt(7 / max(len(content.stacks), 1)))
     for panel in content.stacks:
@@ -111,6 +124,20 @@ def _draw_volume(figures: Figures, content) -> None:
         data, affine = load_image(content.unmasked)
         mask = _mask_on(content.mask, affine, data.shape)
         figures.surroundings = mosaic(data, affine, mask, outlined=True)
+
+
+def _draw_super_resolution(figures: Figures, content) -> None:
+    panel = content.super_resolution
+    if panel.history.get("loss"):
+        figures.convergence = _svg(member_losses(panel.history), "convergence",
+                                   "Loss of every field of Gaussians against the iteration.")
+    if content.volume is None or panel.before is None or panel.interpolated is None:
+        return
+    (after, affine), (before, own), (between, _) = map(load_image, (content.volume, panel.before, panel.interpolated))
+    images = SrImages(after, affine, before, own, between, _mask_on(content.mask, affine, after.shape))
+    figures.comparison, figures.details = comparison_rows(images), detail_rows(images)
+    label = "Power of the image before and after super-resolution against the frequency, along each axis."
+    figures.spectrum = _svg(spectrum_curves(images), "spectrum", label)
 
 
 def _draw_maps(content):

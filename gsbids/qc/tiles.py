@@ -17,6 +17,7 @@ from gsbids.imaging.masks import bounding_box
 #: Letters at the two ends of the three world axes: (towards +, towards -).
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
 PLANES = ("sagittal", "coronal", "axial")
+IN_EARNEST = 0.1  # of white: negative intensities beyond are no ringing
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,15 @@ def plane_edges(axis: int) -> tuple[str, str, str, str]:
 
 
 def window(image: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
-    """Grey window: 0 to the 99.5th percentile of the intensities inside the mask (of the positive ones)."""
-    values = image[mask] if mask is not None and mask.any() else image[image > 0]
+    """Grey window: 0 to the 99.5th percentile of the intensities inside the mask (of the positive ones).
+
+    Where intensities are negative in earnest (brought to mean 0, say), it begins at their 0.5th percentile.
+    """
+    chosen = image[mask] if mask is not None and mask.any() else image
+    values = chosen if chosen is not image else image[image > 0]
     high = float(np.percentile(values, 99.5)) if values.size else 0.0
-    return 0.0, high if high > 0 else 1.0
+    low = float(np.percentile(chosen, 0.5)) if chosen.size else 0.0
+    return low if low < -IN_EARNEST * high else 0.0, high if high > 0 else 1.0
 
 
 def crop_box(mask: np.ndarray | None, shape: tuple, spacing: np.ndarray,

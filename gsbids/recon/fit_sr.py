@@ -11,6 +11,7 @@ import torch
 from gsbids.errors import InputError
 from gsbids.imaging.masks import bounding_box
 from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, linear_solution, mix, refine
+from gsbids.recon.sr_edge import ends_at_cut, learn_edge, sharpen_edge
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_member import fit_member, render_fine
 from gsbids.recon.sr_options import SrOptions
@@ -39,7 +40,8 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
 
     Gaussians are fitted so that D(render) is the volume (:mod:`gsbids.recon.sr_member`), as an ensemble; hidden
     voxels choose how, and how the mean is mixed with the Sobolev solution and the cubic B-spline
-    (:mod:`gsbids.recon.sr_choice`); the mix is projected on ``{x: D x = y}`` and smoothed by non-local means.
+    (:mod:`gsbids.recon.sr_choice`); the mix is projected on ``{x: D x = y}`` and smoothed by non-local means; where
+    the volume was cut out by a mask, its edge is made one (:mod:`gsbids.recon.sr_edge`).
 
     Parameters
     ----------
@@ -82,7 +84,8 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
     if fit.choice:
         settings["choice"] = fit.choice.settings()
     return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
-                    fit.history or {}, settings)
+                    fit.history or {}, settings, fit.choice.blend[0] if fit.fields else 0.0,
+                    np.array(affine, float), whole.filled)
 
 
 def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray:
@@ -133,9 +136,25 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
         history["iteration"] += range(len(fit.history["loss"]))
         history["loss"] += fit.history["loss"]
         say(f"field {member + 1} of {count}: {len(fit.field)} Gaussians")
+    fine = _blended(problem, mean, choice)
+    curve = learn_edge(problem, lambda copy: _one_member(copy, choice)) if problem.options.sharp_edge else None
+    if cut := curve is not None and ends_at_cut(problem, fine, curve):
+        say("the volume ends at a cut through tissue: its edge is sharpened")
+        fine = refine(problem, sharpen_edge(problem, fine, curve), replace(choice, smoothing=0.0))
+    return _Fit(fine, tuple(fields), history, replace(choice, edge=cut))
+
+
+def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:
+    """The mean of the fields with the linear solutions, true to the data and smoothed."""
     experts = [mean, linear_solution(problem, choice.noise) if choice.blend[1] > 0 else None,
                bspline_solution(problem) if choice.blend[2] > 0 else None]
-    return _Fit(refine(problem, mix(experts, choice.blend), choice), tuple(fields), history, choice)
+    return refine(problem, mix(experts, choice.blend), choice)
+
+
+def _one_member(problem: SrProblem, choice: SrChoice) -> np.ndarray:
+    """The same with one field, quickly."""
+    fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed) if choice.blend[0] > 0 else None
+    return _blended(problem, fit and render_fine(problem, fit.field), choice)
 
 
 def _moved(field, box):

@@ -11,11 +11,15 @@ PIXEL_TOLERANCE = 4.0
 GAIN_LIMITS = (0.05, 5.0)
 SHADE_LIMITS = (0.05, 3.0)
 TRUSTED = 0.5  # weight of a slice that is like others
-GAIN_PRIOR = 1e-4  # strength of the pull to gain 1, as a share of the median slice's evidence: deep drops are real
+GAIN_SPREAD = 0.3  # standard deviation of gains as expected: the pull to 1
+ALIKE = 50.0  # pixels whose residuals go together: less evidence than their number says
+SHADE_PRIOR = 1e-4  # pull of a shade to 1, as a share of the slice's median evidence
 
 
 def slice_gains(values, simulated, weight) -> np.ndarray:
-    """Least-squares gain of every slice, ``values ~ gain * simulated``, drawn a little towards 1.
+    """Gain of every slice, ``values ~ gain * simulated``: least squares, drawn to 1 as far as residuals leave it open.
+
+    The pull is that of a normal prior, and fades as the volume gets sharp: then small and deep drops are real.
 
     Parameters
     ----------
@@ -28,7 +32,9 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
     """
     cross = (weight * values * simulated).sum((1, 2), dtype=float)
     power = (weight * simulated * simulated).sum((1, 2), dtype=float)
-    prior = GAIN_PRIOR * np.median(power) + 1e-12
+    own = (cross / np.maximum(power, 1e-12))[:, None, None].astype(np.float32)
+    misfit = (weight * (values - own * simulated) ** 2).sum((1, 2)) / np.maximum(weight.sum((1, 2)), 1e-12)
+    prior = ALIKE * np.median(misfit) / GAIN_SPREAD**2 + 1e-12
     gain = np.clip((cross + prior) / (power + prior), *GAIN_LIMITS)
     return gain / np.exp(np.average(np.log(gain), weights=power + 1e-12))
 
@@ -80,7 +86,7 @@ def shades_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.n
     for s in doubtful:
         cross, power = (ndimage.gaussian_filter(mask[s] * a * simulated[s], width[s])
                         for a in (values[s], simulated[s]))
-        prior = GAIN_PRIOR * np.median(power[mask[s]])
+        prior = SHADE_PRIOR * np.median(power[mask[s]])
         shade[s] = np.clip((cross + prior) / (power + prior), *SHADE_LIMITS)
     with_shade = slice_weights(values - shade * simulated, mask)
     helped = (weight < TRUSTED) & (with_shade >= TRUSTED)

@@ -47,6 +47,8 @@ class SrChoice:
         Of the projection, see :meth:`gsbids.recon.sampling_operator.SamplingOperator.project`.
     errors : dict
         Root mean squared error of every candidate at the hidden voxels, in [0, 1] of the data.
+    edge : bool
+        The edge was sharpened, see :mod:`gsbids.recon.sr_edge`.
     """
 
     schedule: Schedule
@@ -55,6 +57,7 @@ class SrChoice:
     noise: float
     noise_ratio: float
     errors: dict
+    edge: bool = False
 
     def settings(self) -> dict:
         """As plain numbers, for files."""

@@ -30,6 +30,13 @@ class SrResult:
         the same input gives the same file.
     settings : dict
         Options, what was chosen by the hidden voxels, and their errors.
+    share : float
+        Weight of the mean of the fields in the volume; the rest is what the linear solutions, the projection on the
+        data and non-local means made.
+    coarse_affine : ndarray, (4, 4), float64
+        Of the volume that was given.
+    filled : ndarray, (A, B, C), bool
+        Its voxels that are not background.
     """
 
     volume: np.ndarray
@@ -39,29 +46,36 @@ class SrResult:
     intensity_scale: float = 1.0
     history: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
+    share: float = 0.0
+    coarse_affine: np.ndarray = field(default_factory=lambda: np.eye(4))
+    filled: np.ndarray = field(default_factory=lambda: np.ones((1, 1, 1), bool))
+
+    FORMAT = "gsbids-sr-2"
+    IMAGES = ("volume", "affine", "coarse_affine", "filled")
 
     def save(self, path: str | Path) -> Path:
-        """Write all but the volume as ``.npz`` under a temporary name, then rename."""
+        """Write as ``.npz`` under a temporary name, then rename."""
         path = Path(path)
         arrays = {f"field_{n}_{k}": getattr(f, k) for n, f in enumerate(self.fields) for k in GaussianField.ARRAYS}
-        header = {"format": "gsbids-sr-1", "members": len(self.fields), "shape": list(self.volume.shape),
+        arrays |= {k: getattr(self, k) for k in self.IMAGES}
+        header = {"format": self.FORMAT, "members": len(self.fields), "share": self.share,
                   "intensity_offset": self.intensity_offset, "intensity_scale": self.intensity_scale,
                   "history": self.history, "settings": self.settings}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), affine=self.affine, **arrays)
+                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return path
 
     @classmethod
-    def load(cls, path: str | Path, volume: np.ndarray) -> "SrResult":
-        """Read a file written by :meth:`save`, beside its volume; nothing is unpickled."""
+    def load(cls, path: str | Path) -> "SrResult":
+        """Read a file written by :meth:`save`; nothing is unpickled."""
         with np.load(path, allow_pickle=False) as data:
             header = json.loads(str(data["header"]))
             fields = tuple(GaussianField(**{k: data[f"field_{n}_{k}"] for k in GaussianField.ARRAYS})
                            for n in range(header["members"]))
-            return cls(volume, data["affine"], fields, header["intensity_offset"], header["intensity_scale"],
-                       header["history"], header["settings"])
+            plain = {k: header[k] for k in ("intensity_offset", "intensity_scale", "history", "settings", "share")}
+            return cls(fields=fields, **plain, **{k: data[k] for k in cls.IMAGES})

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``gsbids sample``: the image of a saved model on any grid, without another fit."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gsbids.cli.parser import Parser
+from gsbids.cli.super_resolve import by, positive
+from gsbids.errors import InputError
+
+LOGGER = logging.getLogger("gsbids.cli")
+COMMAND = "sample"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments after ``gsbids sample``."""
+    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False,
+                    description="Sample a model of Gaussians, of a reconstruction or a super-resolution, on any grid. "
+                    "Gaussians are evaluated at the voxel centres; nothing is fitted.")
+    parser.add_argument("model", type=Path, metavar="MODEL.npz", help="*_desc-gaussians_model.npz")
+    parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the volume")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--spacing", type=positive, nargs="+", metavar="MM",
+                      help="voxel size, one number or one for each array axis")
+    size.add_argument("--factor", type=positive, nargs="+", metavar="F",
+                      help="how many times finer than the image that was super-resolved, or than --like")
+    parser.add_argument("--like", type=Path, metavar="GRID.nii.gz",
+                        help="the grid of this image; with --spacing or --factor: its field of view")
+    parser.add_argument("--mask", type=Path, metavar="MASK.nii.gz",
+                        help="0 beyond this brain mask (of a reconstruction: and its rim); without it the whole field "
+                        "of view")
+    parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
+    parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
+    args = parser.parse_args(argv)
+    if not (args.spacing or args.factor or args.like):
+        parser.error("one of --spacing, --factor and --like is required")
+    for name in ("spacing", "factor"):
+        if getattr(args, name) is not None and len(getattr(args, name)) not in (1, 3):
+            parser.error(f"--{name}: give one number or three")
+    if not args.output.name.endswith((".nii", ".nii.gz")):
+        parser.error(f"{args.output}: the output's name must end with .nii.gz or .nii")
+    if args.nprocs is not None and args.nprocs < 1:
+        parser.error("--nprocs must be at least 1")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, sample, write under a temporary name, rename; 0, or an error that is one line."""
+    if not args.output.parent.is_dir():
+        raise InputError(f"{args.output.parent}: there is no such folder; make it first")
+    for given in filter(None, (args.like, args.mask)):
+        if args.output.exists() and given.exists() and args.output.samefile(given):
+            raise InputError(f"{args.output}: this is an input; give the output another name")
+    import numba
+
+    from gsbids.imaging.nifti import load_image, save_image
+    from gsbids.recon.models import load_model, sample_model
+
+    threads = args.nprocs or len(os.sched_getaffinity(0))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    model = load_model(args.model)
+    mask = load_image(args.mask) if args.mask else None
+    affine, shape = _grid(args, model)
+    LOGGER.info("%s: %s on %s voxels", args.model, type(model).__name__.removesuffix("Result").upper(), by(shape))
+    save_image(args.output, sample_model(model, affine, shape, mask), affine)
+    LOGGER.info("wrote %s", args.output)
+    return 0
+
+
+def _grid(args: argparse.Namespace, model):
+    """Affine and shape of the grid that is asked for."""
+    from gsbids.imaging.nifti import read_header
+    from gsbids.recon.models import grid_of_factor, grid_of_spacing, model_grid
+    from gsbids.recon.sr_result import SrResult
+
+    if args.like:
+        shape, affine = read_header(args.like)
+    elif args.factor and isinstance(model, SrResult):
+        affine, shape = model.coarse_affine, model.filled.shape
+    elif args.factor:
+        raise InputError(f"--factor: {args.model} is a reconstruction from stacks, which has no voxels that others "
+                         "could be finer than; give --spacing MM, or --like GRID.nii.gz with it")
+    else:
+        affine, shape = model_grid(model)
+    if args.spacing:
+        return grid_of_spacing(affine, shape, _one_or_three(args.spacing))
+    if args.factor:
+        return grid_of_factor(affine, shape, _one_or_three(args.factor))
+    return affine, shape
+
+
+def _one_or_three(numbers: Sequence[float]):
+    return tuple(numbers) if len(numbers) == 3 else numbers[0]

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods text of super-resolution: what was done, in words that can be copied into a paper."""
+
+from dataclasses import dataclass, field
+
+from gsbids.qc.citations import software_sentence, version_of
+
+
+@dataclass(frozen=True)
+class SrMethodsFacts:
+    """What was really done, for :func:`sr_methods_paragraphs`.
+
+    Attributes
+    ----------
+    versions : dict of str to str
+        Version of each package by its import name.
+    suffix : str
+        Of the volume, for example ``T1w``.
+    denoised, bias_corrected : bool
+    resolution : tuple of float
+        Voxel size of the fine volume in mm.
+    settings : dict
+        Of ``SrResult``; empty where nothing was fitted.
+    n_fields, n_gaussians : int
+        Members of the ensemble, and Gaussians of all of them.
+    n_volumes : int
+        Of the run that the text is about.
+    planned : {"", "full", "fast"}
+        Quality of a run that is told of without its results.
+    seed : int, optional
+        Where ``settings`` do not have it.
+    """
+
+    versions: dict = field(default_factory=dict)
+    suffix: str = ""
+    denoised: bool = False
+    bias_corrected: bool = False
+    resolution: tuple[float, ...] = ()
+    settings: dict = field(default_factory=dict)
+    n_fields: int = 0
+    n_gaussians: int = 0
+    n_volumes: int = 1
+    planned: str = ""
+    seed: int | None = None
+
+
+_PROFILES = {"box": "the mean over the voxel", "gaussian": "a Gaussian slice profile",
+             "trilinear": "linear interpolation at its centre", "kspace": "a cut of k-space at its Nyquist frequency"}
+
+
+def sr_methods_paragraphs(facts: SrMethodsFacts) -> tuple[str, ...]:
+    """Methods section of one super-resolved volume, as paragraphs with ``[@key]`` citations."""
+    return (_preprocessing(facts), _planned(facts) if facts.planned else _super_resolution(facts),
+            software_sentence(facts.versions, "cpu", facts.settings.get("seed", facts.seed)))
+
+
+def _preprocessing(facts: SrMethodsFacts) -> str:
+    one = facts.n_volumes == 1
+    count = f"One {facts.suffix} volume" if one else f"{facts.n_volumes} {facts.suffix} volumes"
+    sentences = [f"{count} of a BIDS data set [@bids] {'was' if one else 'were'} processed with "
+                 f"gsbids{version_of(facts.versions, 'gsbids')}, a BIDS App [@bidsapps] built on "
+                 f"Nipype{version_of(facts.versions, 'nipype')} [@nipype] and "
+                 f"PyBIDS{version_of(facts.versions, 'bids')} [@pybids]."]
+    steps = []
+    if facts.denoised:
+        steps.append("denoised by adaptive non-local means [@denoise]")
+    if facts.bias_corrected:
+        steps.append("corrected for intensity inhomogeneity with N4 [@n4]")
+    if steps:
+        sentences.append(f"{'It was' if one else 'They were'} {' and '.join(steps)} (ANTs [@ants], "
+                         f"antspyx{version_of(facts.versions, 'ants')}).")
+    return " ".join(sentences)
+
+
+def _planned(facts: SrMethodsFacts) -> str:
+    """What is true of all volumes of a run, whatever their fits choose."""
+    one = facts.n_volumes == 1
+    size = " x ".join(f"{side:g}" for side in facts.resolution)
+    first = (f"{'It was' if one else 'They were'} super-resolved{f' to voxels of {size} mm' if size else ''}, "
+             f"{'' if one else 'each '}from its own voxels alone.")
+    if facts.planned == "fast":
+        return (f"{first} The volume is the one of least energy at high frequencies that is true to the data (Sobolev "
+                "solution).")
+    return (f"{first} The image was modelled by normalised fields of anisotropic Gaussians [@srgaussians], each with "
+            "an amplitude and a log-weight, fitted with Adam [@adam] to its squared residuals. Voxels that were hidden "
+            "from a trial on a part of the image chose width, rates and iterations, and the blend of the Gaussians "
+            "with the Sobolev solution and a cubic B-spline, which was projected on the data.")
+
+
+def _super_resolution(facts: SrMethodsFacts) -> str:
+    if not facts.settings:
+        return "It was to be super-resolved from its own voxels alone."
+    factor = " x ".join(f"{f:.3g}" for f in facts.settings["factor"])
+    size = " x ".join(f"{side:g}" for side in facts.resolution)
+    names = facts.settings["profile"]
+    names = dict.fromkeys([names] if isinstance(names, str) else names)
+    words = " and ".join(_PROFILES[name] for name in names)
+    sentences = [f"It was super-resolved {factor} times along its axes, to voxels of {size} mm, from its own voxels "
+                 f"alone; a voxel of the image was taken to be {words} of the fine volume."]
+    choice = facts.settings.get("choice")
+    if not choice:
+        return " ".join([*sentences, "The volume is the one of least energy at high frequencies that is true to the "
+                         "data (Sobolev solution)."])
+    if facts.n_fields:
+        many = f"{facts.n_fields} normalised fields" if facts.n_fields > 1 else "one normalised field"
+        count = f"{facts.n_gaussians:,}".replace(",", " ")
+        sentences.append(
+            f"The image was modelled by {many} of anisotropic Gaussians [@srgaussians] ({count} in all), each with an "
+            "amplitude and a log-weight, fitted with Adam [@adam] to the squared residuals of the image.")
+    blend = ", ".join(f"{100 * share:.0f} % {_EXPERTS[name]}" for name, share in choice["blend"].items() if share)
+    sentences.append(
+        "Voxels that were hidden from a trial on a part of the image chose width, rates and iterations, and the blend: "
+        f"{blend}. The blend was projected on the data"
+        + (", smoothed by non-local means, and projected again." if choice["smoothing"] else "."))
+    return " ".join(sentences)
+
+
+_EXPERTS = {"gaussians": "Gaussians", "sobolev": "the Sobolev solution", "bspline": "a cubic B-spline"}

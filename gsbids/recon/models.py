@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saved models of either kind: reading one without knowing which, the room it fills, and sampling it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from gsbids.errors import InputError
+from gsbids.imaging.masks import resample_mask
+from gsbids.recon.resample import sample_result
+from gsbids.recon.result import SvrResult
+from gsbids.recon.sr_grid import MOST_VOXELS
+from gsbids.recon.sr_result import SrResult
+from gsbids.recon.sr_sample import sample_sr
+
+KINDS = {"gsbids-svr-2": SvrResult, SrResult.FORMAT: SrResult}
+ROOM = 1.5  # mm around the Gaussians of an SVR model, whose centres reach beyond the masks already
+
+
+def load_model(path: str | Path) -> SvrResult | SrResult:
+    """Read the model of a slice-to-volume reconstruction or of a super-resolution; nothing is unpickled.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The file is missing or damaged, no model, or one of another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; give a *_desc-gaussians_model.npz that gsbids wrote")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            found = json.loads(str(data["header"]))["format"]
+        if found in KINDS:
+            return KINDS[found].load(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: this is no model of gsbids, or a damaged one ({type(error).__name__}); give a "
+                         "*_desc-gaussians_model.npz that gsbids wrote") from error
+    raise InputError(f"{path}: the model has the format {found!r}, and this version reads {', '.join(KINDS)}: make "
+                     "it anew with this version")
+
+
+def model_grid(model: SvrResult | SrResult) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Affine and shape of the room that a model fills.
+
+    For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around
+    the Gaussians.
+    """
+    if isinstance(model, SrResult):
+        return model.affine, model.volume.shape
+    if not len(model.field):
+        raise InputError("the model holds no Gaussians: there is nothing to sample")
+    low, high = model.field.mean.min(0) - ROOM, model.field.mean.max(0) + ROOM
+    shape = tuple(int(n) for n in np.ceil(high - low) + 1)
+    affine = np.eye(4)
+    affine[:3, 3] = (low + high) / 2 + model.field.origin - (np.array(shape) - 1) / 2
+    return affine, shape
+
+
+def grid_of_spacing(affine: np.ndarray, shape, spacing) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The same field of view in voxels of exactly this size (mm, one number or three), centred in it."""
+    own = np.linalg.norm(affine[:3, :3], axis=0)
+    step = np.broadcast_to(np.asarray(spacing, float), 3) / own
+    count = np.maximum(np.floor(np.array(shape) / step + 1e-3), 1)
+    return _within(affine, shape, step, count)
+
+
+def grid_of_factor(affine: np.ndarray, shape, factor) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The same field of view, filled exactly by ``factor`` times as many voxels (one number or three)."""
+    count = np.maximum(np.rint(np.array(shape) * np.broadcast_to(np.asarray(factor, float), 3)), 1)
+    return _within(affine, shape, np.array(shape) / count, count)
+
+
+def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None) -> np.ndarray:
+    """The image of a model at the voxel centres of a grid.
+
+    Parameters
+    ----------
+    model : SvrResult or SrResult
+    affine, shape
+        Of the grid.
+    mask : tuple of (ndarray, affine), optional
+        Voxels farther out than the rim of the fit (SVR; none for SR) become 0.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+        In input intensities.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The mask and the grid have nothing in common.
+    """
+    is_sr = isinstance(model, SrResult)
+    image = sample_sr(model, affine, shape) if is_sr else sample_result(model, affine, shape)
+    if mask is None:
+        return image
+    inside = resample_mask(*mask, affine, shape)
+    if not inside.any():
+        raise InputError("--mask: no voxel of the grid is inside the mask; check that both are of one space")
+    rim = 0.0 if is_sr else float(model.settings.get("rim", 0.0))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return image * (ndimage.distance_transform_edt(~inside, sampling=spacing) <= rim)
+
+
+def _within(affine, shape, step, count):
+    if np.prod(count) > MOST_VOXELS:
+        raise InputError(f"the grid would have {' x '.join(f'{n:.0f}' for n in count)} voxels; at most "
+                         f"{MOST_VOXELS:.0e} are supported: ask for larger voxels")
+    inner = np.diag([*step, 1.0])
+    inner[:3, 3] = (np.array(shape) - 1) / 2 - step * (count - 1) / 2
+    return affine @ inner, tuple(int(n) for n in count)
