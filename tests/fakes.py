@@ -80,7 +80,8 @@ def modules() -> dict[str, types.ModuleType]:
     from gsbids.workflows import report as real
 
     base, report = types.ModuleType("gsbids.workflows.base"), types.ModuleType("gsbids.workflows.report")
-    report.report_inputs, report.left_files = real.report_inputs, real.left_files
+    for name in ("report_inputs", "left_files", "sr_report_inputs", "left_sr_files"):
+        setattr(report, name, getattr(real, name))
     base.init_gsbids_wf, report.write_crash_report = init_gsbids_wf, write_crash_report
     return {module.__name__: module for module in (base, report)}
 

@@ -59,7 +59,12 @@ def test_volume_mask_and_everything_else(files, capsys):
     assert len(list(anat.glob("*_desc-motion_timeseries.tsv"))) == 3
     # Thickness of the one that has it is taken for the others, and said.
     assert "3.5 mm is taken from the other stacks" in said
-    assert "s 2.nii.gz" in (files / "r.html").read_text(encoding="utf-8")
+    page = (files / "r.html").read_text(encoding="utf-8")
+    assert "s 2.nii.gz" in page
+    assert "3 stacks of thick slices were processed with gsbids" in page
+    assert "Brain masks were given with the stacks" in page
+    assert "organised as a BIDS data set" not in page
+    assert "--mode" not in page
     assert list((files / "tmp").glob("gsbids-*")) == []
     assert set(before) < set(names(files))
 

@@ -15,6 +15,7 @@ from gsbids.bids.group import GROUP_STEM
 from gsbids.cli.main import main
 from gsbids.qc.group import metric_spread
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
+from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
 
 
 def write_row(out, sub, ses="", name=None, **changes):
@@ -125,6 +126,28 @@ def test_columns_of_other_versions(group, folders):
     row = read(folders[1])[1]
     assert (row["later"], row["undescribed"], read(folders[1])[0]["later"]) == ("5", "n/a", "n/a")
     assert "<b>Later" not in (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+
+
+def test_methods_are_compared_with_their_own_kind(group, folders):
+    """Sharpness of super-resolved volumes is another thing: nine of them mark no reconstruction, and none of them."""
+    for n in range(1, 10):
+        folder = folders[1] / f"sub-{n:02d}" / "anat"
+        values = dict.fromkeys(SR_METRIC_DESCRIPTIONS, f"{20 + n / 9:g}") | ({"sharpness": "2"} if n == 5 else {})
+        (folder / f"sub-{n:02d}_rec-gsrT1w_desc-qc_metrics.tsv").write_text(
+            "\t".join(["bids_name", *values]) + f"\nsub-{n:02d}_rec-gsr_res-1_desc-preproc_T1w\t"
+            + "\t".join(values.values()) + "\n")
+    code, said = group()
+    assert code == 0
+    assert "18 reconstructions, 2 marked" in said
+    assert {row["bids_name"]: row["outliers"] for row in read(folders[1]) if row["outliers"] != "n/a"} == {
+        "sub-03_rec-gsvr_res-0p8_desc-preproc_T2w": "ncc_median", "sub-05_rec-gsr_res-1_desc-preproc_T1w": "sharpness"}
+    described = json.loads((folders[1] / f"{GROUP_STEM}.json").read_text())
+    assert "; with rec-gsr: Mean gradient magnitude inside" in described["sharpness"]["Description"]
+    text = (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+    assert "Super-resolution (rec-gsr)</h3>" in text
+    page = Page(text)
+    drawn = [a["data-method"] for a in page.all("figure")]
+    assert drawn == ["gsvr"] * len(METRIC_DESCRIPTIONS) + ["gsr"] * len(SR_METRIC_DESCRIPTIONS)
 
 
 def test_nothing_there_is_one_line(tmp_path, capsys):

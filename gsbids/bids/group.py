@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gsbids.bids.names import METHOD, build_name, derivative_path, parse_name, sidecar_path
+from gsbids.bids.names import METHOD, SR_METHOD, build_name, derivative_path, parse_name, sidecar_path
 from gsbids.bids.sink import to_json, write_atomic
 
 #: Names of the group's files, without the extension, at the root of the output.
@@ -20,7 +20,7 @@ _ROWS = ("sub-*/anat/*_desc-qc_metrics.tsv", "sub-*/ses-*/anat/*_desc-qc_metrics
 _NAME = re.compile(r"sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*_[A-Za-z0-9]+")
 _COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # What rec- ends with in our names: the method, and the suffix of the source where the name has another.
-_REC = re.compile(rf"(?P<source>.*?)(?:{METHOD}|gsr)(?P<suffix>[A-Z][A-Za-z0-9]*)?")
+_REC = re.compile(rf"(?P<source>.*?)(?P<method>{METHOD}|{SR_METHOD})(?P<suffix>[A-Z][A-Za-z0-9]*)?")
 _LARGEST = 1 << 20  # bytes: a row has some hundred
 _OWN = ("bids_name", "participant_id", "session_id", "outliers")
 
@@ -41,6 +41,8 @@ class QcRow:
         NaN where the table has ``n/a``.
     report : str
         Its report, relative to the output folder; empty where there is none.
+    method : str
+        By the label of ``rec-``: ``gsvr`` or ``gsr``.
     """
 
     name: str
@@ -49,6 +51,7 @@ class QcRow:
     session: str
     values: dict[str, float]
     report: str = ""
+    method: str = METHOD
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,15 @@ class GroupSelection:
                 and (not self.sessions or entities.get("ses") in self.sessions))
 
 
-def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping], selection: GroupSelection) -> QcTable:
+def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mapping]],
+                 selection: GroupSelection) -> QcTable:
     """Read the rows of all reconstructions below an output folder; images are not looked at.
 
     Parameters
     ----------
     output_dir : path
     known : mapping
-        BIDS descriptions of the metrics of this version, in the order of the table. Others are described by
+        By method BIDS descriptions of the metrics of this version, in the order of the table. Others are described by
         the JSON beside their row.
     selection : GroupSelection
         ``expected`` are participants that should have a row, as those of the input.
@@ -117,13 +121,30 @@ def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping], selection
         rows[row.name] = row
         for name in row.values:
             found.setdefault(name, names.get(name) or {"LongName": name, "Description": "Not described"})
-    columns = {name: dict(known[name]) for name in known if name in found}
+    columns = _known_columns({method: known[method] for method in known
+                              if any(row.method == method for row in rows.values())}, found)
     columns |= {name: entry for name, entry in found.items() if name not in columns}
     ordered = tuple(rows[name] for name in sorted(rows, key=_natural))
     told = {row.report for row in ordered} | {report for _, report in troubles}
     broken = {parse_name(words.partition(":")[0])["sub"] for words, _ in troubles}
     have = {row.participant for row in ordered} | broken
     return QcTable(ordered, columns, (*troubles, *_missing(root, told, have, selection)))
+
+
+def _known_columns(known: Mapping[str, Mapping[str, Mapping]], found: Mapping) -> dict[str, dict]:
+    """Columns that were found, with what each method says of them.
+
+    >>> entry = {"LongName": "Noise", "Description": "In the brain"}
+    >>> _known_columns({"gsvr": {"noise": entry}, "gsr": {"noise": entry | {"Description": "Anywhere"}}}, {"noise": 0})
+    {'noise': {'LongName': 'Noise', 'Description': 'In the brain; with rec-gsr: Anywhere'}}
+    """
+    columns: dict[str, dict] = {}
+    for method, entries in known.items():
+        for name in (name for name in entries if name in found):
+            entry, other = columns.setdefault(name, dict(entries[name])), entries[name]["Description"]
+            if other not in entry["Description"]:
+                entry["Description"] += f"; with rec-{method}: {other}"
+    return columns
 
 
 def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, Sequence[str]]) -> Path:
@@ -153,8 +174,8 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
     own = {"bids_name": {"LongName": "Name", "Description": "Name of the reconstruction"},
            "participant_id": {"LongName": "Participant", "Description": "Participant"},
            **({"session_id": {"LongName": "Session", "Description": "Session"}} if sessions else {})}
-    last = {"outliers": {"LongName": "Outliers", "Description": "Metrics by which the row stands out among all rows of "
-                         "this table, separated by commas; the rule is on the HTML page beside it"}}
+    last = {"outliers": {"LongName": "Outliers", "Description": "Metrics by which the row stands out among the rows "
+                         "of its method, separated by commas; the rule is on the HTML page beside it"}}
     write_atomic(sidecar_path(path), to_json(own | table.columns | last))
     write_atomic(path, ("\n".join("\t".join(line) for line in lines) + "\n").encode())
     return path
@@ -182,8 +203,9 @@ def _read_row(root: Path, path: Path) -> QcRow:
         raise ValueError(f"the row is of {name!r}, not of sub-{entities.get('sub')}")
     values = {key: _number(key, cell) for key, cell in zip(header[1:], cells[1:], strict=True)}
     label, report = _label_and_report(name)
+    method = _REC.fullmatch(parse_name(name).get("rec", ""))
     return QcRow(name, label, entities["sub"], entities.get("ses", ""), values,
-                 report if (root / report).is_file() else "")
+                 report if (root / report).is_file() else "", method["method"] if method else METHOD)
 
 
 def _number(name: str, text: str) -> float:

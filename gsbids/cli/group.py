@@ -34,15 +34,18 @@ def run(args: argparse.Namespace) -> int:
     _check(bids_dir, output_dir)
     from gsbids.bids.description import check_folders
     from gsbids.bids.group import GROUP_STEM, GroupSelection, collect_rows, write_table
+    from gsbids.bids.names import METHOD, SR_METHOD
     from gsbids.bids.sink import write_atomic
     from gsbids.qc.group import group_spreads, outliers
     from gsbids.qc.group_page import GroupContent, GroupRow, render_group
     from gsbids.qc.metrics import METRIC_DESCRIPTIONS
+    from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
 
     check_folders(bids_dir, output_dir)
     participants, sessions = tuple(dict.fromkeys(args.participant_label)), tuple(dict.fromkeys(args.session_label))
     expected = () if participants else _subjects(bids_dir)
-    table = collect_rows(output_dir, METRIC_DESCRIPTIONS, GroupSelection(participants, sessions, expected))
+    known = {METHOD: METRIC_DESCRIPTIONS, SR_METHOD: SR_METRIC_DESCRIPTIONS}
+    table = collect_rows(output_dir, known, GroupSelection(participants, sessions, expected))
     for words, _ in table.troubles:
         LOGGER.warning("%s", words)
     if not table.rows:
@@ -50,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
                          (("sub", participants), ("ses", sessions)) if labels)
         raise InputError(f"{output_dir}: no metrics{chosen} (sub-*/[ses-*/]anat/*_desc-qc_metrics.tsv) that can be "
                          "used; run the participant level into this folder first")
-    spreads = group_spreads(table.columns, [row.values for row in table.rows])
-    marks = {row.name: outliers(spreads, row.values) for row in table.rows}
-    rows = [GroupRow(row.label, row.name, row.report, row.values, tuple(marks[row.name])) for row in table.rows]
+    methods = [method for method in known if any(row.method == method for row in table.rows)]
+    spreads = {method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
+               for method in methods}
+    marks = {row.name: outliers(spreads[row.method], row.values) for row in table.rows}
+    rows = [GroupRow(row.label, row.name, row.report, row.values, tuple(marks[row.name]), row.method)
+            for row in table.rows]
     page = output_dir / f"{GROUP_STEM}.html"
     content = GroupContent(f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}", rows,
                            table.columns, spreads, table.troubles, f"{GROUP_STEM}.tsv", __version__)

@@ -17,17 +17,17 @@ BAD_SIDE = {
     "residual_median": "high", "motion_mean": "high", "motion_max": "high", "rotation_mean": "high",
     "rotation_max": "high", "motion_neighbour_mean": "high", "motion_neighbour_max": "high",
     "rotation_neighbour_mean": "high", "coverage_mean": "low", "not_covered": "high", "sharpness": "low",
-    "noise": "high", "gain_spread": "high"}
+    "noise": "high", "gain_spread": "high", "hidden_gain": "low", "hidden_error": "high", "data_misfit": "high"}
 
 #: Spreads below which differences mean nothing, by metric or by its units.
 LEAST_SPREAD = {"slices_rejected": 0.02, "not_covered": 0.01, "fraction": 0.002, "arbitrary": 0.005, "mm": 0.1,
-                "degree": 0.1, "count": 1.0, "slices": 0.1, "mL": 1.0, "1/mm": 0.005}
+                "degree": 0.1, "count": 1.0, "slices": 0.1, "mL": 1.0, "1/mm": 0.005, "dB": 0.1}
 
 RULE = (f"A value is marked when it lies more than {LIMIT:g} x (1 + {WIDER:g}/n) robust standard deviations from the "
-        "median of the n values, on the side where the metric is bad. The robust standard deviation is 1.4826 times "
-        "the median distance from the median of the half of the values on that side (so that skewed metrics are not "
-        "marked for being skewed), and at least a spread below which differences mean nothing. With fewer than "
-        f"{LEAST} values nothing is marked.")
+        "median of the n values of its method, on the side where the metric is bad. The robust standard deviation is "
+        "1.4826 times the median distance from the median of the half of the values on that side (so that skewed "
+        "metrics are not marked for being skewed), and at least a spread below which differences mean nothing. With "
+        f"fewer than {LEAST} values nothing is marked.")
 
 
 @dataclass(frozen=True)

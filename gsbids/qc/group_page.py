@@ -16,7 +16,10 @@ from gsbids.qc.report import format_number
 
 #: Metrics that are shown without asking.
 MAIN = ("ncc_median", "ncc_p10", "stack_agreement", "residual_median", "slices_rejected", "motion_mean", "motion_max",
-        "motion_neighbour_mean", "coverage_mean", "sharpness", "noise", "mask_volume")
+        "motion_neighbour_mean", "hidden_gain", "data_misfit", "energy_above", "coverage_mean", "sharpness", "noise",
+        "mask_volume")
+
+METHOD_NAMES = {"gsvr": "slice-to-volume reconstruction", "gsr": "super-resolution"}
 
 WIDTH, HEIGHT, PAD, DOT = 320, 84, 12, 3.2  # px of a distribution, its margins, and a dot's radius
 FIRST = 12  # marked reconstructions that are told in full
@@ -35,6 +38,8 @@ class GroupRow:
     values : dict of str to float
     marked : tuple of str
         Metrics by which it stands out.
+    method : str
+        A key of ``METHOD_NAMES``.
     """
 
     label: str
@@ -42,6 +47,7 @@ class GroupRow:
     report: str
     values: Mapping[str, float]
     marked: tuple[str, ...] = ()
+    method: str = "gsvr"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class GroupContent:
     rows : tuple of GroupRow
     columns : dict of str to dict
         BIDS description of each metric.
-    spreads : dict of str to Spread
+    spreads : dict of str to dict
+        By method the ``Spread`` of each metric.
     troubles : tuple of (str, str)
         What is missing or broken, and a report to look at (may be empty).
     table : str
@@ -65,7 +72,7 @@ class GroupContent:
     title: str
     rows: Sequence[GroupRow]
     columns: Mapping[str, Mapping]
-    spreads: Mapping[str, Spread]
+    spreads: Mapping[str, Mapping[str, Spread]]
     troubles: Sequence[tuple[str, str]] = ()
     table: str = ""
     version: str = ""
@@ -83,10 +90,14 @@ def render_group(content: GroupContent) -> str:
     script = (folder / "group.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     main = [name for name in MAIN if name in content.columns]
-    charts = {name: distribution(content, name) for name in content.columns}
+    charts = {method: {name: distribution(content, name, method) for name in content.columns}
+              for method in content.spreads}
+    heads = [(chart["median"], long_name(content, name), method) for method, drawn in charts.items()
+             for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]]
     worst = sorted((row for row in content.rows if row.marked), key=lambda row: (-len(row.marked), row.label))
     return environment.get_template("group.html.j2").render(
-        content=content, main=main, more=[name for name in content.columns if name not in MAIN], charts=charts,
+        content=content, method_names=METHOD_NAMES, heads=heads, main=main,
+        more=[name for name in content.columns if name not in MAIN], charts=charts,
         cells=[[cell(content, row, name) for name in content.columns] for row in content.rows],
         notes=[(row, [note(content, row, name) for name in row.marked]) for row in worst], first=FIRST,
         rule=RULE, script=script, digest=digest, width=WIDTH, height=HEIGHT, row_count=len(content.rows))
@@ -114,16 +125,17 @@ def note(content: GroupContent, row: GroupRow, name: str) -> str:
     """Why a row is marked, in words.
 
     >>> content = GroupContent("", (), {"noise": {"LongName": "Noise", "Units": "fraction"}},
-    ...                        {"noise": Spread(0.02, -math.inf, 0.05)})
+    ...                        {"gsvr": {"noise": Spread(0.02, -math.inf, 0.05)}})
     >>> note(content, GroupRow("sub-01", "", "", {"noise": 0.1}), "noise")
     'Noise 10.0 % (median 2.0 %)'
     """
-    value, median = (shown(content, name, number) for number in (row.values[name], content.spreads[name].median))
+    middle = content.spreads[row.method][name].median
+    value, median = (shown(content, name, number) for number in (row.values[name], middle))
     return f"{long_name(content, name)} {value} (median {median})"
 
 
-def distribution(content: GroupContent, name: str) -> dict | None:
-    """Where the dots of one metric are drawn; None without values.
+def distribution(content: GroupContent, name: str, method: str) -> dict | None:
+    """Where the dots of one metric of one method are drawn; None without values.
 
     Returns
     -------
@@ -131,7 +143,8 @@ def distribution(content: GroupContent, name: str) -> dict | None:
         ``name``, ``low``, ``median``, ``high`` (texts), ``middle`` (x of the median), ``band`` (x from, to of what is
         not marked), ``dots`` (x, y, number of the row) and ``marks`` (the same with a label and a text).
     """
-    values = np.array([row.values.get(name, math.nan) for row in content.rows], float)
+    values = np.array([row.values.get(name, math.nan) if row.method == method else math.nan for row in content.rows],
+                      float)
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return None
@@ -141,7 +154,7 @@ def distribution(content: GroupContent, name: str) -> dict | None:
     def place(value: float) -> float:
         return PAD + (WIDTH - 2 * PAD) * ((value - low) / span if high > low else 0.5)
 
-    spread = content.spreads[name]
+    spread = content.spreads[method][name]
     band = [min(max(place(limit), 0.0), WIDTH) if math.isfinite(limit) else edge
             for limit, edge in ((spread.low, 0.0), (spread.high, float(WIDTH)))]
     x = np.array([place(value) for value in values[known]])

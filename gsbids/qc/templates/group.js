@@ -60,7 +60,7 @@
       const place = byNumber.get(hovered ?? chosen ?? number);
       const cell = place.cells[Number(chart.dataset.column)];
       const out = chart.querySelector("output");
-      out.textContent = (hovered ?? chosen) === null ? "" : `${place.cells[0].dataset.v}: ${cell.dataset.v === "" ? "not available" : cell.dataset.t}`;
+      out.textContent = (hovered ?? chosen) === null || place.dataset.method !== chart.dataset.method ? "" : `${place.cells[0].dataset.v}: ${cell.dataset.v === "" ? "not available" : cell.dataset.t}`;
     }
   };
   const hover = (number) => {
