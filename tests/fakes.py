@@ -77,7 +77,11 @@ def write_crash_report(config, task, crash_files):
 
 def modules() -> dict[str, types.ModuleType]:
     """The modules that stand in for those of the real workflow."""
+    from gsbids.workflows import report as real
+
     base, report = types.ModuleType("gsbids.workflows.base"), types.ModuleType("gsbids.workflows.report")
+    for name in ("report_inputs", "left_files", "sr_report_inputs", "left_sr_files"):
+        setattr(report, name, getattr(real, name))
     base.init_gsbids_wf, report.write_crash_report = init_gsbids_wf, write_crash_report
     return {module.__name__: module for module in (base, report)}
 

@@ -43,7 +43,7 @@ def test_values_that_cannot_be(capsys, argv):
 
 
 def test_levels(capsys):
-    assert "the group level is not in this version" in refusal(capsys, "in", "out", "group")
+    assert parse_args(["in", "out", "group"]).analysis_level == "group"
     assert "unknown level 'subject'" in refusal(capsys, "in", "out", "subject")
     assert "required: output_dir" in refusal(capsys, "in")
     assert "required: bids_dir" in refusal(capsys)

@@ -167,3 +167,23 @@ def test_one_spoilt_subject_stops_nobody_else(data, tmp_path):
     assert "sub-02_run-1_T2w.nii.gz" in done.stderr
     assert "Traceback" not in done.stderr
     assert "sub-01_T2w" in done.stdout
+
+
+def test_reports_are_made_anew_to_the_bit_and_the_group_page_from_them(data, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    (out / "sub-01.html").unlink()
+    # Neither working folder nor settings: those of the run are in the output.
+    words = [str(data.root), str(out)]
+    done = subprocess.run([sys.executable, "-m", "gsbids", *words, "participant", "-d", f"masks={data.masks_root}",
+                           "-w", str(tmp_path / "work"), "--reports-only", "--nprocs", "1"],
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert checksums(out) == checksums(finished[0])
+    assert not (tmp_path / "work").exists()
+    done = subprocess.run([sys.executable, "-m", "gsbids", *words, "group"], capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = (out / "group_desc-qc_metrics.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    own = next(out.glob("sub-01/anat/*_desc-qc_metrics.tsv")).read_text(encoding="utf-8").splitlines()[1]
+    assert row.split("\t") == [own.split("\t")[0], "sub-01", *own.split("\t")[1:], "n/a"]

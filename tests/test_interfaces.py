@@ -152,8 +152,12 @@ def test_slices_without_brain_have_no_numbers(fitted):
 
 def test_metrics_and_report(fitted, stacks, tmp_path):
     _, registration, result, volume = fitted
-    qc = run(QcMetrics(result=result, volume=volume.volume, mask=volume.mask, name="sub-01"), tmp_path)
+    qc = run(QcMetrics(result=result, volume=volume.volume, mask=volume.mask, coverage=volume.coverage,
+                       in_files=stacks["in_files"], in_masks=stacks["in_masks"], thicknesses=stacks["thicknesses"],
+                       name="sub-01"), tmp_path)
     header, values = (line.split("\t") for line in Path(qc.table).read_text().splitlines())
+    assert "n/a" not in values
+    assert 0.5 < float(values[header.index("stack_agreement")]) <= 1
     assert header[0] == "bids_name"
     assert values[0] == "sub-01"
     assert set(header) == set(qc.columns)

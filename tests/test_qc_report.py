@@ -234,18 +234,23 @@ def test_report_of_real_stacks(test_data, tmp_path):
     assert len(page.all("img")) >= 3 + 21 + 5
 
 
-def browse(path, *options):
-    """Run a headless browser on a file; returns what it said on standard error."""
+def browser_command(path: Path, *options: str) -> list[str]:
+    """How a headless browser is run on a file."""
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
         pytest.skip("no Chromium here: the page is not rendered (Debian: apt install chromium)")
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync",
              "--no-first-run")
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet,
-               "--hide-scrollbars", "--enable-logging=stderr", f"--user-data-dir={path.parent / 'profile'}",
-               *options, path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+    return [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet,
+            "--hide-scrollbars", "--enable-logging=stderr", f"--user-data-dir={path.parent / 'profile'}",
+            *options, path.as_uri()]
+
+
+def browse(path: Path, *options: str) -> str:
+    """What the browser says on its standard error."""
+    return subprocess.run(browser_command(path, *options), capture_output=True, text=True, timeout=120,
+                          check=True).stderr
 
 
 @pytest.mark.parametrize("width", [1200, 420])

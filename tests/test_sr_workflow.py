@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -225,3 +226,24 @@ def test_figures_of_odd_volumes():
         detail_rows(empty)
         if min(shape) > 3:
             assert spectrum_curves(images).startswith(b"<?xml")
+
+
+def test_reports_are_made_anew_to_the_bit(data, finished, tmp_path):
+    """By the settings of the runs, without their working folder: with a mask, and after N4."""
+    folder, out = data[0], tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    for page in out.glob("*.html"):
+        page.unlink()
+    assert call(folder, out, "--reports-only") == 0
+    assert call(folder, out, "--reports-only", "--modality", "T1w", "-d", f"masks={folder / 'masks'}") == 0
+    assert checksums(out, ("log", "logs")) == checksums(finished[0], ("log", "logs"))
+    assert not (tmp_path / "out-work").exists()
+
+
+def test_methods_text_of_a_run(data, tmp_path, capsys):
+    assert call(data[0], tmp_path / "out", "--boilerplate-only", "--modality", "T1w") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("One T1w volume of a BIDS data set [1] was processed with gsbids")
+    assert "super-resolved to voxels of 1 x 1 x 1 mm, from its own voxels alone" in said
+    assert call(data[0], tmp_path / "out", "--boilerplate-only", "--sr-quality", "fast") == 0
+    assert "Sobolev solution" in capsys.readouterr().out

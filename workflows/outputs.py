@@ -33,6 +33,8 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     ------
     volume, unmasked, mask, coverage, uncertainty, result, facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
+    in_files, in_masks
+        Prepared stacks and their masks, in the order of the task.
 
     Outputs
     -------
@@ -40,16 +42,18 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts"]), "inputnode")
+    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts", "in_files", "in_masks"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     resolution = {"res": config.workflow.svr_resolution}
     target = derivative_path(task.entities, "volume", **resolution)
-    qc = Node(QcMetrics(name=target.name.partition(".")[0]), "qc", mem_gb=1.0)
+    qc = Node(QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
+              "qc", mem_gb=1.0)
     sources = {"Sources": stack_uris(config, task.stacks)}
     sidecar = sources | common_fields(task.stacks)
     model = bids_uri("", derivative_path(task.entities, "model"))
     own = {"mask": sources, "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA}}
-    workflow.connect([(inputnode, qc, [("result", "result"), ("volume", "volume"), ("mask", "mask")]),
+    workflow.connect([(inputnode, qc, [(name, name) for name in ("result", "volume", "mask", "coverage", "in_files",
+                                                           "in_masks")]),
                       (qc, outputnode, [("metrics", "metrics")])])
     for field, kind in VOLUME_IMAGES.items():
         save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)
@@ -77,7 +81,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
 
     Inputs
     ------
-    prepared, mask
+    prepared, mask, mask_facts
         As from :func:`gsbids.workflows.stack.init_stack_prep_wf`.
     result
         Fitted field and poses (npz).
@@ -89,7 +93,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     """
     stack = task.stacks[index]
     workflow = Workflow(name=stack_workflow_name(stack).replace("_wf", "_outputs_wf"))
-    inputnode = Node(IdentityInterface(["prepared", "mask", "result"]), "inputnode")
+    inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result"]), "inputnode")
     outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
     threads = config.nipype.omp_nthreads
     simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads), "simulate",
@@ -113,6 +117,8 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
         workflow.connect(node, field, save, "in_file")
         if kind == "motion":
             workflow.connect(motion, "columns", save, "more")
+        if kind == "stack_mask":
+            workflow.connect(inputnode, "mask_facts", save, "more")
     return workflow
 
 

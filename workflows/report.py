@@ -42,7 +42,7 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
                 "Motion correction": "yes" if options.motion_correction else "no",
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
-    facts = {"versions": versions, "n_stacks": len(task.stacks), "denoised": options.denoise,
+    facts = {"versions": versions, "n_stacks": len(task.stacks), "plain": task.plain, "denoised": options.denoise,
              "bias_corrected": options.n4, "registered": True, "motion_corrected": options.motion_correction,
              "method": options.svr_method,
              "resolution": (options.svr_resolution,) * 3, "seed": options.random_seed,

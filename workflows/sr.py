@@ -65,6 +65,7 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         (report, save_report, [("out_file", "in_file")])])
     if masked:
         workflow.connect([(prep_wf, fit, [("outputnode.mask", "in_mask")]),
+                          (prep_wf, outputs_wf, [("outputnode.mask_facts", "inputnode.mask_facts")]),
                           (prep_wf, report, [("outputnode.reason", "mask_reason")])])
     if config.workflow.denoise or config.workflow.n4:
         workflow.connect(prep_wf, "outputnode.prepared", outputs_wf, "inputnode.prepared")
@@ -90,19 +91,20 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
     -------
     prepared
         The volume, its axes as they were, finite.
-    mask, reason
+    mask, reason, mask_facts
         Brain mask on its grid and where it comes from, if there is one.
     """
     options, (stack,) = config.workflow, task.stacks
     workflow = Workflow(name="volume_wf")
-    outputnode = Node(IdentityInterface(["prepared", "mask", "reason"]), "outputnode")
+    outputnode = Node(IdentityInterface(["prepared", "mask", "reason", "mask_facts"]), "outputnode")
     conform = Node(ConformStack(in_file=str(stack.path), keep_as_is=True), "conform", mem_gb=0.5)
     region, last = None, conform
     if wants_mask(options, task):
         region = Node(MaskStack(mode=options.mask_mode), "mask", mem_gb=0.5)
         if options.mask_mode in ("auto", "derivatives"):
             region.inputs.mask_file = str(stack.mask)
-        workflow.connect([(region, outputnode, [("out_mask", "mask"), ("reason", "reason")])])
+        workflow.connect([(region, outputnode, [("out_mask", "mask"), ("reason", "reason"),
+                                                 ("facts", "mask_facts")])])
     elif options.denoise or options.n4:
         region = Node(Foreground(), "foreground", mem_gb=0.5)
     if region is not None:
@@ -149,6 +151,8 @@ def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         As from :class:`gsbids.interfaces.super_resolve.SuperResolve`; ``mask`` only if there is one.
     prepared
         The volume after denoising and N4, if these were asked for.
+    mask_facts
+        Where the mask comes from, if there is one.
 
     Outputs
     -------
@@ -157,7 +161,7 @@ def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     """
     workflow = Workflow(name="outputs_wf")
     masked = wants_mask(config.workflow, task)
-    inputnode = Node(IdentityInterface([*IMAGES, "prepared"]), "inputnode")
+    inputnode = Node(IdentityInterface([*IMAGES, "prepared", "mask_facts"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     resolution = {"res": task.resolution}
     name = derivative_path(task.entities, "sr_volume", **resolution).name.partition(".")[0]
@@ -174,8 +178,8 @@ def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     for field, (kind, fields, extra) in saved.items():
         save = save_node(config, task.entities, kind, f"save_{field}", fields, extra)
         workflow.connect(inputnode, field, save, "in_file")
-        if field in ("volume", "model"):
-            workflow.connect(inputnode, "facts", save, "more")
+        if field != "prepared":
+            workflow.connect(inputnode, "mask_facts" if field == "mask" else "facts", save, "more")
     save_metrics = save_node(config, task.entities, "sr_metrics", "save_metrics", {})
     workflow.connect([(inputnode, qc, [(field, field) for field in measured]),
                       (qc, outputnode, [("metrics", "metrics")]),

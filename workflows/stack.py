@@ -42,11 +42,12 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
         The same, denoised and corrected: what the reconstruction works on.
     mask
         Brain mask on that grid.
-    reason, method
-        Where the mask comes from, in words and as a mode.
+    reason, method, mask_facts
+        Where the mask comes from, in words, as a mode, and both for the sidecar of the mask.
     """
     workflow = Workflow(name=name or stack_workflow_name(stack))
-    outputnode = Node(IdentityInterface(["conformed", "prepared", "mask", "reason", "method"]), "outputnode")
+    outputs = ["conformed", "prepared", "mask", "reason", "method", "mask_facts"]
+    outputnode = Node(IdentityInterface(outputs), "outputnode")
     conform = Node(ConformStack(in_file=str(stack.path)), "conform", mem_gb=0.3)
     direction = stack.metadata.get("SliceEncodingDirection")
     if direction:
@@ -57,7 +58,8 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
     workflow.connect([
         (conform, mask, [("out_file", "in_file")]),
         (conform, outputnode, [("out_file", "conformed")]),
-        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method")])])
+        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method"),
+                            ("facts", "mask_facts")])])
     last = conform
     for wanted, interface, step in ((denoise, DenoiseStack, "denoise"), (n4, CorrectBias, "n4")):
         if wanted:

@@ -50,6 +50,8 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     workflow.connect([
         (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
         (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
+        (joined["prepared"], volume_outputs_wf, [("out", "inputnode.in_files")]),
+        (joined["mask"], volume_outputs_wf, [("out", "inputnode.in_masks")]),
         (svr_wf, volume_outputs_wf, [(f"outputnode.{field}", f"inputnode.{field}") for field in
                                      (*VOLUME_IMAGES, "result", "facts")]),
         (joined["conformed"], report, [("out", "conformed")]),
@@ -72,6 +74,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         workflow.connect([
             (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
             (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
+            (prep, outputs, [("outputnode.mask_facts", "inputnode.mask_facts")]),
             (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
         ])
     return workflow

@@ -72,6 +72,8 @@ class ReconstructionTask:
         Voxel size of a super-resolved volume along its array axes, mm.
     voxels : int
         Their number.
+    plain : bool
+        Whether the stacks are plain files, not those of a BIDS data set.
     """
 
     subject: str
@@ -85,6 +87,7 @@ class ReconstructionTask:
     reason: str = ""
     resolution: tuple[float, ...] = ()
     voxels: int = 0
+    plain: bool = False
 
     @property
     def name(self) -> str:

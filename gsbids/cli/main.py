@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gsbids.cli import sample, super_resolve
+from gsbids.cli import reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.errors import GsbidsError
 
@@ -16,7 +16,7 @@ LOGGER = logging.getLogger("gsbids.cli")
 INTERRUPTED = 130
 
 #: Commands that take files, not a BIDS data set.
-COMMANDS = {command.COMMAND: command for command in (super_resolve, sample)}
+COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,10 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return command.run(command.parse(words[1:]))
             args = parse_args(argv)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
+            if args.analysis_level == "group":
+                from gsbids.cli.group import run
+
+                return run(args)
             from gsbids.cli.plan import make_plan
             from gsbids.cli.run import run_plan
 
-            return run_plan(make_plan(args))
+            plan = make_plan(args)
+            if (args.reports_only or args.boilerplate_only) and not args.dry_run:
+                from gsbids.cli.reports import print_boilerplate, remake_reports
+
+                return remake_reports(plan) if args.reports_only else print_boilerplate(plan)
+            return run_plan(plan)
         except GsbidsError as error:
             LOGGER.error("%s", " ".join(str(error).split()))
             return error.exit_code

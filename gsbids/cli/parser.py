@@ -11,8 +11,7 @@ from gsbids import __version__
 
 DESCRIPTION = ("Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
                "super-resolve single volumes.")
-EPILOG = ("Without BIDS: gsbids super-resolve IN.nii.gz OUT.nii.gz --factor 2; "
-          "gsbids sample MODEL.npz OUT.nii.gz --spacing 0.5. "
+EPILOG = ("Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help, gsbids sample --help. "
           "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
           "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
 
@@ -39,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     argv : sequence of str, optional
         Without the program; ``sys.argv[1:]`` by default. Options may be spelled with ``_`` for ``-``.
     """
-    argv = [_with_dashes(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    argv = [with_dashes(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
     config_file = _config_file(argv)
     if config_file is not None:
@@ -98,7 +97,8 @@ def build_parser() -> Parser:
     parser = Parser(prog="gsbids", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS data set")
     parser.add_argument("output_dir", type=Path, help="folder for the results, outside bids_dir")
-    parser.add_argument("analysis_level", type=_level, metavar="{participant}", help="what to run")
+    parser.add_argument("analysis_level", type=_level, metavar="{participant,group}",
+                        help="participant: reconstruct; group: one table and one page of all that is in output_dir")
     parser.add_argument("--version", action="version", version=f"gsbids {__version__}")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0,
                         help="say more; -vv also what nipype says")
@@ -137,10 +137,10 @@ def _add_method(group) -> None:
     group.add_argument("--modality", default="T2w", metavar="SUFFIX",
                        help="suffix of the stacks (default: %(default)s)")
     size = group.add_mutually_exclusive_group()
-    size.add_argument("--output-resolution", type=_between(*RESOLUTION_RANGE), nargs="+", action=_OneOrThree,
+    size.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), nargs="+", action=_OneOrThree,
                       metavar="MM", default=(), help="voxel size of the volume, for sr also one for each array axis "
                       "(default: svr 0.8; sr half the voxel, thick slices as fine as in their plane)")
-    size.add_argument("--sr-factor", type=_between(*FACTOR_RANGE, unit=""), nargs="+", action=_OneOrThree, metavar="F",
+    size.add_argument("--sr-factor", type=between(*FACTOR_RANGE, unit=""), nargs="+", action=_OneOrThree, metavar="F",
                       default=(), help="sr: how many times finer, one number or one for each array axis")
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
     group.add_argument("--sr-quality", choices=("full", "fast"), default="full",
@@ -148,7 +148,7 @@ def _add_method(group) -> None:
     group.add_argument("--sr-profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
                        help="sr: how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile "
                        "across thick slices (default: %(default)s)")
-    group.add_argument("--slice-thickness", type=_between(0.1, 20.0), metavar="MM",
+    group.add_argument("--slice-thickness", type=between(0.1, 20.0), metavar="MM",
                        help="thickness of the slices, instead of SliceThickness in the sidecars")
     group.add_argument("--mask-mode", choices=("auto", "derivatives", "nonzero", "otsu", "none"),
                        default="auto", help="where brain masks come from; auto: --derivatives if it has one, "
@@ -158,21 +158,21 @@ def _add_method(group) -> None:
                            help=f"{what} (default: with svr, not with sr)")
     group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
                        help="estimate the motion of every slice; without it stacks move as wholes")
-    group.add_argument("--random-seed", type=_whole(0, 2**32 - 1), metavar="INT", default=0,
+    group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
-    group.add_argument("--device", type=_device, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
                        help="where to compute (default: %(default)s)")
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
 
 
 def _add_resources(group) -> None:
-    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=_whole(1, 4096), metavar="INT",
+    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
                        help="threads in use at any time (default: all)")
-    group.add_argument("--omp-nthreads", type=_whole(1, 4096), metavar="INT",
+    group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
                        help="threads of one step (default: as --nprocs, at most 8)")
-    group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=_memory("M"), metavar="SIZE",
+    group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=memory_size("M"), metavar="SIZE",
                        help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)")
-    group.add_argument("--mem-gb", dest="memory_gb", type=_memory("G"), metavar="SIZE",
+    group.add_argument("--mem-gb", dest="memory_gb", type=memory_size("G"), metavar="SIZE",
                        help="the same; a bare number is GB")
     group.add_argument("--use-plugin", "--nipype-plugin-file", type=Path, metavar="YAML",
                        help="nipype plugin and its arguments: keys plugin and plugin_args")
@@ -188,12 +188,17 @@ def _add_control(group) -> None:
     group.add_argument("--config-file", type=Path, metavar="TOML",
                        help="settings of a former run (gsbids.toml); options of the command line go first")
     group.add_argument("--dry-run", action="store_true", help="print tasks and steps, run nothing")
+    only = group.add_mutually_exclusive_group()
+    only.add_argument("--reports-only", action="store_true",
+                      help="write the reports anew, from outputs and working folder, with the settings of the last run")
+    only.add_argument("--boilerplate-only", action="store_true",
+                      help="print the methods text with its references, and write it to output_dir/logs")
     group.add_argument("--preview", action="store_true",
                        help="write a first volume within seconds, and better ones until the final one is there")
     group.add_argument("--write-graph", action="store_true", help="draw the workflow into the work folder")
 
 
-def _with_dashes(arg: str) -> str:
+def with_dashes(arg: str) -> str:
     """``--participant_label`` is ``--participant-label``; values stay as they are."""
     if not arg.startswith("--"):
         return arg
@@ -202,10 +207,8 @@ def _with_dashes(arg: str) -> str:
 
 
 def _level(text: str) -> str:
-    if text == "group":
-        raise argparse.ArgumentTypeError("the group level is not in this version; use participant")
-    if text != "participant":
-        raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant")
+    if text not in ("participant", "group"):
+        raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant or group")
     return text
 
 
@@ -227,7 +230,8 @@ class _OneOrThree(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
-def _between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
+def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
+    """Numbers within a range, for argparse."""
     def parse(text: str) -> float:
         try:
             value = float(text)
@@ -240,7 +244,8 @@ def _between(low: float, high: float, unit: str = " mm") -> Callable[[str], floa
     return parse
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Whole numbers within a range, for argparse."""
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {low} to {high}")
@@ -248,13 +253,14 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
+    """Name of a device, for argparse."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device; give auto, cpu, cuda or cuda:N")
     return text
 
 
-def _memory(bare: str) -> Callable[[str], float]:
+def memory_size(bare: str) -> Callable[[str], float]:
     """Sizes in GB from text with a unit; ``bare`` is the unit of a number alone."""
     def parse(text: str) -> float:
         found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)

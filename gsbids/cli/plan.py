@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
@@ -73,7 +74,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
         slice_thickness=workflow.slice_thickness,
         database_dir=execution.bids_database_dir,
         database_wipe=execution.bids_database_wipe)
-    tasks, refused = check_tasks(find_tasks(execution.bids_dir, selection), config)
+    settings = None
+    if args.reports_only:
+        from gsbids.workflows.rebuild import settings_of_last_run
+
+        settings = partial(settings_of_last_run, config)
+    tasks, refused = check_tasks(find_tasks(execution.bids_dir, selection), config, settings)
     found = {task.subject for task in tasks} | {line.subject for line in refused}
     lines = [str(line) for line in refused]
     lines += [f"--participant-label {label}: no {workflow.modality} image of this participant is selected; "
@@ -117,14 +123,14 @@ def make_config(args: argparse.Namespace) -> Config:
     _check_folders(execution)
     names = ("mode", "svr_method", "modality", "output_resolution", "sr_factor", "sr_quality", "sr_profile",
              "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
-    workflow = WorkflowOptions(device=_resolve_device(args.device), like=args.like and args.like.resolve(),
+    workflow = WorkflowOptions(device=resolve_device(args.device), like=args.like and args.like.resolve(),
                                **{name: getattr(args, name) for name in names})
     _check_sizes(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
         raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
     if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
         LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
-    return Config(execution, workflow, _nipype_options(args))
+    return Config(execution, workflow, nipype_options(args))
 
 
 def _check_sizes(workflow: WorkflowOptions) -> None:
@@ -206,14 +212,16 @@ def _read_filters(path: Path) -> dict[str, dict]:
     return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """The device to compute on; InputError where there is none of that name."""
     if device.startswith("cuda"):
         raise InputError(f"--device {device}: this version of gsbids computes on the CPU only; "
                          "give --device cpu or auto")
     return "cpu"
 
 
-def _nipype_options(args: argparse.Namespace) -> NipypeOptions:
+def nipype_options(args: argparse.Namespace) -> NipypeOptions:
+    """Threads, memory and plugin from the arguments."""
     nprocs = args.nprocs or len(os.sched_getaffinity(0))
     if args.memory_gb is not None and args.memory_gb < 0.1:
         LOGGER.warning("--mem: %g MB is very little; a bare number is MB, write %gG for GB",

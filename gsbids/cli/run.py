@@ -17,6 +17,7 @@ from gsbids.cli.progress import Progress, is_step
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
 from gsbids.workflows.names import task_folder, volume_path, workflow_name
+from gsbids.workflows.rebuild import write_boilerplate
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -70,7 +71,7 @@ def run_plan(plan: Plan) -> int:
         if config.execution.dry_run:
             output.write(describe_plan(plan, build(plan)))
             return int(bool(plan.refused))
-        _prepare_folders(plan)
+        prepare_folders(plan)
         workflow = build(plan)
         if config.execution.write_graph:
             write_graph(workflow)
@@ -187,7 +188,7 @@ def environment(config: Config) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _prepare_folders(plan: Plan) -> None:
+def prepare_folders(plan: Plan) -> None:
     """Folders and settings of the run, written before anything is computed."""
     config = plan.config
     execution = config.execution
@@ -198,6 +199,7 @@ def _prepare_folders(plan: Plan) -> None:
         cfg.parent.mkdir(parents=True, exist_ok=True)
         cfg.write_text(_nipype_cfg(config), encoding="utf-8")
         write_description(execution.output_dir, execution.datasets)
+        write_boilerplate(config, plan.tasks)
         for task in plan.tasks:
             folder = execution.output_dir / log_folder(task.entities, execution.run_uuid)
             config.to_toml(folder / "gsbids.toml")

@@ -2,7 +2,7 @@
 """Which method every task gets, and whether its data can be used."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gsbids.bids.task import ReconstructionTask, StackFile
@@ -23,23 +23,37 @@ class Refusal:
         return self.line
 
 
-def check_tasks(tasks: Sequence[ReconstructionTask],
-                config: Config) -> tuple[list[ReconstructionTask], list[Refusal]]:
-    """The tasks that can be run, with their methods and warnings, and a line about each that cannot."""
+def check_tasks(tasks: Sequence[ReconstructionTask], config: Config,
+                settings: Callable[[ReconstructionTask], Config] | None = None,
+                ) -> tuple[list[ReconstructionTask], list[Refusal]]:
+    """The tasks that can be run, with their methods and warnings, and a line about each that cannot.
+
+    Parameters
+    ----------
+    tasks : sequence of ReconstructionTask
+        As found by their names.
+    config : Config
+    settings : callable, optional
+        Settings of a task where these are not those of the run, as of an earlier one; methods have been told then.
+    """
     target = sr_target(config.workflow)  # a --like that cannot be read is no fault of a task
     good, refused = [], []
     for found in tasks:
-        for task in choose_method(found, config.workflow.mode):
+        own = settings(found) if settings else config
+        for task in choose_method(found, own.workflow.mode):
             try:
-                checked = _check_sr(task, config, target) if task.method == "sr" else _check_svr(task, config)
+                if task.method == "sr":
+                    checked = _check_sr(task, own, sr_target(own.workflow) if settings else target)
+                else:
+                    checked = check_svr(task, own)
             except InputError as error:
                 refused.append(Refusal(task.subject, str(error)))
                 continue
             for line in checked.warnings:
                 LOGGER.warning("%s: %s", checked.name, line)
-            LOGGER.info("%s: %s", checked.name, checked.reason)
+            LOGGER.log(logging.DEBUG if settings else logging.INFO, "%s: %s", checked.name, checked.reason)
             good.append(checked)
-    for line in _useless(good, config):
+    for line in () if settings else _useless(good, config):
         LOGGER.warning("%s", line)
     return good, refused
 
@@ -85,7 +99,8 @@ def _is_thick(stack: StackFile) -> bool:
     return is_thick(np.linalg.norm(affine[:3, :3], axis=0), stack.thickness)
 
 
-def _check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
+def check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
+    """The task with a thickness for every stack and with warnings; InputError where its data cannot be used."""
     from gsbids.bids.check import check_task, fill_thickness
 
     if len(set(config.workflow.output_resolution)) > 1:

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
 )
 
 from gsbids.imaging.nifti import load_image
-from gsbids.interfaces.base import NodeInterface, write_metrics
+from gsbids.interfaces.base import NodeInterface, read_stack, write_metrics
 
 
 class QcMetricsInputSpec(BaseInterfaceInputSpec):
@@ -24,6 +24,10 @@ class QcMetricsInputSpec(BaseInterfaceInputSpec):
     result = File(exists=True, mandatory=True, desc="npz of SvrResult")
     volume = File(exists=True, mandatory=True, desc="reconstructed volume")
     mask = File(exists=True, mandatory=True, desc="its brain mask")
+    coverage = File(exists=True, desc="slices that saw each voxel")
+    in_files = InputMultiObject(File(exists=True), desc="prepared stacks, for their agreement")
+    in_masks = InputMultiObject(File(exists=True), desc="their brain masks")
+    thicknesses = InputMultiObject(traits.Float, desc="their slice thicknesses in mm")
     name = traits.Str(mandatory=True, desc="first column of the table: name of the reconstruction")
 
 
@@ -47,11 +51,17 @@ class QcMetrics(NodeInterface):
         from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
         from gsbids.recon.result import SvrResult
 
-        volume, affine = load_image(self.inputs.volume)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        row = reconstruction_metrics(SvrResult.load(self.inputs.result), volume,
-                                     load_image(self.inputs.mask)[0] > 0, spacing)
-        self._results |= write_metrics(runtime.cwd, self.inputs.name, row, METRIC_DESCRIPTIONS)
+        inputs, result = self.inputs, SvrResult.load(self.inputs.result)
+        volume, affine = load_image(inputs.volume)
+        coverage, stacks = None, None
+        if isdefined(inputs.coverage):
+            coverage = load_image(inputs.coverage)[0]
+        if isdefined(inputs.in_files):
+            parts = zip(inputs.in_files, inputs.in_masks, result.stack_names, inputs.thicknesses, strict=True)
+            stacks = [read_stack(*part) for part in parts]
+        row = reconstruction_metrics(result, volume, load_image(inputs.mask)[0] > 0,
+                                     np.linalg.norm(affine[:3, :3], axis=0), coverage, stacks)
+        self._results |= write_metrics(runtime.cwd, inputs.name, row, METRIC_DESCRIPTIONS)
         return runtime
 
 
@@ -169,7 +179,8 @@ def gather_content(found: dict):
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
     if "result" in found:
-        content["summary"], facts["n_gaussians"] = _summary(found["result"], content.get("summary", ()))
+        content["summary"], facts["n_gaussians"], content["registration"] = _of_result(
+            found["result"], content.get("summary", ()))
     for name in ("registration", "metrics"):
         if name in found:
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
@@ -181,8 +192,8 @@ def gather_content(found: dict):
                          **images, **content)
 
 
-def _summary(result_file: str, fixed) -> tuple[tuple, int]:
-    """Summary rows with those of the result, and the number of Gaussians."""
+def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
+    """Summary rows with those of the result, the number of Gaussians, and the co-registration that it started from."""
     from gsbids.recon.result import SvrResult
 
     result = SvrResult.load(result_file)
@@ -194,7 +205,7 @@ def _summary(result_file: str, fixed) -> tuple[tuple, int]:
     if out := result.settings.get("excluded"):
         rows += (("Excluded", f"{', '.join(out)}: looks like no part of what the other stacks show, and has no say "
                   "in the volume"),)
-    return (*fixed, *rows), len(result.field)
+    return (*fixed, *rows), len(result.field), result.settings.get("registration")
 
 
 def as_tuples(fields: dict) -> dict:

@@ -67,6 +67,8 @@ class FitSvr(NodeInterface):
     output_spec = FitSvrOutputSpec
 
     def _run_interface(self, runtime):
+        from dataclasses import replace
+
         import numpy as np
 
         from gsbids.recon.fit_paper import PaperOptions, fit_paper
@@ -76,7 +78,8 @@ class FitSvr(NodeInterface):
         fit, kind = {"default": (fit_svr, SvrOptions), "paper": (fit_paper, PaperOptions)}[self.inputs.method]
         limit_threads(self.inputs.num_threads)
         with open(self.inputs.registration, encoding="utf-8") as file:
-            transforms = np.array(json.load(file)["transforms"])
+            registration = json.load(file)
+        transforms = np.array(registration.pop("transforms"))
         options = kind(**self.inputs.options, threads=self.inputs.num_threads)
         stacks, settings = read_stacks(self.inputs), self.inputs.preview
         observe = None
@@ -90,6 +93,8 @@ class FitSvr(NodeInterface):
         if out := result.settings.get("excluded"):
             LOGGER.warning("%s was left out: it looks like no part of what the other stacks show; check that it is of "
                            "this subject and contrast, and its mask", ", ".join(out))
+        # So that the model alone tells all that the report does.
+        result = replace(result, settings=result.settings | {"registration": registration})
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 

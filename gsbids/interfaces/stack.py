@@ -64,6 +64,7 @@ class MaskStackOutputSpec(TraitedSpec):
     out_mask = File(exists=True, desc="brain mask on the grid of the stack")
     reason = traits.Str(desc="where the mask comes from, in words")
     method = traits.Str(desc="mode that was used in the end")
+    facts = traits.Dict(desc="both, for the sidecar of the mask")
 
 
 class MaskStack(NodeInterface):
@@ -82,6 +83,7 @@ class MaskStack(NodeInterface):
             save_image(self.path(runtime, "mask.nii.gz"), mask, affine, dtype="uint8"))
         self._results["reason"] = reason
         self._results["method"] = choose_mode(self.inputs.mode, image, mask_file)
+        self._results["facts"] = {"MaskMode": self._results["method"], "MaskSource": reason}
         return runtime
 
 

@@ -50,6 +50,8 @@ class MethodsFacts:
         Spacing of the output grid in mm.
     seed : int, optional
     device : str, optional
+    plain : bool
+        Whether the stacks were plain files, not those of a BIDS data set.
     """
 
     versions: dict = field(default_factory=dict)
@@ -64,6 +66,7 @@ class MethodsFacts:
     resolution: tuple[float, ...] | None = None
     seed: int | None = None
     device: str | None = None
+    plain: bool = False
 
 
 _MASKS = {
@@ -92,12 +95,16 @@ def version_of(versions: dict, package: str) -> str:
 
 def _preprocessing(facts: MethodsFacts) -> str:
     count = f"{facts.n_stacks} stacks" if facts.n_stacks > 1 else "The stacks"
+    gsbids, nipype, pybids = (f"{name}{version_of(facts.versions, package)}" for name, package in (
+        ("gsbids", "gsbids"), ("Nipype", "nipype"), ("PyBIDS", "bids")))
     sentences = [
-        f"{count} of thick slices were organised as a BIDS data set [@bids] and processed with "
-        f"gsbids{version_of(facts.versions, 'gsbids')}, a BIDS App [@bidsapps] built on "
-        f"Nipype{version_of(facts.versions, 'nipype')} [@nipype] and "
-        f"PyBIDS{version_of(facts.versions, 'bids')} [@pybids]."]
-    masks = [_MASKS[name] for name in facts.masking.split("+") if name in _MASKS]
+        f"{count} of thick slices were organised as a BIDS data set [@bids] and processed with {gsbids}, a BIDS App "
+        f"[@bidsapps] built on {nipype} [@nipype] and {pybids} [@pybids]."]
+    known = _MASKS
+    if facts.plain:
+        sentences = [f"{count} of thick slices were processed with {gsbids}, built on {nipype} [@nipype]."]
+        known = _MASKS | {"derivatives": "were given with the stacks and resampled to them"}
+    masks = [known[name] for name in facts.masking.split("+") if name in known]
     if masks:
         sentences.append(f"Brain masks {', or '.join(masks)}.")
     steps = []
@@ -106,7 +113,7 @@ def _preprocessing(facts: MethodsFacts) -> str:
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4] inside the mask")
     if steps:
-        sentences.append(f"Stacks were {' and '.join(steps)} (ANTs [@ants], "
+        sentences.append(f"Stacks were {', and '.join(steps)} (ANTs [@ants], "
                          f"antspyx{version_of(facts.versions, 'ants')}).")
     if facts.registered:
         sentences.append(

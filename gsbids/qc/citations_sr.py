@@ -23,6 +23,12 @@ class SrMethodsFacts:
         Of ``SrResult``; empty where nothing was fitted.
     n_fields, n_gaussians : int
         Members of the ensemble, and Gaussians of all of them.
+    n_volumes : int
+        Of the run that the text is about.
+    planned : {"", "full", "fast"}
+        Quality of a run that is told of without its results.
+    seed : int, optional
+        Where ``settings`` do not have it.
     """
 
     versions: dict = field(default_factory=dict)
@@ -33,6 +39,9 @@ class SrMethodsFacts:
     settings: dict = field(default_factory=dict)
     n_fields: int = 0
     n_gaussians: int = 0
+    n_volumes: int = 1
+    planned: str = ""
+    seed: int | None = None
 
 
 _PROFILES = {"box": "the mean over the voxel", "gaussian": "a Gaussian slice profile",
@@ -41,12 +50,14 @@ _PROFILES = {"box": "the mean over the voxel", "gaussian": "a Gaussian slice pro
 
 def sr_methods_paragraphs(facts: SrMethodsFacts) -> tuple[str, ...]:
     """Methods section of one super-resolved volume, as paragraphs with ``[@key]`` citations."""
-    return (_preprocessing(facts), _super_resolution(facts),
-            software_sentence(facts.versions, "cpu", facts.settings.get("seed")))
+    return (_preprocessing(facts), _planned(facts) if facts.planned else _super_resolution(facts),
+            software_sentence(facts.versions, "cpu", facts.settings.get("seed", facts.seed)))
 
 
 def _preprocessing(facts: SrMethodsFacts) -> str:
-    sentences = [f"One {facts.suffix} volume of a BIDS data set [@bids] was processed with "
+    one = facts.n_volumes == 1
+    count = f"One {facts.suffix} volume" if one else f"{facts.n_volumes} {facts.suffix} volumes"
+    sentences = [f"{count} of a BIDS data set [@bids] {'was' if one else 'were'} processed with "
                  f"gsbids{version_of(facts.versions, 'gsbids')}, a BIDS App [@bidsapps] built on "
                  f"Nipype{version_of(facts.versions, 'nipype')} [@nipype] and "
                  f"PyBIDS{version_of(facts.versions, 'bids')} [@pybids]."]
@@ -56,9 +67,24 @@ def _preprocessing(facts: SrMethodsFacts) -> str:
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4]")
     if steps:
-        sentences.append(f"It was {' and '.join(steps)} (ANTs [@ants], "
+        sentences.append(f"{'It was' if one else 'They were'} {' and '.join(steps)} (ANTs [@ants], "
                          f"antspyx{version_of(facts.versions, 'ants')}).")
     return " ".join(sentences)
+
+
+def _planned(facts: SrMethodsFacts) -> str:
+    """What is true of all volumes of a run, whatever their fits choose."""
+    one = facts.n_volumes == 1
+    size = " x ".join(f"{side:g}" for side in facts.resolution)
+    first = (f"{'It was' if one else 'They were'} super-resolved{f' to voxels of {size} mm' if size else ''}, "
+             f"{'' if one else 'each '}from its own voxels alone.")
+    if facts.planned == "fast":
+        return (f"{first} The volume is the one of least energy at high frequencies that is true to the data (Sobolev "
+                "solution).")
+    return (f"{first} The image was modelled by normalised fields of anisotropic Gaussians [@srgaussians], each with "
+            "an amplitude and a log-weight, fitted with Adam [@adam] to its squared residuals. Voxels that were hidden "
+            "from a trial on a part of the image chose width, rates and iterations, and the blend of the Gaussians "
+            "with the Sobolev solution and a cubic B-spline, which was projected on the data.")
 
 
 def _super_resolution(facts: SrMethodsFacts) -> str:

@@ -6,6 +6,8 @@ import warnings
 import numpy as np
 from scipy import ndimage
 
+from gsbids.imaging.stack import Stack
+from gsbids.qc.agreement import agreement_metrics, coverage_metrics
 from gsbids.qc.displacement import SliceDisplacement, slice_displacement
 from gsbids.recon.result import SvrResult
 
@@ -29,6 +31,12 @@ METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
                       "10th percentile over all slices of the fit of the normalised cross-correlation"),
     "ncc_worst_stack": column("Similarity, worst stack", "arbitrary",
                               "Lowest of the stacks' median normalised cross-correlations"),
+    "stack_agreement": column("Agreement of stacks, median", "arbitrary",
+                              "Median over all pairs of stacks of the normalised cross-correlation of their brains "
+                              "after motion correction, blurred by the slice thickness; the fitted volume has no part "
+                              "in it"),
+    "stack_agreement_worst": column("Agreement of stacks, worst", "arbitrary",
+                                    "Lowest of the stacks' median agreements with the others"),
     "residual_median": column("Residual, median", "fraction",
                               "Median over slices of the mean absolute difference of acquired and simulated "
                               "slice inside the mask, over the 99th percentile of the intensities"),
@@ -46,6 +54,12 @@ METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
                                    "Largest displacement between neighbouring used slices"),
     "rotation_neighbour_mean": column("Rotation between neighbours, mean", "degree",
                                       "Mean rotation between neighbouring used slices"),
+    "coverage_mean": column("Coverage, mean", "slices",
+                            "Mean over the brain mask of the number of used slices within whose thickness a voxel "
+                            "lies"),
+    "not_covered": column("Not covered", "fraction",
+                          "Share of the brain mask that fewer than half a slice saw: its values come from their "
+                          "neighbours"),
     "mask_volume": column("Brain mask volume", "mL", "Volume of the brain mask of the reconstruction"),
     "sharpness": column("Sharpness", "1/mm",
                         "Mean gradient magnitude inside the mask (two voxels from its edge), over the "
@@ -61,8 +75,8 @@ METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
 }
 
 
-def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarray,
-                           spacing: np.ndarray) -> dict[str, float]:
+def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarray, spacing: np.ndarray,
+                           coverage: np.ndarray | None = None, stacks: list[Stack] | None = None) -> dict[str, float]:
     """One row of quality numbers of a reconstruction.
 
     Parameters
@@ -74,6 +88,10 @@ def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarr
         Brain mask on the same grid (non-zero is brain).
     spacing : array_like, (3,)
         Voxel size in mm.
+    coverage : ndarray, (X, Y, Z), optional
+        Slices that saw each voxel.
+    stacks : list of Stack, optional
+        Those that were fitted, in the order of ``result.stack_names``.
 
     Returns
     -------
@@ -86,9 +104,13 @@ def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarr
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
     row = slice_metrics(result) | motion_metrics(result, slice_displacement(result))
     row |= image_metrics(np.asarray(volume, np.float32), mask, spacing)
+    if coverage is not None:
+        row |= coverage_metrics(coverage, mask)
+    if stacks is not None:
+        row |= agreement_metrics(result, stacks)
     used = ~result.rejected & (result.gain > 0)
     row["gain_spread"] = _summary(np.std, np.log(result.gain[used]))
-    return {name: float(row[name]) for name in METRIC_DESCRIPTIONS}
+    return {name: float(row.get(name, np.nan)) for name in METRIC_DESCRIPTIONS}
 
 
 def slice_metrics(result: SvrResult) -> dict[str, float]:

@@ -184,8 +184,7 @@ def state(content: ReportContent) -> tuple[str, str]:
 
 #: Factor, decimal places and sign of the units of the metrics.
 _UNITS = {"fraction": (100, 1, " %"), "count": (1, 0, ""), "mL": (1, 0, " mL"), "mm": (1, 1, " mm"),
-          "dB": (1, 2, " dB"),
-          "degree": (1, 1, "°"), "arbitrary": (1, 3, "")}
+          "dB": (1, 2, " dB"), "degree": (1, 1, "°"), "arbitrary": (1, 3, ""), "slices": (1, 1, " slices")}
 
 
 def format_number(value: float, units: str = "") -> str:
@@ -204,7 +203,7 @@ def format_number(value: float, units: str = "") -> str:
     return f"{factor * value:.{places}f}{sign}"
 
 
-_HIGHLIGHTS = ("ncc_median", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
+_HIGHLIGHTS = ("ncc_median", "stack_agreement", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
                "hidden_gain", "data_misfit", "energy_above", "energy_above_bspline", "mask_volume")
 _KNOWN = SR_METRIC_DESCRIPTIONS | METRIC_DESCRIPTIONS
 

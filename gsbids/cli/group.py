@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``gsbids BIDS_DIR OUT_DIR group``: one table and one page of all reconstructions; nothing is computed anew."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from gsbids import __version__
+from gsbids.errors import InputError
+
+LOGGER = logging.getLogger("gsbids.cli")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather the rows of metrics below the output folder, and write table and page.
+
+    Images are not looked at, and of the input only the names of its subjects' folders.
+
+    Returns
+    -------
+    int
+        0, also where rows are missing or broken: they are named.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        Folders that cannot be used, or no row at all.
+    """
+    for option in ("reports_only", "boilerplate_only"):
+        if getattr(args, option):
+            raise InputError(f"--{option.replace('_', '-')}: belongs to the participant level; leave it out with group")
+    bids_dir, output_dir = args.bids_dir.resolve(), args.output_dir.resolve()
+    _check(bids_dir, output_dir)
+    from gsbids.bids.description import check_folders
+    from gsbids.bids.group import GROUP_STEM, GroupSelection, collect_rows, write_table
+    from gsbids.bids.names import METHOD, SR_METHOD
+    from gsbids.bids.sink import write_atomic
+    from gsbids.qc.group import group_spreads, outliers
+    from gsbids.qc.group_page import GroupContent, GroupRow, render_group
+    from gsbids.qc.metrics import METRIC_DESCRIPTIONS
+    from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
+
+    check_folders(bids_dir, output_dir)
+    participants, sessions = tuple(dict.fromkeys(args.participant_label)), tuple(dict.fromkeys(args.session_label))
+    expected = () if participants else _subjects(bids_dir)
+    known = {METHOD: METRIC_DESCRIPTIONS, SR_METHOD: SR_METRIC_DESCRIPTIONS}
+    table = collect_rows(output_dir, known, GroupSelection(participants, sessions, expected))
+    for words, _ in table.troubles:
+        LOGGER.warning("%s", words)
+    if not table.rows:
+        chosen = "".join(f" of {prefix}-{f', {prefix}-'.join(labels)}" for prefix, labels in
+                         (("sub", participants), ("ses", sessions)) if labels)
+        raise InputError(f"{output_dir}: no metrics{chosen} (sub-*/[ses-*/]anat/*_desc-qc_metrics.tsv) that can be "
+                         "used; run the participant level into this folder first")
+    methods = [method for method in known if any(row.method == method for row in table.rows)]
+    spreads = {method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
+               for method in methods}
+    marks = {row.name: outliers(spreads[row.method], row.values) for row in table.rows}
+    rows = [GroupRow(row.label, row.name, row.report, row.values, tuple(marks[row.name]), row.method)
+            for row in table.rows]
+    page = output_dir / f"{GROUP_STEM}.html"
+    content = GroupContent(f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}", rows,
+                           table.columns, spreads, table.troubles, f"{GROUP_STEM}.tsv", __version__)
+    try:
+        tsv = write_table(output_dir, table, marks)
+        write_atomic(page, render_group(content).encode(errors="replace"))
+    except OSError as error:
+        raise InputError(f"{output_dir}: cannot be written to ({error.strerror}); make it writable") from error
+    LOGGER.info("%d reconstructions, %d marked, %d missing or broken", len(rows),
+                sum(bool(names) for names in marks.values()), len(table.troubles))
+    LOGGER.info("table in %s, page in %s", tsv, page)
+    return 0
+
+
+def _check(bids_dir: Path, output_dir: Path) -> None:
+    for name, folder, way in (("bids_dir", bids_dir, "give the root folder of the BIDS data set"),
+                              ("output_dir", output_dir, "give the folder that the participant level wrote to")):
+        if not folder.is_dir():
+            raise InputError(f"{name} {folder}: there is no such folder; {way}")
+    if output_dir == bids_dir or output_dir.is_relative_to(bids_dir):
+        raise InputError(f"output_dir {output_dir}: is the same as or inside bids_dir {bids_dir}, where nothing may "
+                         "be written; give the folder that the participant level wrote to")
+
+
+def _subjects(bids_dir: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name[4:] for entry in os.scandir(bids_dir)
+                        if entry.name.startswith("sub-") and entry.is_dir()))

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``gsbids reconstruct``: stacks in, one volume out, plain files without BIDS; the same workflow behind it."""
+
+import argparse
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from gsbids.cli.parser import RESOLUTION_RANGE, Parser, between, device_name, memory_size, whole_number, with_dashes
+from gsbids.errors import InputError
+
+LOGGER = logging.getLogger("gsbids.cli")
+COMMAND = "reconstruct"
+INTERRUPTED = 130
+THICKNESS_RANGE = (0.1, 20.0)
+
+#: Options for further outputs, and their kinds in ``gsbids.bids.names.KINDS``.
+EXTRA = {"output_mask": "volume_mask", "output_unmasked": "volume_unmasked", "output_model": "model",
+         "output_report": "report"}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments after ``gsbids reconstruct``."""
+    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False, description="Reconstruct one volume from stacks of "
+                    "slices in plain files; everything else is as at the participant level.")
+    _add_files(parser.add_argument_group("files"))
+    _add_method(parser.add_argument_group("what is computed"))
+    group = parser.add_argument_group("resources and control")
+    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
+                       help="threads in use at any time (default: all)")
+    group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
+                       help="threads of one step (default: as --nprocs, at most 8)")
+    group.add_argument("--mem", dest="memory_gb", type=memory_size("M"), metavar="SIZE",
+                       help="memory to plan with: 1.5G, 800M (default: 90 %% of all)")
+    group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
+                       help="keep what steps made here, to go on from (default: a folder that is removed at the end)")
+    group.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
+    args = parser.parse_args([with_dashes(word) for word in argv])
+    count = len(args.input_stacks)
+    if args.input_masks and len(args.input_masks) != count:
+        parser.error(f"--input-masks: {len(args.input_masks)} files for {count} stacks; give one for each, in their "
+                     "order")
+    if args.slice_thickness and len(args.slice_thickness) not in (1, count):
+        parser.error(f"--slice-thickness: {len(args.slice_thickness)} values for {count} stacks; give one, or one for "
+                     "each")
+    for option, endings in {"output_volume": (".nii.gz", ".nii"), "output_mask": (".nii.gz", ".nii"),
+                            "output_unmasked": (".nii.gz", ".nii"), "output_model": (".npz",),
+                            "output_report": (".html",)}.items():
+        path = getattr(args, option)
+        if path is not None and not path.name.endswith(endings):
+            parser.error(f"--{option.replace('_', '-')} {path}: the name must end with {' or '.join(endings)}")
+    return args
+
+
+def _add_files(group) -> None:
+    group.add_argument("--input-stacks", nargs="+", type=Path, required=True, metavar="NII",
+                       help="two or more stacks of one brain; a JSON file of the same name beside a stack is read")
+    group.add_argument("--input-masks", "--stack-masks", nargs="+", type=Path, default=(), metavar="NII",
+                       help="a brain mask for each, in the same order, on any grid")
+    group.add_argument("--output-volume", type=Path, required=True, metavar="NII", help="the volume")
+    group.add_argument("--output-mask", type=Path, metavar="NII", help="its brain mask")
+    group.add_argument("--output-unmasked", type=Path, metavar="NII", help="the volume in the whole field of view")
+    group.add_argument("--output-model", type=Path, metavar="NPZ", help="the Gaussians with the poses of the slices")
+    group.add_argument("--output-report", type=Path, metavar="HTML", help="the report")
+    group.add_argument("--output-folder", type=Path, metavar="DIR",
+                       help="everything, with motion, transforms and metrics, as BIDS derivatives")
+
+
+def _add_method(group) -> None:
+    group.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
+                       help="voxel size of the volume (default: %(default)s)")
+    group.add_argument("--slice-thickness", "--thicknesses", nargs="+", type=_thickness, metavar="MM", default=(),
+                       help="one value or one a stack, instead of SliceThickness in the JSON files; header: the "
+                       "distance between slices, which is too much where there are gaps")
+    group.add_argument("--mask-mode", choices=("auto", "nonzero", "otsu", "none"), default="auto",
+                       help="masks without --input-masks; auto: voxels that are not 0, else a threshold "
+                       "(default: %(default)s)")
+    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
+                       ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
+    group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
+                       help="the same seed gives the same result (default: %(default)s)")
+    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+                       help="where to compute (default: %(default)s)")
+    group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the files, run the workflow of one task in a work folder, and copy what was asked for.
+
+    Returns
+    -------
+    int
+        0; 1 when a step failed (its work folder is kept); 130 when interrupted.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        Files or options that cannot be used.
+    """
+    outputs = {option: getattr(args, option) for option in ("output_volume", *EXTRA) if getattr(args, option)}
+    _check_outputs(args, outputs)
+    work = args.work_dir.resolve() if args.work_dir else Path(tempfile.mkdtemp(prefix="gsbids-"))
+    keep = args.work_dir is not None
+    try:
+        plan = make_plan(args, work)
+        failed = _execute(plan)
+        keep = keep or failed
+        if not failed:
+            _deliver(plan, outputs)
+    except KeyboardInterrupt:
+        LOGGER.error("interrupted; %s", "the same command goes on from here" if keep else "nothing is kept without -w")
+        return INTERRUPTED
+    except OSError as error:
+        raise InputError(f"{error.filename or work}: cannot be written ({error.strerror})") from error
+    finally:
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
+    if failed:
+        LOGGER.error("%s: not written; what the steps left is in %s", args.output_volume, work)
+    return int(failed)
+
+
+def make_plan(args: argparse.Namespace, work: Path):
+    """The plan of one task: stacks in the order they were given, outputs in the work folder or ``--output-folder``.
+
+    Returns
+    -------
+    gsbids.cli.plan.Plan
+    """
+    from gsbids.bids.description import check_folders
+    from gsbids.bids.task import ReconstructionTask, StackFile
+    from gsbids.cli.plan import Plan, nipype_options, resolve_device
+    from gsbids.cli.tasks import check_svr
+    from gsbids.config import Config, Execution, WorkflowOptions
+
+    files = [path.resolve() for path in (*args.input_stacks, *args.input_masks)]
+    label = re.sub(r"[^A-Za-z0-9]", "", args.output_volume.name.partition(".")[0]) or "volume"
+    masks = [path.resolve() for path in args.input_masks] or [None] * len(args.input_stacks)
+    stacks = []
+    for n, (path, mask) in enumerate(zip(args.input_stacks, masks, strict=True)):
+        metadata = _sidecar(path)
+        entities = {"sub": label, "run": str(n + 1), "suffix": "T2w"}
+        stacks.append(StackFile(path.resolve(), entities, metadata, _thickness_of(args, n, path, metadata), mask))
+    folder = args.output_folder.resolve() if args.output_folder else work / "outputs"
+    shared = Path(os.path.commonpath([path.parent for path in files]))
+    if args.output_folder:
+        check_folders(shared, folder)
+    args.plugin, args.plugin_args, args.use_plugin = "auto", {}, None
+    names = ("mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
+    config = Config(
+        Execution(shared, folder, work, run_uuid="run", verbosity=args.verbosity),
+        WorkflowOptions(mode="svr", output_resolution=(args.output_resolution,), device=resolve_device(args.device),
+                        **{name: getattr(args, name) for name in names}),
+        nipype_options(args))
+    task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True)
+    try:
+        task = check_svr(task, config)
+    except InputError as error:
+        # What is said of data sets does not help here.
+        raise InputError(str(error).replace(" with --bids-filter-file", "").replace("in the data sets of "
+                         "--derivatives", "in --input-masks")) from error
+    for line in task.warnings:
+        LOGGER.warning("%s: %s", task.name, line)
+    return Plan(config, (task,))
+
+
+def _execute(plan) -> bool:
+    """Run the workflow; whether it failed, which has been said then."""
+    from gsbids.cli.outcome import find_crashes, report_outcome
+    from gsbids.cli.run import build, environment, execute, prepare_folders
+    from gsbids.workflows.names import volume_path
+
+    config, task = plan.config, plan.tasks[0]
+    for crash in find_crashes(config, task):
+        crash.unlink()  # of the same command, before
+    with environment(config), redirect_stdout(sys.stderr):
+        prepare_folders(plan)
+        finished = execute(build(plan), plan)
+        volume = config.execution.output_dir / volume_path(config, task)
+        if finished and volume.is_file() and not find_crashes(config, task):
+            return False
+        report_outcome(config, plan.tasks, finished)
+    return True
+
+
+def _deliver(plan, outputs: dict[str, Path]) -> None:
+    """Copy what was asked for, each under a temporary name that is then renamed."""
+    from gsbids.bids.names import KINDS, derivative_path
+    from gsbids.bids.sink import write_atomic
+    from gsbids.imaging.nifti import load_image, save_image
+
+    config, task = plan.config, plan.tasks[0]
+    for option, target in outputs.items():
+        kind = EXTRA.get(option, "volume")
+        needs = {"res": config.workflow.svr_resolution} if "res" in KINDS[kind].needs else {}
+        source = config.execution.output_dir / derivative_path(task.entities, kind, **needs)
+        target.parent.mkdir(exist_ok=True)
+        if target.name.endswith(".nii"):
+            save_image(target, *load_image(source), "uint8" if kind == "volume_mask" else "float32")
+        else:
+            write_atomic(target, source)
+        LOGGER.info("wrote %s", target)
+
+
+def _check_outputs(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
+    stacks = [path.resolve() for path in args.input_stacks]
+    twice = next((path for path in stacks if stacks.count(path) > 1), None)
+    if twice:
+        raise InputError(f"--input-stacks {twice}: is given twice; give every stack once")
+    for path in (*args.input_stacks, *args.input_masks):
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file; check the path")
+    inputs = {path.resolve() for path in (*args.input_stacks, *args.input_masks)}
+    for option, path in outputs.items():
+        name = f"--{option.replace('_', '-')} {path}"
+        if path.resolve() in inputs:
+            raise InputError(f"{name}: is an input; give the output another name")
+        if [other.resolve() for other in outputs.values()].count(path.resolve()) > 1:
+            raise InputError(f"{name}: two outputs have this name; give them different ones")
+        there = path.parent if path.parent.exists() else path.parent.parent
+        if not there.is_dir():
+            raise InputError(f"{name}: there is no folder {there}; make it first")
+        if path.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(f"{name}: cannot be written; give another name or make {there} writable")
+
+
+def _thickness_of(args: argparse.Namespace, number: int, path: Path, metadata: dict) -> float:
+    """Slice thickness (mm) of a stack; NaN where nothing says it."""
+    if not args.slice_thickness:
+        value = metadata.get("SliceThickness")
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        return float(value) if usable else math.nan
+    value = args.slice_thickness[number if len(args.slice_thickness) > 1 else 0]
+    if value is not None:
+        return value
+    import numpy as np
+
+    from gsbids.imaging.geometry import slice_axis
+    from gsbids.imaging.nifti import read_header
+
+    shape, affine = read_header(path)
+    axis = slice_axis(shape, affine, metadata.get("SliceEncodingDirection"))
+    return round(float(np.linalg.norm(affine[:3, axis])), 3)
+
+
+def _thickness(text: str) -> float | None:
+    """A number of mm; None for ``header``."""
+    return None if text == "header" else between(*THICKNESS_RANGE)(text)
+
+
+def _sidecar(path: Path) -> dict:
+    """The JSON file of the same name beside an image; empty where there is none."""
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    try:
+        found = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{sidecar}: this is not a JSON file ({error}); correct or remove it") from error
+    return found if isinstance(found, dict) else {}

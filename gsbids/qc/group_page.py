@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a group: one HTML file with distributions, marked outliers and a table that can be sorted."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from gsbids.qc.group import RULE, Spread
+from gsbids.qc.report import format_number
+
+#: Metrics that are shown without asking.
+MAIN = ("ncc_median", "ncc_p10", "stack_agreement", "residual_median", "slices_rejected", "motion_mean", "motion_max",
+        "motion_neighbour_mean", "hidden_gain", "data_misfit", "energy_above", "coverage_mean", "sharpness", "noise",
+        "mask_volume")
+
+METHOD_NAMES = {"gsvr": "slice-to-volume reconstruction", "gsr": "super-resolution"}
+
+WIDTH, HEIGHT, PAD, DOT = 320, 84, 12, 3.2  # px of a distribution, its margins, and a dot's radius
+FIRST = 12  # marked reconstructions that are told in full
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One reconstruction on the page.
+
+    Attributes
+    ----------
+    label, name : str
+        Short name, and name in the table.
+    report : str
+        Address relative to the page; empty where there is none.
+    values : dict of str to float
+    marked : tuple of str
+        Metrics by which it stands out.
+    method : str
+        A key of ``METHOD_NAMES``.
+    """
+
+    label: str
+    name: str
+    report: str
+    values: Mapping[str, float]
+    marked: tuple[str, ...] = ()
+    method: str = "gsvr"
+
+
+@dataclass(frozen=True)
+class GroupContent:
+    """Everything the page shows.
+
+    Attributes
+    ----------
+    title : str
+    rows : tuple of GroupRow
+    columns : dict of str to dict
+        BIDS description of each metric.
+    spreads : dict of str to dict
+        By method the ``Spread`` of each metric.
+    troubles : tuple of (str, str)
+        What is missing or broken, and a report to look at (may be empty).
+    table : str
+        Address of the table, relative to the page.
+    version : str
+    """
+
+    title: str
+    rows: Sequence[GroupRow]
+    columns: Mapping[str, Mapping]
+    spreads: Mapping[str, Mapping[str, Spread]]
+    troubles: Sequence[tuple[str, str]] = ()
+    table: str = ""
+    version: str = ""
+
+
+def render_group(content: GroupContent) -> str:
+    """The page as text; everything that is quoted in it is escaped, nothing is loaded from elsewhere."""
+    import jinja2
+
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    environment.filters["address"] = quote
+    script = (folder / "group.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    main = [name for name in MAIN if name in content.columns]
+    charts = {method: {name: distribution(content, name, method) for name in content.columns}
+              for method in content.spreads}
+    heads = [(chart["median"], long_name(content, name), method) for method, drawn in charts.items()
+             for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]]
+    worst = sorted((row for row in content.rows if row.marked), key=lambda row: (-len(row.marked), row.label))
+    return environment.get_template("group.html.j2").render(
+        content=content, method_names=METHOD_NAMES, heads=heads, main=main,
+        more=[name for name in content.columns if name not in MAIN], charts=charts,
+        cells=[[cell(content, row, name) for name in content.columns] for row in content.rows],
+        notes=[(row, [note(content, row, name) for name in row.marked]) for row in worst], first=FIRST,
+        rule=RULE, script=script, digest=digest, width=WIDTH, height=HEIGHT, row_count=len(content.rows))
+
+
+def long_name(content: GroupContent, name: str) -> str:
+    """Name of a metric for people."""
+    return content.columns[name].get("LongName") or name
+
+
+def shown(content: GroupContent, name: str, value: float) -> str:
+    """A value of a metric with its unit."""
+    return format_number(value, content.columns[name].get("Units", ""))
+
+
+def cell(content: GroupContent, row: GroupRow, name: str) -> dict:
+    """One cell of the table: number to sort by (empty where not known), text, and whether it is marked."""
+    value = row.values.get(name, math.nan)
+    known = math.isfinite(value)
+    return {"value": f"{value:.6g}" if known else "", "text": shown(content, name, value) if known else "–",
+            "marked": name in row.marked, "main": name in MAIN}
+
+
+def note(content: GroupContent, row: GroupRow, name: str) -> str:
+    """Why a row is marked, in words.
+
+    >>> content = GroupContent("", (), {"noise": {"LongName": "Noise", "Units": "fraction"}},
+    ...                        {"gsvr": {"noise": Spread(0.02, -math.inf, 0.05)}})
+    >>> note(content, GroupRow("sub-01", "", "", {"noise": 0.1}), "noise")
+    'Noise 10.0 % (median 2.0 %)'
+    """
+    middle = content.spreads[row.method][name].median
+    value, median = (shown(content, name, number) for number in (row.values[name], middle))
+    return f"{long_name(content, name)} {value} (median {median})"
+
+
+def distribution(content: GroupContent, name: str, method: str) -> dict | None:
+    """Where the dots of one metric of one method are drawn; None without values.
+
+    Returns
+    -------
+    dict or None
+        ``name``, ``low``, ``median``, ``high`` (texts), ``middle`` (x of the median), ``band`` (x from, to of what is
+        not marked), ``dots`` (x, y, number of the row) and ``marks`` (the same with a label and a text).
+    """
+    values = np.array([row.values.get(name, math.nan) if row.method == method else math.nan for row in content.rows],
+                      float)
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return None
+    low, high = float(values[known].min()), float(values[known].max())
+    span = high - low or 1.0
+
+    def place(value: float) -> float:
+        return PAD + (WIDTH - 2 * PAD) * ((value - low) / span if high > low else 0.5)
+
+    spread = content.spreads[method][name]
+    band = [min(max(place(limit), 0.0), WIDTH) if math.isfinite(limit) else edge
+            for limit, edge in ((spread.low, 0.0), (spread.high, float(WIDTH)))]
+    x = np.array([place(value) for value in values[known]])
+    dots, marks = [], []
+    for row, across, up in zip(known, x, swarm(x, HEIGHT / 2 - DOT - 2), strict=True):
+        spot = {"x": f"{across:.1f}", "y": f"{HEIGHT / 2 + up:.1f}", "row": int(row)}
+        if name in content.rows[row].marked:
+            marks.append(spot | {"label": content.rows[row].label, "text": shown(content, name, values[row])})
+        else:
+            dots.append(spot)
+    return {"name": name, "low": shown(content, name, low), "high": shown(content, name, high),
+            "median": shown(content, name, spread.median), "middle": f"{place(spread.median):.1f}",
+            "band": band, "limited": band != [0.0, float(WIDTH)], "dots": dots, "marks": marks}
+
+
+def swarm(x: np.ndarray, room: float) -> np.ndarray:
+    """Heights (px) that keep dots apart whose places are near one another, at most ``room`` from the middle.
+
+    >>> swarm(np.array([10.0, 10.0, 10.0, 60.0]), 40).tolist()
+    [0.0, 7.0, -7.0, 0.0]
+    """
+    bins = np.floor(x / (2 * DOT)).astype(int)
+    heights = np.zeros(len(x))
+    for each in np.unique(bins):
+        inside = np.flatnonzero(bins == each)
+        order = np.arange(len(inside))
+        steps = (order + 1) // 2 * np.where(order % 2, 1, -1)
+        size = min(7.0, room / max(1, abs(steps).max()))
+        heights[inside] = steps * size
+    return heights + 0.0
+

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The group level: rows of many reconstructions in one table and on one page, and what is missing named."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+from test_qc_report import Page, browse, browser_command
+
+from gsbids.bids.group import GROUP_STEM
+from gsbids.cli.main import main
+from gsbids.qc.group import metric_spread
+from gsbids.qc.metrics import METRIC_DESCRIPTIONS
+from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
+
+
+def write_row(out, sub, ses="", name=None, **changes):
+    """One row of plausible numbers, with the report that belongs to it."""
+    rng = np.random.default_rng(int(sub))
+    values = {key: f"{1 + 0.02 * np.clip(rng.normal(), -2, 2):.6g}" for key in METRIC_DESCRIPTIONS} | changes
+    stem = f"sub-{sub}" + (f"_ses-{ses}" if ses else "")
+    folder = out / f"sub-{sub}" / (f"ses-{ses}" if ses else "") / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}_rec-gsvr_desc-qc_metrics.tsv"
+    name = name or f"{stem}_rec-gsvr_res-0p8_desc-preproc_T2w"
+    path.write_text("\t".join(["bids_name", *values]) + "\n" + "\t".join([name, *values.values()]) + "\n")
+    path.with_suffix(".json").write_text(json.dumps({"bids_name": {"LongName": "Name"}, **METRIC_DESCRIPTIONS}))
+    (out / f"{stem}.html").write_text("report")
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """An input with the names of ten subjects and nothing else, and an output with rows of all but one."""
+    bids, out = tmp_path / "bids", tmp_path / "out"
+    for n in range(1, 11):
+        (bids / f"sub-{n:02d}").mkdir(parents=True)
+    for n in range(1, 10):
+        write_row(out, f"{n:02d}", **({"ncc_median": "0.3", "noise": "n/a"} if n == 3 else {}))
+    return bids, out
+
+
+@pytest.fixture
+def group(folders, capsys):
+    def call(*options):
+        code = main([*map(str, folders), "group", *options])
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def read(out):
+    header, *rows = (line.split("\t") for line in (out / f"{GROUP_STEM}.tsv").read_text().splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_table_page_and_what_is_missing(group, folders):
+    out = folders[1]
+    code, said = group()
+    assert code == 0
+    assert "sub-10: has no outputs here" in said
+    assert "9 reconstructions, 1 marked, 1 missing or broken" in said
+    rows = read(out)
+    assert [row["participant_id"] for row in rows] == [f"sub-{n:02d}" for n in range(1, 10)]
+    assert rows[2]["outliers"] == "ncc_median"
+    assert rows[2]["noise"] == "n/a"
+    described = json.loads((out / f"{GROUP_STEM}.json").read_text())
+    assert list(described) == list(rows[0])
+    assert all(entry["Description"] for entry in described.values())
+    page = Page((out / f"{GROUP_STEM}.html").read_text(encoding="utf-8"))
+    links = {a["href"] for a in page.all("a") if a["href"].startswith("sub-")}
+    assert links == {f"sub-{n:02d}.html" for n in range(1, 10)}
+    assert "Similarity, median 0.300 (median 1.0" in page.text
+    assert "more than 3.5 x (1 + 5/n) robust standard deviations" in page.text
+    before = {path: path.read_bytes() for path in out.glob("group_*")}
+    assert group()[0] == 0
+    assert {path: path.read_bytes() for path in out.glob("group_*")} == before
+
+
+def test_some_participants_and_sessions(group, folders):
+    write_row(folders[1], "01", "a")
+    write_row(folders[1], "01", "b")
+    code, said = group("--participant-label", "01", "sub-02", "77")
+    assert code == 0
+    assert "sub-77: has no outputs here" in said
+    assert [row["bids_name"].split("_rec")[0] for row in read(folders[1])] == ["sub-01", "sub-01_ses-a", "sub-01_ses-b",
+                                                                              "sub-02"]
+    assert group("--session-label", "b")[0] == 0
+    assert [row["session_id"] for row in read(folders[1])] == ["ses-b"]
+
+
+@pytest.mark.parametrize(("broken", "words"), [
+    ("", "0 rows, one is expected"), ("bids_name\tncc_median\n", "0 rows"),
+    ("bids_name\ta\nsub-01_T2w\t1\nsub-01_T2w\t1\n", "2 rows"), ("bids_name\ta\nsub-02_T2w\t1\n", "not of sub-01"),
+    ("bids_name\ta\tb\nsub-01_T2w\t1\n", "are not a table"), ("bids_name\ta\nsub-01_T2w\tabc\n", "'abc', not a number"),
+    ("bids_name\ta\nsub-01_T2w\tinf\n", "not a number"), ("bids_name\ta b<\nsub-01_T2w\t1\n", "no name of a metric"),
+    ("bids_name\ta\nsub-01_../x_T2w\t1\n", "not of sub-01"), ("name\ta\nsub-01_T2w\t1\n", "are not a table"),
+    ("bids_name\ta\nsub-01_foo-1_T2w\t1\n", "unknown entities"), (b"\xff\xfe\x00\x01", "not a text file"),
+    ("x" * (1 << 21), "much too large")])
+def test_broken_rows_are_named_and_not_fatal(group, folders, broken, words):
+    path = folders[1] / "sub-01" / "anat" / "sub-01_rec-gsvr_desc-qc_metrics.tsv"
+    path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+    code, said = group()
+    assert code == 0
+    (line,) = [line for line in said.splitlines() if "sub-01" in line]
+    assert line.startswith(f"gsbids: warning: sub-01/anat/{path.name}: ")
+    assert words in line
+    assert len(read(folders[1])) == 8
+    assert "sub-01.html" in (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+
+
+def test_a_report_without_a_row_may_have_failed(group, folders):
+    (folders[1] / "sub-11_ses-1.html").write_text("x")
+    assert "sub-11_ses-1: has a report and no row of metrics, so it may have failed" in group()[1]
+
+
+def test_columns_of_other_versions(group, folders):
+    path = write_row(folders[1], "02", later="5")
+    path.with_suffix(".json").write_text('{"later": {"LongName": "<b>Later</b>", "Description": "What comes"}}')
+    write_row(folders[1], "04", undescribed="1")
+    assert group()[0] == 0
+    row = read(folders[1])[1]
+    assert (row["later"], row["undescribed"], read(folders[1])[0]["later"]) == ("5", "n/a", "n/a")
+    assert "<b>Later" not in (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+
+
+def test_methods_are_compared_with_their_own_kind(group, folders):
+    """Sharpness of super-resolved volumes is another thing: nine of them mark no reconstruction, and none of them."""
+    for n in range(1, 10):
+        folder = folders[1] / f"sub-{n:02d}" / "anat"
+        values = dict.fromkeys(SR_METRIC_DESCRIPTIONS, f"{20 + n / 9:g}") | ({"sharpness": "2"} if n == 5 else {})
+        (folder / f"sub-{n:02d}_rec-gsrT1w_desc-qc_metrics.tsv").write_text(
+            "\t".join(["bids_name", *values]) + f"\nsub-{n:02d}_rec-gsr_res-1_desc-preproc_T1w\t"
+            + "\t".join(values.values()) + "\n")
+    code, said = group()
+    assert code == 0
+    assert "18 reconstructions, 2 marked" in said
+    assert {row["bids_name"]: row["outliers"] for row in read(folders[1]) if row["outliers"] != "n/a"} == {
+        "sub-03_rec-gsvr_res-0p8_desc-preproc_T2w": "ncc_median", "sub-05_rec-gsr_res-1_desc-preproc_T1w": "sharpness"}
+    described = json.loads((folders[1] / f"{GROUP_STEM}.json").read_text())
+    assert "; with rec-gsr: Mean gradient magnitude inside" in described["sharpness"]["Description"]
+    text = (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+    assert "Super-resolution (rec-gsr)</h3>" in text
+    page = Page(text)
+    drawn = [a["data-method"] for a in page.all("figure")]
+    assert drawn == ["gsvr"] * len(METRIC_DESCRIPTIONS) + ["gsr"] * len(SR_METRIC_DESCRIPTIONS)
+
+
+def test_nothing_there_is_one_line(tmp_path, capsys):
+    bids, out = tmp_path / "bids", tmp_path / "out"
+    cases = [((bids, out), "bids_dir"), ((bids, out), "output_dir"), ((bids, out), "no metrics (sub-*"),
+             ((bids, bids), "is the same as"), ((bids, bids / "out"), "is the same as or inside")]
+    for n, (arguments, words) in enumerate(cases):
+        assert main([*map(str, arguments), "group"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("gsbids: error: ")
+        assert said.count("\n") == 1
+        assert words in said
+        if n < 2:
+            (bids, out)[n].mkdir()
+        (bids / "out").mkdir(exist_ok=True)
+    assert list(out.iterdir()) == []
+
+
+def test_page_is_complete_in_itself(group, folders):
+    group()
+    text = (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+    page = Page(text)
+    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert not page.all("img", "iframe", "object", "embed", "form", "base")
+    assert not re.search(r"https?://", text)
+    assert not any(re.match(r"on[a-z]+$", name) for _, attributes in page.tags for name in attributes)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert all(a["href"][1:] in ids for a in page.all("a") if a["href"].startswith("#"))
+
+
+def test_the_script_runs_in_a_browser(group, folders, tmp_path):
+    group()
+    path = folders[1] / f"{GROUP_STEM}.html"
+    assert "CONSOLE" not in browse(path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=420,900")
+    # It counts the rows, and shows what works with it alone.
+    dom = subprocess.run(browser_command(path, "--dump-dom"), capture_output=True, text=True, timeout=120,
+                         check=True).stdout
+    assert re.search(r'id="count"[^>]*>9 rows<', dom)
+    assert 'data-script="" hidden' not in dom
+
+
+def test_the_rule():
+    rng = np.random.default_rng(0)
+    usual = rng.normal(10, 1, 2000)
+    for side in ("low", "high", "both"):
+        spread = metric_spread(usual, side)
+        assert np.mean([spread.stands_out(value) for value in usual]) < 0.002
+        assert spread.stands_out(3.0) == (side != "high")
+        assert spread.stands_out(17.0) == (side != "low")
+    # A skewed metric is not marked for being skewed; a fifth of all values may be bad without hiding one another.
+    skewed = metric_spread(rng.exponential(1, 2000), "high")
+    assert skewed.high > metric_spread(usual - 9.5, "high").high * 0.8
+    assert metric_spread([1.0] * 12 + [50.0, 60.0, 70.0], "high", 0.1).stands_out(50)
+    assert not metric_spread([1, 1, 1, 1, 1, 1, 99], "high").stands_out(99)
+    assert not metric_spread([0] * 20, "high", 0.02).stands_out(0.05)
+    empty = metric_spread([np.nan] * 9)
+    assert np.isnan(empty.median)
+    assert not empty.stands_out(5)
+    assert not metric_spread(usual).stands_out(np.nan)
