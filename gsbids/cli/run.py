@@ -177,15 +177,21 @@ def environment(config: Config) -> Iterator[None]:
     wanted = dict.fromkeys(names, threads) | {
         "NO_ET": "1", "NIPYPE_NO_ET": "1", "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
     before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    os.environ.update(wanted | _numba_as_it_is())
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in (before | _numba_as_it_is()).items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _numba_as_it_is() -> dict[str, str]:
+    """The number of threads that numba has, where it is loaded: it reads the variable again, and refuses another."""
+    numba = sys.modules.get("numba")
+    return {"NUMBA_NUM_THREADS": str(numba.config.NUMBA_NUM_THREADS)} if numba else {}
 
 
 def prepare_folders(plan: Plan) -> None:
