@@ -3,6 +3,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,20 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data: {folder} is not there (set GSBIDS_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def official_errors():
+    """Errors that the official validator finds in a tree, as a function; the test is skipped where it is not there."""
+    beside = Path(sys.executable).with_name("bids-validator-deno")
+    validator = beside if beside.exists() else shutil.which("bids-validator-deno")
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed (it is one of the test requirements)")
+
+    def errors(tree) -> list[dict]:
+        done = subprocess.run([validator, tree, "--format", "json"], capture_output=True, text=True, check=False)
+        return [i for i in json.loads(done.stdout)["issues"]["issues"] if i["severity"] == "error"]
+    return errors
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ def build_parser() -> Parser:
     parser.set_defaults(bids_filters={}, plugin="auto", plugin_args={})
     _add_selection(parser.add_argument_group("which data"))
     _add_method(parser.add_argument_group("what is computed"))
-    _add_resources(parser.add_argument_group("resources"))
+    resources = parser.add_argument_group("resources")
+    add_resources(resources)
+    _add_plugin(resources)
     _add_control(parser.add_argument_group("control of the run"))
     return parser
 
@@ -137,10 +139,10 @@ def _add_method(group) -> None:
     group.add_argument("--modality", default="T2w", metavar="SUFFIX",
                        help="suffix of the stacks (default: %(default)s)")
     size = group.add_mutually_exclusive_group()
-    size.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), nargs="+", action=_OneOrThree,
+    size.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), nargs="+", action=OneOrThree,
                       metavar="MM", default=(), help="voxel size of the volume, for sr also one for each array axis "
                       "(default: svr 0.8; sr half the voxel, thick slices as fine as in their plane)")
-    size.add_argument("--sr-factor", type=between(*FACTOR_RANGE, unit=""), nargs="+", action=_OneOrThree, metavar="F",
+    size.add_argument("--sr-factor", type=between(*FACTOR_RANGE, unit=""), nargs="+", action=OneOrThree, metavar="F",
                       default=(), help="sr: how many times finer, one number or one for each array axis")
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
     group.add_argument("--sr-quality", choices=("full", "fast"), default="full",
@@ -158,6 +160,11 @@ def _add_method(group) -> None:
                            help=f"{what} (default: with svr, not with sr)")
     group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
                        help="estimate the motion of every slice; without it stacks move as wholes")
+    add_seed_and_device(group)
+
+
+def add_seed_and_device(group) -> None:
+    """What else steers a computation, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
     group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
@@ -165,7 +172,8 @@ def _add_method(group) -> None:
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
 
 
-def _add_resources(group) -> None:
+def add_resources(group) -> None:
+    """Threads and memory, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
                        help="threads in use at any time (default: all)")
     group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
@@ -174,6 +182,9 @@ def _add_resources(group) -> None:
                        help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)")
     group.add_argument("--mem-gb", dest="memory_gb", type=memory_size("G"), metavar="SIZE",
                        help="the same; a bare number is GB")
+
+
+def _add_plugin(group) -> None:
     group.add_argument("--use-plugin", "--nipype-plugin-file", type=Path, metavar="YAML",
                        help="nipype plugin and its arguments: keys plugin and plugin_args")
 
@@ -221,7 +232,7 @@ def _label(prefix: str) -> Callable[[str], str]:
     return parse
 
 
-class _OneOrThree(argparse.Action):
+class OneOrThree(argparse.Action):
     """One number, or one for each array axis, as a tuple."""
 
     def __call__(self, parser, namespace, values, option_string=None):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from gsbids.cli.parser import RESOLUTION_RANGE, Parser, between, device_name, memory_size, whole_number, with_dashes
+from gsbids.cli.parser import RESOLUTION_RANGE, Parser, add_resources, add_seed_and_device, between, with_dashes
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -34,12 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_files(parser.add_argument_group("files"))
     _add_method(parser.add_argument_group("what is computed"))
     group = parser.add_argument_group("resources and control")
-    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
-                       help="threads in use at any time (default: all)")
-    group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
-                       help="threads of one step (default: as --nprocs, at most 8)")
-    group.add_argument("--mem", dest="memory_gb", type=memory_size("M"), metavar="SIZE",
-                       help="memory to plan with: 1.5G, 800M (default: 90 %% of all)")
+    add_resources(group)
     group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
                        help="keep what steps made here, to go on from (default: a folder that is removed at the end)")
     group.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
@@ -86,11 +81,7 @@ def _add_method(group) -> None:
     for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
                        ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
-    group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
-                       help="the same seed gives the same result (default: %(default)s)")
-    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
-                       help="where to compute (default: %(default)s)")
-    group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
+    add_seed_and_device(group)
 
 
 def run(args: argparse.Namespace) -> int:

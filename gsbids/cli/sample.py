@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.parser import Parser
+from gsbids.cli.parser import OneOrThree, Parser
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
@@ -23,9 +23,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", type=Path, metavar="MODEL.npz", help="*_desc-gaussians_model.npz")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the volume")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--spacing", type=positive, nargs="+", metavar="MM",
+    size.add_argument("--spacing", type=positive, nargs="+", action=OneOrThree, metavar="MM",
                       help="voxel size, one number or one for each array axis")
-    size.add_argument("--factor", type=positive, nargs="+", metavar="F",
+    size.add_argument("--factor", type=positive, nargs="+", action=OneOrThree, metavar="F",
                       help="how many times finer than the image that was super-resolved, or than --like")
     parser.add_argument("--like", type=Path, metavar="GRID.nii.gz",
                         help="the grid of this image; with --spacing or --factor: its field of view")
@@ -37,9 +37,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.spacing or args.factor or args.like):
         parser.error("one of --spacing, --factor and --like is required")
-    for name in ("spacing", "factor"):
-        if getattr(args, name) is not None and len(getattr(args, name)) not in (1, 3):
-            parser.error(f"--{name}: give one number or three")
     if not args.output.name.endswith((".nii", ".nii.gz")):
         parser.error(f"{args.output}: the output's name must end with .nii.gz or .nii")
     if args.nprocs is not None and args.nprocs < 1:
@@ -86,11 +83,7 @@ def _grid(args: argparse.Namespace, model):
     else:
         affine, shape = model_grid(model)
     if args.spacing:
-        return grid_of_spacing(affine, shape, _one_or_three(args.spacing))
+        return grid_of_spacing(affine, shape, args.spacing)
     if args.factor:
-        return grid_of_factor(affine, shape, _one_or_three(args.factor))
+        return grid_of_factor(affine, shape, args.factor)
     return affine, shape
-
-
-def _one_or_three(numbers: Sequence[float]):
-    return tuple(numbers) if len(numbers) == 3 else numbers[0]

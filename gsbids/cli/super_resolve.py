@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.parser import Parser
+from gsbids.cli.parser import OneOrThree, Parser
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -23,10 +23,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("input", type=Path, metavar="IN.nii.gz", help="3D volume")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the finer volume")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--factor", type=positive, nargs="+", metavar="X",
+    size.add_argument("--factor", type=positive, nargs="+", action=OneOrThree, metavar="X", default=(),
                       help="how many times finer, one number or one for each array axis")
-    size.add_argument("--output-resolution", type=positive, nargs="+", metavar="MM",
-                      help="voxel size, one number or one for each array axis")
+    size.add_argument("--output-resolution", type=positive, nargs="+", action=OneOrThree, metavar="MM",
+                      default=(), help="voxel size, one number or one for each array axis")
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="the grid of this image")
     parser.add_argument("--sr-quality", choices=("full", "fast"), default="full",
                         help="fast: the linear solution, in seconds (default: %(default)s)")
@@ -40,9 +40,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args(argv)
-    for name in ("factor", "output_resolution"):
-        if getattr(args, name) is not None and len(getattr(args, name)) not in (1, 3):
-            parser.error(f"--{name.replace('_', '-')}: give one number or three")
     if not args.output.name.endswith((".nii", ".nii.gz")):
         parser.error(f"{args.output}: the output's name must end with .nii.gz or .nii")
     if (args.nprocs is not None and args.nprocs < 1) or args.random_seed < 0:
@@ -67,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     data, affine = load_image(args.input)
     like = read_header(args.like) if args.like else None
-    target = SrTarget(tuple(args.factor or ()), tuple(args.output_resolution or ()), like)
+    target = SrTarget(args.factor, args.output_resolution, like)
     grid, other = target_grid(data.shape, affine, target)
     profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
     options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,

@@ -123,7 +123,8 @@ def result_facts(result) -> dict:
              "SamplingProfileWidth": list(settings["profile_width"]), "SuperResolutionQuality": settings["quality"],
              "NumberOfFields": len(result.fields), "NumberOfGaussians": sum(len(f) for f in result.fields),
              "RandomSeed": int(settings["seed"])}
-    return facts | ({"Blend": settings["choice"]["blend"]} if "choice" in settings else {})
+    choice = settings.get("choice")
+    return facts | ({"Blend": choice["blend"], "EdgeSharpened": bool(choice.get("edge"))} if choice else {})
 
 
 class SrMetricsInputSpec(BaseInterfaceInputSpec):

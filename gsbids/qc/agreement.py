@@ -11,6 +11,7 @@ from scipy import ndimage
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.psf import FWHM_TO_SIGMA
 from gsbids.recon.result import SvrResult
 
 STEP = 1.5  # mm: voxels of the images that are compared
@@ -66,7 +67,7 @@ def pairwise_agreement(result: SvrResult, stacks: list[Stack]) -> np.ndarray:
         return table
     low = np.floor(np.concatenate(filled).min(0) / STEP) - 2
     shape = tuple((np.ceil(np.concatenate(filled).max(0) / STEP) - low + 3).astype(int))
-    sigma = max(stack.thickness for stack in stacks) / 2.3548 / STEP
+    sigma = max(stack.thickness for stack in stacks) * FWHM_TO_SIGMA / STEP
     images = [_image(where, value, (low, shape, sigma)) for where, value in points]
     for a in range(count):
         for b in range(a):

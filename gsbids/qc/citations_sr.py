@@ -112,6 +112,9 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
         "Voxels that were hidden from a trial on a part of the image chose width, rates and iterations, and the blend: "
         f"{blend}. The blend was projected on the data"
         + (", smoothed by non-local means, and projected again." if choice["smoothing"] else "."))
+    if choice.get("edge"):
+        sentences.append("As the image ended at the edge of a mask, that edge was sharpened by what a coarser copy of "
+                         "the image told about it, and the volume was projected on the data once more.")
     return " ".join(sentences)
 
 

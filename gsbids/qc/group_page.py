@@ -6,13 +6,12 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
 from gsbids.qc.group import RULE, Spread
-from gsbids.qc.report import format_number
+from gsbids.qc.report import TEMPLATES, format_number, page_template
 
 #: Metrics that are shown without asking.
 MAIN = ("ncc_median", "ncc_p10", "stack_agreement", "residual_median", "slices_rejected", "motion_mean", "motion_max",
@@ -80,14 +79,7 @@ class GroupContent:
 
 def render_group(content: GroupContent) -> str:
     """The page as text; everything that is quoted in it is escaped, nothing is loaded from elsewhere."""
-    import jinja2
-
-    folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True)
-    environment.filters["address"] = quote
-    script = (folder / "group.js").read_text(encoding="utf-8")
+    script = (TEMPLATES / "group.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     main = [name for name in MAIN if name in content.columns]
     charts = {method: {name: distribution(content, name, method) for name in content.columns}
@@ -95,7 +87,7 @@ def render_group(content: GroupContent) -> str:
     heads = [(chart["median"], long_name(content, name), method) for method, drawn in charts.items()
              for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]]
     worst = sorted((row for row in content.rows if row.marked), key=lambda row: (-len(row.marked), row.label))
-    return environment.get_template("group.html.j2").render(
+    return page_template("group.html.j2", address=quote).render(
         content=content, method_names=METHOD_NAMES, heads=heads, main=main,
         more=[name for name in content.columns if name not in MAIN], charts=charts,
         cells=[[cell(content, row, name) for name in content.columns] for row in content.rows],

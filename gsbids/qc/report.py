@@ -13,6 +13,7 @@ from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
 from gsbids.qc.report_figures import Figures, draw_figures
 
 LOGGER = logging.getLogger("gsbids.qc")
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -152,21 +153,25 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
 
 def render_report(content: ReportContent) -> str:
     """The page as text; everything that is quoted in it is escaped."""
-    import jinja2
-
-    folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = format_number
     figures = draw_figures(content)
     for note in figures.notes:
         LOGGER.warning("%s: %s", content.task, note)
     pieces, references = number_citations(content.methods)
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2", number=format_number).render(
         content=content, figures=figures, methods=pieces, references=references, state=state(content),
         missing=_missing(content, figures), highlights=highlights(content.metrics),
         metric_rows=metric_rows(content.metrics), registration=registration_rows(content))
+
+
+def page_template(name: str, **filters):
+    """A template of the folder beside this file, by jinja2: what it quotes is escaped, what it lacks is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= filters
+    return environment.get_template(name)
 
 
 def state(content: ReportContent) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import torch
 from gsbids.errors import InputError
 from gsbids.imaging.masks import bounding_box
 from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, linear_solution, mix, refine
-from gsbids.recon.sr_edge import ends_at_cut, learn_edge, sharpen_edge
+from gsbids.recon.sr_edge import EdgeCurve, cut_copy, ends_at_cut, learn_edge, sharpen_edge
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_member import fit_member, render_fine
 from gsbids.recon.sr_options import SrOptions
@@ -137,10 +137,7 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
         history["loss"] += fit.history["loss"]
         say(f"field {member + 1} of {count}: {len(fit.field)} Gaussians")
     fine = _blended(problem, mean, choice)
-    curve = None
-    if problem.options.sharp_edge and ends_at_cut(problem, lambda p: linear_solution(p, 0.0)):
-        curve = learn_edge(problem, lambda copy: _one_member(copy, choice))
-    if curve:
+    if curve := _edge_curve(problem, choice):
         say("the volume ends at a cut through tissue: its edge is sharpened")
         fine = refine(problem, sharpen_edge(problem, fine, curve), replace(choice, smoothing=0.0))
     return _Fit(fine, tuple(fields), history, replace(choice, edge=curve is not None))
@@ -151,6 +148,14 @@ def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> n
     experts = [mean, linear_solution(problem, choice.noise) if choice.blend[1] > 0 else None,
                bspline_solution(problem) if choice.blend[2] > 0 else None]
     return refine(problem, mix(experts, choice.blend), choice)
+
+
+def _edge_curve(problem: SrProblem, choice: SrChoice) -> EdgeCurve | None:
+    """How to sharpen the edge; None where the volume was not cut out."""
+    copy = cut_copy(problem) if problem.options.sharp_edge else None
+    if copy is None or not ends_at_cut(problem, copy, lambda p: linear_solution(p, 0.0)):
+        return None
+    return learn_edge(copy, lambda p: _one_member(p, choice))
 
 
 def _one_member(problem: SrProblem, choice: SrChoice) -> np.ndarray:

@@ -23,7 +23,23 @@ LEAST_VOXELS = 500  # on the ramp of the copy: with less there is no curve
 RAMP, HALF = (0.1, 1.1), 0.5  # shares of the tissue nearby that a ramp goes through, and its lower half
 # By how much more of the volume's ramp may lie in the lower half than of the copy's, both in the linear solution. Cut
 # volumes have -0.05 to -0.02, the same with soft ends 0.03 to 0.06, a T1w brain in dark fluid 0.02 and 0.08; all gain.
-LEAST_ALIKE = 0.1
+MOST_APART = 0.1
+
+
+@dataclass(frozen=True)
+class CutCopy:
+    """The coarse volume as if it were a fine one that was cut out, made coarse by the same factors.
+
+    Attributes
+    ----------
+    problem : SrProblem
+        To make a fine volume again of what was made coarse.
+    truth : ndarray, fine shape of the problem, float32
+        What should come out: its edge is tissue or nothing.
+    """
+
+    problem: SrProblem
+    truth: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -66,44 +82,53 @@ def sharpen_edge(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> np.n
     return np.where(edge, level * curve(np.maximum(fine, 0) / level), fine).astype(np.float32)
 
 
-def ends_at_cut(problem: SrProblem, linear: Callable[[SrProblem], np.ndarray]) -> bool:
-    """Whether the ramp of a volume looks like that of a cut copy of itself: else it ends softly, or in the dark.
+def cut_copy(problem: SrProblem) -> CutCopy | None:
+    """The cut copy of a volume; None where it has no background, or too little edge."""
+    if problem.filled.all():
+        return None
+    deep, level, near = _tissue(problem)
+    edge = problem.filled & ~deep & (near > LEAST_NEAR)
+    share = problem.coarse / np.maximum(level, 1e-3)
+    tissue = np.where(edge, np.maximum(problem.coarse, LEAST_TISSUE * level), problem.coarse)
+    truth = np.where(problem.filled & ~(edge & (share < CUT)), tissue, 0).astype(np.float32)
+    axes = tuple(AxisGrid.same_extent(max(1, round(axis.coarse * axis.step)), axis.coarse) for axis in problem.axes)
+    copy = SrProblem.pose(np.zeros([a.coarse for a in axes], np.float32), axes, problem.options)
+    copy = SrProblem.pose(copy.operator(truth), axes, problem.options)
+    enough = not copy.filled.all() and min(copy.filled.sum(), at_edge(copy)[1].sum()) >= LEAST_VOXELS
+    return CutCopy(copy, truth) if enough else None
+
+
+def ends_at_cut(problem: SrProblem, copy: CutCopy, linear: Callable[[SrProblem], np.ndarray]) -> bool:
+    """Whether the ramp of a volume looks like that of its cut copy: else it ends softly, or in the dark.
 
     Parameters
     ----------
     problem : SrProblem
         Nothing hidden.
+    copy : CutCopy
     linear : callable
         From a problem to its linear solution.
     """
-    copy = _cut_copy(problem)
-    if copy is None:
-        return False
-    own, its = (_lower_half(_on_ramp(p, linear(p))[0]) for p in (problem, copy[0]))
-    return own < its + LEAST_ALIKE
+    own, its = (_lower_half(_on_ramp(p, linear(p))[0]) for p in (problem, copy.problem))
+    return own < its + MOST_APART
 
 
-def learn_edge(problem: SrProblem, reconstruct: Callable[[SrProblem], np.ndarray]) -> EdgeCurve | None:
-    """The curve of a volume, from a copy of itself that is coarser by the same factors.
+def learn_edge(copy: CutCopy, reconstruct: Callable[[SrProblem], np.ndarray]) -> EdgeCurve | None:
+    """The curve of a volume, from its cut copy.
 
     Parameters
     ----------
-    problem : SrProblem
-        Nothing hidden.
+    copy : CutCopy
     reconstruct : callable
         From a problem to a fine volume that is true to its data.
 
     Returns
     -------
     EdgeCurve or None
-        None where there is no background, or too little edge.
+        None where no value on the ramp is what it seems to be.
     """
-    found = _cut_copy(problem)
-    if found is None:
-        return None
-    copy, truth = found
-    shown, level = _on_ramp(copy, reconstruct(copy))
-    true, _ = _on_ramp(copy, truth)
+    shown, level = _on_ramp(copy.problem, reconstruct(copy.problem))
+    true, _ = _on_ramp(copy.problem, copy.truth)
     order = np.argsort(shown, kind="stable")
     return _in_knots(shown[order], optimize.isotonic_regression(true[order], weights=level[order] ** 2).x)
 
@@ -138,22 +163,3 @@ def _tissue(problem: SrProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     share = ndimage.gaussian_filter(deep.astype(np.float32), NEAR)
     total = ndimage.gaussian_filter(np.where(deep, problem.coarse, 0).astype(np.float32), NEAR)
     return deep, total / np.maximum(share, 1e-6), share
-
-
-def _cut_copy(problem: SrProblem) -> tuple[SrProblem, np.ndarray] | None:
-    """The coarse volume as if it were a fine one that was cut out, made coarse by the same factors, and itself.
-
-    Its edge is tissue or nothing. None where there is no background, or too little edge.
-    """
-    if problem.filled.all():
-        return None
-    deep, level, near = _tissue(problem)
-    edge = problem.filled & ~deep & (near > LEAST_NEAR)
-    share = problem.coarse / np.maximum(level, 1e-3)
-    tissue = np.where(edge, np.maximum(problem.coarse, LEAST_TISSUE * level), problem.coarse)
-    truth = np.where(problem.filled & ~(edge & (share < CUT)), tissue, 0).astype(np.float32)
-    axes = tuple(AxisGrid.same_extent(max(1, round(axis.coarse * axis.step)), axis.coarse) for axis in problem.axes)
-    copy = SrProblem.pose(np.zeros([a.coarse for a in axes], np.float32), axes, problem.options)
-    copy = SrProblem.pose(copy.operator(truth), axes, problem.options)
-    enough = not copy.filled.all() and min(copy.filled.sum(), at_edge(copy)[1].sum()) >= LEAST_VOXELS
-    return (copy, truth) if enough else None

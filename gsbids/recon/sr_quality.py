@@ -64,6 +64,7 @@ def choice_rows(result: SrResult) -> tuple[tuple[str, str], ...]:
         ("Start width", f"sigma {schedule['width']:g} voxels"),
         ("Iterations", f"{schedule['iterations']}, rates x {schedule['rate']:g}"),
         ("Blend", ", ".join(f"{name} {share:.2f}" for name, share in choice["blend"].items())),
+        ("Edge", "sharpened, as of a volume that was cut out" if choice.get("edge") else "as reconstructed"),
         ("Non-local means", f"strength {choice['smoothing']:g}" if choice["smoothing"] else "none"),
         ("Noise", f"Sobolev {choice['noise']:g}, projection {choice['noise_ratio']:.3g}")]
     return tuple(rows)

@@ -105,14 +105,10 @@ def target_grid(shape, affine: np.ndarray, target: SrTarget) -> tuple[SrGrid, tu
         same = grid.shape == tuple(target.like[0]) and np.allclose(grid.affine, target.like[1], atol=1e-3)
         return grid, None if same else target.like
     if target.spacing:
-        return grid_by_spacing(shape, affine, _one_or_three(target.spacing)), None
+        return grid_by_spacing(shape, affine, target.spacing), None
     if target.factor:
-        return grid_by_factor(shape, affine, _one_or_three(target.factor)), None
+        return grid_by_factor(shape, affine, target.factor), None
     own = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     if is_thick(own):
         return grid_by_spacing(shape, affine, default_spacing(own)), None
     return grid_by_factor(shape, affine, 2), None
-
-
-def _one_or_three(numbers):
-    return tuple(numbers) if len(numbers) == 3 else numbers[0]
