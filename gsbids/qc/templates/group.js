@@ -43,7 +43,8 @@
       if (!row.hidden) left += 1;
       for (const dot of dots.get(row.dataset.r)) dot.classList.toggle("off", row.hidden);
     }
-    count.textContent = left === rows.length ? `${rows.length} rows` : `${left} of ${rows.length} rows`;
+    const all = `${rows.length} ${rows.length === 1 ? "row" : "rows"}`;
+    count.textContent = left === rows.length ? all : `${left} of ${all}`;
   };
   find.addEventListener("input", filter);
   marked.addEventListener("change", filter);
