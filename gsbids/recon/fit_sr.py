@@ -11,7 +11,7 @@ import torch
 from gsbids.errors import InputError
 from gsbids.imaging.masks import bounding_box
 from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, linear_solution, mix, refine
-from gsbids.recon.sr_edge import EdgeCurve, cut_copy, ends_at_cut, learn_edge, sharpen_edge
+from gsbids.recon.sr_edge import cut_copies, explains, learn_edge, sharpen_edge
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_member import fit_member, render_fine
 from gsbids.recon.sr_options import SrOptions
@@ -137,10 +137,8 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
         history["loss"] += fit.history["loss"]
         say(f"field {member + 1} of {count}: {len(fit.field)} Gaussians")
     fine = _blended(problem, mean, choice)
-    if curve := _edge_curve(problem, choice):
-        say("the volume ends at a cut through tissue: its edge is sharpened")
-        fine = refine(problem, sharpen_edge(problem, fine, curve), replace(choice, smoothing=0.0))
-    return _Fit(fine, tuple(fields), history, replace(choice, edge=curve is not None))
+    sharp = _sharp_edged(problem, fine, choice, say) if problem.options.sharp_edge else None
+    return _Fit(fine if sharp is None else sharp, tuple(fields), history, replace(choice, edge=sharp is not None))
 
 
 def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:
@@ -150,12 +148,18 @@ def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> n
     return refine(problem, mix(experts, choice.blend), choice)
 
 
-def _edge_curve(problem: SrProblem, choice: SrChoice) -> EdgeCurve | None:
-    """How to sharpen the edge; None where the volume was not cut out."""
-    copy = cut_copy(problem) if problem.options.sharp_edge else None
-    if copy is None or not ends_at_cut(problem, copy, lambda p: linear_solution(p, 0.0)):
+def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Callable[[str], None]):
+    """The volume with a sharp edge; None where it was not cut out."""
+    copies = cut_copies(problem, fine)
+    if not copies:
         return None
-    return learn_edge(copy, lambda p: _one_member(p, choice))
+    found = [_one_member(copy.problem, choice) for copy in copies]
+    model = learn_edge(copies, found)
+    sharp, its = (sharpen_edge(p, f, model) for p, f in ((problem, fine), (copies[0].problem, found[0])))
+    if not explains(problem, sharp, copies[0], its):
+        return None
+    say(f"the volume ends at a cut through tissue: its edge is sharpened as {len(copies)} copies of its own teach")
+    return refine(problem, sharp, replace(choice, smoothing=0.0))
 
 
 def _one_member(problem: SrProblem, choice: SrChoice) -> np.ndarray:

@@ -1,74 +1,147 @@
 # SPDX-License-Identifier: Apache-2.0
 """The edge of a volume that was cut out by a mask: what the voxels between tissue and nothing most likely were.
 
-Super-resolution makes a ramp of a cut, and most of its squared error lies there. What a voxel on such a ramp was can
-be learned from the volume itself: it is taken for a fine one that ends at a cut, made coarse, and reconstructed; how
-the values on that ramp go with the truth (its expectation, given the value) is the curve for the real one.
+Super-resolution makes a ramp of a cut, and most of its squared error lies there. What stood where there is a ramp is
+learned from the volume itself: its edge is made a cut, the cut volume is put by single fine voxels aside, so that the
+coarse voxels divide it otherwise, made coarse, and reconstructed. What comes of it beside what it was made of teaches
+how to tell a voxel from its surroundings (:mod:`gsbids.recon.sr_edge_model`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
-from scipy import ndimage, optimize
+from scipy import ndimage
 
 from gsbids.recon.interpolation import interpolate
-from gsbids.recon.sampling_operator import AxisGrid
+from gsbids.recon.sr_edge_model import EdgeModel, describe, train
 from gsbids.recon.sr_problem import SrProblem
 
 NEAR = 1.0  # coarse voxels: standard deviation of the averages of the tissue next to the edge
 LEAST_NEAR = 1e-3  # share of such an average that must be tissue
-CUT, LEAST_TISSUE = 0.2, 0.4  # of the tissue nearby: voxels under the first count as outside, the others as the second
-LEAST_VOXELS = 500  # on the ramp of the copy: with less there is no curve
-RAMP, HALF = (0.1, 1.1), 0.5  # shares of the tissue nearby that a ramp goes through, and its lower half
-# By how much more of the volume's ramp may lie in the lower half than of the copy's, both in the linear solution. Cut
-# volumes have -0.05 to -0.02, the same with soft ends 0.03 to 0.06, a T1w brain in dark fluid 0.02 and 0.08; all gain.
-MOST_APART = 0.1
+SHARES = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the tissue nearby, from which on a voxel may be tissue
+ALMOST = 1.1  # of the least misfit
+BORDER = 1.5  # coarse voxels: standard deviation of the averages of the outermost voxels
+DIVIDED = (0.05, 0.95)  # shares of tissue in the coarse voxels that tell how bright the outermost voxels are
+LEAST_VOXELS = 500  # on the ramp of a copy: with less there is nothing to learn from
+ENOUGH_VOXELS = 200_000  # on the ramps of all copies: no more are made
+BRIGHTEST = 1.5  # of the tissue nearby
+# How much worse than its copy a volume may be explained by a sharp edge. Cut volumes have 1.0 to 1.4, with soft ends
+# 2.2 to 2.7.
+MOST_MISFIT = 1.75
 
 
 @dataclass(frozen=True)
 class CutCopy:
-    """The coarse volume as if it were a fine one that was cut out, made coarse by the same factors.
+    """The volume with an edge that is a cut, put aside and made coarse as it was.
 
     Attributes
     ----------
     problem : SrProblem
         To make a fine volume again of what was made coarse.
     truth : ndarray, fine shape of the problem, float32
-        What should come out: its edge is tissue or nothing.
+        What should come out.
     """
 
     problem: SrProblem
     truth: np.ndarray
 
 
-@dataclass(frozen=True)
-class EdgeCurve:
-    """Expected value of a voxel on the ramp, both in shares of the tissue nearby; the identity above the last.
-
-    Attributes
-    ----------
-    shown, expected : ndarray, (K,)
-        Ascending.
-    """
-
-    shown: np.ndarray
-    expected: np.ndarray
-
-    def __call__(self, share: np.ndarray) -> np.ndarray:
-        """Expected shares."""
-        return np.where(share < self.shown[-1], np.interp(share, self.shown, self.expected), share)
-
-
 def at_edge(problem: SrProblem) -> tuple[np.ndarray, np.ndarray]:
     """Intensity of the tissue nearby, and which fine voxels may be on the ramp: both of the fine shape."""
-    deep, level, share = _tissue(problem)
+    deep = ndimage.binary_erosion(problem.filled, border_value=1)
+    share = ndimage.gaussian_filter(deep.astype(np.float32), NEAR)
+    total = ndimage.gaussian_filter(np.where(deep, problem.coarse, 0).astype(np.float32), NEAR)
+    level = interpolate(total / np.maximum(share, 1e-6), problem.axes, "linear")
     known = interpolate(share, problem.axes, "linear") > LEAST_NEAR
     well_inside = interpolate(deep.astype(np.float32), problem.axes, "nearest") > 0.5
-    return np.maximum(interpolate(level, problem.axes, "linear"), 1e-3), problem.fine_inside & ~well_inside & known
+    return np.maximum(level, 1e-3), problem.fine_inside & ~well_inside & known
 
 
-def sharpen_edge(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> np.ndarray:
+def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
+    """Copies of a volume whose edge is a cut; none where it has no background, or too little edge.
+
+    Parameters
+    ----------
+    problem : SrProblem
+        Nothing hidden.
+    fine : ndarray
+        Its fine volume, true to the data.
+    """
+    if problem.filled.all():
+        return []
+    truth = cut_volume(problem, fine)
+    # Noise that the fine volume does not follow is in the data, and so in those of the copies.
+    spread = np.float32(np.std((problem.coarse - problem.operator(fine))[problem.filled]))
+    draw = np.random.default_rng(problem.options.seed)
+    copies, voxels = [], 0
+    for shift in _shifts(problem, draw):
+        moved = _put_aside(truth, shift)
+        coarse = problem.operator(moved)
+        filled = coarse > 0
+        coarse = coarse + np.where(filled, spread * draw.standard_normal(coarse.shape, np.float32), 0)
+        copy = replace(problem, coarse=coarse, filled=filled)
+        on_ramp = 0 if filled.all() else int(at_edge(copy)[1].sum())
+        if on_ramp < LEAST_VOXELS:
+            return []
+        copies.append(CutCopy(copy, moved))
+        voxels += on_ramp
+        if voxels >= ENOUGH_VOXELS:
+            break
+    return copies
+
+
+def cut_volume(problem: SrProblem, fine: np.ndarray) -> np.ndarray:
+    """The fine volume with nothing on its ramp but tissue and background.
+
+    What exceeds a share of the tissue nearby is tissue. Its outermost voxels are as bright as it takes to make of
+    them, where they fill coarse voxels in part, what these have. Of the shares, the largest with which the data are
+    explained almost as well as with the best: that one lies a little low.
+    """
+    cuts = [_cut_at(problem, fine, share) for share in SHARES]
+    misfits = np.array([_misfit(problem, cut) for cut in cuts])
+    return cuts[np.flatnonzero(misfits <= ALMOST * misfits.min())[-1]]
+
+
+def _cut_at(problem: SrProblem, fine: np.ndarray, share: float) -> np.ndarray:
+    level, edge = at_edge(problem)
+    tissue = fine > np.where(edge, share * level, 0)
+    outermost = edge & ~ndimage.binary_erosion(tissue, border_value=1)
+    bright = np.where(outermost, _border_level(problem, tissue, level), fine)
+    return np.where(tissue, bright, 0).astype(np.float32)
+
+
+def _border_level(problem: SrProblem, tissue: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """How bright the outermost voxels of the tissue nearby are, by the coarse voxels that they fill in part."""
+    share = problem.operator(tissue.astype(np.float32))
+    divided = (share > DIVIDED[0]) & (share < DIVIDED[1])
+    has, fills = (ndimage.gaussian_filter(np.where(divided, of * share, 0), BORDER, mode="constant")
+                  for of in (problem.coarse, share))
+    border = has / np.maximum(fills, LEAST_NEAR)
+    known = interpolate(fills, problem.axes, "linear") > LEAST_NEAR
+    return np.where(known, interpolate(border, problem.axes, "linear"), level)
+
+
+def learn_edge(copies: list[CutCopy], found: list[np.ndarray]) -> EdgeModel:
+    """What a voxel on the ramp is, learned from copies.
+
+    Parameters
+    ----------
+    copies : list of CutCopy
+    found : list of ndarray
+        The fine volumes of their problems, made as that of the data is.
+    """
+    seen, true, weight = [], [], []
+    for copy, fine in zip(copies, found, strict=True):
+        level, edge = at_edge(copy.problem)
+        seen.append(describe(copy.problem, fine, level, edge))
+        true.append(copy.truth[edge] / level[edge])
+        weight.append(level[edge] ** 2)
+    options = copies[0].problem.options
+    return train(np.concatenate(seen), np.concatenate(true), np.concatenate(weight), options.seed, options.threads)
+
+
+def sharpen_edge(problem: SrProblem, fine: np.ndarray, model: EdgeModel) -> np.ndarray:
     """The volume with the expected values on its ramp.
 
     Parameters
@@ -76,90 +149,43 @@ def sharpen_edge(problem: SrProblem, fine: np.ndarray, curve: EdgeCurve) -> np.n
     problem : SrProblem
     fine : ndarray
         True to the data.
-    curve : EdgeCurve
+    model : EdgeModel
     """
     level, edge = at_edge(problem)
-    return np.where(edge, level * curve(np.maximum(fine, 0) / level), fine).astype(np.float32)
+    out = fine.copy()
+    out[edge] = level[edge] * np.clip(model(describe(problem, fine, level, edge)), 0, BRIGHTEST)
+    return out
 
 
-def cut_copy(problem: SrProblem) -> CutCopy | None:
-    """The cut copy of a volume; None where it has no background, or too little edge."""
-    if problem.filled.all():
-        return None
-    deep, level, near = _tissue(problem)
-    edge = problem.filled & ~deep & (near > LEAST_NEAR)
-    share = problem.coarse / np.maximum(level, 1e-3)
-    tissue = np.where(edge, np.maximum(problem.coarse, LEAST_TISSUE * level), problem.coarse)
-    truth = np.where(problem.filled & ~(edge & (share < CUT)), tissue, 0).astype(np.float32)
-    axes = tuple(AxisGrid.same_extent(max(1, round(axis.coarse * axis.step)), axis.coarse) for axis in problem.axes)
-    copy = SrProblem.pose(np.zeros([a.coarse for a in axes], np.float32), axes, problem.options)
-    copy = SrProblem.pose(copy.operator(truth), axes, problem.options)
-    enough = not copy.filled.all() and min(copy.filled.sum(), at_edge(copy)[1].sum()) >= LEAST_VOXELS
-    return CutCopy(copy, truth) if enough else None
-
-
-def ends_at_cut(problem: SrProblem, copy: CutCopy, linear: Callable[[SrProblem], np.ndarray]) -> bool:
-    """Whether the ramp of a volume looks like that of its cut copy: else it ends softly, or in the dark.
+def explains(problem: SrProblem, sharp: np.ndarray, copy: CutCopy, its: np.ndarray) -> bool:
+    """Whether a volume with a sharp edge explains its data about as well as a copy, which has such an edge, does.
 
     Parameters
     ----------
     problem : SrProblem
-        Nothing hidden.
+    sharp : ndarray
+        From :func:`sharpen_edge`.
     copy : CutCopy
-    linear : callable
-        From a problem to its linear solution.
+    its : ndarray
+        The same of the copy.
     """
-    own, its = (_lower_half(_on_ramp(p, linear(p))[0]) for p in (problem, copy.problem))
-    return own < its + MOST_APART
+    return _misfit(problem, sharp) < MOST_MISFIT * _misfit(copy.problem, its)
 
 
-def learn_edge(copy: CutCopy, reconstruct: Callable[[SrProblem], np.ndarray]) -> EdgeCurve | None:
-    """The curve of a volume, from its cut copy.
-
-    Parameters
-    ----------
-    copy : CutCopy
-    reconstruct : callable
-        From a problem to a fine volume that is true to its data.
-
-    Returns
-    -------
-    EdgeCurve or None
-        None where no value on the ramp is what it seems to be.
-    """
-    shown, level = _on_ramp(copy.problem, reconstruct(copy.problem))
-    true, _ = _on_ramp(copy.problem, copy.truth)
-    order = np.argsort(shown, kind="stable")
-    return _in_knots(shown[order], optimize.isotonic_regression(true[order], weights=level[order] ** 2).x)
+def _shifts(problem: SrProblem, draw: np.random.Generator) -> list[tuple[int, int, int]]:
+    """Fine voxels to put a copy aside by: all that divide it otherwise, in random order."""
+    phases = [range(1 if axis.step == 1 else max(2, round(1 / axis.step))) for axis in problem.axes]
+    shifts = [shift for shift in product(*phases) if any(shift)]
+    return [shifts[i] for i in draw.permutation(len(shifts))]
 
 
-def _on_ramp(problem: SrProblem, fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the tissue nearby on the ramp, and the intensity of that tissue."""
-    level, edge = at_edge(problem)
-    return np.clip(fine[edge] / level[edge], 0, RAMP[1]), level[edge]
+def _put_aside(volume: np.ndarray, shift: tuple[int, int, int]) -> np.ndarray:
+    """The volume moved by whole voxels; its first planes are repeated."""
+    return volume[np.ix_(*(np.maximum(np.arange(n) - s, 0) for n, s in zip(volume.shape, shift, strict=True)))]
 
 
-def _lower_half(share: np.ndarray) -> float:
-    """Share of the values on the ramp that are in its lower half."""
-    ramp = share[(share > RAMP[0]) & (share < RAMP[1])]
-    return float((ramp < HALF).mean()) if len(ramp) else 1.0
-
-
-def _in_knots(shown: np.ndarray, expected: np.ndarray) -> EdgeCurve | None:
-    """A curve of few knots, up to where tissue is what it seems to be: above, it has no say."""
-    knots = np.linspace(0, 1, 21)
-    curve = np.interp(knots, shown, ndimage.uniform_filter1d(expected, max(1, len(expected) // 200), mode="nearest"))
-    above = np.flatnonzero((curve >= knots) & (knots >= CUT))
-    if not len(above):
-        return None
-    below = np.flatnonzero((curve < knots) & (knots > knots[above[0]]))
-    last = below[0] if len(below) else len(knots) - 1
-    return EdgeCurve(knots[:last + 1], np.append(np.minimum(curve[:last], knots[last]), knots[last]))
-
-
-def _tissue(problem: SrProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coarse voxels without background around, the mean of those nearby, and how much of that there is."""
-    deep = ndimage.binary_erosion(problem.filled, border_value=1)
-    share = ndimage.gaussian_filter(deep.astype(np.float32), NEAR)
-    total = ndimage.gaussian_filter(np.where(deep, problem.coarse, 0).astype(np.float32), NEAR)
-    return deep, total / np.maximum(share, 1e-6), share
+def _misfit(problem: SrProblem, fine: np.ndarray) -> float:
+    """Root mean squared residual at the coarse voxels next to the background, over their root mean square."""
+    rim = problem.filled & ~ndimage.binary_erosion(problem.filled, border_value=1)
+    miss = (problem.operator(fine) - problem.coarse)[rim]
+    return float(np.sqrt(np.mean(miss**2) / np.mean(problem.coarse[rim] ** 2)))
