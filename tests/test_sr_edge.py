@@ -53,7 +53,7 @@ def sharpened(problem, found):
     copies = cut_copies(problem, found)[:2]
     theirs = [linear(copy.problem) for copy in copies]
     model = learn_edge(copies, theirs)
-    sharp, its = sharpen_edge(problem, found, model), sharpen_edge(copies[0].problem, theirs[0], model)
+    sharp, its = (sharpen_edge(p, x, x, model) for p, x in ((problem, found), (copies[0].problem, theirs[0])))
     return refine(problem, sharp, PLAIN), explains(problem, sharp, copies[0], its)
 
 

@@ -153,19 +153,13 @@ def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Ca
     copies = cut_copies(problem, fine)
     if not copies:
         return None
-    found = [_one_member(copy.problem, choice) for copy in copies]
-    model = learn_edge(copies, found)
-    sharp, its = (sharpen_edge(p, f, model) for p, f in ((problem, fine), (copies[0].problem, found[0])))
-    if not explains(problem, sharp, copies[0], its):
+    linear, *theirs = (linear_solution(p, choice.noise) for p in (problem, *(copy.problem for copy in copies)))
+    model = learn_edge(copies, theirs)
+    sharp = sharpen_edge(problem, fine, linear, model)
+    if not explains(problem, sharp, copies[0], sharpen_edge(copies[0].problem, theirs[0], theirs[0], model)):
         return None
     say(f"the volume ends at a cut through tissue: its edge is sharpened as {len(copies)} copies of its own teach")
     return refine(problem, sharp, replace(choice, smoothing=0.0))
-
-
-def _one_member(problem: SrProblem, choice: SrChoice) -> np.ndarray:
-    """The same with one field, quickly."""
-    fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed) if choice.blend[0] > 0 else None
-    return _blended(problem, fit and render_fine(problem, fit.field), choice)
 
 
 def _moved(field, box):

@@ -2,9 +2,9 @@
 """The edge of a volume that was cut out by a mask: what the voxels between tissue and nothing most likely were.
 
 Super-resolution makes a ramp of a cut, and most of its squared error lies there. What stood where there is a ramp is
-learned from the volume itself: its edge is made a cut, the cut volume is put by single fine voxels aside, so that the
-coarse voxels divide it otherwise, made coarse, and reconstructed. What comes of it beside what it was made of teaches
-how to tell a voxel from its surroundings (:mod:`gsbids.recon.sr_edge_model`).
+learned from the volume itself: its edge is made a cut, the cut volume is put aside by single fine voxels, so that the
+coarse voxels divide it otherwise, made coarse, and solved for linearly. What comes of it beside what it was made of
+teaches how to tell a voxel from its surroundings (:mod:`gsbids.recon.sr_edge_model`).
 """
 
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ SHARES = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the tissue nearby, from w
 ALMOST = 1.1  # of the least misfit
 BORDER = 1.5  # coarse voxels: standard deviation of the averages of the outermost voxels
 DIVIDED = (0.05, 0.95)  # shares of tissue in the coarse voxels that tell how bright the outermost voxels are
-LEAST_VOXELS = 500  # on the ramp of a copy: with less there is nothing to learn from
-ENOUGH_VOXELS = 200_000  # on the ramps of all copies: no more are made
+LEAST_VOXELS = 2000  # on the ramp of a copy: with less there is nothing to learn from
+ENOUGH_VOXELS = 300_000  # on the ramps of all copies: no more are made
 BRIGHTEST = 1.5  # of the tissue nearby
 # How much worse than its copy a volume may be explained by a sharp edge. Cut volumes have 1.0 to 1.4, with soft ends
-# 2.2 to 2.7.
-MOST_MISFIT = 1.75
+# 1.9 to 2.9.
+MOST_MISFIT = 1.65
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,17 @@ def _border_level(problem: SrProblem, tissue: np.ndarray, level: np.ndarray) -> 
     return np.where(known, interpolate(border, problem.axes, "linear"), level)
 
 
-def learn_edge(copies: list[CutCopy], found: list[np.ndarray]) -> EdgeModel:
+def learn_edge(copies: list[CutCopy], linear: list[np.ndarray]) -> EdgeModel:
     """What a voxel on the ramp is, learned from copies.
 
     Parameters
     ----------
     copies : list of CutCopy
-    found : list of ndarray
-        The fine volumes of their problems, made as that of the data is.
+    linear : list of ndarray
+        Linear solutions of their problems: they cost little, and the ramp of an elaborate one tells no more.
     """
     seen, true, weight = [], [], []
-    for copy, fine in zip(copies, found, strict=True):
+    for copy, fine in zip(copies, linear, strict=True):
         level, edge = at_edge(copy.problem)
         seen.append(describe(copy.problem, fine, level, edge))
         true.append(copy.truth[edge] / level[edge])
@@ -141,19 +141,19 @@ def learn_edge(copies: list[CutCopy], found: list[np.ndarray]) -> EdgeModel:
     return train(np.concatenate(seen), np.concatenate(true), np.concatenate(weight), options.seed, options.threads)
 
 
-def sharpen_edge(problem: SrProblem, fine: np.ndarray, model: EdgeModel) -> np.ndarray:
+def sharpen_edge(problem: SrProblem, fine: np.ndarray, linear: np.ndarray, model: EdgeModel) -> np.ndarray:
     """The volume with the expected values on its ramp.
 
     Parameters
     ----------
     problem : SrProblem
-    fine : ndarray
-        True to the data.
+    fine, linear : ndarray
+        The volume, and the linear solution, which the model knows.
     model : EdgeModel
     """
     level, edge = at_edge(problem)
     out = fine.copy()
-    out[edge] = level[edge] * np.clip(model(describe(problem, fine, level, edge)), 0, BRIGHTEST)
+    out[edge] = level[edge] * np.clip(model(describe(problem, linear, level, edge)), 0, BRIGHTEST)
     return out
 
 
