@@ -23,6 +23,7 @@ import numba
 import numpy as np
 import torch
 from common import machine, say, shared_folder, write_json
+from siren import siren
 from sr_scores import energy_above, scores
 
 from gsbids.imaging.nifti import load_image
@@ -39,7 +40,7 @@ KINDS = {"stroke-T1": "sharp", "stroke-T2": "sharp", "icbm152": "average", "atla
 FACTORS = {"x2": (2, 2, 2), "x3": (3, 3, 3), "x4": (4, 4, 4), "arbitrary": (2.4, 2.0, 1.56), "thick": (1, 1, 4),
            "rician": (2, 2, 2)}
 NOISE = 0.03
-METHODS = ("nearest", "linear", "cubic", "bspline", "lanczos", "sobolev", "gsbids")
+METHODS = ("nearest", "linear", "cubic", "bspline", "lanczos", "sobolev", "siren", "gsbids")
 ABLATION = {"neither": {"amplitude": False, "proxy": False}, "amplitude": {"proxy": False}, "both": {},
             "fixed geometry": {"geometry": False}, "points": {"forward": "point"}}
 
@@ -119,6 +120,8 @@ def run(args) -> None:
 
 def by_method(method: str, coarse, grid, operator, options: SrOptions):
     """The fine volume that a method makes of a coarse one, in [0, ...), and what it chose."""
+    if method == "siren":
+        return siren(coarse, grid.axes, options.seed, options.threads), {}
     if method == "sobolev":
         return sobolev(coarse, operator), {}
     if method in METHODS[:5]:

@@ -113,8 +113,9 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
         f"{blend}. The blend was projected on the data"
         + (", smoothed by non-local means, and projected again." if choice["smoothing"] else "."))
     if choice.get("edge"):
-        sentences.append("As the image ended at the edge of a mask, that edge was sharpened by what a coarser copy of "
-                         "the image told about it, and the volume was projected on the data once more.")
+        sentences.append("As the image ended at the edge of a mask, that edge was sharpened: boosted trees, trained "
+                         "on shifted copies of the volume with an edge of tissue or nothing, told what stood on its "
+                         "ramp, and the volume was projected on the data once more.")
     return " ".join(sentences)
 
 

@@ -61,6 +61,9 @@ def at_edge(problem: SrProblem) -> tuple[np.ndarray, np.ndarray]:
 def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
     """Copies of a volume whose edge is a cut; none where it has no background, or too little edge.
 
+    None either where the profile is narrow: coarse voxels are then samples of single fine ones, and do not tell how
+    much of what is around them is tissue.
+
     Parameters
     ----------
     problem : SrProblem
@@ -68,7 +71,7 @@ def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
     fine : ndarray
         Its fine volume, true to the data.
     """
-    if problem.filled.all():
+    if problem.filled.all() or problem.forward_model()[1] is None:
         return []
     truth = cut_volume(problem, fine)
     # Noise that the fine volume does not follow is in the data, and so in those of the copies.
