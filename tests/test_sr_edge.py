@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from gsbids.recon import fit_sr
 from gsbids.recon.fit_sr import super_resolve
-from gsbids.recon.sr_choice import SrChoice, linear_solution, refine
+from gsbids.recon.sr_choice import Deep, SrChoice, linear_solution, refine
 from gsbids.recon.sr_edge import cut_copies, cut_volume, explains, learn_edge, sharpen_edge
 from gsbids.recon.sr_grid import grid_by_factor
 from gsbids.recon.sr_options import Schedule, SrOptions
@@ -133,3 +134,19 @@ def test_super_resolution_sharpens_the_edge_and_says_so():
         assert found.settings["choice"]["edge"] is wanted
     assert errors[True] < 0.95 * errors[False]
     assert any("edge is sharpened" in line for line in words)
+
+
+def test_what_is_far_from_the_background_has_settings_of_its_own(monkeypatch):
+    fine = brain_like()
+    problem, grid = made_coarse(fine)
+    options = replace(OPTIONS, sharp_edge=False, trial_voxels=100_000, nonlocal_steps=2)
+    choice = fit_sr.choose(replace(problem, options=options))
+    assert abs(sum(choice.deep.blend) - 1) < 1e-3
+    assert fit_sr.choose(replace(made_coarse(fine + 0.1)[0], options=options)).deep is None
+    far = ndimage.binary_erosion(fine > 0, iterations=8)
+    errors = []
+    for given in (choice, replace(choice, deep=None), replace(choice, deep=Deep((0.0, 0.0, 1.0), 0.1))):
+        monkeypatch.setattr(fit_sr, "choose", lambda problem, given=given: given)
+        errors.append(rms(super_resolve(problem.coarse, np.eye(4), grid, options).volume[far], fine[far]))
+    assert errors[0] <= errors[1] * 1.001
+    assert errors[0] < 0.95 * errors[2]

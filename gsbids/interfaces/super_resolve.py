@@ -124,7 +124,10 @@ def result_facts(result) -> dict:
              "NumberOfFields": len(result.fields), "NumberOfGaussians": sum(len(f) for f in result.fields),
              "RandomSeed": int(settings["seed"])}
     choice = settings.get("choice")
-    return facts | ({"Blend": choice["blend"], "EdgeSharpened": bool(choice.get("edge"))} if choice else {})
+    if not choice:
+        return facts
+    deep = {"BlendFarFromBackground": choice["deep"]["blend"]} if choice.get("deep") else {}
+    return facts | {"Blend": choice["blend"], **deep, "EdgeSharpened": bool(choice.get("edge"))}
 
 
 class SrMetricsInputSpec(BaseInterfaceInputSpec):

@@ -107,16 +107,22 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
         sentences.append(
             f"The image was modelled by {many} of anisotropic Gaussians [@srgaussians] ({count} in all), each with an "
             "amplitude and a log-weight, fitted with Adam [@adam] to the squared residuals of the image.")
-    blend = ", ".join(f"{100 * share:.0f} % {_EXPERTS[name]}" for name, share in choice["blend"].items() if share)
+    deep = choice.get("deep")
+    blend = _shares(choice["blend"]) + (f"; far from the background {_shares(deep['blend'])}" if deep else "")
+    smoothed = choice["smoothing"] or (deep and deep["smoothing"])
     sentences.append(
         "Voxels that were hidden from a trial on a part of the image chose width, rates and iterations, and the blend: "
         f"{blend}. The blend was projected on the data"
-        + (", smoothed by non-local means, and projected again." if choice["smoothing"] else "."))
+        + (", smoothed by non-local means, and projected again." if smoothed else "."))
     if choice.get("edge"):
         sentences.append("As the image ended at the edge of a mask, that edge was sharpened: boosted trees, trained "
                          "on shifted copies of the volume with an edge of tissue or nothing, told what stood on its "
                          "ramp, and the volume was projected on the data once more.")
     return " ".join(sentences)
+
+
+def _shares(blend: dict[str, float]) -> str:
+    return ", ".join(f"{100 * share:.0f} % {_EXPERTS[name]}" for name, share in blend.items() if share)
 
 
 _EXPERTS = {"gaussians": "Gaussians", "sobolev": "the Sobolev solution", "bspline": "a cubic B-spline"}

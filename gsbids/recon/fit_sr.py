@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 import numba
 import numpy as np
 import torch
+from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.masks import bounding_box
-from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, linear_solution, mix, refine
+from gsbids.recon.interpolation import interpolate
+from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, deep_inside, linear_solution, mix, refine
 from gsbids.recon.sr_edge import cut_copies, explains, learn_edge, sharpen_edge
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_member import fit_member, render_fine
@@ -84,7 +86,7 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
     if fit.choice:
         settings["choice"] = fit.choice.settings()
     return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
-                    fit.history or {}, settings, fit.choice.blend[0] if fit.fields else 0.0,
+                    fit.history or {}, settings, fit.choice.weights[0] if fit.fields else 0.0,
                     np.array(affine, float), whole.filled)
 
 
@@ -125,10 +127,11 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
     """Trial, ensemble, blend, projection, non-local means."""
     choice = choose(problem)
     say(f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
-        f"blend {' / '.join(f'{w:.2f}' for w in choice.blend)}, smoothing {choice.smoothing:g}")
+        f"blend {_shares(choice.blend)}, smoothing {choice.smoothing:g}"
+        + (f"; far from the background {_shares(choice.deep.blend)}, {choice.deep.smoothing:g}" if choice.deep else ""))
     count = problem.options.members or (CHEAP_MEMBERS if problem.forward_model()[1] is None else MEMBERS)
     mean, fields, history = 0.0, [], {"member": [], "iteration": [], "loss": []}
-    for member in range(count if choice.blend[0] > 0 else 0):
+    for member in range(count if choice.weights[0] > 0 else 0):
         fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed + member)
         mean = mean + render_fine(problem, fit.field) / np.float32(count)
         fields.append(fit.field)
@@ -143,9 +146,15 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
 
 def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:
     """The mean of the fields with the linear solutions, true to the data and smoothed."""
-    experts = [mean, linear_solution(problem, choice.noise) if choice.blend[1] > 0 else None,
-               bspline_solution(problem) if choice.blend[2] > 0 else None]
-    return refine(problem, mix(experts, choice.blend), choice)
+    experts = [mean, linear_solution(problem, choice.noise) if choice.weights[1] > 0 else None,
+               bspline_solution(problem) if choice.weights[2] > 0 else None]
+    fine = refine(problem, mix(experts, choice.blend), choice)
+    if not choice.deep:
+        return fine
+    inner = refine(problem, mix(experts, choice.deep.blend), replace(choice, smoothing=choice.deep.smoothing))
+    share = ndimage.gaussian_filter(deep_inside(problem).astype(np.float32), 1.0)
+    share = interpolate(share, problem.axes, "linear")
+    return refine(problem, share * inner + (1 - share) * fine, replace(choice, smoothing=0.0))
 
 
 def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Callable[[str], None]):
@@ -160,6 +169,10 @@ def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Ca
         return None
     say(f"the volume ends at a cut through tissue: its edge is sharpened as {len(copies)} copies of its own teach")
     return refine(problem, sharp, replace(choice, smoothing=0.0))
+
+
+def _shares(blend) -> str:
+    return " / ".join(f"{weight:.2f}" for weight in blend)
 
 
 def _moved(field, box):

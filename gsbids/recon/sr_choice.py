@@ -28,6 +28,15 @@ STRENGTHS = (0.0, 0.02, 0.03, 0.045, 0.07, 0.1)  # of non-local means, in [0, 1]
 PLAUSIBLE = 0.997  # of the error of the simpler way: what a more elaborate one must come under
 NARROW_SHARE = 0.45  # of the strength that hidden voxels choose, where the profile is narrow
 HOPELESS = 1.02  # of the least error
+DEEP = 3  # coarse voxels from the background, from where on it has no say
+
+
+@dataclass(frozen=True)
+class Deep:
+    """Settings for what lies far from the background; attributes as of :class:`SrChoice`."""
+
+    blend: tuple[float, float, float]
+    smoothing: float
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class SrChoice:
         Root mean squared error of every candidate at the hidden voxels, in [0, 1] of the data.
     edge : bool
         The edge was sharpened, see :mod:`gsbids.recon.sr_edge`.
+    deep : Deep or None
+        Blend and smoothing far from the background, where there is one: near it the edge decides, which wants others.
     """
 
     schedule: Schedule
@@ -58,10 +69,19 @@ class SrChoice:
     noise_ratio: float
     errors: dict
     edge: bool = False
+    deep: Deep | None = None
 
     def settings(self) -> dict:
         """As plain numbers, for files."""
-        return asdict(self) | {"blend": dict(zip(EXPERTS, self.blend, strict=True))}
+        named = asdict(self) | {"blend": dict(zip(EXPERTS, self.blend, strict=True))}
+        if self.deep:
+            named["deep"] = asdict(self.deep) | {"blend": dict(zip(EXPERTS, self.deep.blend, strict=True))}
+        return named
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """The largest that each expert has anywhere."""
+        return tuple(map(max, self.blend, self.deep.blend)) if self.deep else self.blend
 
 
 def candidates(problem: SrProblem) -> tuple[Schedule, ...]:
@@ -109,13 +129,24 @@ def choose(problem: SrProblem) -> SrChoice:
     errors["blend"] = held_error(trial, mixed)
     ratio = _noise_ratio(trial, errors["blend"]) if problem.options.noise_aware else 0.0
     ratio *= NOISY_FACTOR if noise >= NOISY else 1.0
-    smoothing = _best_smoothing(trial, mixed, ratio, errors) if problem.options.nonlocal_steps else 0.0
-    return SrChoice(schedule, blend, smoothing * (NARROW_SHARE if narrow else 1), noise, ratio, errors)
+    smoothing = _best_smoothing(trial, mixed, ratio, errors)
+    share = NARROW_SHARE if narrow else 1
+    among, deep = trial.held & deep_inside(trial), None
+    if LEAST_HELD <= among.sum() < trial.held.sum():
+        weights, found = _best_blend(trial, experts, among), {}
+        deep = Deep(weights, share * _best_smoothing(trial, mix(experts, weights), ratio, found, among))
+        errors |= {f"deep {name}": error for name, error in found.items()}
+    return SrChoice(schedule, blend, smoothing * share, noise, ratio, errors, deep=deep)
 
 
-def held_error(problem: SrProblem, fine: np.ndarray) -> float:
-    """Root mean squared error at the hidden voxels."""
-    miss = (problem.operator(fine) - problem.coarse)[problem.held]
+def deep_inside(problem: SrProblem) -> np.ndarray:
+    """Coarse voxels that are far from the background."""
+    return ndimage.binary_erosion(problem.filled, iterations=DEEP, border_value=1)
+
+
+def held_error(problem: SrProblem, fine: np.ndarray, among: np.ndarray | None = None) -> float:
+    """Root mean squared error at the hidden voxels, or at some of them."""
+    miss = (problem.operator(fine) - problem.coarse)[problem.held if among is None else among]
     return float(np.sqrt(np.mean(miss.astype(float) ** 2)))
 
 
@@ -186,10 +217,11 @@ def _best_noise(trial: SrProblem, errors: dict) -> float:
     return best if found[best] < PLAUSIBLE * found[0.0] else 0.0
 
 
-def _best_blend(trial: SrProblem, experts) -> tuple[float, float, float]:
-    """Convex weights that predict the hidden voxels best."""
-    predictions = np.stack([trial.operator(expert)[trial.held] for expert in experts], 1).astype(float)
-    truth = trial.coarse[trial.held].astype(float)
+def _best_blend(trial: SrProblem, experts, among: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Convex weights that predict the hidden voxels best, or some of them."""
+    among = trial.held if among is None else among
+    predictions = np.stack([trial.operator(expert)[among] for expert in experts], 1).astype(float)
+    truth = trial.coarse[among].astype(float)
     heavy = 1e3 * np.sqrt(len(truth)) * max(np.abs(truth).max(), 1e-3)  # makes the weights sum to 1
     weights, _ = optimize.nnls(np.vstack([predictions, np.full(3, heavy)]), np.append(truth, heavy))
     return tuple(float(w) for w in np.round(weights / weights.sum(), 4))
@@ -201,12 +233,14 @@ def _noise_ratio(trial: SrProblem, error: float) -> float:
     return trial.operator.energy * noise / max(error**2 - noise, 0.05 * error**2, 1e-12)
 
 
-def _best_smoothing(trial: SrProblem, mixed: np.ndarray, ratio: float, errors: dict) -> float:
+def _best_smoothing(trial: SrProblem, mixed: np.ndarray, ratio: float, errors: dict, among=None) -> float:
     """Strength of non-local means: 0 unless another predicts clearly better."""
+    if not trial.options.nonlocal_steps:
+        return 0.0
     found = {}
     for strength in STRENGTHS:
         choice = SrChoice(None, (1, 0, 0), strength, 0.0, ratio, {})
-        found[strength] = held_error(trial, refine(trial, mixed, choice))
+        found[strength] = held_error(trial, refine(trial, mixed, choice), among)
         if found[strength] > HOPELESS * min(found.values()):
             break
     errors |= {f"smoothing {strength:g}": error for strength, error in found.items()}

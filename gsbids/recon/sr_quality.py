@@ -63,11 +63,21 @@ def choice_rows(result: SrResult) -> tuple[tuple[str, str], ...]:
          if result.fields else "none: the linear solutions predicted better"),
         ("Start width", f"sigma {schedule['width']:g} voxels"),
         ("Iterations", f"{schedule['iterations']}, rates x {schedule['rate']:g}"),
-        ("Blend", ", ".join(f"{name} {share:.2f}" for name, share in choice["blend"].items())),
+        ("Blend", _in_words(choice["blend"])),
+        *([("Blend far from the background", _in_words(choice["deep"]["blend"]))] if choice.get("deep") else []),
         ("Edge", "sharpened, as of a volume that was cut out" if choice.get("edge") else "as reconstructed"),
-        ("Non-local means", f"strength {choice['smoothing']:g}" if choice["smoothing"] else "none"),
+        ("Non-local means", _strength(choice["smoothing"])),
+        *([("Non-local means far from it", _strength(choice["deep"]["smoothing"]))] if choice.get("deep") else []),
         ("Noise", f"Sobolev {choice['noise']:g}, projection {choice['noise_ratio']:.3g}")]
     return tuple(rows)
+
+
+def _in_words(blend: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.2f}" for name, share in blend.items())
+
+
+def _strength(smoothing: float) -> str:
+    return f"strength {smoothing:g}" if smoothing else "none"
 
 
 def _profile_words(settings: dict) -> list[str]:
