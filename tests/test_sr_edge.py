@@ -139,7 +139,7 @@ def test_super_resolution_sharpens_the_edge_and_says_so():
 def test_what_is_far_from_the_background_has_settings_of_its_own(monkeypatch):
     fine = brain_like()
     problem, grid = made_coarse(fine)
-    options = replace(OPTIONS, sharp_edge=False, trial_voxels=100_000, nonlocal_steps=2)
+    options = replace(OPTIONS, sharp_edge=False, trial_voxels=100_000, nonlocal_steps=2, held_out=0.3)
     choice = fit_sr.choose(replace(problem, options=options))
     assert abs(sum(choice.deep.blend) - 1) < 1e-3
     assert fit_sr.choose(replace(made_coarse(fine + 0.1)[0], options=options)).deep is None
