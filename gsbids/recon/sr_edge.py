@@ -101,13 +101,13 @@ def cut_volume(problem: SrProblem, fine: np.ndarray) -> np.ndarray:
     them, where they fill coarse voxels in part, what these have. Of the shares, the largest with which the data are
     explained almost as well as with the best: that one lies a little low.
     """
-    cuts = [_cut_at(problem, fine, share) for share in SHARES]
+    level, edge = at_edge(problem)
+    cuts = [_cut_at(problem, fine, share, level, edge) for share in SHARES]
     misfits = np.array([_misfit(problem, cut) for cut in cuts])
     return cuts[np.flatnonzero(misfits <= ALMOST * misfits.min())[-1]]
 
 
-def _cut_at(problem: SrProblem, fine: np.ndarray, share: float) -> np.ndarray:
-    level, edge = at_edge(problem)
+def _cut_at(problem: SrProblem, fine: np.ndarray, share: float, level: np.ndarray, edge: np.ndarray) -> np.ndarray:
     tissue = fine > np.where(edge, share * level, 0)
     outermost = edge & ~ndimage.binary_erosion(tissue, border_value=1)
     bright = np.where(outermost, _border_level(problem, tissue, level), fine)
