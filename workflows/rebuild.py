@@ -11,6 +11,7 @@ from gsbids.bids.sink import write_atomic
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 from gsbids.errors import InputError
+from gsbids.workflows.names import volume_extra
 from gsbids.workflows.report import left_files, left_sr_files, report_inputs, sr_report_inputs
 
 #: Files of a reconstruction by their names among the inputs of ``SubjectReport``, and of its stacks.
@@ -98,10 +99,10 @@ def saved_sr_files(config: Config, task: ReconstructionTask) -> dict:
 
 def saved_files(config: Config, task: ReconstructionTask) -> dict:
     """Outputs of a task under the names of the inputs of ``SubjectReport``."""
-    root, resolution = config.execution.output_dir, {"res": config.workflow.svr_resolution}
+    root, extra = config.execution.output_dir, volume_extra(config.workflow)
     found: dict = {}
     for name, kind in SAVED.items():
-        path = root / derivative_path(task.entities, kind, **({} if kind == "model" else resolution))
+        path = root / derivative_path(task.entities, kind, **({} if kind == "model" else extra))
         if path.is_file():
             found[name] = str(path)
     for name, kind in SAVED_STACKS.items():

@@ -29,12 +29,16 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     options = config.workflow
     versions = package_versions()
     thicknesses = sorted({f"{stack.thickness:g}" for stack in task.stacks})
+    aligned = (("Aligned to", options.template.name),) if options.template else ()
+    letters = {"orientation": f"Letters are directions of the template {options.template.name}; stacks are shown as "
+               "they lay in the scanner."} if options.template else {}
     content = {
         "title": task.name.replace("_", " "),
         "task": task.name,
         "summary": (("Stacks", str(len(task.stacks))), ("Slice thickness", f"{', '.join(thicknesses)} mm"),
-                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"),
+                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"), *aligned,
                     ("Method", task.reason or "slice-to-volume reconstruction")),
+        **letters,
         "warnings": task.warnings,
         "versions": versions,
         "run": {"Random seed": str(options.random_seed), "Device": options.device,
@@ -43,10 +47,10 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
     facts = {"versions": versions, "n_stacks": len(task.stacks), "plain": task.plain, "denoised": options.denoise,
-             "bias_corrected": options.n4, "registered": True, "motion_corrected": options.motion_correction,
-             "method": options.svr_method,
+             "bias_corrected": options.n4, "registered": task.poses is None, "posed": task.poses is not None,
+             "motion_corrected": options.motion_correction, "method": options.svr_method,
              "resolution": (options.svr_resolution,) * 3, "seed": options.random_seed,
-             "device": options.device}
+             "device": options.device, "template": options.template.name if options.template else ""}
     panels = []
     for stack in task.stacks:
         rows = (("File", stack.path.name), ("Slice thickness", f"{stack.thickness:g} mm"))

@@ -160,7 +160,20 @@ def _add_method(group) -> None:
                            help=f"{what} (default: with svr, not with sr)")
     group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
                        help="estimate the motion of every slice; without it stacks move as wholes")
+    add_orientation(group)
     add_seed_and_device(group)
+
+
+def add_orientation(group) -> None:
+    """How a reconstructed volume lies, of the participant level and of ``gsbids reconstruct``."""
+    group.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
+                       help="order of the voxels of a reconstruction: left to right as the axes of the scanner (of the "
+                       "template, with --template) run, or from the right to the left (default: %(default)s)")
+    group.add_argument("--template", type=Path, metavar="NII",
+                       help="turn and shift the reconstruction (rigidly) so that the brain lies as in this volume of "
+                       "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated")
+    group.add_argument("--template-mask", type=Path, metavar="NII",
+                       help="brain mask of --template (default: its voxels that are not 0)")
 
 
 def add_seed_and_device(group) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
+from gsbids.config import TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -122,8 +122,11 @@ def make_config(args: argparse.Namespace) -> Config:
         verbosity=args.verbosity)
     _check_folders(execution)
     names = ("mode", "svr_method", "modality", "output_resolution", "sr_factor", "sr_quality", "sr_profile",
-             "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
-    workflow = WorkflowOptions(device=resolve_device(args.device), like=args.like and args.like.resolve(),
+             "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy",
+             "orientation")
+    files = {name: getattr(args, name) and getattr(args, name).resolve()
+             for name in ("like", "template", "template_mask")}
+    workflow = WorkflowOptions(device=resolve_device(args.device), **files,
                                **{name: getattr(args, name) for name in names})
     _check_sizes(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
@@ -134,7 +137,14 @@ def make_config(args: argparse.Namespace) -> Config:
 
 
 def _check_sizes(workflow: WorkflowOptions) -> None:
-    """Options of super-resolution are no options of SVR."""
+    """Options of super-resolution are no options of SVR, and the other way round."""
+    if workflow.mode == "sr" and (workflow.template or workflow.orientation != "scanner"):
+        option = "--template" if workflow.template else "--orientation"
+        raise InputError(f"{option}: is for slice-to-volume reconstruction, and the mode is sr, which keeps the axes "
+                         "of the image; leave it out")
+    if workflow.template_mask and not workflow.template:
+        raise InputError(f"--template-mask {workflow.template_mask}: there is no --template that it could belong to; "
+                         "give --template NII")
     if workflow.mode != "svr":
         return
     given = {"--sr-factor": workflow.sr_factor, "--like": workflow.like}
@@ -157,7 +167,7 @@ def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
         found = re.fullmatch(r"([A-Za-z0-9]+)=(.+)", value)
         path = Path(found[2] if found else value).resolve()
         name = found[1] if found else re.sub(r"[^A-Za-z0-9]", "", path.name) or "masks"
-        if name == "raw" or name in datasets:
+        if name in ("raw", TEMPLATE) or name in datasets:
             raise InputError(f"--derivatives {value}: the name {name!r} is taken; give another as NAME=PATH")
         if not path.is_dir():
             raise InputError(f"--derivatives {value}: there is no such folder; give the root of a data set")

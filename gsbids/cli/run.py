@@ -204,7 +204,7 @@ def prepare_folders(plan: Plan) -> None:
         cfg = execution.work_dir / ".nipype" / "nipype.cfg"
         cfg.parent.mkdir(parents=True, exist_ok=True)
         cfg.write_text(_nipype_cfg(config), encoding="utf-8")
-        write_description(execution.output_dir, execution.datasets)
+        write_description(execution.output_dir, config.datasets)
         write_boilerplate(config, plan.tasks)
         for task in plan.tasks:
             folder = execution.output_dir / log_folder(task.entities, execution.run_uuid)

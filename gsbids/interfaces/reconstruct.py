@@ -104,6 +104,9 @@ class SampleVolumeInputSpec(StacksInputSpec):
 
     result = File(exists=True, mandatory=True, desc="npz of SvrResult")
     resolution = traits.Float(mandatory=True, desc="voxel size in mm")
+    orientation = traits.Enum("scanner", "radiological", usedefault=True, desc="order of the voxels")
+    template = File(exists=True, desc="volume that the brain is aligned to")
+    template_mask = File(exists=True, desc="its brain mask")
 
 
 class SampleVolumeOutputSpec(TraitedSpec):
@@ -114,34 +117,63 @@ class SampleVolumeOutputSpec(TraitedSpec):
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
     uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
+    template_xfm = File(exists=True, desc="ITK transform between scanner and template, if there is one")
     facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
 
 
 class SampleVolume(NodeInterface):
-    """Sample the field on the output grid, vote on the brain mask, and predict the error."""
+    """Sample the field on the output grid, vote on the brain mask, and predict the error.
+
+    With a template the grid lies along the axes of the template: the field is sampled there, once, and no image is
+    interpolated.
+    """
 
     input_spec = SampleVolumeInputSpec
     output_spec = SampleVolumeOutputSpec
 
     def _run_interface(self, runtime):
+        import numpy as np
+
         from gsbids.recon.coverage import shown_region, vote_mask
-        from gsbids.recon.resample import output_grid, sample_result
+        from gsbids.recon.resample import in_order, output_grid, sample_result
         from gsbids.recon.result import SvrResult
         from gsbids.recon.uncertainty import predict_error
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
-        affine, shape = output_grid(stacks, result, self.inputs.resolution)
-        image = sample_result(result, affine, shape)
-        mask, coverage = vote_mask(stacks, result, affine, shape)
-        shown = shown_region(mask, coverage, affine, result.settings["rim"])
-        sigma = predict_error(result, stacks, affine, image).sigma
+        transform, facts = self._aligned(result, stacks, runtime)
+        affine, shape = output_grid(stacks, result, self.inputs.resolution, transform)
+        here = affine if transform is None else np.linalg.inv(transform) @ affine
+        image = sample_result(result, here, shape)
+        mask, coverage = vote_mask(stacks, result, here, shape)
+        shown = shown_region(mask, coverage, here, result.settings["rim"])
+        sigma = predict_error(result, stacks, here, image).sigma
         for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
                                   ("mask", mask, "uint8"), ("coverage", coverage, "float32"),
                                   ("uncertainty", sigma, "float32")):
-            self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, affine, dtype))
-        self._results["facts"] = result_facts(result)
+            data, ordered = in_order(data, affine, self.inputs.orientation)
+            self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, ordered, dtype))
+        self._results["facts"] = result_facts(result) | facts
         return runtime
+
+    def _aligned(self, result, stacks, runtime) -> tuple:
+        """Transform to the world of the template and numbers about it; None without a template."""
+        if not isdefined(self.inputs.template):
+            return None, {}
+        from gsbids.imaging.itk import write_itk_transforms
+        from gsbids.masking.template import load_template
+        from gsbids.recon.template import POOR, align_to_template, brain_of_result
+
+        given = self.inputs.template_mask
+        template = load_template(self.inputs.template, given if isdefined(given) else None)
+        found = align_to_template(brain_of_result(result, stacks), template)
+        if found.similarity < POOR:
+            LOGGER.warning("--template: the brain looks little like the template where it fits best (similarity %.2f); "
+                           "look at the result, and whether both have one contrast", found.similarity)
+        self._results["template_xfm"] = str(
+            write_itk_transforms(self.path(runtime, "template_xfm.txt"), found.transform))
+        return found.transform, {"TemplateSimilarity": round(found.similarity, 4),
+                                 "TemplateRotation": round(found.angle, 2)}
 
 
 def result_facts(result) -> dict:

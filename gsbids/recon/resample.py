@@ -85,7 +85,8 @@ def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
     return np.concatenate(points)
 
 
-def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tuple[np.ndarray, tuple[int, int, int]]:
+def output_grid(stacks: list[Stack], result: SvrResult, resolution: float,
+                transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Isotropic RAS+ grid around the motion-corrected brain.
 
     Parameters
@@ -94,18 +95,41 @@ def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tu
     result : SvrResult
     resolution : float
         Voxel size, mm; exactly the step of the returned affine.
+    transform : ndarray, (4, 4), optional
+        Rigid, world of the result -> another world (of a template), along whose axes the grid lies.
 
     Returns
     -------
     affine : ndarray, (4, 4)
+        Voxel indices to that other world; ``inv(transform) @ affine`` are the same voxels in the world of the result.
     shape : tuple of int
     """
     points = brain_points(stacks, result)[~np.repeat(result.rejected, _pixel_counts(stacks, result))]
+    if transform is not None:
+        points = points @ transform[:3, :3].T + transform[:3, 3]
     low, high = points.min(0) - GRID_MARGIN, points.max(0) + GRID_MARGIN
     shape = tuple(int(n) for n in np.ceil((high - low) / resolution) + 1)
     affine = np.diag([resolution] * 3 + [1.0])
     affine[:3, 3] = (low + high) / 2 - resolution * (np.array(shape) - 1) / 2
     return affine, shape
+
+
+def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+    """An RAS+ image with its voxels in another order; none is interpolated, and each keeps its place in the world.
+
+    Parameters
+    ----------
+    data : ndarray, (X, Y, Z)
+    affine : ndarray, (4, 4)
+    orientation : {"scanner", "radiological"}
+        ``scanner``: as it is; ``radiological``: the first axis runs from the right to the left.
+    """
+    if orientation == "scanner":
+        return data, affine
+    turned = np.array(affine, float)
+    turned[:3, 3] += (data.shape[0] - 1) * turned[:3, 0]
+    turned[:3, 0] *= -1
+    return np.ascontiguousarray(data[::-1]), turned
 
 
 def _pixel_counts(stacks, result):
