@@ -43,20 +43,24 @@ def load_model(path: str | Path) -> SvrResult | SrResult:
                      "it anew with this version")
 
 
-def model_grid(model: SvrResult | SrResult) -> tuple[np.ndarray, tuple[int, int, int]]:
+def model_grid(model: SvrResult | SrResult,
+               transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Affine and shape of the room that a model fills.
 
     For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around
-    the Gaussians.
+    the Gaussians; along those of another world, where a rigid ``transform`` (4, 4) to it is given (SVR only).
     """
     if isinstance(model, SrResult):
         return model.affine, model.volume.shape
     if not len(model.field):
         raise InputError("the model holds no Gaussians: there is nothing to sample")
-    low, high = model.field.mean.min(0) - ROOM, model.field.mean.max(0) + ROOM
+    mean, origin = model.field.mean, model.field.origin
+    if transform is not None:
+        mean, origin = mean @ transform[:3, :3].T, transform[:3, :3] @ origin + transform[:3, 3]
+    low, high = mean.min(0) - ROOM, mean.max(0) + ROOM
     shape = tuple(int(n) for n in np.ceil(high - low) + 1)
     affine = np.eye(4)
-    affine[:3, 3] = (low + high) / 2 + model.field.origin - (np.array(shape) - 1) / 2
+    affine[:3, 3] = (low + high) / 2 + origin - (np.array(shape) - 1) / 2
     return affine, shape
 
 
