@@ -32,7 +32,7 @@ def files(moving_brain, tmp_path_factory):
         own = folder / str(n)
         own.mkdir()
         image = save_image(own / "stack.nii.gz", stack.image, stack.affine)
-        outputs = MotionTable(result=str(model), index=n, in_file=str(image)).run(cwd=str(own)).outputs
+        outputs = MotionTable(result=str(model), index=n, in_file=str(image), slice_timing=[]).run(cwd=str(own)).outputs
         written.append((image, outputs.stack_xfm, outputs.slices_xfm))
     return folder, volume, written
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alignment to a template, the order of the voxels, and what is refused."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import ball_stack, write_nifti
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from gsbids.bids.names import sidecar_path
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
@@ -145,6 +147,38 @@ def test_template_masks(tmp_path, caplog):
     assert "its brain is not cut out, and there is no --template-mask" in caplog.text
 
 
+def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors):
+    """The names, the sidecars and the links of ``--template``; everything of the stacks is as without it."""
+    tiny, out, atlas = tiny_bids(), tmp_path / "out", tmp_path / "atlas" / "old brain.nii.gz"
+    atlas.parent.mkdir()
+    image, mask, affine = ball_stack(1)
+    save_image(atlas, image * mask, rigid((0, 0, 140), (3, 4, 5)) @ affine)
+    words = [str(tiny.root), str(out), "participant", "-d", str(tiny.masks), "-w", str(tmp_path / "work"), "--sloppy",
+             "--no-denoise", "--no-n4", "--nprocs", "1", "--output-resolution", "2", "--template", str(atlas)]
+    assert main(words) == 0
+    anat = out / "sub-01" / "anat"
+    for name in ("preproc_T2w", "unmasked_T2w", "brain_mask", "coverage_T2w", "uncertainty_T2w"):
+        path = anat / f"sub-01_rec-gsvr_space-template_res-2_desc-{name}.nii.gz"
+        assert json.loads(sidecar_path(path).read_text())["SpatialReference"] == "bids:template:old brain.nii.gz"
+        assert path.is_file()
+    xfm = anat / "sub-01_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt"
+    assert read_itk_transforms(xfm).shape == (1, 4, 4)
+    assert json.loads(sidecar_path(xfm).read_text())["Sources"] == [
+        "bids::sub-01/anat/sub-01_rec-gsvr_desc-gaussians_model.npz", "bids:template:old brain.nii.gz"]
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert (out / links["template"] / "old brain.nii.gz").is_file()
+    for path in anat.glob("*_run-1_*.json"):
+        assert json.loads(path.read_text()).get("SpatialReference", "orig") == "orig"
+    assert official_errors(out) == []
+    page = (out / "sub-01.html").read_text(encoding="utf-8")
+    assert "Letters are directions of the template old brain.nii.gz" in page
+    assert "aligned rigidly to the template old brain.nii.gz" in page
+    # The report is made anew from these files, whatever the options.
+    (out / "sub-01.html").unlink()
+    assert main([*words[:7], "--reports-only", "--nprocs", "1"]) == 0
+    assert (out / "sub-01.html").read_text(encoding="utf-8") == page
+
+
 @pytest.fixture
 def bad(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -161,7 +195,7 @@ def bad(tmp_path, monkeypatch):
     return tmp_path
 
 
-BAD = [(["--template", "no.nii.gz"], "--template no.nii.gz: there is no such file"),
+BAD = [(["--template", "no.nii.gz"], "no.nii.gz: there is no such file"),
        (["--template", "flat.nii.gz"], "the image has 40 x 40 x 1 voxels, and a volume is expected"),
        (["--template", "four.nii.gz"], "the image has 3 volumes"),
        (["--template", "empty.nii.gz"], "no voxel is above 0"),

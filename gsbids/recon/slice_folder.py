@@ -107,16 +107,25 @@ def group_slices(slices: list[PlacedSlice]) -> list[list[PlacedSlice]]:
     """
     groups: list[list[PlacedSlice]] = []
     for piece in slices:
-        if groups and _alike(groups[-1][-1], piece) and _goes_on(groups[-1][-1], piece):
+        if groups and _goes_on(groups[-1][-1], piece):
             groups[-1].append(piece)
-        elif groups and len(groups[-1]) < FEWEST and len(groups) > 1 and _alike(groups[-2][-1], groups[-1][0]):
-            groups[-2] += groups.pop()  # too few for a stack: a slice that moved far
-            groups.append([piece])
+            continue
+        before = _merge_few(groups)
+        if before and _goes_on(before, piece):
+            groups[-1].append(piece)
         else:
             groups.append([piece])
-    if len(groups) > 1 and len(groups[-1]) < FEWEST and _alike(groups[-2][-1], groups[-1][0]):
-        groups[-2] += groups.pop()
+    _merge_few(groups)
     return groups
+
+
+def _merge_few(groups: list[list[PlacedSlice]]) -> PlacedSlice | None:
+    """Too few for a stack are slices that moved far: count them to the one before; its last own slice, if so."""
+    if len(groups) < 2 or len(groups[-1]) >= FEWEST or not _alike(groups[-2][-1], groups[-1][0]):
+        return None
+    few, before = groups.pop(), groups[-1][-1]
+    groups[-1] += few
+    return before
 
 
 def as_stacks(groups: list[list[PlacedSlice]]) -> tuple[list[Stack], np.ndarray]:
@@ -240,6 +249,9 @@ def _alike(one: PlacedSlice, other: PlacedSlice) -> bool:
 
 
 def _goes_on(one: PlacedSlice, other: PlacedSlice) -> bool:
+    """Whether two slices can be neighbours in a stack."""
+    if not _alike(one, other):
+        return False
     here, there = one.pose, other.pose
     turned = np.degrees(np.arccos(np.clip(here[:3, 2] @ there[:3, 2], -1, 1)))
     return turned <= TURN and abs(here[:3, 2] @ (there - here)[:3, 3]) <= max(JUMP, 5 * one.thickness)
