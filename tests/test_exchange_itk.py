@@ -10,6 +10,7 @@ from gsbids.imaging.bias import load_ants
 from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
 from gsbids.imaging.nifti import save_image
 from gsbids.interfaces.reconstruct import MotionTable
+from gsbids.recon.coverage import vote_mask
 from gsbids.recon.resample import output_grid, sample_result, simulate_stack
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (it is one of the test requirements)")
@@ -102,7 +103,8 @@ def test_a_chain_of_transforms_puts_a_stack_onto_a_template(moving_brain, files,
     _, _, written = files
     to_template = rigid((70, -40, 110), (30, -12, 55))
     affine, shape = output_grid(stacks, result, 1.5, to_template)
-    image = sample_result(result, np.linalg.inv(to_template) @ affine, shape)
+    here = np.linalg.inv(to_template) @ affine
+    image, (inside, _) = sample_result(result, here, shape), vote_mask(stacks, result, here, shape)
     volume = save_image(tmp_path / "volume.nii.gz", image, affine)
     xfm = write_itk_transforms(tmp_path / "template.txt", to_template)
     ants = load_ants()
@@ -111,6 +113,6 @@ def test_a_chain_of_transforms_puts_a_stack_onto_a_template(moving_brain, files,
     alike = {}
     for name, chain in chains.items():
         placed = ants.apply_transforms(fixed=fixed, moving=moving, transformlist=chain).numpy()
-        alike[name] = ncc(placed.ravel(), fixed.numpy().ravel())
-    assert alike["right"] > 0.8
-    assert alike["half"] < 0.5
+        alike[name] = ncc(placed[inside], fixed.numpy()[inside])
+    assert alike["right"] > 0.6
+    assert alike["half"] < 0.3

@@ -15,7 +15,8 @@ from gsbids.recon.result import SvrResult
 
 STEP = 2.0  # mm of the fine grid, of a brain of REFERENCE size; the coarse one has twice as much
 REFERENCE = 1.5e5  # mm3
-PLACES = 4  # of the coarse grid, that are tried on the fine one
+TURNS, PLACES = 24, 4  # that are refined on the coarse grid, and of these on the fine one
+DIFFERENT = 20.0  # degrees from which on two places are not the same one
 GRID = 1.5  # mm: of the brain that is compared
 POOR = 0.5  # similarity below which the alignment is not to be trusted
 
@@ -33,7 +34,7 @@ class TemplateAlignment:
     scale : float
         Size of the template's brain over that of the reconstruction, along one side.
     runner_up : float
-        Similarity in the best place that is turned by more than 10 degrees from it; 0 where there is none.
+        Similarity in the best place that is turned by more than 20 degrees from it; 0 where none was tried.
     """
 
     transform: np.ndarray
@@ -72,13 +73,18 @@ def align_to_template(brain: Stack, template: Stack) -> TemplateAlignment:
         other = isotropic_volume(template, size * step * scale, 2 * size * step * scale)
         pairs.append((own, replace(other, origin=other.origin / scale, step=other.step / scale)))
     fine, coarse = pairs
-    places = likely_places(coarse[0], coarse[1], turns=24)[:PLACES] or [np.eye(4)]
+    places = likely_places(*coarse, turns=TURNS)[:PLACES] or [np.eye(4)]
     found = sorted((refine(*fine, place) for place in places), key=lambda pair: pair[1], reverse=True)
     transform = found[0][0].copy()
     middle = fine[0].centroid
     there = transform[:3, :3] @ middle + transform[:3, 3]
     transform[:3, 3] = scale * there - transform[:3, :3] @ middle
-    return TemplateAlignment(transform, found[0][1], scale, found[1][1] if len(found) > 1 else 0.0)
+    others = (value for place, value in found if _apart(place, found[0][0]) > DIFFERENT)
+    return TemplateAlignment(transform, found[0][1], scale, next(others, 0.0))
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
 
 
 def brain_of_result(result: SvrResult, stacks: list[Stack]) -> Stack:
