@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of the super-resolution benchmark: summed up, runs joined into one file, PSNR drawn against seconds.
 
-    python benchmarks/sr_results.py RUN.json ... --into docs/results/super_resolution.json --plot docs/images/sr_time.png
+    python benchmarks/sr_results.py RUN.json ... --into docs/results/super_resolution.json --plot TIME.png
 """
 
 import argparse
