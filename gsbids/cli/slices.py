@@ -26,7 +26,7 @@ def stacks_of_slices(args: argparse.Namespace, work: Path) -> tuple[list[tuple],
     gsbids.errors.InputError
         See :func:`gsbids.recon.slice_folder.read_slices`; or all slices are of one stack.
     """
-    from gsbids.bids.sink import write_atomic
+    from gsbids.atomic import write_atomic
     from gsbids.imaging.nifti import save_image
     from gsbids.recon.slice_folder import as_stacks, group_slices, read_slices
 
