@@ -5,6 +5,7 @@
 the third is the slice thickness. ``mask_N.nii.gz`` holds its brain mask.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -176,24 +177,32 @@ def write_slices(folder: str | Path, stacks: list[Stack], result: SvrResult, sim
     simulated : bool
         Write what the reconstruction predicts instead of what was acquired.
     """
-    folder = Path(folder)
-    made = folder.with_name(f".{folder.name}.tmp")
+    folder = Path(folder).resolve()
+    made = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
+    try:
+        _write(made, stacks, result, simulated)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, stacks: list[Stack], result: SvrResult, simulated: bool) -> None:
+    """Slices, masks and the table of :func:`write_slices` into an empty folder."""
     lines = ["\t".join(("file", "stack", "slice", "weight", "gain", "ncc"))]
     predicted = [simulate_stack(result, stack, n) for n, stack in enumerate(stacks)] if simulated else None
     for row, piece in placed_slices(stacks, result):
         stack, k = int(result.stack_index[row]), int(result.slice_index[row])
         image = predicted[stack][:, :, k] if simulated else piece.image
-        save_image(made / f"{piece.number}.nii.gz", image[:, :, None], piece.affine)
-        save_image(made / f"mask_{piece.number}.nii.gz", piece.mask[:, :, None], piece.affine, "uint8")
+        save_image(folder / f"{piece.number}.nii.gz", image[:, :, None], piece.affine)
+        save_image(folder / f"mask_{piece.number}.nii.gz", piece.mask[:, :, None], piece.affine, "uint8")
         numbers = (f"{float(column[row]):.6f}" for column in (result.weight, result.gain, result.ncc))
         lines.append("\t".join((f"{piece.number}.nii.gz", stacks[stack].name, str(k), *numbers)))
-    (made / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    made.rename(folder)
-    return folder
+    (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def check_slice_folder(folder: Path, option: str) -> None:
