@@ -39,10 +39,10 @@ def files(moving_brain, tmp_path_factory):
 
 
 def slices_with_brain(stacks, result):
-    """Stack and index of every third slice that shows much brain."""
+    """Stack and index of every second slice that shows much brain."""
     for n, stack in enumerate(stacks):
         used = result.slice_index[(result.stack_index == n) & ~result.rejected]
-        yield from ((n, int(k)) for k in used[::3] if stack.mask[:, :, k].sum() > 300)
+        yield from ((n, int(k)) for k in used[::2] if stack.mask[:, :, k].sum() > 300)
 
 
 def test_the_volume_is_put_onto_acquired_slices(moving_brain, files):
@@ -70,11 +70,9 @@ def test_the_volume_is_put_onto_acquired_slices(moving_brain, files):
     assert len(rows) >= 10
     print(np.round([np.median(like_simulated), np.median(like_acquired), np.median(without)], 3))
     # The volume has no slice profile; else they are the same.
-    assert like_simulated.min() > 0.9
-    assert np.median(like_simulated) > 0.95
-    assert np.median(like_acquired) > 0.9
-    assert np.median(like_acquired - without) > 0.05
-    assert np.mean(like_acquired > without) > 0.9
+    assert like_simulated.min() > 0.97
+    assert np.median(like_acquired) > 0.95
+    assert (like_acquired > without + 0.1).all()
 
 
 def test_whole_stacks_are_put_onto_the_volume(moving_brain, files):
@@ -100,19 +98,22 @@ def test_a_chain_of_transforms_puts_a_stack_onto_a_template(moving_brain, files,
     """Stack -> volume where it lay in the scanner -> template: in antspyx's order, the template's transform first."""
     _, stacks, result, _ = moving_brain
     _, _, written = files
-    to_template = rigid((70, -40, 110), (30, -12, 55))
+    to_template = rigid((70, -40, 110), (3, -2, 5))
     affine, shape = output_grid(stacks, result, 1.5, to_template)
     here = np.linalg.inv(to_template) @ affine
     image, (inside, _) = sample_result(result, here, shape), vote_mask(stacks, result, here, shape)
     volume = save_image(tmp_path / "volume.nii.gz", image, affine)
     xfm = write_itk_transforms(tmp_path / "template.txt", to_template)
     ants = load_ants()
-    fixed, moving = ants.image_read(str(volume)), ants.image_read(str(written[0][0]))
+    # The stack as it would be had nothing moved within it.
+    still = sample_result(result, result.stack_affine[0] @ stacks[0].affine, stacks[0].image.shape)
+    stack = save_image(tmp_path / "stack.nii.gz", still, stacks[0].affine)
+    fixed, moving = ants.image_read(str(volume)), ants.image_read(str(stack))
     chains = {"right": [str(xfm), written[0][1]], "half": [written[0][1]]}
     alike = {}
     for name, chain in chains.items():
         placed = ants.apply_transforms(fixed=fixed, moving=moving, transformlist=chain).numpy()
         alike[name] = ncc(placed[inside], fixed.numpy()[inside])
     print({name: round(value, 3) for name, value in alike.items()})
-    assert alike["right"] > 0.5
-    assert alike["half"] < alike["right"] - 0.3
+    assert alike["right"] > 0.8
+    assert alike["half"] < 0.4
