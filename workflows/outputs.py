@@ -138,11 +138,15 @@ def common_fields(stacks) -> dict:
 
 
 def slice_times(stack: StackFile) -> list[float]:
-    """``SliceTiming`` of a stack, empty where it is missing or not a list of numbers."""
+    """``SliceTiming`` of a stack by slice index, empty where it is missing or not a list of numbers.
+
+    Where ``SliceEncodingDirection`` ends in ``-``, the first time is that of the last slice (BIDS).
+    """
     times = stack.metadata.get("SliceTiming")
     if not isinstance(times, list | tuple) or not all(isinstance(time, int | float) for time in times):
         return []
-    return [float(time) for time in times]
+    backwards = str(stack.metadata.get("SliceEncodingDirection") or "").endswith("-")
+    return [float(time) for time in (reversed(times) if backwards else times)]
 
 
 def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict,
