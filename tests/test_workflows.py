@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workflows: graphs, a whole run on tiny data, resuming, crashes."""
 
-import hashlib
 import json
 import re
-from pathlib import Path
 
 import pytest
+from trees import checksums
 
 from gsbids.bids.query import Selection, find_tasks
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
@@ -35,11 +34,6 @@ def execute(config, task):
     for node in workflow._get_all_nodes():
         node.config["execution"] = workflow.config["execution"] | node.config["execution"]
     return workflow.run(plugin="Linear")
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_graph(setting):
@@ -97,10 +91,10 @@ def test_fields_of_sidecars(setting):
 
 def test_run_resume_and_repeat(setting):
     config, task, tiny = setting
-    raw = contents(tiny.root)
+    raw = checksums(tiny.root)
     execute(config, task)
-    made = contents(config.execution.output_dir)
-    assert contents(tiny.root) == raw
+    made = checksums(config.execution.output_dir)
+    assert checksums(tiny.root) == raw
     assert "sub-01/anat/sub-01_rec-gsvr_res-2_desc-preproc_T2w.nii.gz" in made
     assert "sub-01.html" in made
     sidecar = json.loads((config.execution.output_dir / (
@@ -119,11 +113,11 @@ def test_run_resume_and_repeat(setting):
         left.unlink()
     execute(config.replace("execution", run_uuid="r2"), task)
     assert fitted.stat().st_mtime_ns == before
-    assert contents(config.execution.output_dir) == made
+    assert checksums(config.execution.output_dir) == made
     # Previews, the early one and that of the fit, change nothing and do not stay.
     shown = config.replace("execution", work_dir=config.execution.work_dir / "shown", preview=True)
     execute(shown, task)
-    assert contents(config.execution.output_dir) == made
+    assert checksums(config.execution.output_dir) == made
     folder = task_folder(shown, task)
     assert (folder / "early_preview/preview.nii.gz").is_file()
     assert (folder / "svr_wf/fit/preview.nii.gz").is_file()
@@ -131,7 +125,7 @@ def test_run_resume_and_repeat(setting):
     again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace(
         "nipype", omp_nthreads=2)
     execute(again, task)
-    assert contents(config.execution.output_dir) == made
+    assert checksums(config.execution.output_dir) == made
 
 
 def test_crash_leaves_a_report(setting):

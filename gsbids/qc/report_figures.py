@@ -33,6 +33,7 @@ from gsbids.qc.figures_tiles import (
 from gsbids.qc.tiles import Tile
 from gsbids.recon.result import SvrResult
 
+FULL_DETAIL = 4  # stacks that are shown in full detail, more of them in less each
 _FILE_ERRORS = (GsbidsError, OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 
 
@@ -128,8 +129,8 @@ def draw_figures(content) -> Figures:
 
 
 def _draw_stacks(figures: Figures, panels, result: SvrResult | None) -> None:
-    # The page stays well under 15 MB however many stacks there are.
-    detail = min(1.0, math.sqrt(7 / max(len(panels), 1)))
+    # The page stays under 15 MB however many stacks there are.
+    detail = min(1.0, math.sqrt(FULL_DETAIL / max(len(panels), 1)))
     worst = [] if result is None else worst_slices(result)
     for panel in panels:
         try:
