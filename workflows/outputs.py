@@ -110,7 +110,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     saved = [(inputnode, "mask", "stack_mask", sources), (simulate, "out_file", "simulated", image | model),
              (motion, "table", "motion", {}), (motion, "stack_xfm", "stack_xfm", model),
              (motion, "slices_xfm", "slices_xfm", model)]
-    if config.workflow.n4:
+    if config.workflow.n4 or config.workflow.denoise:  # what was fitted, and what the report shows
         saved.append((inputnode, "prepared", "stack", image | sources))
     for node, field, kind, sidecar in saved:
         save = save_node(config, stack.entities, kind, f"save_{kind}", sidecar)
