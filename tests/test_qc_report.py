@@ -71,7 +71,7 @@ def test_complete_report_has_every_section_and_no_notes(complete):
                   "Coverage: black 0, white 3.0 slices", "Uncertainty: black 0",
                   "Template: the other", "Registered: similarity 0.50, then 0.80", "gsbids a b participant",
                   "from SliceTiming, 2 passes", "average of the stacks", "before and after correction",
-                  "svr fit 2 min 18 s 4 min 0 s 1.2 GB", "All steps, one after another 2 min 20 s"):
+                  "svr fit 2 min 18 s 4 min 0 s 1.2 GB", "Sum of all steps 2 min 20 s"):
         assert words in page.text
 
 

@@ -72,7 +72,7 @@ def usage_total(steps: Sequence[StepUsage]) -> list[tuple[str, str]]:
         return []
     seconds, cpu, peaks = zip(*(astuple(step)[1:] for step in steps), strict=True)
     known = [peak for peak in peaks if math.isfinite(peak)]
-    return [("All steps, one after another", duration(sum(seconds))), ("Processor time", duration(sum(cpu))),
+    return [("Sum of all steps", duration(sum(seconds))), ("Processor time", duration(sum(cpu))),
             ("Largest memory", memory(max(known, default=math.nan)))]
 
 
