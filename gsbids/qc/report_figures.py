@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup
+from scipy import ndimage
 
 from gsbids.errors import GsbidsError
 from gsbids.imaging.masks import resample_mask, same_grid
@@ -176,7 +177,7 @@ def _draw_average(figures: Figures, content) -> None:
 
     try:
         volume, affine = load_image(content.volume or content.unmasked)
-        average = plain_average(stacks(), affine, volume.shape) * (volume != 0)
+        average = plain_average(stacks(), affine, volume.shape) * _shown(volume)
         figures.pairs = plane_pairs(average, volume, affine, _mask_on(content.mask, affine, volume.shape))
     except _FILE_ERRORS as error:
         figures.notes.append(f"The average of the stacks could not be drawn: {_words(error)}")
@@ -226,8 +227,13 @@ def _draw_maps(content):
             if name == "Uncertainty" and content.volume is not None:
                 volume, other = load_image(content.volume)
                 # Where the volume is not shown, nothing is known, and the map would be white.
-                data = data * (volume != 0) if same_grid(data.shape, affine, volume.shape, other) else data
+                data = data * _shown(volume) if same_grid(data.shape, affine, volume.shape, other) else data
             yield map_row(name, form, data, affine, _mask_on(content.mask, affine, data.shape))
+
+
+def _shown(volume: np.ndarray) -> np.ndarray:
+    """Where a masked volume is shown: also in voxels inside that happen to be 0."""
+    return ndimage.binary_fill_holes(volume != 0)
 
 
 def _mask_on(path, affine: np.ndarray, shape) -> np.ndarray | None:
