@@ -5,8 +5,8 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Node, Workflow
 
+from gsbids.atomic import write_atomic
 from gsbids.bids.names import log_folder, subject_folder
-from gsbids.bids.sink import write_atomic
 from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.interfaces.base import NodeInterface

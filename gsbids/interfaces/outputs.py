@@ -126,7 +126,7 @@ class SaveLog(NodeInterface):
     _always_run = True
 
     def _run_interface(self, runtime):
-        from gsbids.bids.sink import write_atomic
+        from gsbids.atomic import write_atomic
 
         path = Path(self.inputs.out_file)
         path.parent.mkdir(parents=True, exist_ok=True)
