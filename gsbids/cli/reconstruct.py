@@ -166,14 +166,15 @@ def make_plan(args: argparse.Namespace, work: Path):
 
 def _execute(plan) -> bool:
     """Run the workflow; whether it failed, which has been said then."""
+    from gsbids.cli.locks import locked
     from gsbids.cli.outcome import find_crashes, report_outcome
     from gsbids.cli.run import build, environment, execute, prepare_folders
     from gsbids.workflows.names import volume_path
 
     config, task = plan.config, plan.tasks[0]
-    for crash in find_crashes(config, task):
-        crash.unlink()  # of the same command, before
-    with environment(config), redirect_stdout(sys.stderr):
+    with environment(config), redirect_stdout(sys.stderr), locked(plan):
+        for crash in find_crashes(config, task):
+            crash.unlink()  # of the same command, before
         prepare_folders(plan)
         finished = execute(build(plan), plan)
         volume = config.execution.output_dir / volume_path(config, task)
