@@ -196,7 +196,7 @@ def _read_filters(path: Path) -> dict[str, dict]:
     found = _read_text(path, "--bids-filter-file")
     try:
         filters = json.loads(found)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--bids-filter-file {path}: not a JSON file ({error}); correct it") from error
     if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
         raise InputError(f'--bids-filter-file {path}: expected {{"stacks": {{"entity": value}}}}')
@@ -241,7 +241,7 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
 
     try:
         found = yaml.safe_load(_read_text(path, "--use-plugin"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--use-plugin {path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(found, Mapping) or not isinstance(found.get("plugin"), str):
         raise InputError(f"--use-plugin {path}: expected the keys plugin (a name) and plugin_args")

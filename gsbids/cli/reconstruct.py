@@ -256,6 +256,6 @@ def _sidecar(path: Path) -> dict:
         found = json.loads(sidecar.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{sidecar}: this is not a JSON file ({error}); correct or remove it") from error
     return found if isinstance(found, dict) else {}

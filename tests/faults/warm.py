@@ -41,7 +41,40 @@ def load_everything() -> None:
     gsbids.workflows.svr.SLOPPY = {name: TINY_FIT for name in gsbids.workflows.svr.SLOPPY}
 
 
-def run_forked(words: list[str], folder: Path, seconds: float = 120.0) -> Ended:
+@dataclass(frozen=True)
+class Running:
+    """A run in a child of this process."""
+
+    pid: int
+    folder: Path
+    began: float
+
+    def wait(self, seconds: float) -> Ended:
+        """Its end; after so many seconds it counts as hanging, and is killed."""
+        limit = self.began + seconds
+        while time.monotonic() < limit:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                return self._ended(os.waitstatus_to_exitcode(status))
+            time.sleep(0.02)
+        return self.kill()
+
+    def kill(self) -> Ended:
+        """End it and all that it has started by SIGKILL; the exit code is None, also if it had ended by itself."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:  # before it had a group of its own
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        return self._ended(None)
+
+    def _ended(self, code: int | None) -> Ended:
+        texts = [path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+                 for path in (self.folder / "stdout.txt", self.folder / "stderr.txt")]
+        return Ended(code, *texts, round(time.monotonic() - self.began, 2))
+
+
+def start_forked(words: list[str], folder: Path) -> Running:
     """``gsbids WORDS`` in a child of this process.
 
     Parameters
@@ -49,25 +82,16 @@ def run_forked(words: list[str], folder: Path, seconds: float = 120.0) -> Ended:
     words : list of str
     folder : Path
         Exists; what the run says goes to ``stdout.txt`` and ``stderr.txt`` in it.
-    seconds : float
-        After so long it counts as hanging, and is killed.
     """
-    began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         _child(words, folder)
-    status = None
-    while status is None and time.monotonic() - began < seconds:
-        done, found = os.waitpid(pid, os.WNOHANG)
-        status = found if done else None
-        if status is None:
-            time.sleep(0.02)
-    if status is None:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    texts = [(folder / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout.txt", "stderr.txt")]
-    code = None if status is None else os.waitstatus_to_exitcode(status)
-    return Ended(code, *texts, round(time.monotonic() - began, 2))
+    return Running(pid, folder, time.monotonic())
+
+
+def run_forked(words: list[str], folder: Path, seconds: float = 180.0) -> Ended:
+    """The same, to its end."""
+    return start_forked(words, folder).wait(seconds)
 
 
 def _child(words: list[str], folder: Path) -> None:
