@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
 from faults.corrupt import CORRUPTIONS
 from faults.subject import Subject, checksums, flaws, gsbids, make_subject
 from faults.warm import Ended, run_forked
@@ -21,8 +22,8 @@ PLAN = (("svr", "stack", "header", 34), ("svr", "mask", "header", 16), ("svr", "
         ("svr", "sidecar", "json", 30), ("svr", "sidecar", "stream", 10), ("svr", "description", "json", 10),
         ("svr", "description", "stream", 4), ("svr", "participants", "table", 6), ("svr", "participants", "stream", 3),
         ("sr", "stack", "header", 10), ("sr", "sidecar", "json", 6), ("sr", "stack", "voxels", 3),
-        ("reconstruct", "stack", "header", 6), ("reconstruct", "sidecar", "json", 6), ("reconstruct", "mask", "stream", 3),
-        ("super-resolve", "stack", "header", 6), ("super-resolve", "sidecar", "json", 5),
+        ("reconstruct", "stack", "header", 6), ("reconstruct", "sidecar", "json", 6),
+        ("reconstruct", "mask", "stream", 3), ("super-resolve", "stack", "header", 6), ("super-resolve", "sidecar", "json", 5),
         ("sample", "model", "arrays", 22), ("sample", "model", "stream", 10),
         ("group", "metrics", "table", 12), ("group", "metrics", "stream", 6))
 
@@ -149,12 +150,14 @@ def _prepare(command: str, target: str, subject: Subject, good: Path, folder: Pa
     """File to corrupt, words of the command, and the folder that it writes to."""
     run = int(rng.integers(1, 4)) if command not in ("sr", "super-resolve") else 1
     stack = subject.stack(run)
-    path = {"stack": stack, "mask": subject.mask(run), "sidecar": stack.with_name(stack.name.replace(".nii.gz", ".json")),
+    path = {"stack": stack, "mask": subject.mask(run),
+            "sidecar": stack.with_name(stack.name.replace(".nii.gz", ".json")),
             "description": subject.root / "dataset_description.json",
             "participants": subject.root / "participants.tsv"}.get(target)
     out, given = folder / "out", folder / "given"
     if command in ("svr", "sr"):
-        return path, subject.arguments(folder, *(("--mode", "sr", "--sr-quality", "fast") if command == "sr" else ())), out
+        mode = ("--mode", "sr", "--sr-quality", "fast") if command == "sr" else ()
+        return path, subject.arguments(folder, *mode), out
     if command == "group":
         shutil.copytree(good / "out", out)
         return next(out.rglob("*_metrics.tsv")), [str(subject.root), str(out), "group"], out
@@ -166,9 +169,9 @@ def _prepare(command: str, target: str, subject: Subject, good: Path, folder: Pa
         shutil.copyfile(next((good / "out").rglob("*_model.npz")), path)
         return path, ["sample", str(path), str(target_file), "--spacing", "2.5", "--nprocs", "1"], out
     if command == "super-resolve":
-        return path, ["super-resolve", str(stack), str(target_file), "--factor", "2", "--sr-quality", "fast", "--nprocs",
-                      "1"], out
+        return path, ["super-resolve", str(stack), str(target_file), "--factor", "2", "--sr-quality", "fast",
+                      "--nprocs", "1"], out
     words = ["reconstruct", "--input-stacks", *(str(subject.stack(k)) for k in (1, 2, 3)), "--input-masks",
-             *(str(subject.mask(k)) for k in (1, 2, 3)), "--output-volume", str(target_file), "--output-resolution", "2.5",
-             "--nprocs", "1", "--sloppy", "-w", str(folder / "work")]
+             *(str(subject.mask(k)) for k in (1, 2, 3)), "--output-volume", str(target_file),
+             "--output-resolution", "2.5", "--nprocs", "1", "--sloppy", "-w", str(folder / "work")]
     return path, words, out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Too little memory: a control group's limit, which the kernel enforces by killing, and a limit of the address space."""
+"""Too little memory: the limit of a control group, which the kernel holds by killing, and that of an address space."""
 
 import os
 import resource

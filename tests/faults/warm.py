@@ -38,7 +38,7 @@ def load_everything() -> None:
     from gsbids.recon.models import load_model  # noqa: F401
 
     torch.set_num_threads(1)
-    gsbids.workflows.svr.SLOPPY = {name: TINY_FIT for name in gsbids.workflows.svr.SLOPPY}
+    gsbids.workflows.svr.SLOPPY = dict.fromkeys(gsbids.workflows.svr.SLOPPY, TINY_FIT)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _child(words: list[str], folder: Path) -> None:
         os.setsid()
         for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND), number)
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         from gsbids.cli.main import main
 
         code = main([str(word) for word in words])
