@@ -176,6 +176,7 @@ def _check_folders(execution: Execution) -> None:
     for option, (folder, way) in ways.items():
         if folder is None:
             continue
+        _check_encoding(option, folder)
         if folder == bids_dir or folder.is_relative_to(bids_dir):
             where = "the same as" if folder == bids_dir else "inside"
             raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be "
@@ -187,6 +188,14 @@ def _check_folders(execution: Execution) -> None:
             raise InputError(f"{option} {folder}: {existing} cannot be written to; give another")
     if execution.work_dir == execution.output_dir:
         raise InputError(f"--work-dir {execution.work_dir}: is the same as output_dir; give another with -w")
+
+
+def _check_encoding(option: str, folder: Path) -> None:
+    """Settings and sidecars are UTF-8, and name the folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{option} {folder}: the name is not UTF-8; give another") from error
 
 
 def _read_filters(path: Path) -> dict[str, dict]:

@@ -18,7 +18,7 @@ from faults.subject import make_subject
 from faults.warm import load_everything
 
 #: Every so many corruptions is run by the real command, and every so many of the others to its end.
-REAL_EVERY, WHOLE_EVERY = 8, 4
+REAL_EVERY, WHOLE_EVERY = 8, 16
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ _FIELDS = {"sizeof_hdr": (0, "<i4"), "dim0": (40, "<i2"), "dim1": (42, "<i2"), "
            "sform": (254, "<i2"), "srow_x": (280, "<f4"), "srow_z": (320, "<f4"), "magic": (344, "<i4")}
 _NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 1000, 32767, -32768, 0.5, 1e-30, -1e30, 3e38, np.nan, np.inf, -np.inf)
 _VALUES = ("", "3", "<script>alert(1)</script>", "a\tb\nc", "é\u202e\U0001f9e0", -1, 0, 1e308, 10**400, 3.5, True, None,
-           [], [[]], {}, {"a": {"b": 1}}, [None], ["x"], [1e400], [0.5] * 500, "k-", "j", "x" * 5000, "\x00", "../../etc")
+           [], [[]], {}, {"a": {"b": 1}}, [None], ["x"], [1e400], [0.5] * 500, "k-", "j", "x" * 5000, "\x00",
+           "../../etc")
 _KEYS = ("SliceThickness", "SliceTiming", "SliceEncodingDirection", "EchoTime", "RepetitionTime", "Manufacturer",
          "MagneticFieldStrength", "SequenceName", "IntendedFor")
 _DESCRIPTION = ("Name", "BIDSVersion", "DatasetType", "License", "DatasetDOI", "GeneratedBy", "DatasetLinks")

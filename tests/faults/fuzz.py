@@ -23,8 +23,8 @@ PLAN = (("svr", "stack", "header", 34), ("svr", "mask", "header", 16), ("svr", "
         ("svr", "description", "stream", 4), ("svr", "participants", "table", 6), ("svr", "participants", "stream", 3),
         ("sr", "stack", "header", 10), ("sr", "sidecar", "json", 6), ("sr", "stack", "voxels", 3),
         ("reconstruct", "stack", "header", 6), ("reconstruct", "sidecar", "json", 6),
-        ("reconstruct", "mask", "stream", 3), ("super-resolve", "stack", "header", 6), ("super-resolve", "sidecar", "json", 5),
-        ("sample", "model", "arrays", 22), ("sample", "model", "stream", 10),
+        ("reconstruct", "mask", "stream", 3), ("super-resolve", "stack", "header", 6),
+        ("super-resolve", "sidecar", "json", 5), ("sample", "model", "arrays", 22), ("sample", "model", "stream", 10),
         ("group", "metrics", "table", 12), ("group", "metrics", "stream", 6))
 
 _NOT_ALLOWED = re.compile(r"Traceback|Segmentation fault|core dumped|most recent call last")
@@ -64,7 +64,8 @@ def cases(count: int | None = None) -> list[tuple[int, str, str, str]]:
     return [every[k] for k in np.linspace(0, len(every) - 1, count).round().astype(int)]
 
 
-def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: int, way: str = "whole") -> Verdict:
+def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: int, way: str = "whole",
+             run=None) -> Verdict:
     """Corrupt a copy of valid input, run the command on it, and look at what is there afterwards.
 
     Parameters
@@ -79,6 +80,8 @@ def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: in
     way : {"start", "whole", "real"}
         Only the checks at the start (``--dry-run``, of a data set), the whole run, or the whole run by the real command
         instead of a child of this process.
+    run : callable, optional
+        ``run(words, folder)`` gives an :class:`~faults.warm.Ended`, instead of what ``way`` says.
     """
     number, command, target, how = case
     rng = np.random.default_rng([seed, number])
@@ -90,7 +93,8 @@ def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: in
     before = [checksums(place, ()) for place in read]
     if way == "start" and command in ("svr", "sr"):
         words.append("--dry-run")
-    ended = run_real(words, folder) if way == "real" else run_forked(words, folder)
+    run = run or (run_real if way == "real" else run_forked)
+    ended = run(words, folder)
     faults = list(_judge(ended))
     if [checksums(place, ()) for place in read] != before:
         faults.append("the input has changed")
