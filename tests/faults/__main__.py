@@ -5,9 +5,9 @@ import argparse
 import json
 import os
 import platform
+import random
 import sys
 import tempfile
-import time
 from collections import Counter
 from dataclasses import asdict
 from datetime import date
@@ -17,8 +17,10 @@ from faults import fuzz, memory, runs
 from faults.subject import make_subject
 from faults.warm import load_everything
 
-#: Every so many corruptions is run by the real command, and every so many of the others to its end.
-REAL_EVERY, WHOLE_EVERY = 8, 16
+#: Every so many corruptions is run by the real command (those that are quick more often), and every so many of the
+#: others to its end; of the rest a data set sees the checks at the start alone.
+REAL_EVERY = {"svr": 16, "sr": 5, "reconstruct": 7, "super-resolve": 3, "sample": 3, "group": 4}
+WHOLE_EVERY = 20
 
 
 def main() -> int:
@@ -43,7 +45,7 @@ def main() -> int:
                 if subject.checksums() != before:
                     raise SystemExit(f"{key}: the input has changed")
         if not args.only or "corruptions" in args.only:
-            wrong += _save(args, "corruptions", _corruptions(scene.folder, args.seed))
+            wrong += _corruptions(args, scene.folder)
     return int(wrong > 0)
 
 
@@ -69,25 +71,29 @@ def _run_fault(attempt, key: str) -> dict:
         return {"name": key, "tried": 0, "facts": {"not tried": str(error)}, "faults": []}
 
 
-def _corruptions(folder: Path, seed: int) -> dict:
-    """All corruptions, with counts by command and file."""
-    rows, counts = [], Counter()
-    for case in fuzz.cases():
+def _corruptions(args: argparse.Namespace, folder: Path) -> int:
+    """All corruptions in random order, saved after every tenth; whether anything was wrong."""
+    rows, counts, cases, wrong = [], Counter(), fuzz.cases(), 0
+    random.Random(args.seed).shuffle(cases)
+    for case in cases:
         number = case[0]
-        way = "real" if number % REAL_EVERY == 0 else "whole" if number % WHOLE_EVERY == 1 else "start"
-        row = fuzz.as_row(fuzz.run_case(case, folder / "undisturbed", folder / f"case-{number}", seed, way))
+        way = "real" if number % REAL_EVERY[case[1]] == 0 else "whole" if number % WHOLE_EVERY == 1 else "start"
+        row = fuzz.as_row(fuzz.run_case(case, folder / "undisturbed", folder / f"case-{number}", args.seed, way))
         print(json.dumps(row, ensure_ascii=False), flush=True)
         rows.append(row)
         counts[f"{case[1]}: {case[2]} ({case[3]}): {row['ending']}"] += 1
-    faults = [f"{row['case']}: {', '.join(row['faults'])}" for row in rows if row["faults"]]
-    return {"name": "corrupted input", "tried": len(rows),
-            "facts": {"endings": dict(Counter(row["ending"] for row in rows)), "ways": dict(Counter(
-                row["way"] for row in rows)), "by file": dict(sorted(counts.items()))}, "faults": faults, "cases": rows}
+        if len(rows) % 10 == 0 or len(rows) == len(cases):
+            faults = [f"{row['case']}: {', '.join(row['faults'])}" for row in rows if row["faults"]]
+            endings, ways = (dict(Counter(row[key] for row in rows)) for key in ("ending", "way"))
+            wrong = _save(args, "corruptions", {
+                "name": "corrupted input", "tried": len(rows), "faults": faults, "facts": {
+                    "planned": len(cases), "endings": endings, "ways": ways, "by file": dict(sorted(counts.items()))},
+                "cases": rows})
+    return wrong
 
 
 def _save(args: argparse.Namespace, key: str, found: dict) -> int:
     """Put one part into the JSON, beside what other calls have put there; whether anything was wrong."""
-    found["seconds"] = round(time.process_time())
     whole = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     whole |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "date": str(date.today()), "seed": args.seed}
     whole.setdefault("parts", {})[key] = found
