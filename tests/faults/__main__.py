@@ -52,7 +52,6 @@ def main() -> int:
 def _faults(scene, seed: int) -> dict:
     return {
         "killed": lambda: runs.killed(scene, seed),
-        "killed_really": lambda: runs.killed_really(scene, seed),
         "disk_full": lambda: runs.disk_full(scene),
         "read_only": lambda: runs.read_only(scene),
         "removed": lambda: runs.removed(scene, seed),
@@ -61,7 +60,8 @@ def _faults(scene, seed: int) -> dict:
         "worker_killed": lambda: runs.worker_killed(scene),
         "out_of_memory": lambda: memory.out_of_memory(scene),
         "broken_pipe": lambda: runs.broken_pipe(scene),
-        "strange_paths": lambda: runs.strange_paths(scene)}
+        "strange_paths": lambda: runs.strange_paths(scene),
+        "killed_really": lambda: runs.killed_really(scene, seed)}
 
 
 def _run_fault(attempt, key: str) -> dict:

@@ -91,7 +91,7 @@ def killed(scene: Scene, seed: int, times: int = 20) -> Found:
     return found
 
 
-def killed_really(scene: Scene, seed: int, times: int = 4) -> Found:
+def killed_really(scene: Scene, seed: int, times: int = 3) -> Found:
     """The same with the real command and two workers."""
     rng, found = random.Random(seed), Found("SIGKILL of the real command with two workers, then again")
     words = ("--nprocs", "2")
