@@ -12,15 +12,22 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
+from conftest import write_nifti
 from faults import fuzz, runs
 from faults.subject import checksums, flaws, gsbids, make_subject
 from faults.warm import Ended
 from qc_samples import sample_result
 
 from gsbids.atomic import replacing, sweep, write_atomic
+from gsbids.bids.description import write_description
+from gsbids.bids.sink import Sink
+from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.cli.main import main
+from gsbids.cli.outcome import report_outcome
+from gsbids.config import Config, Execution
 from gsbids.errors import InputError
 from gsbids.recon.models import load_model
+from gsbids.workflows.names import registry_folder, volume_path
 
 EVIL = "<script>alert('x')</script>\ta\nb"
 
@@ -179,6 +186,22 @@ def test_of_two_runs_on_one_reconstruction_the_second_is_refused(tmp_path, monke
     again = in_process(subject.arguments(tmp_path), tmp_path)
     assert again.code == 0, again.err
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_outputs_that_are_gone_at_the_end_are_a_failure(tmp_path, caplog):
+    """As when somebody removes the output while a run goes on: the volume came later, and stands there alone."""
+    stack = StackFile(tmp_path / "sub-01_run-1_T2w.nii.gz", {"sub": "01", "run": "1", "suffix": "T2w"}, thickness=3.0)
+    task = ReconstructionTask("01", None, "T2w", {"sub": "01", "suffix": "T2w"}, (stack,))
+    config = Config(Execution(tmp_path, tmp_path / "out", tmp_path / "work", run_uuid="now"))
+    write_description(tmp_path / "out", {"raw": tmp_path})
+    sink = Sink(tmp_path / "out", registry_folder(config))
+    table = sink.write("motion", stack.entities, b"")
+    sink.write("report", task.entities, b"")
+    write_nifti(tmp_path / "out" / volume_path(config, task), np.ones((2, 2, 2), np.float32), np.eye(4))
+    assert report_outcome(config, [task], finished=True) is False
+    table.unlink()
+    assert report_outcome(config, [task], finished=True) is True
+    assert f"sub-01_T2w: outputs that were written are gone (1), as {table}" in caplog.text
 
 
 def test_where_there_are_no_locks_runs_go_on(tmp_path, monkeypatch, in_process):

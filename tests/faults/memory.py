@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,4 +70,16 @@ def _memory_group(megabytes: int) -> Iterator[Path]:
         (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(megabytes << 20))
         yield group
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Workers end a moment after their parent, and then the group can be removed."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    group.rmdir()

@@ -3,6 +3,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -77,8 +78,8 @@ def killed(scene: Scene, seed: int, times: int = 20) -> Found:
         moment = rng.uniform(0.02, 1.0) * scene.seconds
         time.sleep(moment)
         ended = process.kill()
-        steps = [line for line in ended.err.splitlines() if " of 23)" in line]
-        stage = steps[-1].split(" ")[-4 - (steps[-1].count("kept") * 2)] if steps else "before the first step"
+        steps = re.findall(r"^\S+ (.+): .+ \(\d+ of \d+\)$", ended.err, re.MULTILINE)
+        stage = f"after {steps[-1]}" if steps else "before the first step"
         stages[stage] = stages.get(stage, 0) + 1
         # Hidden temporary files may be there now; nothing that is half written bears its final name.
         found.faults += [f"killed at {moment:.1f} s: {flaw}" for flaw in flaws(folder / "out", leftovers=False)]
@@ -168,7 +169,7 @@ def removed(scene: Scene, seed: int, times: int = 5) -> Found:
         shutil.rmtree(folder / "out", ignore_errors=True)
         ended = process.wait(180)
         whole = ended.code == 0 and checksums(folder / "out") == scene.reference
-        line = "all is there" if whole else f"exit code {ended.code}: {first_error(ended)[:60]}"
+        line = "all is there" if whole else f"exit code {ended.code}: {re.sub(str(folder), '', first_error(ended))}"
         codes[line] = codes.get(line, 0) + 1
         if not whole:
             _fails_well(found, ended, f"removed {k}")
