@@ -165,13 +165,15 @@ def removed(scene: Scene, seed: int, times: int = 5) -> Found:
     for k in range(times):
         folder = scene.new(f"removed-{k}")
         process = start_forked(scene.subject.arguments(folder), folder)
-        time.sleep((k + rng.uniform(0.2, 0.8)) / times * scene.seconds)
+        time.sleep(0.7 * (k + rng.uniform(0.2, 0.8)) / times * scene.seconds)
+        over = "results in" in (folder / "stderr.txt").read_text(encoding="utf-8")
         shutil.rmtree(folder / "out", ignore_errors=True)
         ended = process.wait(180)
         whole = ended.code == 0 and checksums(folder / "out") == scene.reference
-        line = "all is there" if whole else f"exit code {ended.code}: {re.sub(str(folder), '', first_error(ended))}"
+        said = f"exit code {ended.code}: {first_error(ended).replace(str(folder), '')}"
+        line = "removed after its end" if over else "all is there" if whole else said
         codes[line] = codes.get(line, 0) + 1
-        if not whole:
+        if not (whole or over):
             _fails_well(found, ended, f"removed {k}")
         found.faults += flaws(folder / "out")
         again = run_forked(scene.subject.arguments(folder), folder)
