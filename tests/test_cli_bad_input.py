@@ -155,13 +155,20 @@ def spoil_affine(tiny, numbers=0.0):
     return tiny.stack(), "the affine (sform) is zero or singular"
 
 
+def spoil_size(tiny):
+    raw = bytearray(gzip.decompress(tiny.stack().read_bytes()))
+    raw[42:48] = np.full(3, 32767, np.int16).tobytes()
+    tiny.stack().write_bytes(gzip.compress(bytes(raw)))
+    return tiny.stack(), "the header says 32767 x 32767 x 32767 voxels, which do not fit into memory"
+
+
 def spoil_affine_singular(tiny):
     return spoil_affine(tiny, 2.0)
 
 
 @pytest.mark.parametrize("spoil", [
     spoil_mask_empty, spoil_mask_speck, spoil_mask_elsewhere, spoil_truncated, spoil_corrupt,
-    spoil_volumes, spoil_affine, spoil_affine_singular])
+    spoil_volumes, spoil_size, spoil_affine, spoil_affine_singular])
 def test_bad_files(refuse, tiny_bids, spoil):
     tiny = tiny_bids()
     file, what = spoil(tiny)

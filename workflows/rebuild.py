@@ -217,6 +217,6 @@ def _conform(stack: StackFile, folder: Path, keep_as_is: bool = False) -> str:
 def _sidecar(path: Path) -> dict:
     try:
         found = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

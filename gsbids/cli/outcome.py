@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from gsbids.bids.description import FILE
 from gsbids.bids.names import derivative_path, log_folder
 from gsbids.config import Config
 from gsbids.qc.crashes import crash_summary
-from gsbids.workflows.names import volume_path, workflow_name
+from gsbids.workflows.names import registry_folder, volume_path, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -67,11 +68,23 @@ def _report_task(config: Config, task) -> bool:
         _write_report(config, task, crashes)
     else:
         missing = [path for path in (output_dir / volume_path(config, task), report) if not path.is_file()]
-        if not missing:
+        gone = [path for path in _written(config, task) if not path.is_file()]
+        if not missing and not gone:
             LOGGER.info("%s: report in %s", task.name, report)
             return True
-        LOGGER.error("%s: not finished, %s is missing", task.name, missing[0])
+        if gone:
+            LOGGER.error("%s: outputs that were written are gone (%d), as %s; was the output removed meanwhile? The "
+                         "same command writes them again", task.name, len(gone), gone[0])
+        else:
+            LOGGER.error("%s: not finished, %s is missing", task.name, missing[0])
     return False
+
+
+def _written(config: Config, task) -> list[Path]:
+    """What this run has noted as written for the subject of a task, and the description that goes with it."""
+    root, subject = config.execution.output_dir, f"sub-{task.entities['sub']}"
+    notes = sorted(registry_folder(config).glob(f"{subject}[_.]*"))
+    return [root.joinpath(*note.name.split("__")) for note in notes] + ([root / FILE] if notes else [])
 
 
 def _write_report(config: Config, task, crashes: Sequence[Path]) -> None:

@@ -186,6 +186,7 @@ def _check_folders(execution: Execution) -> None:
     for option, (folder, way) in ways.items():
         if folder is None:
             continue
+        _check_encoding(option, folder)
         if folder == bids_dir or folder.is_relative_to(bids_dir):
             where = "the same as" if folder == bids_dir else "inside"
             raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be "
@@ -199,6 +200,14 @@ def _check_folders(execution: Execution) -> None:
         raise InputError(f"--work-dir {execution.work_dir}: is the same as output_dir; give another with -w")
 
 
+def _check_encoding(option: str, folder: Path) -> None:
+    """Settings and sidecars are UTF-8, and name the folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{option} {folder}: the name is not UTF-8; give another") from error
+
+
 def _read_filters(path: Path) -> dict[str, dict]:
     """Queries of a filter file; null becomes a word that TOML can keep."""
     from gsbids.bids.layout import ABSENT
@@ -206,7 +215,7 @@ def _read_filters(path: Path) -> dict[str, dict]:
     found = _read_text(path, "--bids-filter-file")
     try:
         filters = json.loads(found)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--bids-filter-file {path}: not a JSON file ({error}); correct it") from error
     if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
         raise InputError(f'--bids-filter-file {path}: expected {{"stacks": {{"entity": value}}}}')
@@ -251,7 +260,7 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
 
     try:
         found = yaml.safe_load(_read_text(path, "--use-plugin"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--use-plugin {path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(found, Mapping) or not isinstance(found.get("plugin"), str):
         raise InputError(f"--use-plugin {path}: expected the keys plugin (a name) and plugin_args")

@@ -221,14 +221,15 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list
 
 def _execute(plan) -> bool:
     """Run the workflow; whether it failed, which has been said then."""
+    from gsbids.cli.locks import locked
     from gsbids.cli.outcome import find_crashes, report_outcome
     from gsbids.cli.run import build, environment, execute, prepare_folders
     from gsbids.workflows.names import volume_path
 
     config, task = plan.config, plan.tasks[0]
-    for crash in find_crashes(config, task):
-        crash.unlink()  # of the same command, before
-    with environment(config), redirect_stdout(sys.stderr):
+    with environment(config), redirect_stdout(sys.stderr), locked(plan):
+        for crash in find_crashes(config, task):
+            crash.unlink()  # of the same command, before
         prepare_folders(plan)
         finished = execute(build(plan), plan)
         volume = config.execution.output_dir / volume_path(config, task)
@@ -330,6 +331,6 @@ def _sidecar(path: Path) -> dict:
         found = json.loads(sidecar.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{sidecar}: this is not a JSON file ({error}); correct or remove it") from error
     return found if isinstance(found, dict) else {}

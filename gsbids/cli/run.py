@@ -12,6 +12,7 @@ from pathlib import Path
 from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
+from gsbids.cli.locks import locked
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, is_step
@@ -72,13 +73,14 @@ def run_plan(plan: Plan) -> int:
         if config.execution.dry_run:
             output.write(describe_plan(plan, build(plan)))
             return int(bool(plan.refused))
-        prepare_folders(plan)
-        workflow = build(plan)
-        if config.execution.write_graph:
-            write_graph(workflow)
-        finished = execute(workflow, plan)
-        failed = report_outcome(config, plan.tasks, finished, len(plan.refused))
-    return int(bool(plan.refused) or failed)
+        with locked(plan) as free:
+            prepare_folders(free)
+            workflow = build(free)
+            if config.execution.write_graph:
+                write_graph(workflow)
+            finished = execute(workflow, free)
+            failed = report_outcome(config, free.tasks, finished, len(free.refused))
+    return int(bool(free.refused) or failed)
 
 
 def build(plan: Plan):
@@ -211,7 +213,7 @@ def prepare_folders(plan: Plan) -> None:
             folder = execution.output_dir / log_folder(task.entities, execution.run_uuid)
             config.to_toml(folder / "gsbids.toml")
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be written ({error.strerror}); give another "
+        raise InputError(f"{error.filename or execution.work_dir}: cannot be written ({error.strerror}); give another "
                          "output_dir or --work-dir") from error
 
 

@@ -99,7 +99,7 @@ def _sidecar_thickness(path: Path) -> float | None:
         return None
     try:
         value = json.loads(sidecar.read_text(encoding="utf-8")).get("SliceThickness")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{sidecar}: this is not a JSON object ({error}); correct or remove it") from error
     return float(value) if isinstance(value, int | float) and value > 0 else None
 

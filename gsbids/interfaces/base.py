@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, traits
 
+from gsbids.atomic import write_atomic
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
 from gsbids.interfaces.usage import measured
@@ -89,5 +90,5 @@ def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) 
 
 def write_text(path: str | Path, text: str) -> str:
     """Write a small text file; returns its path."""
-    Path(path).write_text(text, encoding="utf-8")
+    write_atomic(path, text.encode())
     return str(path)

@@ -10,6 +10,8 @@ def crash_summary(text: str) -> tuple[str, str]:
     >>> crash_summary("Node: a.b\\nTraceback:\\n\\tValueError: the fit\\n\\twent wrong\\n\\nMore.")
     ('b', 'ValueError: the fit went wrong')
     """
+    if not text.strip():
+        return "?", "its crash file is empty; the disk may be full"
     node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
     # The innermost error stands last; its message ends with a blank line.
     errors = re.findall(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*(?:\n.*\S.*)*)", text, re.M)
