@@ -74,7 +74,8 @@ def grid_of_factor(affine: np.ndarray, shape, factor) -> tuple[np.ndarray, tuple
     return _within(affine, shape, np.array(shape) / count, count)
 
 
-def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None) -> np.ndarray:
+def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None,
+                 device: str = "cpu") -> np.ndarray:
     """The image of a model at the voxel centres of a grid.
 
     Parameters
@@ -84,6 +85,8 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
         Of the grid.
     mask : tuple of (ndarray, affine), optional
         Voxels farther out than the rim of the fit (SVR; none for SR) become 0.
+    device : str
+        Where fields are rendered.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
         The mask and the grid have nothing in common.
     """
     is_sr = isinstance(model, SrResult)
-    image = sample_sr(model, affine, shape) if is_sr else sample_result(model, affine, shape)
+    image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)
     if mask is None:
         return image
     inside = resample_mask(*mask, affine, shape)
