@@ -7,6 +7,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.config import WorkflowOptions
+from gsbids.interfaces.base import where
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
@@ -21,8 +22,9 @@ METHODS = {"default": SvrOptions, "paper": PaperOptions}
 
 def fit_options(settings: WorkflowOptions) -> SvrOptions | PaperOptions:
     """Options of the fit from the settings of the run."""
+    place = {"device": settings.device} if settings.svr_method == "default" else {}
     return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
-                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}))
+                                        **place, **(SLOPPY[settings.svr_method] if settings.sloppy else {}))
 
 
 def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float,
@@ -45,7 +47,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     resolution : float
         Voxel size of the volume in mm.
     options : SvrOptions or PaperOptions
-        Their kind says by which method the field is fitted.
+        Their kind says by which method the field is fitted; its volume is sampled on the device of the fit.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
@@ -70,12 +72,13 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
     outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
-    # All options, so that other defaults in another version are other inputs; threads change nothing.
-    options = {key: value for key, value in asdict(options).items() if key != "threads"}
+    place = where(getattr(options, "device", "cpu"))
+    # All options, so that other defaults in another version are other inputs; threads and the device change nothing.
+    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}
     register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
-    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **fixed), "fit", n_procs=omp_nthreads,
-               mem_gb=2.0)
-    sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
+    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed), "fit",
+               n_procs=omp_nthreads, mem_gb=2.0)
+    sample = Node(SampleVolume(resolution=resolution, **place, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
     # Nipype keeps and changes the lists that it is given: none is given twice.
     for node in (register, fit, sample):
         workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])

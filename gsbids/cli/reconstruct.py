@@ -129,7 +129,8 @@ def make_plan(args: argparse.Namespace, work: Path):
     """
     from gsbids.bids.description import check_folders
     from gsbids.bids.task import ReconstructionTask, StackFile
-    from gsbids.cli.plan import Plan, nipype_options, resolve_device
+    from gsbids.cli.devices import resolve_device
+    from gsbids.cli.plan import Plan, nipype_options
     from gsbids.cli.tasks import check_svr
     from gsbids.config import Config, Execution, WorkflowOptions
 

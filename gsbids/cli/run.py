@@ -120,7 +120,7 @@ def execute(workflow, plan: Plan) -> bool:
         from gsbids.cli.executor import make_executor
 
         executor = make_executor({"n_procs": options.nprocs, "memory_gb": options.memory_gb,
-                                  "raise_insufficient": False, **arguments})
+                                  "raise_insufficient": False, **one_gpu(plan.config), **arguments})
     elif plugin not in ("Linear",):
         # Nipype's batch plugins read it, and it is not set in containers and cron jobs.
         os.environ.setdefault("LOGNAME", "user")
@@ -134,6 +134,11 @@ def execute(workflow, plan: Plan) -> bool:
         if executor is not None:
             executor.stop()
     return True
+
+
+def one_gpu(config: Config) -> dict[str, int]:
+    """Arguments of MultiProc: steps on a GPU go one after the other, as all go to the same one."""
+    return {} if config.workflow.device == "cpu" else {"n_gpu_procs": 1}
 
 
 def write_graph(workflow) -> Path:

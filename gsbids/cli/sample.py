@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.parser import OneOrThree, Parser
+from gsbids.cli.devices import resolve_device
+from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
@@ -32,6 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mask", type=Path, metavar="MASK.nii.gz",
                         help="0 beyond this brain mask (of a reconstruction: and its rim); without it the whole field "
                         "of view")
+    add_device(parser)
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args(argv)
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     mask = load_image(args.mask) if args.mask else None
     affine, shape = _grid(args, model)
     LOGGER.info("%s: %s on %s voxels", args.model, type(model).__name__.removesuffix("Result").upper(), by(shape))
-    save_image(args.output, sample_model(model, affine, shape, mask), affine)
+    save_image(args.output, sample_model(model, affine, shape, mask, resolve_device(args.device)), affine)
     LOGGER.info("wrote %s", args.output)
     return 0
 
