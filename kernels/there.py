@@ -45,6 +45,8 @@ def put(array, name: str):
     if name == CPU:
         return host(array)
     tensor = array.detach() if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array))
+    if tensor.is_cuda and tensor.dtype in (torch.float32, torch.bool):
+        return tensor
     return tensor.to(target(name), torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
