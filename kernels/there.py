@@ -107,6 +107,11 @@ def describe(name: str) -> str:
     return f"{name} ({torch.cuda.get_device_name(target(name))})"
 
 
+def expects_gpu() -> bool:
+    """Whether torch was built for GPUs: then it is worth a word if there is none."""
+    return torch.version.cuda is not None
+
+
 def find_gpus() -> tuple[tuple[str, ...], str]:
     """Names of the GPUs that torch and the CUDA kernels can use, and, where there are none, what is wrong.
 
@@ -119,7 +124,7 @@ def find_gpus() -> tuple[tuple[str, ...], str]:
     """
     if os.environ.get("GSBIDS_BACKEND") == "sim":
         return (SIMULATOR,), ""
-    if torch.version.cuda is None:
+    if not expects_gpu():
         return (), f"torch {torch.__version__} is a build without CUDA; install one with CUDA, and 'gsbids[gpu]'"
     if not torch.cuda.is_available():
         return (), ("torch finds no GPU (none is there or visible, or its driver is missing or too old); look at "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gsbids.cli.devices import resolve_device
+from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.plan import Plan
 from gsbids.cli.run import execute, one_gpu
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
@@ -55,16 +55,21 @@ def test_a_build_with_cuda_and_no_driver(monkeypatch):
 @needs_cpu_build
 def test_auto_takes_the_cpu_and_says_why(monkeypatch, caplog):
     monkeypatch.delenv("GSBIDS_BACKEND", raising=False)
-    caplog.set_level("INFO", "gsbids.cli")
+    caplog.set_level("DEBUG", "gsbids.cli")
     assert resolve_device("auto") == "cpu"
-    assert "device: cpu (torch" in caplog.text
+    assert "--device auto: the CPU, as torch" in caplog.text
+    assert caplog.records[0].levelname == "DEBUG"  # nobody who has a build for the CPU expects a GPU
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert resolve_device("auto") == "cpu"
+    assert caplog.records[1].levelname == "WARNING"
 
 
-def test_auto_takes_a_gpu_and_says_which(simulator, caplog):
-    caplog.set_level("INFO", "gsbids.cli")
+def test_auto_takes_a_gpu(simulator):
     assert resolve_device("auto") == "cuda"
-    assert "device: cuda (simulator)" in caplog.text
     assert resolve_device("cuda:0") == "cuda:0"
+    assert device_words("cuda") == "cuda (simulator)"
+    assert device_words("cuda:3", "SLURM") == "cuda:3"
+    assert device_words("cpu") == "cpu"
 
 
 def test_a_number_that_no_gpu_has(simulator):
@@ -110,10 +115,12 @@ def run_two(folder: Path, device: str) -> list[list[float]]:
     return sorted([float(word) for word in file.read_text().split()] for file in files)
 
 
-def test_two_fits_are_never_on_one_gpu_at_once(tmp_path):
+def test_two_fits_are_never_on_one_gpu_at_once(tmp_path, simulator, caplog):
+    caplog.set_level("INFO", "gsbids.cli")
     assert one_gpu(Config(Execution(tmp_path, tmp_path, tmp_path))) == {}
     first, second = run_two(tmp_path / "gpu", "cuda")
     assert second[0] >= first[1]
+    assert "device: cuda (simulator)" in caplog.text
 
 
 def test_on_the_cpu_two_fits_go_at_once(tmp_path):

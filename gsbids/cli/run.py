@@ -12,6 +12,7 @@ from pathlib import Path
 from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
+from gsbids.cli.devices import device_words
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, is_step
@@ -110,6 +111,7 @@ def execute(workflow, plan: Plan) -> bool:
     :func:`gsbids.cli.outcome.report_outcome`.
     """
     options = plan.config.nipype
+    LOGGER.info("device: %s", device_words(plan.config.workflow.device, options.plugin))
     steps = [node for node in workflow._get_all_nodes() if is_step(node)]
     names = {workflow_name(task): task.name for task in plan.tasks}
     arguments = {"status_callback": Progress(names, len(steps)), **options.plugin_args}

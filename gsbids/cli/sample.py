@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.devices import resolve_device
+from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model)
     mask = load_image(args.mask) if args.mask else None
     affine, shape = _grid(args, model)
-    LOGGER.info("%s: %s on %s voxels", args.model, type(model).__name__.removesuffix("Result").upper(), by(shape))
-    save_image(args.output, sample_model(model, affine, shape, mask, resolve_device(args.device)), affine)
+    device = resolve_device(args.device)
+    LOGGER.info("%s: %s on %s voxels, device %s", args.model, type(model).__name__.removesuffix("Result").upper(),
+                by(shape), device_words(device))
+    save_image(args.output, sample_model(model, affine, shape, mask, device), affine)
     LOGGER.info("wrote %s", args.output)
     return 0
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.devices import resolve_device
+from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.errors import InputError
 
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
     options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,
                         threads=args.nprocs or len(os.sched_getaffinity(0)), device=resolve_device(args.device))
-    LOGGER.info("%s: %s voxels to %s, profile %s", args.input, by(data.shape), by(grid.shape), ", ".join(profile))
+    LOGGER.info("%s: %s voxels to %s, profile %s, device %s", args.input, by(data.shape), by(grid.shape),
+                ", ".join(profile), device_words(options.device))
     result = super_resolve(data, affine, grid, options, LOGGER.info)
     if other is None:
         save_image(args.output, result.volume, result.affine)
