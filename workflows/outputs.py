@@ -111,7 +111,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     saved = [(inputnode, "mask", "stack_mask", sources), (simulate, "out_file", "simulated", image | model),
              (motion, "table", "motion", {}), (motion, "stack_xfm", "stack_xfm", model),
              (motion, "slices_xfm", "slices_xfm", model)]
-    if config.workflow.n4:
+    if config.workflow.n4 or config.workflow.denoise:  # what was fitted, and what the report shows
         saved.append((inputnode, "prepared", "stack", image | sources))
     for node, field, kind, sidecar in saved:
         save = save_node(config, stack.entities, kind, f"save_{kind}", sidecar)
@@ -139,11 +139,15 @@ def common_fields(stacks) -> dict:
 
 
 def slice_times(stack: StackFile) -> list[float]:
-    """``SliceTiming`` of a stack, empty where it is missing or not a list of numbers."""
+    """``SliceTiming`` of a stack by slice index, empty where it is missing or not a list of numbers.
+
+    Where ``SliceEncodingDirection`` ends in ``-``, the first time is that of the last slice (BIDS).
+    """
     times = stack.metadata.get("SliceTiming")
     if not isinstance(times, list | tuple) or not all(isinstance(time, int | float) for time in times):
         return []
-    return [float(time) for time in times]
+    backwards = str(stack.metadata.get("SliceEncodingDirection") or "").endswith("-")
+    return [float(time) for time in (reversed(times) if backwards else times)]
 
 
 def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict,

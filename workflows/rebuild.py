@@ -12,6 +12,7 @@ from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 from gsbids.errors import InputError
 from gsbids.workflows.report import left_files, left_sr_files, report_inputs, sr_report_inputs
+from gsbids.workflows.usage import kept_usage
 
 #: Files of a reconstruction by their names among the inputs of ``SubjectReport``, and of its stacks.
 SAVED = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "volume_mask", "coverage": "coverage",
@@ -74,6 +75,8 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
     metrics = root / derivative_path(task.entities, "sr_metrics" if of_sr else "metrics")
     if metrics.is_file():
         found["metrics"] = str(_metrics_json(metrics, scratch / "metrics.json"))
+    if (usage := kept_usage(config, task)) is not None:
+        found["usage"] = str(usage)
     if of_sr:
         content = gather_sr_content(sr_report_inputs(config, task) | _with_input(config, task, found, scratch))
     else:

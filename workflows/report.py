@@ -10,6 +10,7 @@ from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.workflows.names import stack_workflow_name, task_folder
 from gsbids.workflows.outputs import slice_times
+from gsbids.workflows.usage import keep_usage
 
 #: Distributions by the names of what is imported.
 PACKAGES = {"gsbids": "gsbids", "nipype": "nipype", "bids": "pybids", "nibabel": "nibabel", "ants": "antspyx",
@@ -19,7 +20,8 @@ PACKAGES = {"gsbids": "gsbids", "nipype": "nipype", "bids": "pybids", "nibabel":
 def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     """Inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
 
-    No times, paths or names of this run: the report of a repeated run is the same to the bit.
+    No times, paths or names of this run: but for what its steps took, the report of a repeated run is the same to the
+    bit.
 
     Returns
     -------
@@ -105,10 +107,12 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
     from gsbids.qc.report import write_report
 
     config = config.of_method(task.method)
+    usage = keep_usage(config, task)
+    known = {} if usage is None else {"usage": str(usage)}
     if task.method == "sr":
-        content = gather_sr_content(sr_report_inputs(config, task) | left_sr_files(config, task))
+        content = gather_sr_content(sr_report_inputs(config, task) | left_sr_files(config, task) | known)
     else:
-        content = gather_content(report_inputs(config, task) | left_files(config, task))
+        content = gather_content(report_inputs(config, task) | left_files(config, task) | known)
     texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in crash_files]
     path = config.execution.output_dir / derivative_path(task.entities, "report")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from gsbids.interfaces.super_resolve import Foreground, SrMetrics, SrReport, Sup
 from gsbids.workflows.names import registry_folder, workflow_name
 from gsbids.workflows.outputs import common_fields, save_node, stack_uris
 from gsbids.workflows.report import sr_report_inputs
+from gsbids.workflows.usage import connect_usage
 
 #: What ``--sloppy`` does to the fit: enough to see that everything runs.
 SLOPPY = {"schedules": ((1.0, 1.0, 15),), "members": 1, "trial_voxels": 3000}
@@ -70,6 +71,7 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
                           (prep_wf, report, [("outputnode.reason", "mask_reason")])])
     if config.workflow.denoise or config.workflow.n4:
         workflow.connect(prep_wf, "outputnode.prepared", outputs_wf, "inputnode.prepared")
+    connect_usage(workflow, report, config, task)
     return workflow
 
 

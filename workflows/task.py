@@ -13,6 +13,7 @@ from gsbids.workflows.preview import early_preview_node, fit_preview_settings, n
 from gsbids.workflows.report import report_inputs
 from gsbids.workflows.stack import init_stack_prep_wf
 from gsbids.workflows.svr import fit_options, init_svr_wf
+from gsbids.workflows.usage import connect_usage
 
 
 def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -77,6 +78,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
             (prep, outputs, [("outputnode.mask_facts", "inputnode.mask_facts")]),
             (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
         ])
+    connect_usage(workflow, report, config, task)
     return workflow
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gsbids.bids.names import derivative_path, log_folder
 from gsbids.config import Config
+from gsbids.qc.crashes import crash_summary
 from gsbids.workflows.names import volume_path, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -52,19 +53,6 @@ def find_crashes(config: Config, task) -> list[Path]:
         if node is None or name in f".{node[1]}.":
             found.append(path)
     return found
-
-
-def crash_summary(text: str) -> tuple[str, str]:
-    """Node and error of a crash file, from its text.
-
-    >>> crash_summary("Node: a.b\\nTraceback:\\n\\tValueError: the fit\\n\\twent wrong\\n\\nMore.")
-    ('b', 'ValueError: the fit went wrong')
-    """
-    node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
-    # The innermost error stands last; its message ends with a blank line.
-    errors = re.findall(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*(?:\n.*\S.*)*)", text, re.M)
-    message = " ".join(errors[-1].split()) if errors else "no traceback"
-    return node[1].rpartition(".")[2] if node else "?", message.removeprefix("gsbids.errors.InputError: ")
 
 
 def _report_task(config: Config, task) -> bool:

@@ -10,6 +10,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObjec
 
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
+from gsbids.interfaces.usage import measured
 
 
 class StacksInputSpec(BaseInterfaceInputSpec):
@@ -37,7 +38,12 @@ def where(device: str) -> dict:
 
 
 class NodeInterface(SimpleInterface):
-    """A simple interface that knows its folder."""
+    """A simple interface that knows its folder, and leaves there what it took."""
+
+    def run(self, cwd=None, ignore_exception=None, **inputs):
+        """Run as nipype does, measured (:func:`gsbids.interfaces.usage.measured`)."""
+        with measured(cwd or os.getcwd()):
+            return super().run(cwd=cwd, ignore_exception=ignore_exception, **inputs)
 
     @staticmethod
     def path(runtime, name: str) -> str:

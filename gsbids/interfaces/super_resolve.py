@@ -10,6 +10,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, is
 
 from gsbids.imaging.nifti import load_image, read_header, save_image
 from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, limit_threads, write_metrics
+from gsbids.interfaces.outputs import ReportInputSpec, ReportInterface, as_tuples, name_device, usage_of
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 
@@ -172,11 +173,9 @@ class SrMetrics(NodeInterface):
         return runtime
 
 
-class SrReportInputSpec(BaseInterfaceInputSpec):
+class SrReportInputSpec(ReportInputSpec):
     """Inputs of :class:`SrReport`; all files but the static content may be missing."""
 
-    content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
-    facts = traits.Dict(mandatory=True, desc="fields of SrMethodsFacts known when the workflow is built")
     before = File(exists=True, desc="the volume that was super-resolved")
     interpolated = File(exists=True, desc="cubic B-spline of it on the fine grid")
     volume = File(exists=True, desc="super-resolved volume")
@@ -186,25 +185,13 @@ class SrReportInputSpec(BaseInterfaceInputSpec):
     metrics = File(exists=True, desc="JSON of SrMetrics")
 
 
-class SrReportOutputSpec(TraitedSpec):
-    """Outputs of :class:`SrReport`."""
-
-    out_file = File(exists=True, desc="one HTML file")
-
-
-class SrReport(NodeInterface):
+class SrReport(ReportInterface):
     """Write the report of one super-resolved volume."""
 
     input_spec = SrReportInputSpec
-    output_spec = SrReportOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.qc.report import write_report
-
-        found = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
-        path = write_report(self.path(runtime, "report.html"), gather_sr_content(found))
-        self._results["out_file"] = str(path)
-        return runtime
+        return self.write(runtime, gather_sr_content)
 
 
 def gather_sr_content(found: dict):
@@ -214,7 +201,6 @@ def gather_sr_content(found: dict):
     -------
     gsbids.qc.report.ReportContent
     """
-    from gsbids.interfaces.outputs import as_tuples, name_device
     from gsbids.qc.citations_sr import SrMethodsFacts, sr_methods_paragraphs
     from gsbids.qc.report import ReportContent, SrPanel
     from gsbids.recon.sr_quality import choice_rows
@@ -237,7 +223,7 @@ def gather_sr_content(found: dict):
     panel = SrPanel(*(Path(found[name]) if name in found else None for name in ("before", "interpolated")),
                     chosen=chosen, history=history)
     return ReportContent(super_resolution=panel, methods=sr_methods_paragraphs(SrMethodsFacts(**facts)),
-                         **images, **content)
+                         usage=usage_of(found), **images, **content)
 
 
 def _mask_on(mask_file: str, affine, shape):
