@@ -93,7 +93,7 @@ class WorkflowOptions:
     motion_correction : bool
     random_seed : int
     device : str
-        ``cpu`` (``auto`` is resolved before the settings are made).
+        ``cpu``, ``cuda`` or ``cuda:N`` (``auto`` is resolved before the settings are made).
     sloppy : bool
         Few Gaussians and iterations, for testing only.
     """

@@ -194,7 +194,14 @@ def test_derivatives(refuse, tiny_bids, tmp_path):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_device_that_is_not_there(refuse, tiny_bids, device):
-    assert refuse(tiny_bids().root, "--device", device).startswith(f"--device {device}: this version")
+    line = refuse(tiny_bids().root, "--device", device)
+    assert line.startswith(f"--device {device}: torch ")
+    assert line.endswith("or give --device cpu")
+
+
+def test_the_method_of_the_paper_on_a_gpu(refuse, tiny_bids):
+    line = refuse(tiny_bids().root, "--device", "cuda", "--svr-method", "paper")
+    assert line.startswith("--device cuda: --svr-method paper computes on the CPU only")
 
 
 @pytest.mark.parametrize(("text", "what"), [

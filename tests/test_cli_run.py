@@ -77,7 +77,8 @@ def test_all_well(run, tiny_bids, tmp_path):
     lines = err.splitlines()
     assert lines[0].startswith("gsbids: warning: sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick")
     assert lines[1] == "sub-01_T2w: slice-to-volume reconstruction of 3 stacks that are thick (--mode auto)"
-    assert lines[4].startswith("sub-01_T2w reconstruct: ")
+    assert lines[4].startswith("device: c")
+    assert lines[5].startswith("sub-01_T2w reconstruct: ")
     assert lines[-1] == f"2 of 2 reconstructions done; results in {tmp_path / 'out'}"
     assert f"sub-02_T2w: report in {tmp_path / 'out' / 'sub-02.html'}" in lines
     assert (tmp_path / "out" / "dataset_description.json").is_file()

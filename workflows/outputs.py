@@ -7,6 +7,7 @@ from nipype.pipeline.engine import Node, Workflow
 from gsbids.bids.names import bids_uri, derivative_path, uri_of
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
+from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
 from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
 from gsbids.recon.uncertainty import FORMULA
@@ -103,8 +104,8 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result"]), "inputnode")
     outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
     threads = config.nipype.omp_nthreads
-    simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads), "simulate",
-                    n_procs=threads, mem_gb=1.0)
+    simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads,
+                                  **where(config.workflow.device)), "simulate", n_procs=threads, mem_gb=1.0)
     motion = Node(MotionTable(index=index, slice_timing=slice_times(stack)), "motion", mem_gb=0.3)
     workflow.connect([
         (inputnode, simulate, [("prepared", "in_file"), ("mask", "in_mask"), ("result", "result")]),

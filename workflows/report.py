@@ -85,7 +85,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
     facts = {"versions": versions, "denoised": options.denoise, "bias_corrected": options.n4, "suffix": task.suffix,
-             "resolution": task.resolution}
+             "resolution": task.resolution, "device": options.device}
     return {"content": content, "facts": facts}
 
 

@@ -7,6 +7,7 @@ from nipype.pipeline.engine import Node, Workflow
 from gsbids.bids.names import derivative_path
 from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config, WorkflowOptions
+from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import SaveDerivative
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
 from gsbids.interfaces.super_resolve import Foreground, SrMetrics, SrReport, SuperResolve
@@ -131,7 +132,7 @@ def fit_node(config: Config, task: ReconstructionTask) -> Node:
     interface = SuperResolve(
         factor=list(options.sr_factor), spacing=list(options.output_resolution), profile=options.sr_profile,
         options={"quality": options.sr_quality, "seed": options.random_seed, **(SLOPPY if options.sloppy else {})},
-        num_threads=threads)
+        num_threads=threads, **where(options.device))
     if options.like is not None:
         interface.inputs.like = str(options.like)
     if stack.thickness > 0:

@@ -7,6 +7,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.config import WorkflowOptions
+from gsbids.interfaces.base import where
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
@@ -21,9 +22,11 @@ METHODS = {"default": SvrOptions, "paper": PaperOptions}
 
 def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | PaperOptions:
     """Options of the fit from the settings of the run; slices whose poses are known are not looked for."""
-    known = {"place": False} if posed and settings.svr_method == "default" else {}
+    own = {}
+    if settings.svr_method == "default":
+        own = {"device": settings.device} | ({"place": False} if posed else {})
     return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
-                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}), **known)
+                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}), **own)
 
 
 def sampling_inputs(settings: WorkflowOptions) -> dict:
@@ -54,7 +57,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
     sampling : dict
         Inputs of :class:`gsbids.interfaces.reconstruct.SampleVolume` that say on which grid.
     options : SvrOptions or PaperOptions
-        Their kind says by which method the field is fitted.
+        Their kind says by which method the field is fitted; its volume is sampled on the device of the fit.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
@@ -83,11 +86,12 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
     outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
-    # All options, so that other defaults in another version are other inputs; threads change nothing.
-    options = {key: value for key, value in asdict(options).items() if key != "threads"}
-    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **fixed), "fit", n_procs=omp_nthreads,
-               mem_gb=2.0)
-    sample = Node(SampleVolume(**sampling, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
+    place = where(getattr(options, "device", "cpu"))
+    # All options, so that other defaults in another version are other inputs; threads and the device change nothing.
+    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}
+    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed), "fit",
+               n_procs=omp_nthreads, mem_gb=2.0)
+    sample = Node(SampleVolume(**sampling, **place, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
     nodes = [fit, sample]
     if poses:
         fit.inputs.registration = outputnode.inputs.registration = poses

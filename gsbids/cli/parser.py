@@ -180,9 +180,15 @@ def add_seed_and_device(group) -> None:
     """What else steers a computation, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
-    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
-                       help="where to compute (default: %(default)s)")
+    add_device(group)
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
+
+
+def add_device(group) -> None:
+    """Where to compute."""
+    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+                       help="where fields are fitted and rendered; auto: on a GPU if there is one (default: "
+                       "%(default)s)")
 
 
 def add_resources(group) -> None:

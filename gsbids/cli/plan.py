@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gsbids.cli.devices import resolve_device
 from gsbids.config import TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
 
@@ -126,14 +127,16 @@ def make_config(args: argparse.Namespace) -> Config:
              "orientation")
     files = {name: getattr(args, name) and getattr(args, name).resolve()
              for name in ("like", "template", "template_mask")}
-    workflow = WorkflowOptions(device=resolve_device(args.device), **files,
+    nipype = nipype_options(args)
+    device = resolve_device(args.device, nipype.plugin, args.svr_method)
+    workflow = WorkflowOptions(device=device, **files,
                                **{name: getattr(args, name) for name in names})
     _check_sizes(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
         raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
     if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
         LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
-    return Config(execution, workflow, nipype_options(args))
+    return Config(execution, workflow, nipype)
 
 
 def _check_sizes(workflow: WorkflowOptions) -> None:
@@ -229,14 +232,6 @@ def _read_filters(path: Path) -> dict[str, dict]:
             ABSENT if value is None else value)
 
     return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
-
-
-def resolve_device(device: str) -> str:
-    """The device to compute on; InputError where there is none of that name."""
-    if device.startswith("cuda"):
-        raise InputError(f"--device {device}: this version of gsbids computes on the CPU only; "
-                         "give --device cpu or auto")
-    return "cpu"
 
 
 def nipype_options(args: argparse.Namespace) -> NipypeOptions:

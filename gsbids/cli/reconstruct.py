@@ -161,7 +161,8 @@ def make_plan(args: argparse.Namespace, work: Path):
     """
     from gsbids.bids.description import check_folders
     from gsbids.bids.task import ReconstructionTask
-    from gsbids.cli.plan import Plan, nipype_options, resolve_device
+    from gsbids.cli.devices import resolve_device
+    from gsbids.cli.plan import Plan, nipype_options
     from gsbids.cli.tasks import check_svr, check_template
     from gsbids.config import Config, Execution, WorkflowOptions
 

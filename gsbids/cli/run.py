@@ -12,6 +12,7 @@ from pathlib import Path
 from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
+from gsbids.cli.devices import device_words
 from gsbids.cli.locks import locked
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
@@ -112,6 +113,7 @@ def execute(workflow, plan: Plan) -> bool:
     :func:`gsbids.cli.outcome.report_outcome`.
     """
     options = plan.config.nipype
+    LOGGER.info("device: %s", device_words(plan.config.workflow.device, options.plugin))
     steps = [node for node in workflow._get_all_nodes() if is_step(node)]
     names = {workflow_name(task): task.name for task in plan.tasks}
     arguments = {"status_callback": Progress(names, len(steps)), **options.plugin_args}
@@ -123,7 +125,7 @@ def execute(workflow, plan: Plan) -> bool:
         from gsbids.cli.executor import make_executor
 
         executor = make_executor({"n_procs": options.nprocs, "memory_gb": options.memory_gb,
-                                  "raise_insufficient": False, **arguments})
+                                  "raise_insufficient": False, **one_gpu(plan.config), **arguments})
     elif plugin not in ("Linear",):
         # Nipype's batch plugins read it, and it is not set in containers and cron jobs.
         os.environ.setdefault("LOGNAME", "user")
@@ -137,6 +139,11 @@ def execute(workflow, plan: Plan) -> bool:
         if executor is not None:
             executor.stop()
     return True
+
+
+def one_gpu(config: Config) -> dict[str, int]:
+    """Arguments of MultiProc: steps on a GPU go one after the other, as all go to the same one."""
+    return {} if config.workflow.device == "cpu" else {"n_gpu_procs": 1}
 
 
 def write_graph(workflow) -> Path:

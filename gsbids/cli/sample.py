@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.parser import OneOrThree, Parser
+from gsbids.cli.devices import device_words, resolve_device
+from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
                         help="order of the voxels: as those of the grid, or with the first axis turned round where it "
                         "runs to the right (default: %(default)s)")
+    add_device(parser)
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args(argv)
@@ -73,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
     if mask and transform is not None:
         mask = mask[0], np.linalg.inv(transform) @ mask[1]
     here = affine if transform is None else np.linalg.inv(transform) @ affine
-    LOGGER.info("%s: %s on %s voxels", args.model, type(model).__name__.removesuffix("Result").upper(), by(shape))
-    image = sample_model(model, here, shape, mask)
+    device = resolve_device(args.device)
+    LOGGER.info("%s: %s on %s voxels, device %s", args.model, type(model).__name__.removesuffix("Result").upper(),
+                by(shape), device_words(device))
+    image = sample_model(model, here, shape, mask, device)
     if args.orientation == "radiological" and affine[0, 0] > 0:
         image, affine = in_order(image, affine, args.orientation)
     save_image(args.output, image, affine)

@@ -25,6 +25,19 @@ class StacksInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
+class DeviceInputSpec(BaseInterfaceInputSpec):
+    """Where a step computes; see :func:`where`."""
+
+    # The result is the same within float32 rounding, and says where it was computed.
+    device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu, cuda or cuda:N")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="for nipype: such steps take turns on the GPU")
+
+
+def where(device: str) -> dict:
+    """Inputs of :class:`DeviceInputSpec` for a device."""
+    return {"device": device, "use_gpu": device != "cpu"}
+
+
 class NodeInterface(SimpleInterface):
     """A simple interface that knows its folder, and leaves there what it took."""
 

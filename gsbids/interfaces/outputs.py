@@ -214,6 +214,7 @@ def gather_content(found: dict):
     """
     from gsbids.qc.citations import MethodsFacts, methods_paragraphs
     from gsbids.qc.report import ReportContent, StackPanel
+    from gsbids.recon.result import SvrResult
 
     lists = {"image": "conformed", "n4": "corrected", "mask": "masks", "simulated": "simulated"}
     panels = []
@@ -228,8 +229,11 @@ def gather_content(found: dict):
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
     if "result" in found:
-        content["summary"], facts["n_gaussians"], content["registration"] = _of_result(
-            found["result"], content.get("summary", ()))
+        result = SvrResult.load(found["result"])
+        content["summary"] = (*content.get("summary", ()), *_summary(result))
+        content["registration"] = result.settings.get("registration")
+        facts["n_gaussians"] = len(result.field)
+        name_device(content, facts, result)
     for name in ("registration", "metrics"):
         if name in found:
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
@@ -248,11 +252,14 @@ def usage_of(found: dict) -> tuple:
     return read_usage(found["usage"]) if found.get("usage") else ()
 
 
-def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
-    """Summary rows with those of the result, the number of Gaussians, and the co-registration that it started from."""
-    from gsbids.recon.result import SvrResult
+def name_device(content: dict, facts: dict, result) -> None:
+    """Tell where a result was computed, which may be another device than that of this run."""
+    if device := result.settings.get("device"):
+        content["run"], facts["device"] = content.get("run", {}) | {"Device": device}, device
 
-    result = SvrResult.load(result_file)
+
+def _summary(result) -> tuple:
+    """Rows that tell of a result."""
     rows = (("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
             ("Gaussians", f"{len(result.field)}"))
     if anew := result.settings.get("placed_anew"):
@@ -261,7 +268,7 @@ def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
     if out := result.settings.get("excluded"):
         rows += (("Excluded", f"{', '.join(out)}: looks like no part of what the other stacks show, and has no say "
                   "in the volume"),)
-    return (*fixed, *rows), len(result.field), result.settings.get("registration")
+    return rows
 
 
 def as_tuples(fields: dict) -> dict:

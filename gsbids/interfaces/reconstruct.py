@@ -8,6 +8,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, is
 
 from gsbids.imaging.nifti import read_header, save_image
 from gsbids.interfaces.base import (
+    DeviceInputSpec,
     NodeInterface,
     StacksInputSpec,
     limit_threads,
@@ -44,7 +45,7 @@ class RegisterStacks(NodeInterface):
         return runtime
 
 
-class FitSvrInputSpec(StacksInputSpec):
+class FitSvrInputSpec(StacksInputSpec, DeviceInputSpec):
     """Inputs of :class:`FitSvr`."""
 
     registration = File(exists=True, mandatory=True, desc="JSON of RegisterStacks")
@@ -71,22 +72,25 @@ class FitSvr(NodeInterface):
 
         import numpy as np
 
+        from gsbids.kernels.there import release
         from gsbids.recon.fit_paper import PaperOptions, fit_paper
         from gsbids.recon.fit_svr import fit_svr
         from gsbids.recon.options import SvrOptions
 
         fit, kind = {"default": (fit_svr, SvrOptions), "paper": (fit_paper, PaperOptions)}[self.inputs.method]
+        place = {"device": self.inputs.device} if kind is SvrOptions else {}
         limit_threads(self.inputs.num_threads)
         with open(self.inputs.registration, encoding="utf-8") as file:
             registration = json.load(file)
         transforms = np.array(registration.pop("transforms"))
-        options = kind(**self.inputs.options, threads=self.inputs.num_threads)
+        options = kind(**self.inputs.options, threads=self.inputs.num_threads, **place)
         stacks, settings = read_stacks(self.inputs), self.inputs.preview
         observe = None
         if isdefined(settings) and settings:
-            observe = previewer(stacks, settings, runtime.cwd, "prepared stacks")
+            observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
         with _bar() as bar:
             result = fit(stacks, transforms, options, progress=bar, observe=observe)
+        release(self.inputs.device)
         if anew := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
                            ", ".join(anew))
@@ -99,7 +103,7 @@ class FitSvr(NodeInterface):
         return runtime
 
 
-class SampleVolumeInputSpec(StacksInputSpec):
+class SampleVolumeInputSpec(StacksInputSpec, DeviceInputSpec):
     """Inputs of :class:`SampleVolume`."""
 
     result = File(exists=True, mandatory=True, desc="npz of SvrResult")
@@ -134,6 +138,7 @@ class SampleVolume(NodeInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
+        from gsbids.kernels.there import release
         from gsbids.recon.coverage import shown_region, vote_mask
         from gsbids.recon.resample import in_order, output_grid, sample_result
         from gsbids.recon.result import SvrResult
@@ -144,10 +149,11 @@ class SampleVolume(NodeInterface):
         transform, facts = self._aligned(result, stacks, runtime)
         affine, shape = output_grid(stacks, result, self.inputs.resolution, transform)
         here = affine if transform is None else np.linalg.inv(transform) @ affine
-        image = sample_result(result, here, shape)
+        image = sample_result(result, here, shape, self.inputs.device)
         mask, coverage = vote_mask(stacks, result, here, shape)
         shown = shown_region(mask, coverage, here, result.settings["rim"])
-        sigma = predict_error(result, stacks, here, image).sigma
+        sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
+        release(self.inputs.device)
         for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
                                   ("mask", mask, "uint8"), ("coverage", coverage, "float32"),
                                   ("uncertainty", sigma, "float32")):
@@ -186,6 +192,7 @@ def result_facts(result) -> dict:
         "PSFModel": "Gaussian, full width at half maximum 1.2 x pixel size in the plane and slice thickness "
                     "through it",
         "RandomSeed": int(result.settings.get("seed", 0)),
+        "ComputeDevice": result.settings.get("device", "cpu"),
     }
 
 
@@ -198,7 +205,7 @@ class StackOfResultInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
-class SimulateStackInputSpec(StackOfResultInputSpec):
+class SimulateStackInputSpec(StackOfResultInputSpec, DeviceInputSpec):
     """Inputs of :class:`SimulateStack`."""
 
     in_mask = File(exists=True, mandatory=True, desc="brain mask of the stack")
@@ -218,12 +225,14 @@ class SimulateStack(NodeInterface):
     output_spec = SimulateStackOutputSpec
 
     def _run_interface(self, runtime):
+        from gsbids.kernels.there import release
         from gsbids.recon.resample import simulate_stack
         from gsbids.recon.result import SvrResult
 
         limit_threads(self.inputs.num_threads)
         stack = read_stack(self.inputs.in_file, self.inputs.in_mask, "", self.inputs.thickness)
-        image = simulate_stack(SvrResult.load(self.inputs.result), stack, self.inputs.index)
+        image = simulate_stack(SvrResult.load(self.inputs.result), stack, self.inputs.index, self.inputs.device)
+        release(self.inputs.device)
         self._results["out_file"] = str(
             save_image(self.path(runtime, "simulated.nii.gz"), image, stack.affine))
         return runtime

@@ -50,6 +50,7 @@ class MethodsFacts:
         Spacing of the output grid in mm.
     seed : int, optional
     device : str, optional
+        As ``cpu``, ``cuda`` or ``cuda:1 (name of the GPU)``.
     posed : bool
         Whether slices came with their poses.
     template : str
@@ -172,7 +173,8 @@ def software_sentence(versions: dict, device: str | None, seed: int | None) -> s
     parts = [f"{name}{version_of(versions, package)} [@{key}]" for name, package, key in names]
     sentence = f"Computations used {', '.join(parts[:-1])} and {parts[-1]}"
     if device:
-        sentence += f" on the {'GPU' if 'cuda' in device else 'CPU'}"
+        name = re.search(r"\((.+)\)$", device)
+        sentence += f" on the {'GPU' if device.startswith('cuda') else 'CPU'}{f' ({name[1]})' if name else ''}"
     if seed is not None:
         sentence += f"; the random seed was {seed}"
     return sentence + "."

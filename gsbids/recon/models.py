@@ -114,7 +114,8 @@ def grid_of_factor(affine: np.ndarray, shape, factor) -> tuple[np.ndarray, tuple
     return _within(affine, shape, np.array(shape) / count, count)
 
 
-def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None) -> np.ndarray:
+def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None,
+                 device: str = "cpu") -> np.ndarray:
     """The image of a model at the voxel centres of a grid.
 
     Parameters
@@ -124,6 +125,8 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
         Of the grid.
     mask : tuple of (ndarray, affine), optional
         Voxels farther out than the rim of the fit (SVR; none for SR) become 0.
+    device : str
+        Where fields are rendered.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
     """
     is_sr = isinstance(model, SrResult)
     try:
-        image = sample_sr(model, affine, shape) if is_sr else sample_result(model, affine, shape)
+        image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)
     except FloatingPointError as error:
         raise InputError(f"the model cannot be sampled ({error}): make it anew") from error
     if mask is None:
