@@ -191,7 +191,7 @@ def test_device_that_is_not_there(refuse, tiny_bids, device):
 
 
 @pytest.mark.parametrize(("text", "what"), [
-    ("plugin: SLURMGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
+    ("plugin: SGEGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
     ("a: b", "expected the keys plugin"), ("plugin: [", "not a YAML file"), (None, "cannot be read"),
     ("plugin: SLURM\nplugin_args: 3", "plugin_args must be keys and values")])
 def test_plugin_files(refuse, tiny_bids, tmp_path, text, what):

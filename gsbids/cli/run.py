@@ -121,6 +121,11 @@ def execute(workflow, plan: Plan) -> bool:
 
         executor = make_executor({"n_procs": options.nprocs, "memory_gb": options.memory_gb,
                                   "raise_insufficient": False, **arguments})
+    elif plugin.startswith("SLURM"):
+        from gsbids.cli.slurm import make_slurm_executor
+
+        executor = make_slurm_executor(plugin, arguments, {name: os.environ[name] for name in wanted_environment(
+            plan.config)})
     elif plugin not in ("Linear",):
         # Nipype's batch plugins read it, and it is not set in containers and cron jobs.
         os.environ.setdefault("LOGNAME", "user")
@@ -170,12 +175,8 @@ def describe_plan(plan: Plan, workflow) -> str:
 
 @contextmanager
 def environment(config: Config) -> Iterator[None]:
-    """Environment of the run: threads of a step, nothing sent anywhere, nipype's own folder."""
-    threads = str(config.nipype.omp_nthreads)
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
-             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    wanted = dict.fromkeys(names, threads) | {
-        "NO_ET": "1", "NIPYPE_NO_ET": "1", "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
+    """Environment of the run, as :func:`wanted_environment` says; afterwards it is as before."""
+    wanted = wanted_environment(config)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted | _numba_as_it_is())
     try:
@@ -186,6 +187,15 @@ def environment(config: Config) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def wanted_environment(config: Config) -> dict[str, str]:
+    """Threads of a step, nothing sent anywhere, nipype's own folder."""
+    threads = str(config.nipype.omp_nthreads)
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
+             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    return dict.fromkeys(names, threads) | {
+        "NO_ET": "1", "NIPYPE_NO_ET": "1", "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
 
 
 def _numba_as_it_is() -> dict[str, str]:
