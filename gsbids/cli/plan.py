@@ -21,8 +21,8 @@ LOGGER = logging.getLogger("gsbids.cli")
 QUERIES = ("stacks", "masks")
 
 #: Plugins of nipype that wait for their jobs, or are made to, and the command that each needs.
-PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "SLURMGraph": "sbatch", "PBS": "qsub", "SGE": "qsub", "LSF": "bsub",
-           "OAR": "oarsub", "Condor": "condor_submit"}
+PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "SLURMGraph": "sbatch", "PBS": "qsub",
+           "SGE": "qsub", "LSF": "bsub", "OAR": "oarsub", "Condor": "condor_submit"}
 
 
 @dataclass(frozen=True)

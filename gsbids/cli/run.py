@@ -7,16 +7,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
+from gsbids.cli.graph import describe_plan, write_graphs
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, is_step
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
-from gsbids.workflows.names import task_folder, volume_path, workflow_name
+from gsbids.workflows.names import task_folder, workflow_name
 from gsbids.workflows.rebuild import write_boilerplate
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -69,12 +69,15 @@ def run_plan(plan: Plan) -> int:
     # Libraries print, nipype's messages among them; the standard output is for what was asked for.
     with environment(config), redirect_stdout(sys.stderr):
         if config.execution.dry_run:
-            output.write(describe_plan(plan, build(plan)))
+            workflow = build(plan)
+            if config.execution.write_graph:
+                write_graphs(workflow, plan)
+            output.write(describe_plan(plan, workflow))
             return int(bool(plan.refused))
         prepare_folders(plan)
         workflow = build(plan)
         if config.execution.write_graph:
-            write_graph(workflow)
+            write_graphs(workflow, plan)
         finished = execute(workflow, plan)
         failed = report_outcome(config, plan.tasks, finished, len(plan.refused))
     return int(bool(plan.refused) or failed)
@@ -139,38 +142,6 @@ def execute(workflow, plan: Plan) -> bool:
         if executor is not None:
             executor.stop()
     return True
-
-
-def write_graph(workflow) -> Path:
-    """Draw the workflow; without graphviz only its source is written."""
-    folder = Path(workflow.base_dir) / workflow.name
-    dot = folder / "graph.dot"
-    if shutil.which("dot") is None:
-        workflow.write_graph(dotfilename="graph.dot", graph2use="colored", format="dot", simple_form=True)
-        LOGGER.warning("--write-graph: the command dot (graphviz) is not there; only %s is written", dot)
-        return dot
-    workflow.write_graph(dotfilename="graph.dot", graph2use="colored", format="svg", simple_form=True)
-    drawn = dot.with_suffix(".svg")
-    LOGGER.info("graph of the workflow: %s", drawn)
-    return drawn
-
-
-def describe_plan(plan: Plan, workflow) -> str:
-    """What would be done: tasks with their images, and the nodes of the workflow."""
-    config = plan.config
-    lines = []
-    for task in plan.tasks:
-        target = config.execution.output_dir / volume_path(config, task)
-        what = "super-resolution" if task.method == "sr" else f"{len(task.stacks)} stacks"
-        lines.append(f"{task.name}: {what} -> {target}")
-        made = "none" if task.method == "sr" and config.workflow.mask_mode == "auto" else (
-            f"made ({config.workflow.mask_mode})")
-        for stack in task.stacks:
-            thickness = f"thickness {stack.thickness:g} mm, " if stack.thickness > 0 else ""
-            lines.append(f"  {stack.path.name}: {thickness}mask {stack.mask or made}")
-    names = workflow.list_node_names()
-    lines.append(f"{len(names)} nodes:")
-    return "\n".join([*lines, *(f"  {name}" for name in names)]) + "\n"
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def _graph_plugin(queue: Queue, plugin_args: dict):
 
 def _task(node) -> str:
     """Name of the workflow of the task that a node belongs to."""
-    return (node.fullname.split(".") + [""])[1]
+    return [*node.fullname.split("."), ""][1]
 
 
 def _has_crash_file(node) -> bool:

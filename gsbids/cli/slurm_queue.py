@@ -121,7 +121,8 @@ class Queue:
     def _ask(self) -> None:
         self._asked = time.monotonic()
         open_jobs = [job for job, (state, _) in self._states.items() if state not in ENDED]
-        done = _run(["squeue", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(map(str, open_jobs))}"])
+        done = _run(["squeue", "--noheader", "--states=all", "--format=%i|%T|%r",
+                     f"--jobs={','.join(map(str, open_jobs))}"])
         forgotten = "Invalid job id" in done.stderr
         if done.returncode and not forgotten:
             # Slurm may be down for a while; jobs run on, and are asked for again.
@@ -132,7 +133,7 @@ class Queue:
         self._answered = self._asked
         found = {}
         for line in done.stdout.splitlines():
-            number, state, reason = (line.split("|") + ["", ""])[:3]
+            number, state, reason = [*line.split("|"), "", ""][:3]
             if number.isdigit():
                 found[int(number)] = (state, reason.strip("()"))
         for job in open_jobs:
