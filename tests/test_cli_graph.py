@@ -55,6 +55,7 @@ def test_graphs(plan, tmp_path, mode, parts, steps):
         "{http://www.w3.org/2000/svg}text")} for kind in ("orig", "flat", "hierarchical")}
     assert parts <= words["orig"]
     assert not steps & words["orig"] or mode == "sr"
-    assert steps <= {text.rpartition(".")[2] for text in words["flat"]}  # svr_wf.fit (reconstruct)
+    # svr_wf.fit.FitSvr.reconstruct
+    assert {step.partition(" ")[0] for step in steps} <= {part for text in words["flat"] for part in text.split(".")}
     assert parts | steps <= words["hierarchical"]
     assert not (tmp_path / "out").exists()

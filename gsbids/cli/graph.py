@@ -55,7 +55,8 @@ def write_graphs(workflow, plan: Plan) -> list[Path]:
 
 def _write_dot(workflow, kind: str, path: Path) -> Path:
     """The source of one graph, written by nipype."""
-    workflow.write_graph(dotfilename=str(path), graph2use=kind, format="dot", simple_form=True)
+    # The simple names of nipype get brackets wrong below the top.
+    workflow.write_graph(dotfilename=str(path), graph2use=kind, format="dot", simple_form=kind != "flat")
     # Nipype writes a second one that names every input of every node.
     path.with_name(f"{path.stem}_detailed.dot").unlink(missing_ok=True)
     return path
