@@ -77,7 +77,7 @@ test: $(STAMP)
 
 # Sets up its own Slurm under a temporary folder where none answers.
 slurm-test: $(STAMP)
-	$(BIN)/python -m pytest -v $(PYTEST_ARGS) tests/slurm/check_slurm.py tests/test_slurm.py
+	GSBIDS_SLURM_TEST=1 $(BIN)/python -m pytest -v $(PYTEST_ARGS) tests/slurm/check_slurm.py tests/test_slurm.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ from gsbids.cli.main import main
 
 PLUGINS = ("SLURM", "SLURMGraph")
 
+whole = pytest.mark.skipif("GSBIDS_SLURM_TEST" not in os.environ, reason="takes minutes; make slurm-test runs it")
+
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
@@ -73,6 +75,7 @@ def test_a_failure_stops_nobody_else(start, tiny_bids, tmp_path, plugin):
     assert len(list((tmp_path / "work with blanks").glob("*/gsbids_wf/batch/*.out"))) == 3
 
 
+@whole
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_a_second_run_submits_what_is_missing(start, slurm, tiny_bids, tmp_path, plugin):
     tiny = tiny_bids(subjects=("01", "02"))
@@ -84,6 +87,7 @@ def test_a_second_run_submits_what_is_missing(start, slurm, tiny_bids, tmp_path,
     assert "sub-01_T2w reconstruct: kept from before" in err or "SLURMGraph" not in plugin
 
 
+@whole
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_a_job_that_dies_is_told_of(start, tiny_bids, plugin):
     code, err = finish(start(tiny_bids(subjects=("01", "02")), plugin, fake={"01": "die"}))
@@ -92,6 +96,7 @@ def test_a_job_that_dies_is_told_of(start, tiny_bids, plugin):
     assert "1 of 2 reconstructions done" in err
 
 
+@whole
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_a_job_that_is_cancelled_is_told_of(start, slurm, tiny_bids, plugin):
     process = start(tiny_bids(), plugin, fake={"01": "sleep"})
@@ -103,6 +108,7 @@ def test_a_job_that_is_cancelled_is_told_of(start, slurm, tiny_bids, plugin):
     assert re.search(r"SlurmError: job \d+ ended as CANCELLED without a result; it printed: .*CANCELLED", err)
 
 
+@whole
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_a_job_that_slurm_does_not_take(start, tiny_bids, plugin):
     code, err = finish(start(tiny_bids(), plugin, sbatch_args="--mem=900000G", max_tries=0))
@@ -110,6 +116,7 @@ def test_a_job_that_slurm_does_not_take(start, tiny_bids, plugin):
     assert "SlurmError: sbatch did not take the step gsbids_wf.sub_01_T2w_wf.reconstruct: sbatch: error: " in err
 
 
+@whole
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_an_interrupted_run_cancels_its_jobs(start, slurm, tiny_bids, plugin):
     process = start(tiny_bids(subjects=("01", "02")), plugin, fake={"01": "sleep", "02": "sleep"})
@@ -124,6 +131,7 @@ def test_an_interrupted_run_cancels_its_jobs(start, slurm, tiny_bids, plugin):
     assert jobs(slurm, "pending,running") == []
 
 
+@whole
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_stop_on_first_crash(start, tiny_bids, tmp_path, plugin):
     subjects = ("01", "02", "03", "04")

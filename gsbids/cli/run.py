@@ -13,7 +13,8 @@ from gsbids.bids.names import log_folder
 from gsbids.cli.graph import describe_plan, write_graphs
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
-from gsbids.cli.progress import Progress, is_step
+from gsbids.cli.progress import Progress, RunLog, TerminalHandler, handlers, is_step
+from gsbids.cli.resources import plan_budget
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
 from gsbids.workflows.names import task_folder, workflow_name
@@ -110,20 +111,27 @@ def execute(workflow, plan: Plan) -> bool:
 
     What failed is found out from crash files and outputs, task by task: see
     :func:`gsbids.cli.outcome.report_outcome`.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The memory is too little for a step.
     """
     options = plan.config.nipype
     steps = [node for node in workflow._get_all_nodes() if is_step(node)]
     names = {workflow_name(task): task.name for task in plan.tasks}
-    arguments = {"status_callback": Progress(names, len(steps)), **options.plugin_args}
+    progress = Progress(names, len(steps))
+    arguments = {"status_callback": progress, **options.plugin_args}
     plugin = options.plugin
     if plugin == "auto":
         plugin = "MultiProc" if options.nprocs > 1 else "Linear"
     executor = None
+    budget = plan_budget(options, workflow._get_all_nodes()) if plugin in ("Linear", "MultiProc") else None
     if plugin == "MultiProc":
         from gsbids.cli.executor import make_executor
 
-        executor = make_executor({"n_procs": options.nprocs, "memory_gb": options.memory_gb,
-                                  "raise_insufficient": False, **arguments})
+        executor = make_executor({"n_procs": options.nprocs, "raise_insufficient": False, "workers": budget.workers,
+                                  "memory_gb": budget.memory_gb, **arguments})
     elif plugin.startswith("SLURM"):
         from gsbids.cli.slurm import make_slurm_executor
 
@@ -132,6 +140,8 @@ def execute(workflow, plan: Plan) -> bool:
     elif plugin not in ("Linear",):
         # Nipype's batch plugins read it, and it is not set in containers and cron jobs.
         os.environ.setdefault("LOGNAME", "user")
+    for terminal in handlers(TerminalHandler):
+        terminal.watch(progress)
     try:
         workflow.run(plugin=executor or plugin, plugin_args=arguments)
     except Exception as error:
@@ -139,6 +149,8 @@ def execute(workflow, plan: Plan) -> bool:
         LOGGER.debug("nipype ended with %s: %s", type(error).__name__, error)
         return False
     finally:
+        for terminal in handlers(TerminalHandler):
+            terminal.rest()
         if executor is not None:
             executor.stop()
     return True
@@ -161,12 +173,15 @@ def environment(config: Config) -> Iterator[None]:
 
 
 def wanted_environment(config: Config) -> dict[str, str]:
-    """Threads of a step, nothing sent anywhere, nipype's own folder."""
-    threads = str(config.nipype.omp_nthreads)
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
-             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    return dict.fromkeys(names, threads) | {
-        "NO_ET": "1", "NIPYPE_NO_ET": "1", "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
+    """Threads of a step, nothing sent anywhere, nipype's own folder.
+
+    Only numba works with several threads by itself. Torch is told in the step, as is scikit-learn; of BLAS, OpenMP
+    and ITK, whose sums change with the number of threads, all steps want one.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    return dict.fromkeys(names, "1") | {
+        "NUMBA_NUM_THREADS": str(config.nipype.omp_nthreads), "NO_ET": "1", "NIPYPE_NO_ET": "1",
+        "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
 
 
 def _numba_as_it_is() -> dict[str, str]:
@@ -187,9 +202,12 @@ def prepare_folders(plan: Plan) -> None:
         cfg.write_text(_nipype_cfg(config), encoding="utf-8")
         write_description(execution.output_dir, execution.datasets)
         write_boilerplate(config, plan.tasks)
-        for task in plan.tasks:
-            folder = execution.output_dir / log_folder(task.entities, execution.run_uuid)
+        folders = {task.name: execution.output_dir / log_folder(task.entities, execution.run_uuid)
+                   for task in plan.tasks}
+        for folder in folders.values():
             config.to_toml(folder / "gsbids.toml")
+        for log in handlers(RunLog):
+            log.open({name: folder / "gsbids.log" for name, folder in folders.items()})
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be written ({error.strerror}); give another "
                          "output_dir or --work-dir") from error

@@ -19,6 +19,7 @@ ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "N
 #: Reasons of pending jobs that nothing but a person can take away.
 STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held", "JobHoldMaxRequeue")
 
+MARGIN_GB = 0.5  # over what a step is planned with, where a job that needs more is ended
 SILENT = 300.0  # seconds without an answer of squeue after which people are told
 
 
@@ -72,7 +73,7 @@ class Queue:
         folder = Path(script).parent
         command = ["sbatch", "--parsable", f"--chdir={folder}", f"--job-name={node.fullname}",
                    f"--output={Path(script).with_suffix('.out')}", f"--cpus-per-task={node.n_procs}",
-                   f"--mem={math.ceil(node.mem_gb * 1000)}M", *self._arguments]
+                   f"--mem={math.ceil((node.mem_gb + MARGIN_GB) * 1000)}M", *self._arguments]
         if after:
             command += [f"--dependency=afterok:{':'.join(map(str, after))}", "--kill-on-invalid-dep=yes"]
         for left in range(self._tries, -1, -1):

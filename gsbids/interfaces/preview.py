@@ -7,7 +7,7 @@ from pathlib import Path
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, TraitedSpec, traits
 
 from gsbids.imaging.nifti import save_image
-from gsbids.interfaces.base import NodeInterface, limit_threads, read_stack
+from gsbids.interfaces.base import NodeInterface, ProgressNote, limit_threads, read_stack
 from gsbids.interfaces.stack import ConformStack, MaskStack
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -97,7 +97,7 @@ class EarlyPreview(NodeInterface):
             stacks = [self._stack(Path(runtime.cwd), k) for k in range(len(self.inputs.in_files))]
             transforms = register_stacks(stacks, threads).transforms
             options = quick_options(SvrOptions(**self.inputs.options, threads=threads))
-            fit_svr(stacks, transforms, options,
+            fit_svr(stacks, transforms, options, progress=ProgressNote(runtime.cwd),
                     observe=previewer(stacks, self.inputs.preview, runtime.cwd, "stacks as acquired"))
         except Exception as error:  # the steps proper meet the same data and say what is wrong with them
             self._results["done"] = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make slurm-test``: real reconstructions on a real Slurm of one machine. Minutes, and so not part of ``make test``."""
+"""``make slurm-test``: real reconstructions on a real Slurm; minutes, and so not part of ``make test``."""
 
 import hashlib
 import json
