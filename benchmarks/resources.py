@@ -34,7 +34,9 @@ class Sampler:
     Attributes
     ----------
     counts : dict of int to int
-        How often so many threads wanted to run.
+        How often so many threads of the workers wanted to run; with one process, of that.
+    with_main : dict of int to int
+        The same with the main process, which looks five times a second for what has ended.
     memory : float
         Largest PSS of all together, GB.
     by_step : dict of str to list
@@ -46,7 +48,8 @@ class Sampler:
     root: int
 
     def __post_init__(self):
-        self.counts, self.by_step = defaultdict(int), defaultdict(lambda: [0.0, 0])
+        self.counts, self.with_main = defaultdict(int), defaultdict(int)
+        self.by_step = defaultdict(lambda: [0.0, 0])
         self.memory, self.idle, self.driver, self.processes = 0.0, 0.0, 0.0, 0
         self._next = 0.0
 
@@ -54,8 +57,9 @@ class Sampler:
         """Look once."""
         pids = descendants(self.root)
         running = {pid: running_threads(pid) for pid in pids}
-        self.counts[sum(running.values())] += 1
         steps = {pid: step_of(pid) for pid in pids}
+        self.with_main[sum(running.values())] += 1
+        self.counts[sum(count for pid, count in running.items() if pid != self.root or steps[pid])] += 1
         for pid, count in running.items():
             if steps[pid]:
                 entry = self.by_step[steps[pid]]
@@ -153,10 +157,11 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
             time.sleep(max(0.0, EVERY - (time.monotonic() - began)))
     used = os.times().children_user + os.times().children_system - before
     counts, total = dict(sorted(sampler.counts.items())), sum(sampler.counts.values())
-    more = sum(n for threads_seen, n in counts.items() if threads_seen > nprocs)
+    more = sum(n for seen, n in counts.items() if seen > nprocs)
     return {"nprocs": nprocs, "omp_nthreads": threads, "mem_gb": memory, "exit_code": child.returncode,
             "wall_s": round(time.monotonic() - start, 1), "cpu_s": round(used, 1),
             "samples": total, "samples_by_running_threads": {str(key): n for key, n in counts.items()},
+            "samples_with_main_process": {str(key): n for key, n in sorted(sampler.with_main.items())},
             "share_above_nprocs": round(more / max(total, 1), 4), "most_threads": max(counts, default=0),
             "peak_pss_gb": round(sampler.memory, 3), "driver_gb": round(sampler.driver, 3),
             "idle_worker_gb": round(sampler.idle, 3), "processes": sampler.processes,
@@ -179,11 +184,11 @@ def main() -> None:
     for number in args.cases:
         row = run_case(data, args.work / f"case{number}", CASES[number], args.options)
         rows.append(row)
+        write_json(args.out, {"machine": machine(), "data": "full" if args.full else "small", "options": args.options,
+                              "cases": rows})
         print(f"nprocs {row['nprocs']} omp {row['omp_nthreads']} mem {row['mem_gb']:g}: exit {row['exit_code']}, most "
               f"threads {row['most_threads']} ({row['share_above_nprocs']:.1%} of samples above), peak "
               f"{row['peak_pss_gb']:.2f} GB", file=sys.stderr)
-    write_json(args.out, {"machine": machine(), "data": "full" if args.full else "small", "options": args.options,
-                          "cases": rows})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,12 @@ class Progress:
         Names of tasks by the names of their workflows.
     total : int
         Number of steps.
+
+    Attributes
+    ----------
+    interrupted : bool
+        Set by whoever was told to stop: a step in this process takes an interrupt for a failure of its own, and the
+        next call goes no further.
     """
 
     def __init__(self, names: Mapping[str, str], total: int):
@@ -42,8 +48,11 @@ class Progress:
         self._started: dict[str, float] = {}
         self._running: dict[str, object] = {}
         self._done: set[str] = set()
+        self.interrupted = False
 
     def __call__(self, node, status: str) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
         if not is_step(node):
             return
         if status == "start":

@@ -4,6 +4,7 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -143,8 +144,11 @@ def execute(workflow, plan: Plan) -> bool:
     for terminal in handlers(TerminalHandler):
         terminal.watch(progress)
     try:
-        workflow.run(plugin=executor or plugin, plugin_args=arguments)
+        with _noted_interrupts(progress):
+            workflow.run(plugin=executor or plugin, plugin_args=arguments)
     except Exception as error:
+        if progress.interrupted:
+            raise KeyboardInterrupt from error
         # Nipype raises anew, at the end, the first error of any node.
         LOGGER.debug("nipype ended with %s: %s", type(error).__name__, error)
         return False
@@ -154,6 +158,26 @@ def execute(workflow, plan: Plan) -> bool:
         if executor is not None:
             executor.stop()
     return True
+
+
+@contextmanager
+def _noted_interrupts(progress: Progress) -> Iterator[None]:
+    """Interrupts are noted as well as raised: nipype takes one that meets a step in this process for its failure."""
+    def interrupt(number, frame):
+        progress.interrupted = True
+        raise KeyboardInterrupt
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    try:
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
