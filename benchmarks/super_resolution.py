@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from common import machine, say, shared_folder, write_json
 from siren import siren
+from sr_results import KINDS, SETS, summarise
 from sr_scores import energy_above, scores
 
 from gsbids.imaging.nifti import load_image
@@ -34,9 +35,6 @@ from gsbids.recon.sobolev import sobolev
 from gsbids.recon.sr_grid import grid_by_factor, grid_by_shape
 from gsbids.recon.sr_options import SrOptions
 
-SETS = {"tuning": ("stroke-T1", "icbm152", "atlas-GA25"), "scoring": ("stroke-T2", "atlas-GA22", "atlas-GA28")}
-KINDS = {"stroke-T1": "sharp", "stroke-T2": "sharp", "icbm152": "average", "atlas-GA22": "fetal", "atlas-GA25": "fetal",
-         "atlas-GA28": "fetal"}
 FACTORS = {"x2": (2, 2, 2), "x3": (3, 3, 3), "x4": (4, 4, 4), "arbitrary": (2.4, 2.0, 1.56), "thick": (1, 1, 4),
            "rician": (2, 2, 2)}
 NOISE = 0.03
@@ -141,22 +139,6 @@ def warm_up() -> None:
     """Compile the kernels, outside of what is timed."""
     tiny = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
     super_resolve(tiny, np.eye(4), grid_by_factor(tiny.shape, np.eye(4), 2), SrOptions(members=1))
-
-
-def summarise(records: list[dict]) -> list[dict]:
-    """Gain of every method over the cubic B-spline of its case, mean over the volumes of a set and kind."""
-    base = {(r["volume"], r["case"]): r["psnr"] for r in records if r["method"] == "bspline"}
-    out = []
-    for of, names in SETS.items():
-        for kind in dict.fromkeys(KINDS[name] for name in names):
-            for case, method in dict.fromkeys((r["case"], r["method"]) for r in records):
-                gains = [r["psnr"] - base[r["volume"], case] for r in records
-                         if (r["case"], r["method"]) == (case, method) and r["volume"] in names
-                         and KINDS[r["volume"]] == kind and (r["volume"], case) in base]
-                if gains:
-                    out.append({"set": of, "kind": kind, "case": case, "method": method, "volumes": len(gains),
-                                "gain_db": round(float(np.mean(gains)), 3), "least_db": round(float(min(gains)), 3)})
-    return out
 
 
 def draw(path: Path, pictures: dict[str, np.ndarray]) -> None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a run: made once by the command line, passed explicitly, kept as TOML."""
 
-import os
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from gsbids import __version__
+from gsbids.atomic import write_atomic
 from gsbids.errors import InputError
 
 DEFAULT_RESOLUTION = 0.8  # mm, of SVR
@@ -176,9 +176,7 @@ class Config:
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(tomli_w.dumps(_plain(asdict(self))), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, tomli_w.dumps(_plain(asdict(self))).encode())
         return path
 
     @classmethod

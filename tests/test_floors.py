@@ -14,7 +14,7 @@ FLOORS = [("cli",), ("workflows",), ("interfaces",), ("qc", "recon", "masking", 
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 # Allowed on every floor.
-EVERYWHERE = {"gsbids", "gsbids.errors"}
+EVERYWHERE = {"gsbids", "gsbids.atomic", "gsbids.errors"}
 
 # The report reads the result of a reconstruction.
 BESIDE = {("qc", "recon")}

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("skimage", reason="the benchmarks need the bench extra")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+from sr_results import joined, summarise
 from sr_scores import energy_above, scores
-from super_resolution import coarsened, summarise
+from super_resolution import coarsened
 from test_sr import phantom
 
 
@@ -57,3 +58,15 @@ def test_gains_are_over_the_spline_of_the_same_case():
     assert found["scoring", "gsbids"]["gain_db"] == 2
     assert found["scoring", "gsbids"]["least_db"] == 1
     assert found["tuning", "gsbids"]["gain_db"] == -1
+
+
+def test_later_runs_replace_records_of_the_same_case():
+    def run(commit, psnr, methods):
+        return {"machine": {"commit": commit}, "records": [
+            {"volume": "stroke-T2", "case": "x2", "method": m, "psnr": psnr} for m in methods]}
+
+    found = joined(run("a", 20.0, ["bspline", "gsbids"]) | {"seed": 1}, [run("b", 22.0, ["gsbids", "siren"])])
+    assert {r["method"]: (r["psnr"], r.get("commit")) for r in found["records"]} == {
+        "bspline": (20.0, None), "gsbids": (22.0, "b"), "siren": (22.0, "b")}
+    assert found["seed"] == 1
+    assert {r["method"]: r["gain_db"] for r in found["summary"]}["gsbids"] == 2

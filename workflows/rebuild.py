@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from gsbids.atomic import write_atomic
 from gsbids.bids.names import derivative_path, sidecar_path, subject_folder
-from gsbids.bids.sink import write_atomic
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 from gsbids.errors import InputError

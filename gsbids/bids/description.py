@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gsbids import __version__
+from gsbids.atomic import write_atomic
 from gsbids.bids.names import DESCRIPTIONS
-from gsbids.bids.sink import to_json, write_atomic
+from gsbids.bids.sink import to_json
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.bids")

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gsbids.atomic import write_atomic
 from gsbids.bids.names import METHOD, SR_METHOD, build_name, derivative_path, parse_name, sidecar_path
-from gsbids.bids.sink import to_json, write_atomic
+from gsbids.bids.sink import to_json
 
 #: Names of the group's files, without the extension, at the root of the output.
 GROUP_STEM = "group_desc-qc_metrics"

@@ -3,11 +3,10 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from gsbids.atomic import write_atomic
 from gsbids.bids.names import DESCRIPTIONS, KINDS, derivative_path, parse_name, resolution_words, sidecar_path
 
 
@@ -94,7 +93,7 @@ class Sink:
                 file.write(owner)
         except FileExistsError:
             before = note.read_text(encoding="utf-8")
-            if before != owner:
+            if before not in ("", owner):  # empty: its writer was killed
                 raise FileExistsError(f"{relative} was written from {before}, now from {owner}") from None
 
 
@@ -125,16 +124,3 @@ def to_json(fields: Mapping[str, object]) -> bytes:
         raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
     return (json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False, default=plain) + "\n").encode()
-
-
-def write_atomic(path: Path, source: str | Path | bytes) -> None:
-    """Copy a file or write bytes under a temporary name in the same folder, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if isinstance(source, bytes):
-            temporary.write_bytes(source)
-        else:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--{option.replace('_', '-')}: belongs to the participant level; leave it out with group")
     bids_dir, output_dir = args.bids_dir.resolve(), args.output_dir.resolve()
     _check(bids_dir, output_dir)
+    from gsbids.atomic import write_atomic
     from gsbids.bids.description import check_folders
     from gsbids.bids.group import GROUP_STEM, GroupSelection, collect_rows, write_table
     from gsbids.bids.names import METHOD, SR_METHOD
-    from gsbids.bids.sink import write_atomic
     from gsbids.qc.group import group_spreads, outliers
     from gsbids.qc.group_page import GroupContent, GroupRow, render_group
     from gsbids.qc.metrics import METRIC_DESCRIPTIONS

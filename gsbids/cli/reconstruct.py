@@ -185,8 +185,8 @@ def _execute(plan) -> bool:
 
 def _deliver(plan, outputs: dict[str, Path]) -> None:
     """Copy what was asked for, each under a temporary name that is then renamed."""
+    from gsbids.atomic import write_atomic
     from gsbids.bids.names import KINDS, derivative_path
-    from gsbids.bids.sink import write_atomic
     from gsbids.imaging.nifti import load_image, save_image
 
     config, task = plan.config, plan.tasks[0]

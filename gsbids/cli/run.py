@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
+from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
 from gsbids.cli.graph import describe_plan, write_graphs
@@ -223,7 +224,7 @@ def prepare_folders(plan: Plan) -> None:
             _clean(plan)
         cfg = execution.work_dir / ".nipype" / "nipype.cfg"
         cfg.parent.mkdir(parents=True, exist_ok=True)
-        cfg.write_text(_nipype_cfg(config), encoding="utf-8")
+        write_atomic(cfg, _nipype_cfg(config).encode())
         write_description(execution.output_dir, execution.datasets)
         write_boilerplate(config, plan.tasks)
         folders = {task.name: execution.output_dir / log_folder(task.entities, execution.run_uuid)

@@ -7,11 +7,11 @@ round, so that ``ants.apply_transforms(fixed=volume, moving=stack, transformlist
 stack onto the volume.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from gsbids.atomic import write_atomic
 from gsbids.errors import InputError
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -42,9 +42,7 @@ def write_itk_transforms(path: str | Path, transforms: np.ndarray) -> Path:
         lines += [f"#Transform {number}", f"Transform: {_KIND}",
                   "Parameters: " + " ".join(repr(float(value) + 0.0) for value in values),
                   "FixedParameters: 0 0 0"]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
-    os.replace(temporary, path)
+    write_atomic(path, ("\n".join(lines) + "\n").encode("ascii"))
     return path
 
 

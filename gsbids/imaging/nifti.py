@@ -3,7 +3,6 @@
 
 import gzip
 import logging
-import os
 import zlib
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from gsbids.atomic import replacing
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.imaging")
@@ -115,12 +115,8 @@ def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: st
     image.set_qform(affine, code=0 if sheared else 1)
     image.header.set_xyzt_units("mm")
     suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
-    try:
+    with replacing(path, suffix) as temporary:
         nib.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -123,6 +123,8 @@ def result_facts(result) -> dict:
              "SamplingProfileWidth": list(settings["profile_width"]), "SuperResolutionQuality": settings["quality"],
              "NumberOfFields": len(result.fields), "NumberOfGaussians": sum(len(f) for f in result.fields),
              "RandomSeed": int(settings["seed"])}
+    if settings.get("magnitude_noise"):
+        facts["MagnitudeNoise"] = float(f"{settings['magnitude_noise'] * result.intensity_scale:.6g}")
     choice = settings.get("choice")
     if not choice:
         return facts

@@ -98,9 +98,11 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
     sentences = [f"It was super-resolved {factor} times along its axes, to voxels of {size} mm, from its own voxels "
                  f"alone; a voxel of the image was taken to be {words} of the fine volume."]
     choice = facts.settings.get("choice")
+    air = (["Air showed the noise of a magnitude image; the mean of that noise was taken out of the volume [@rice]."]
+           if facts.settings.get("magnitude_noise") else [])
     if not choice:
         return " ".join([*sentences, "The volume is the one of least energy at high frequencies that is true to the "
-                         "data (Sobolev solution)."])
+                         "data (Sobolev solution).", *air])
     if facts.n_fields:
         many = f"{facts.n_fields} normalised fields" if facts.n_fields > 1 else "one normalised field"
         count = f"{facts.n_gaussians:,}".replace(",", " ")
@@ -118,7 +120,7 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
         sentences.append("As the image ended at the edge of a mask, that edge was sharpened: boosted trees, trained "
                          "on shifted copies of the volume with an edge of tissue or nothing, told what stood on its "
                          "ramp, and the volume was projected on the data once more.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *air])
 
 
 def _shares(blend: dict[str, float]) -> str:

@@ -3,10 +3,10 @@
 
 import logging
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gsbids.atomic import write_atomic
 from gsbids.qc.citations import number_citations
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
@@ -142,12 +142,7 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     """
     path = Path(path)
     page = render_report(content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, page.encode(errors="replace"))
     return path
 
 

@@ -12,7 +12,17 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.imaging.masks import bounding_box
 from gsbids.recon.interpolation import interpolate
-from gsbids.recon.sr_choice import SrChoice, bspline_solution, choose, deep_inside, linear_solution, mix, refine
+from gsbids.recon.rician import noise_of_air, without_bias
+from gsbids.recon.sr_choice import (
+    SrChoice,
+    bspline_solution,
+    choose,
+    choose_linear,
+    deep_inside,
+    linear_solution,
+    mix,
+    refine,
+)
 from gsbids.recon.sr_edge import cut_copies, explains, learn_edge, sharpen_edge
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_member import fit_member, render_fine
@@ -74,17 +84,21 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
     coarse = ((data - offset) / scale).astype(np.float32)
     whole = SrProblem.pose(coarse, grid.axes, options)
     fine, fit = np.zeros(grid.shape, np.float32), _Fit(None)
+    noise = noise_of_air(coarse) if options.magnitude and offset == 0 else 0.0
     if coarse.max() > 0:
         box = bounding_box(whole.filled, 3)
         problem, fine_box = whole.part(box)
         quick = options.quality == "fast" or problem.filled.sum() < LEAST_VOXELS
         fit = _fast(problem) if quick else _full(problem, say)
-        fine[fine_box] = fit.fine
+        fine[fine_box] = without_bias(fit.fine, noise)
         fit = replace(fit, fields=tuple(to_world(_moved(f, box), affine) for f in fit.fields))
     settings = asdict(options) | {"factor": [1 / a.step for a in grid.axes]}
     settings.pop("threads")  # the result does not depend on it
     if fit.choice:
         settings["choice"] = fit.choice.settings()
+    if noise:
+        say(f"air shows the noise of a magnitude image, sigma {noise * scale:.3g}: its mean is taken out")
+        settings["magnitude_noise"] = noise
     return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
                     fit.history or {}, settings, fit.choice.weights[0] if fit.fields else 0.0,
                     np.array(affine, float), whole.filled)
@@ -118,9 +132,9 @@ def _intensities(data: np.ndarray) -> tuple[float, float]:
 
 
 def _fast(problem: SrProblem) -> _Fit:
-    """The Sobolev solution, projected on the data."""
-    found = linear_solution(problem, 0.0)
-    return _Fit(refine(problem, found, SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})))
+    """The Sobolev solution, projected on the data as far as these are not noise."""
+    choice = choose_linear(problem)
+    return _Fit(refine(problem, linear_solution(problem, choice.noise), choice))
 
 
 def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:

@@ -2,12 +2,12 @@
 """What a slice-to-volume fit returns, and its file (npz without pickle)."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from gsbids.atomic import replacing
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.stack_bias import StackBias
@@ -87,10 +87,8 @@ class SvrResult:
         header = {"format": "gsbids-svr-2", "stack_names": list(self.stack_names),
                   "intensity_scale": float(self.intensity_scale),
                   "history": self.history, "settings": self.settings}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-        os.replace(temporary, path)
         return path
 
     @classmethod

@@ -139,6 +139,22 @@ def choose(problem: SrProblem) -> SrChoice:
     return SrChoice(schedule, blend, smoothing * share, noise, ratio, errors, deep=deep)
 
 
+def choose_linear(problem: SrProblem) -> SrChoice:
+    """Settings of the Sobolev solution alone: how noisy the data are, by a trial on their middle."""
+    plain = SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})
+    if not problem.options.held_out or problem.forward_model()[1] is None:
+        return plain
+    trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
+    if trial.held.sum() < LEAST_HELD:
+        return plain
+    errors = {}
+    noise = _best_noise(trial, errors)
+    if noise < NOISY:  # what is hidden is predicted better by a little; the fine volume is not
+        return plain
+    ratio = _noise_ratio(trial, errors[f"sobolev noise {noise:g}"]) if problem.options.noise_aware else 0.0
+    return replace(plain, noise=noise, noise_ratio=ratio * NOISY_FACTOR, errors=errors)
+
+
 def deep_inside(problem: SrProblem) -> np.ndarray:
     """Coarse voxels that are far from the background."""
     return ndimage.binary_erosion(problem.filled, iterations=DEEP, border_value=1)

@@ -62,6 +62,8 @@ class SrOptions:
         Passes of non-local means with projection after the fit; 0: none.
     noise_aware : bool
         Project with a weight by the noise that is found in the data.
+    magnitude : bool
+        Where air shows the noise of a magnitude image, take its mean out of the result.
     sharp_edge : bool
         Where the volume was cut out by a mask, make its edge a cut.
     mean_rate, scale_rate, amplitude_rate, proxy_rate : float
@@ -93,6 +95,7 @@ class SrOptions:
     amplitude: bool = True
     nonlocal_steps: int = 2
     noise_aware: bool = True
+    magnitude: bool = True
     sharp_edge: bool = True
     mean_rate: float = 0.1
     scale_rate: float = 0.06

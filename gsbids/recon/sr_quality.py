@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from gsbids.recon.rician import rician_mean
 from gsbids.recon.sr_grid import SrGrid
 from gsbids.recon.sr_options import SrOptions
 from gsbids.recon.sr_problem import SrProblem
@@ -13,6 +14,8 @@ from gsbids.recon.sr_result import SrResult
 
 def data_misfit(volume: np.ndarray, grid: SrGrid, options: SrOptions, result: SrResult) -> float:
     """Root mean squared difference of D x and the data where there is no background, over the range of the data.
+
+    Where the mean of the noise was taken out, that of D x with such noise is compared.
 
     Parameters
     ----------
@@ -26,7 +29,8 @@ def data_misfit(volume: np.ndarray, grid: SrGrid, options: SrOptions, result: Sr
     """
     coarse = np.asarray(volume, float).reshape(result.filled.shape)
     operator = SrProblem.pose(coarse, grid.axes, options).operator
-    miss = (operator(result.volume) - coarse)[result.filled]
+    found, noise = operator(result.volume), result.settings.get("magnitude_noise", 0.0) * result.intensity_scale
+    miss = ((noise * rician_mean(found / noise) if noise else found) - coarse)[result.filled]
     return float(np.sqrt(np.mean(miss**2)) / result.intensity_scale) if miss.size else 0.0
 
 
@@ -55,6 +59,9 @@ def choice_rows(result: SrResult) -> tuple[tuple[str, str], ...]:
     rows = [("Quality", "full" if choice else "linear solution alone (fast)"),
             ("Finer by", " x ".join(f"{f:.4g}" for f in settings["factor"])),
             ("Sampling profile", ", ".join(_profile_words(settings))), ("Random seed", str(settings["seed"]))]
+    if settings.get("magnitude_noise"):
+        rows.append(("Noise of air", f"sigma {settings['magnitude_noise'] * result.intensity_scale:.3g}; "
+                     "its mean was taken out"))
     if not choice:
         return tuple(rows)
     schedule = choice["schedule"]

@@ -2,12 +2,12 @@
 """What super-resolution returns, and its file (npz without pickle)."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from gsbids.atomic import replacing
 from gsbids.recon.field import GaussianField
 
 
@@ -61,13 +61,8 @@ class SrResult:
         header = {"format": self.FORMAT, "members": len(self.fields), "share": self.share,
                   "intensity_offset": self.intensity_offset, "intensity_scale": self.intensity_scale,
                   "history": self.history, "settings": self.settings}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
         return path
 
     @classmethod

@@ -2,7 +2,6 @@
 """A BIDS data set of simulated stacks, their masks, and the truth."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import gsbids
+from gsbids.atomic import write_atomic
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import save_image
 from gsbids.simulate.acquire import (
@@ -270,6 +270,4 @@ def _write_json(path, content):
 
 
 def _write_text(path, text):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, text.encode())
