@@ -46,7 +46,7 @@ def start(tiny, tmp_path, *options, fake=None) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     return process.returncode, out, err
 
 
@@ -56,7 +56,7 @@ def workers(tmp_path, name: str = "note-sub-01_T2w") -> list[int]:
     return [int(line) for line in note.read_text().split()] if note.exists() else []
 
 
-def wait_for(condition, seconds: float = 30) -> bool:
+def wait_for(condition, seconds: float = 120) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if condition():
