@@ -147,7 +147,7 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
                              nprocs, "--omp-nthreads", threads, "--mem", f"{memory}G", *options)
     # As a user has it: what limits the threads must come from the command itself.
     environment = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
-    before, start = os.times().children_user + os.times().children_system, time.monotonic()
+    start = time.monotonic()
     with open(work / "log.txt", "w", encoding="utf-8") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         sampler = Sampler(child.pid)
@@ -155,12 +155,10 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
             began = time.monotonic()
             sampler.sample()
             time.sleep(max(0.0, EVERY - (time.monotonic() - began)))
-    used = os.times().children_user + os.times().children_system - before
     counts, total = dict(sorted(sampler.counts.items())), sum(sampler.counts.values())
     more = sum(n for seen, n in counts.items() if seen > nprocs)
     return {"nprocs": nprocs, "omp_nthreads": threads, "mem_gb": memory, "exit_code": child.returncode,
-            "wall_s": round(time.monotonic() - start, 1), "cpu_s": round(used, 1),
-            "samples": total, "samples_by_running_threads": {str(key): n for key, n in counts.items()},
+            "wall_s": round(time.monotonic() - start, 1), "samples": total, "samples_by_running_threads": {str(key): n for key, n in counts.items()},
             "samples_with_main_process": {str(key): n for key, n in sorted(sampler.with_main.items())},
             "share_above_nprocs": round(more / max(total, 1), 4), "most_threads": max(counts, default=0),
             "peak_pss_gb": round(sampler.memory, 3), "driver_gb": round(sampler.driver, 3),
