@@ -158,7 +158,8 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
     counts, total = dict(sorted(sampler.counts.items())), sum(sampler.counts.values())
     more = sum(n for seen, n in counts.items() if seen > nprocs)
     return {"nprocs": nprocs, "omp_nthreads": threads, "mem_gb": memory, "exit_code": child.returncode,
-            "wall_s": round(time.monotonic() - start, 1), "samples": total, "samples_by_running_threads": {str(key): n for key, n in counts.items()},
+            "wall_s": round(time.monotonic() - start, 1), "samples": total,
+            "samples_by_running_threads": {str(key): n for key, n in counts.items()},
             "samples_with_main_process": {str(key): n for key, n in sorted(sampler.with_main.items())},
             "share_above_nprocs": round(more / max(total, 1), 4), "most_threads": max(counts, default=0),
             "peak_pss_gb": round(sampler.memory, 3), "driver_gb": round(sampler.driver, 3),
