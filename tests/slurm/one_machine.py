@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "scontrol")
@@ -161,6 +161,7 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    with one_machine(Path(sys.argv[1]).absolute()) as setting:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), one_machine(Path(sys.argv[1]).absolute()) as setting:
         print(f"export SLURM_CONF={setting}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
