@@ -205,7 +205,7 @@ def test_the_method_of_the_paper_on_a_gpu(refuse, tiny_bids):
 
 
 @pytest.mark.parametrize(("text", "what"), [
-    ("plugin: SLURMGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
+    ("plugin: SGEGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
     ("a: b", "expected the keys plugin"), ("plugin: [", "not a YAML file"), (None, "cannot be read"),
     ("plugin: SLURM\nplugin_args: 3", "plugin_args must be keys and values")])
 def test_plugin_files(refuse, tiny_bids, tmp_path, text, what):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from gsbids.cli import reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
+from gsbids.cli.progress import RunLog, TerminalHandler
 from gsbids.errors import GsbidsError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -99,18 +100,20 @@ def _quotable(text: str) -> str:
 
 @contextmanager
 def _messages() -> Iterator[logging.Logger]:
-    """Messages of gsbids go to the standard error, once, while the command line runs."""
+    """Messages of gsbids go to the standard error, once, and to the logs of the run, while the command line runs."""
     logger = logging.getLogger("gsbids")
-    handler = logging.StreamHandler(sys.stderr)
+    handler, log = TerminalHandler(sys.stderr), RunLog()
     handler.setFormatter(_Formatter("%(message)s"))
     before = logger.level, logger.propagate
     logger.addHandler(handler)
+    logger.addHandler(log)
     logger.propagate = False
     logger.setLevel(logging.INFO)
     try:
         yield logger
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(log)
         logger.setLevel(before[0])
         logger.propagate = before[1]
 

@@ -217,7 +217,8 @@ def _add_control(group) -> None:
                        help="stop everything when one step fails")
     group.add_argument("--config-file", type=Path, metavar="TOML",
                        help="settings of a former run (gsbids.toml); options of the command line go first")
-    group.add_argument("--dry-run", action="store_true", help="print tasks and steps, run nothing")
+    group.add_argument("--dry-run", action="store_true",
+                       help="print tasks and steps with their threads and memory, run nothing")
     only = group.add_mutually_exclusive_group()
     only.add_argument("--reports-only", action="store_true",
                       help="write the reports anew, from outputs and working folder, with the settings of the last run")
@@ -225,7 +226,9 @@ def _add_control(group) -> None:
                       help="print the methods text with its references, and write it to output_dir/logs")
     group.add_argument("--preview", action="store_true",
                        help="write a first volume within seconds, and better ones until the final one is there")
-    group.add_argument("--write-graph", action="store_true", help="draw the workflow into the work folder")
+    group.add_argument("--write-graph", action="store_true",
+                       help="draw the workflow into the work folder: its parts, all steps, and all steps by part "
+                       "(with --dry-run: without running it)")
 
 
 def with_dashes(arg: str) -> str:

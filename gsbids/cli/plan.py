@@ -21,9 +21,9 @@ LOGGER = logging.getLogger("gsbids.cli")
 
 QUERIES = ("stacks", "masks")
 
-#: Plugins of nipype that wait for their jobs, and the command that each needs.
-PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "PBS": "qsub", "SGE": "qsub", "LSF": "bsub",
-           "OAR": "oarsub", "Condor": "condor_submit"}
+#: Plugins of nipype that wait for their jobs, or are made to, and the command that each needs.
+PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "SLURMGraph": "sbatch", "PBS": "qsub",
+           "SGE": "qsub", "LSF": "bsub", "OAR": "oarsub", "Condor": "condor_submit"}
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
     if not isinstance(found, Mapping) or not isinstance(found.get("plugin"), str):
         raise InputError(f"--use-plugin {path}: expected the keys plugin (a name) and plugin_args")
     plugin = found["plugin"]
-    if plugin.endswith("Graph"):
+    if plugin.endswith("Graph") and plugin not in PLUGINS:
         raise InputError(f"--use-plugin {path}: {plugin} submits jobs and does not wait for them, so that no "
                          f"report could follow; use {plugin.removesuffix('Graph')}")
     if plugin not in PLUGINS:
@@ -268,6 +268,10 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
     arguments = found.get("plugin_args") or {}
     if not isinstance(arguments, Mapping):
         raise InputError(f"--use-plugin {path}: plugin_args must be keys and values")
+    if plugin.startswith("SLURM"):
+        from gsbids.cli.slurm import check_arguments
+
+        check_arguments(path, arguments)
     return plugin, dict(arguments)
 
 

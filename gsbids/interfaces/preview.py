@@ -7,7 +7,7 @@ from pathlib import Path
 from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
 
 from gsbids.imaging.nifti import save_image
-from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, limit_threads, read_stack
+from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, ProgressNote, limit_threads, read_stack
 from gsbids.interfaces.stack import ConformStack, MaskStack
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -98,7 +98,7 @@ class EarlyPreview(NodeInterface):
             stacks = [self._stack(Path(runtime.cwd), k) for k in range(len(self.inputs.in_files))]
             transforms = register_stacks(stacks, threads).transforms
             options = quick_options(SvrOptions(**self.inputs.options, threads=threads, device=self.inputs.device))
-            fit_svr(stacks, transforms, options, observe=previewer(
+            fit_svr(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=previewer(
                 stacks, self.inputs.preview, runtime.cwd, "stacks as acquired", self.inputs.device))
             release(self.inputs.device)
         except Exception as error:  # the steps proper meet the same data and say what is wrong with them

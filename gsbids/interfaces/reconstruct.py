@@ -10,6 +10,7 @@ from gsbids.imaging.nifti import read_header, save_image
 from gsbids.interfaces.base import (
     DeviceInputSpec,
     NodeInterface,
+    ProgressNote,
     StacksInputSpec,
     limit_threads,
     read_stack,
@@ -88,8 +89,7 @@ class FitSvr(NodeInterface):
         observe = None
         if isdefined(settings) and settings:
             observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
-        with _bar() as bar:
-            result = fit(stacks, transforms, options, progress=bar, observe=observe)
+        result = fit(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=observe)
         release(self.inputs.device)
         if anew := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
@@ -274,21 +274,3 @@ class MotionTable(NodeInterface):
         self._results["slices_xfm"] = str(write_itk_transforms(
             self.path(runtime, "slices_xfm.txt"), slice_transforms(result, index, depth)))
         return runtime
-
-
-class _bar:
-    """Progress bar on a terminal, nothing elsewhere."""
-
-    def __enter__(self):
-        from tqdm import tqdm
-
-        self._bar = tqdm(desc="Fitting", unit="it", disable=None, leave=False)
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def __call__(self, iteration: int, iterations: int, record: dict) -> None:
-        self._bar.total = iterations
-        self._bar.set_postfix({k: f"{v:.4g}" for k, v in record.items()}, refresh=False)
-        self._bar.update(iteration - self._bar.n)
