@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     """
     outputs = {option: getattr(args, option) for option in ("output_volume", *EXTRA) if getattr(args, option)}
     _check_outputs(args, outputs)
-    work = args.work_dir.resolve() if args.work_dir else Path(tempfile.mkdtemp(prefix="gsbids-"))
+    work = args.work_dir.resolve() if args.work_dir else _temporary_work()
     keep = args.work_dir is not None
     try:
         plan = make_plan(args, work)
@@ -118,6 +118,14 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         LOGGER.error("%s: not written; what the steps left is in %s", args.output_volume, work)
     return int(failed)
+
+
+def _temporary_work() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="gsbids-"))
+    except OSError as error:
+        raise InputError(f"there is no folder for temporary files ({error.strerror}); "
+                         "give a work folder with -w") from error
 
 
 def make_plan(args: argparse.Namespace, work: Path):

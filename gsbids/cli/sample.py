@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gsbids.cli.parser import OneOrThree, Parser
+from gsbids.cli.places import spare_places
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
@@ -51,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     for given in filter(None, (args.like, args.mask)):
         if args.output.exists() and given.exists() and args.output.samefile(given):
             raise InputError(f"{args.output}: this is an input; give the output another name")
+    with spare_places(args.output):
+        return _sample(args)
+
+
+def _sample(args: argparse.Namespace) -> int:
     import numba
 
     from gsbids.imaging.nifti import load_image, save_image

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gsbids.cli.parser import OneOrThree, Parser
+from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -54,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{file.parent}: there is no such folder; make it first")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output}: this is the input; give the output another name")
+    with spare_places(args.output):
+        return _super_resolve(args)
+
+
+def _super_resolve(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gsbids.imaging.nifti import load_image, read_header, save_image
