@@ -49,8 +49,7 @@ RUN set -e; \
     rm -rf torch/include torch/share torch/bin torch/lib/*.a
 
 FROM dependencies AS build
-ARG PIP_ARGS=""
-ARG PRECOMPILE=yes
+ARG PIP_ARGS="" PRECOMPILE=yes
 COPY . .
 RUN /opt/pip/bin/pip wheel --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --no-deps -w /wheels . \
     && /opt/pip/bin/pip --python /opt/gsbids/bin/python install --no-deps --no-index /wheels/gsbids-*.whl \

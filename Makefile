@@ -20,13 +20,14 @@ export NO_ET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help install demo test lint bench-install docs-figures clean distclean
+.PHONY: help install demo test lint container-test bench-install docs-figures clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          simulate a small BIDS data set and reconstruct it'
 	@echo 'make test          lint, and run the whole test suite'
 	@echo 'make lint          ruff alone'
+	@echo 'make container-test  build the container image, and try it as clusters run it (root; half an hour)'
 	@echo 'make bench-install install what benchmarks/ needs as well'
 	@echo 'make docs-figures  make the pictures of the documentation from the demo'
 	@echo 'make clean         remove the demo and what tests leave behind'
@@ -76,6 +77,9 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+container-test:
+	tests/container/run.sh
 
 bench-install: $(STAMP)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'

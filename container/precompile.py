@@ -36,9 +36,10 @@ def main(folder: Path) -> None:
 
 def simulate(scratch: Path) -> None:
     subprocess.run([sys.executable, "-m", "gsbids.simulate", scratch / "bids", "--brain-ml", "20",
-                    "--stacks", "axial", "coronal", "sagittal"], check=True)
+                    "--stacks", "axial", "coronal", "sagittal"], check=True, cwd=scratch)
 
 
+# Always in another folder than the sources, which Python would find first.
 def run_all(scratch: Path, caches: dict[str, str], name: str) -> None:
     bids, out = scratch / "bids", scratch / name
     environ = {key: value for key, value in os.environ.items() if key != PREPARED} | caches
@@ -48,10 +49,10 @@ def run_all(scratch: Path, caches: dict[str, str], name: str) -> None:
              "--nprocs", "1"],
             ["super-resolve", truth, out / "fine.nii.gz", "--factor", "1", "1", "2", "--sr-quality", "fast"],
     ):
-        subprocess.run([sys.executable, "-m", "gsbids", *arguments], check=True, env=environ)
+        subprocess.run([sys.executable, "-m", "gsbids", *arguments], check=True, env=environ, cwd=scratch)
     model = next(out.rglob("*_model.npz"))
     subprocess.run([sys.executable, "-m", "gsbids", "sample", model, out / "sample.nii.gz", "--spacing", "2"],
-                   check=True, env=environ)
+                   check=True, env=environ, cwd=scratch)
 
 
 if __name__ == "__main__":
