@@ -20,7 +20,7 @@ FROM ${BASE} AS python
 # libgomp1: numba's threads.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 python3.11 \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 # What gsbids needs: the large layer, which changes with setup.cfg and constraints.txt only.
 FROM python AS dependencies
@@ -29,7 +29,7 @@ ARG TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 ARG PIP_ARGS=""
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3.11-venv \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && python3.11 -m venv /opt/pip \
     && python3.11 -m venv --without-pip /opt/gsbids
 WORKDIR /src
@@ -46,7 +46,8 @@ RUN set -e; \
         ${index} ${PIP_ARGS} -c constraints.txt -r requirements.txt; \
     cd /opt/gsbids/lib/python3.11/site-packages; \
     find . -depth -type d \( -name tests -o -name test \) -exec rm -rf {} +; \
-    rm -rf torch/include torch/share torch/bin torch/lib/*.a
+    find torch/bin -type f ! -name torch_shm_manager -delete; \
+    rm -rf torch/include torch/share torch/lib/*.a
 
 FROM dependencies AS build
 ARG PIP_ARGS="" PRECOMPILE=yes

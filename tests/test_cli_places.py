@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gsbids.cli.places import find_places, processor_levels, spare_places, writable_places
+from gsbids.errors import InputError
 
 NAMES = ("TMPDIR", "TEMP", "TMP", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR",
          "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "GSBIDS_CACHE")
@@ -101,6 +102,24 @@ def test_a_hidden_folder_beside_the_output_does_not_stay(environ, tmp_path):
         assert folder.parent.parent == tmp_path
         folder.mkdir(parents=True)
     assert not folder.parent.exists()
+
+
+def test_nothing_stays_of_what_cannot_be_used(environ, tmp_path):
+    (tmp_path / "prepared" / "numba").mkdir(parents=True)
+    environ.setenv("GSBIDS_CACHE", str(tmp_path / "prepared"))
+
+    def fails(spare: Path) -> None:
+        with writable_places(spare):
+            assert (spare / "numba").is_dir()
+            raise InputError("there is nothing to reconstruct")
+
+    with pytest.raises(InputError):
+        fails(tmp_path / "work" / "here" / ".cache")
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "work" / "kept").mkdir(parents=True)
+    with pytest.raises(InputError):
+        fails(tmp_path / "work" / ".cache")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["kept"]
 
 
 @pytest.mark.parametrize(("flags", "levels"), [

@@ -10,8 +10,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from gsbids.errors import InputError
 
 #: Set in the container image: a folder that holds ``numba/`` and ``matplotlib/`` as they are after a first run.
 PREPARED = "GSBIDS_CACHE"
@@ -51,6 +53,7 @@ def writable_places(spare: Path) -> Iterator[None]:
     """
     changes = find_places(spare, os.environ)
     before = {name: os.environ.get(name) for name in changes}
+    made = [folder for folder in (spare, *spare.parents) if not folder.exists()]
     os.environ.update(changes)
     if "TMPDIR" in changes:
         Path(changes["TMPDIR"]).mkdir(parents=True, exist_ok=True)
@@ -60,6 +63,13 @@ def writable_places(spare: Path) -> Iterator[None]:
             _copy_once(Path(os.environ[PREPARED]) / name, Path(os.environ[variable]))
     try:
         yield
+    except InputError:  # nothing stays of what cannot be used
+        if made:
+            shutil.rmtree(spare, ignore_errors=True)
+        with suppress(OSError):  # others have used it meanwhile
+            for folder in made[1:]:
+                folder.rmdir()
+        raise
     finally:
         for name, value in before.items():
             if value is None:

@@ -15,6 +15,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from gsbids.cli.parser import RESOLUTION_RANGE, Parser, add_resources, add_seed_and_device, between, with_dashes
+from gsbids.cli.places import writable_places
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -102,11 +103,12 @@ def run(args: argparse.Namespace) -> int:
     work = args.work_dir.resolve() if args.work_dir else _temporary_work()
     keep = args.work_dir is not None
     try:
-        plan = make_plan(args, work)
-        failed = _execute(plan)
-        keep = keep or failed
-        if not failed:
-            _deliver(plan, outputs)
+        with writable_places(work / ".cache"):
+            plan = make_plan(args, work)
+            failed = _execute(plan)
+            keep = keep or failed
+            if not failed:
+                _deliver(plan, outputs)
     except KeyboardInterrupt:
         LOGGER.error("interrupted; %s", "the same command goes on from here" if keep else "nothing is kept without -w")
         return INTERRUPTED

@@ -13,7 +13,6 @@ from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
 from gsbids.cli.outcome import report_outcome
-from gsbids.cli.places import writable_places
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, is_step
 from gsbids.config import Config
@@ -172,7 +171,7 @@ def describe_plan(plan: Plan, workflow) -> str:
 
 @contextmanager
 def environment(config: Config) -> Iterator[None]:
-    """Environment of the run: threads of a step, nothing sent anywhere, nipype's own folder, caches."""
+    """Environment of the run: threads of a step, nothing sent anywhere, nipype's own folder."""
     threads = str(config.nipype.omp_nthreads)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
              "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
@@ -181,8 +180,7 @@ def environment(config: Config) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted | _numba_as_it_is())
     try:
-        with writable_places(config.execution.work_dir / ".cache"):
-            yield
+        yield
     finally:
         for name, value in (before | _numba_as_it_is()).items():
             if value is None:
