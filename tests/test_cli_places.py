@@ -60,6 +60,13 @@ def test_an_unwritable_home_and_installation_lead_to_the_spare_folder(environ, t
     assert "MPLCONFIGDIR" not in os.environ
 
 
+def test_a_user_without_a_name_or_a_home_gets_one(environ, tmp_path):
+    environ.delenv("HOME")
+    environ.setattr(os.path, "expanduser", lambda path: path)
+    changes = find_places(tmp_path / "spare", os.environ)
+    assert changes["HOME"] == str(tmp_path / "spare" / "home")
+
+
 def test_without_a_temporary_folder_there_is_one_in_the_spare_folder(environ, tmp_path):
     environ.setenv("TMPDIR", str(blocked(tmp_path)))
     environ.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.environ["TMPDIR"]])

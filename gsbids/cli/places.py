@@ -101,6 +101,9 @@ def find_places(spare: Path, environ: Mapping[str, str]) -> dict[str, str]:
     if not _has_temporary_folder(environ):
         changes["TMPDIR"] = str(spare / "tmp")
     home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():  # neither HOME nor a name; libraries ask for it when they are loaded
+        home = spare / "home"
+        changes["HOME"] = str(home)
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     settings = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     usual = {  # where numba looks, one after the other, and what matplotlib uses: both folders
@@ -129,8 +132,6 @@ def _kernels() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    if not folder.is_absolute():  # "~", where nobody knows the home folder
-        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
