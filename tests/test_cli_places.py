@@ -85,6 +85,11 @@ def test_the_current_folder_is_no_place_for_temporary_files(environ, tmp_path):
     assert find_places(tmp_path / "spare", os.environ)["TMPDIR"] == str(tmp_path / "spare" / "tmp")
     environ.setenv("TMPDIR", str(tmp_path))
     assert "TMPDIR" not in find_places(tmp_path / "spare", os.environ)
+    environ.delenv("TMPDIR")
+    environ.chdir("/tmp")
+    environ.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/tmp"])
+    environ.setattr(tempfile, "tempdir", None)
+    assert "TMPDIR" not in find_places(tmp_path / "spare", os.environ)
 
 
 def test_the_image_fills_the_caches_and_never_uses_shared_folders(environ, tmp_path):

@@ -147,7 +147,7 @@ def _has_temporary_folder(environ: Mapping[str, str]) -> bool:
         return False
     # Python's last resort is the current folder, which may be that of the data.
     named = {os.path.abspath(environ[name]) for name in ("TMPDIR", "TEMP", "TMP") if environ.get(name)}
-    return found in named or found != os.getcwd()
+    return found in {*named, "/tmp", "/var/tmp", "/usr/tmp"} or found != os.getcwd()
 
 
 def _copy_once(source: Path, target: Path) -> None:

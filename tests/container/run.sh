@@ -157,6 +157,11 @@ in_sid() {
     mkdir -p "$top/share" "$top/sid/share" "$top/sid/oldroot"
     install -d -m 1777 "$top/apptainer-tmp"
     cp /etc/hosts /etc/resolv.conf "$top/sid/etc/"
+    # Apptainer wants its user to have a name where it runs, as on a cluster.
+    grep -q '^someone:' "$top/sid/etc/passwd" || {
+        echo "someone:x:$uid:$uid::/tmp:/bin/sh" >> "$top/sid/etc/passwd"
+        echo "someone:x:$uid:" >> "$top/sid/etc/group"
+    }
     unshare --mount --net --fork bash -euc '
         mount --make-rprivate /
         mount --bind "$1/sid" "$1/sid"
@@ -164,7 +169,7 @@ in_sid() {
         mount --rbind /dev "$1/sid/dev"
         mount --rbind /sys "$1/sid/sys"
         mount --bind "$1/apptainer-tmp" "$1/sid/tmp"
-        mount --bind "$1/share" "$1/sid/share"
+        mount --rbind "$1/share" "$1/sid/share"
         cd "$1/sid"
         pivot_root . oldroot
         umount -l /oldroot
