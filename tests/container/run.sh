@@ -22,6 +22,7 @@ checkout=$(cd "$(dirname "$0")/../.." && pwd)
 top=${GSBIDS_CONTAINER_DIR:-/var/tmp/gsbids-container}
 base=docker.io/library/debian:bookworm-slim
 image=localhost/gsbids:test
+dependencies=localhost/gsbids-dependencies:test
 archive=$top/gsbids.oci.tar
 uid=12345
 export CONTAINERS_STORAGE_CONF=$top/storage.conf BUILDAH_ISOLATION=chroot
@@ -70,7 +71,10 @@ step_image() {
       fi
     } > "$top/pip.conf"
     if [ -n "${TORCH_INDEX+set}" ]; then options+=(--build-arg "TORCH_INDEX=$TORCH_INDEX"); fi
-    buildah bud --layers "${options[@]}" -v "$top/pip.conf:/etc/pip.conf:ro" \
+    options+=(-v "$top/pip.conf:/etc/pip.conf:ro")
+    # The large stage is kept for the next time; the others would be copied whole for each of their lines.
+    buildah bud --layers "${options[@]}" --target dependencies -t "$dependencies" "$checkout"
+    buildah bud "${options[@]}" --build-context "dependencies=container-image://$dependencies" \
         --build-arg "VERSION=$version" --build-arg "VCS_REF=$(git -C "$checkout" rev-parse HEAD)" \
         --build-arg "BUILD_DATE=$(date -u +%Y-%m-%dT%H:%M:%SZ)" -t "$image" "$checkout"
 }
@@ -84,6 +88,7 @@ mount_image() {
     container=$(buildah from --pull-never "$image")
     mkdir -p "$top/rootfs"
     mount --bind "$(buildah mount "$container")" "$top/rootfs"
+    mkdir -p "$top/rootfs/data" "$top/rootfs/out"  # Docker makes them itself
     trap 'umount "$top/rootfs"; buildah rm "$container" >/dev/null' EXIT
 }
 
@@ -117,7 +122,9 @@ step_run() {
     hashes "$top/bids" > "$top/bids.sha256"
     say "reconstruction"
     timed contained "$out" "$gsbids" "${reconstruct[@]}"
+    more=(--tmpfs /tmp)  # the simulator is no part of the command line, and wants one
     contained "$out" "$python" -m gsbids.simulate /data --score "/out/$volume"
+    more=()
     [ -s "$out/sub-01.html" ] || fail "there is no report"
     hashes "$top/bids" | cmp - "$top/bids.sha256" || fail "the input has changed"
     kernels "$out/work/.cache/numba"
