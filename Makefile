@@ -20,7 +20,7 @@ export NO_ET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help install demo test slurm-test lint fault-test bench-install docs-figures clean distclean
+.PHONY: help install demo test slurm-test container-test fault-test lint bench-install docs-figures clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make slurm-test    reconstruct on a Slurm of one machine (needs slurm-wlm and munge)'
 	@echo 'make lint          ruff alone'
 	@echo 'make fault-test    kill runs, fill disks, corrupt input: the whole campaign, as root (half an hour)'
+	@echo 'make container-test  build the container image, and try it as clusters run it (root; half an hour)'
 	@echo 'make bench-install install what benchmarks/ needs as well'
 	@echo 'make docs-figures  make the pictures of the documentation from the demo'
 	@echo 'make clean         remove the demo and what tests leave behind'
@@ -86,6 +87,9 @@ lint: $(STAMP)
 # As root: it mounts small disks and read-only folders; what cannot be mounted is noted as not tried.
 fault-test: $(STAMP)
 	cd tests && ../$(BIN)/python -m faults ../docs/results/faults.json
+
+container-test:
+	tests/container/run.sh
 
 bench-install: $(STAMP)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'

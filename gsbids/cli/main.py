@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point: from arguments to an exit code; every error of the user is one line."""
 
+import argparse
 import logging
 import os
 import signal
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 
 from gsbids.cli import reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
+from gsbids.cli.places import writable_places
 from gsbids.cli.progress import RunLog, TerminalHandler
+from gsbids.config import Config
 from gsbids.errors import GsbidsError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -61,21 +64,32 @@ def _run(argv: Sequence[str] | None) -> int:
                 from gsbids.cli.group import run
 
                 return run(args)
-            from gsbids.cli.plan import make_plan
-            from gsbids.cli.run import run_plan
+            from gsbids.cli.plan import make_config
 
-            plan = make_plan(args)
-            if (args.reports_only or args.boilerplate_only) and not args.dry_run:
-                from gsbids.cli.reports import print_boilerplate, remake_reports
-
-                return remake_reports(plan) if args.reports_only else print_boilerplate(plan)
-            return run_plan(plan)
+            config = make_config(args)
+            # Before anything loads the kernels: numba wants to know then where it may keep them.
+            with writable_places(config.execution.work_dir / ".cache"):
+                return _participants(args, config)
         except GsbidsError as error:
             LOGGER.error("%s", " ".join(str(error).split()))
             return error.exit_code
         except KeyboardInterrupt:
             LOGGER.error("interrupted; the same command goes on from here")
             return INTERRUPTED
+
+
+def _participants(args: argparse.Namespace, config: Config) -> int:
+    """Do what was asked for, for each reconstruction."""
+    from gsbids.cli.plan import make_plan
+
+    plan = make_plan(args, config)
+    if (args.reports_only or args.boilerplate_only) and not args.dry_run:
+        from gsbids.cli.reports import print_boilerplate, remake_reports
+
+        return remake_reports(plan) if args.reports_only else print_boilerplate(plan)
+    from gsbids.cli.run import run_plan
+
+    return run_plan(plan)
 
 
 class _Formatter(logging.Formatter):

@@ -44,13 +44,15 @@ class Plan:
     refused: tuple[str, ...] = ()
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
+def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
     """Check the options, find the tasks and look at their data.
 
     Parameters
     ----------
     args : argparse.Namespace
         From :func:`gsbids.cli.parser.parse_args`.
+    config : Config, optional
+        What :func:`make_config` made of them; made here by default.
 
     Raises
     ------
@@ -58,7 +60,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         Options that cannot be, or nothing to run. Tasks with bad data beside good ones are
         in ``Plan.refused``.
     """
-    config = make_config(args)
+    config = config or make_config(args)
     from gsbids.bids.description import check_folders
     from gsbids.bids.query import Selection, find_tasks
     from gsbids.cli.tasks import check_tasks

@@ -23,6 +23,7 @@ from gsbids.cli.parser import (
     between,
     with_dashes,
 )
+from gsbids.cli.places import writable_places
 from gsbids.cli.slices import FOLDERS, write_slice_folders
 from gsbids.errors import InputError
 
@@ -129,16 +130,17 @@ def run(args: argparse.Namespace) -> int:
     """
     outputs = {option: getattr(args, option) for option in ("output_volume", *EXTRA) if getattr(args, option)}
     _check_outputs(args, outputs)
-    work = args.work_dir.resolve() if args.work_dir else Path(tempfile.mkdtemp(prefix="gsbids-"))
+    work = args.work_dir.resolve() if args.work_dir else _temporary_work()
     keep = args.work_dir is not None
     try:
-        plan = make_plan(args, work)
-        failed = _execute(plan)
-        keep = keep or failed
-        if not failed:
-            _deliver(plan, outputs)
-            for folder in write_slice_folders(plan, args):
-                LOGGER.info("wrote %s", folder)
+        with writable_places(work / ".cache"):
+            plan = make_plan(args, work)
+            failed = _execute(plan)
+            keep = keep or failed
+            if not failed:
+                _deliver(plan, outputs)
+                for folder in write_slice_folders(plan, args):
+                    LOGGER.info("wrote %s", folder)
     except KeyboardInterrupt:
         LOGGER.error("interrupted; %s", "the same command goes on from here" if keep else "nothing is kept without -w")
         return INTERRUPTED
@@ -150,6 +152,14 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         LOGGER.error("%s: not written; what the steps left is in %s", args.output_volume, work)
     return int(failed)
+
+
+def _temporary_work() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="gsbids-"))
+    except OSError as error:
+        raise InputError(f"there is no folder for temporary files ({error.strerror}); "
+                         "give a work folder with -w") from error
 
 
 def make_plan(args: argparse.Namespace, work: Path):

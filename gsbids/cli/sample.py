@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.parser import OneOrThree, Parser, add_device
+from gsbids.cli.places import spare_places
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     for given in filter(None, (args.like, args.mask, args.transform)):
         if args.output.exists() and given.exists() and args.output.samefile(given):
             raise InputError(f"{args.output}: this is an input; give the output another name")
+    with spare_places(args.output):
+        return _sample(args)
+
+
+def _sample(args: argparse.Namespace) -> int:
     import numba
     import numpy as np
 

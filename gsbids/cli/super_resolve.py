@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.parser import OneOrThree, Parser, add_device
+from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -56,6 +57,11 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{file.parent}: there is no such folder; make it first")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output}: this is the input; give the output another name")
+    with spare_places(args.output):
+        return _super_resolve(args)
+
+
+def _super_resolve(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gsbids.imaging.nifti import load_image, read_header, save_image
