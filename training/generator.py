@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An endless, seeded set of slices with brain masks: real ones, brains of an atlas in real surroundings, and all made up.
+"""An endless, seeded set of slices with brain masks: real, brains of an atlas in real surroundings, and all made up.
 
 Brains come at all sizes, turns and contrasts; around them a skull, fluid, and a body. Nothing is drawn but what the
 seed says.
@@ -87,13 +87,20 @@ def real_slice(rng, stacks: list[RealStack]) -> tuple[np.ndarray, np.ndarray]:
     return image, ndimage.affine_transform(stack.masks[k], turn, offset, (SIZE, SIZE), order=1)
 
 
-def brain_slice(rng, atlas: list[Brain], mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
-    """A thick slice through a brain of any size, turn and contrast: intensities and share of brain, (WINDOW, WINDOW)."""
+def brain_slice(rng, atlas: list[Brain], mixture: Mixture, depth: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A thick slice through a brain of any size, turn and contrast.
+
+    Returns
+    -------
+    image, share : ndarray, (WINDOW, WINDOW)
+        Intensities, and share of brain. ``depth`` (mm from its middle) is drawn where it is not given.
+    """
     brain = atlas[rng.integers(len(atlas))]
     scale = np.exp(rng.uniform(np.log(0.75), np.log(1.35)))
     turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
     half = max(brain.image.shape) / 2 * 0.8
-    depth = rng.uniform(-half, half) * brain.voxel * scale
+    drawn = rng.uniform(-half, half) * brain.voxel * scale
+    depth = drawn if depth is None else depth
     flat = (np.arange(WINDOW) - (WINDOW - 1) / 2) * PIXEL
     image, share = np.zeros((WINDOW, WINDOW)), np.zeros((WINDOW, WINDOW))
     level = None
@@ -130,7 +137,7 @@ def placed(rng, ground, before, image, share) -> tuple[np.ndarray, np.ndarray]:
         fluid = max(fluid, float((away * (before > 0.1)).max()) + 4)
     bright = np.percentile(ground, 97) * rng.uniform(0.8, 1.3)
     edges = np.cumsum([inner, skull, skin, fluid])
-    levels = bright * np.array([rng.uniform(0.6, 1.1), rng.uniform(0, 0.35), rng.uniform(0.2, 0.8), rng.uniform(0.5, 1.1)])
+    levels = bright * np.array([rng.uniform(*span) for span in ((0.6, 1.1), (0, 0.35), (0.2, 0.8), (0.5, 1.1))])
     texture = 1 + rng.uniform(0, 0.2) * smooth_field(rng, ground.shape, 4)
     out, reach = ground.copy(), away * np.clip(wobble, 0.5, 1.6)
     if before.any():

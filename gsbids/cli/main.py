@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gsbids.cli import reconstruct, sample, super_resolve
+from gsbids.cli import mask, reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.errors import GsbidsError
 
@@ -16,7 +16,7 @@ LOGGER = logging.getLogger("gsbids.cli")
 INTERRUPTED = 130
 
 #: Commands that take files, not a BIDS data set.
-COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample)}
+COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample, mask)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,6 +53,25 @@ class NetworkMask:
     probability: np.ndarray
     confidence: float
 
+    def millilitres(self, affine: np.ndarray) -> float:
+        """Volume of the mask."""
+        return float(self.mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1e3)
+
+
+def weights_file(given: str | Path | None = None) -> Path:
+    """The file of weights to use: the one that is given, else the one of the package.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        There is no such file.
+    """
+    path = Path(given) if given else Path(__file__).parent / "weights" / "fetal.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
+                         "FILE, or give masks")
+    return path
+
 
 def build_network(shape: NetworkShape):
     """A 2D U-Net with one channel in and one (a logit) out, weights as they start."""
@@ -90,8 +109,8 @@ def load_network(path: str | Path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors file "
-                         "that training/train.py has written") from error
+        raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
+                         "file that training/train.py has written") from error
     return network.eval(), shape
 
 
@@ -112,6 +131,32 @@ def normalised(image: np.ndarray) -> np.ndarray:
         return np.zeros(image.shape, np.float32)
     low, high = np.percentile(seen, (1, 99))
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1.5).astype(np.float32)
+
+
+def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape: NetworkShape) -> NetworkMask:
+    """The brain in a stack, whatever the axis of its slices; see :func:`segment`.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+        Slices along the axis with the largest voxel side.
+    affine : ndarray, (4, 4)
+    network, shape
+        As :func:`load_network` gives them.
+
+    Returns
+    -------
+    NetworkMask
+        On the grid of the image.
+    """
+    if image.ndim != 3:
+        raise InputError(f"the image has {image.ndim} axes; a stack has three")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    across = int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing.min() else 2
+    order = [axis for axis in range(3) if axis != across] + [across]
+    back = np.argsort(order)
+    found = segment(np.transpose(image, order), tuple(spacing[order]), network, shape)
+    return NetworkMask(np.transpose(found.mask, back), np.transpose(found.probability, back), found.confidence)
 
 
 def segment(image: np.ndarray, spacing: tuple[float, float, float], network, shape: NetworkShape) -> NetworkMask:
