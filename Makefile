@@ -20,13 +20,15 @@ export NO_ET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help install demo test lint bench-install docs-figures clean distclean
+.PHONY: help install demo test slurm-test lint fault-test bench-install docs-figures clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          simulate a small BIDS data set and reconstruct it'
 	@echo 'make test          lint, and run the whole test suite'
+	@echo 'make slurm-test    reconstruct on a Slurm of one machine (needs slurm-wlm and munge)'
 	@echo 'make lint          ruff alone'
+	@echo 'make fault-test    kill runs, fill disks, corrupt input: the whole campaign, as root (half an hour)'
 	@echo 'make bench-install install what benchmarks/ needs as well'
 	@echo 'make docs-figures  make the pictures of the documentation from the demo'
 	@echo 'make clean         remove the demo and what tests leave behind'
@@ -74,8 +76,16 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
+# Sets up its own Slurm under a temporary folder where none answers.
+slurm-test: $(STAMP)
+	GSBIDS_SLURM_TEST=1 $(BIN)/python -m pytest -v $(PYTEST_ARGS) tests/slurm/check_slurm.py tests/test_slurm.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+# As root: it mounts small disks and read-only folders; what cannot be mounted is noted as not tried.
+fault-test: $(STAMP)
+	cd tests && ../$(BIN)/python -m faults ../docs/results/faults.json
 
 bench-install: $(STAMP)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'

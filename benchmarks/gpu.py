@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything about the CUDA renderer that needs a GPU, in one go: correctness, rates, 500 epochs, launches, graphs.
+"""Everything that needs a GPU, in one go: correctness, the fits themselves, rates, 500 epochs, launches, graphs.
 
-``benchmarks/gpu.sh OUT.json`` runs it on a machine that has only torch, numba and numba-cuda. Each part that fails
+``benchmarks/gpu.sh OUT.json`` runs it on a machine that has only torch, numba, numba-cuda and scipy (the parts
+``svr_fit``, ``sr_fit`` and ``agreement`` need the latter). ``--only PART ...`` runs some parts. Each part that fails
 is written down with its error and the others go on; the exit code is 1 if any failed. Parts that would begin after
 seven minutes are not run, and count as failed. ``--smoke`` runs tiny sizes on the CPU in the simulator
 (``GSBIDS_BACKEND=sim``), which checks the script: its times and its ratio say nothing about a GPU.
@@ -25,6 +26,7 @@ import numba
 import numpy as np
 import torch
 from gpu_fit import MILLION, OPTIONS, epochs, paper, ratio_to_paper
+from gpu_recon import agreement, sr_fit, svr_fit
 
 from gsbids.kernels import (
     adjoint_cuda,
@@ -240,7 +242,7 @@ def machine(run: Run) -> dict:
             "numba_cuda": numba_cuda.__version__, "commit": commit}
 
 
-PARTS = (correctness, epochs, paper, rates, grid, launches, registers, small_cases)
+PARTS = (correctness, svr_fit, sr_fit, agreement, epochs, paper, rates, grid, launches, registers, small_cases)
 
 
 def attempt(part: Callable, run: Run, late: bool) -> dict:
@@ -262,15 +264,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU, in the simulator")
+    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS], metavar="PART",
+                        help="parts to run, of " + ", ".join(part.__name__ for part in PARTS))
     options = parser.parse_args()
+    parts = [part for part in PARTS if not options.only or part.__name__ in options.only]
     run = Run(torch.device("cpu" if options.smoke else "cuda"), options.smoke)
     device.check_device(run.target)
     result, start = {"machine": machine(run), "smoke": run.smoke}, time.perf_counter()
-    for part in PARTS:
+    for part in parts:
         result[part.__name__] = attempt(part, run, time.perf_counter() - start > TIME)
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    failed = [part.__name__ for part in PARTS if "failed" in result[part.__name__]]
-    if not {"epochs", "paper"} & set(failed):
+    failed = [part.__name__ for part in parts if "failed" in result[part.__name__]]
+    if {"epochs", "paper"} <= result.keys() - set(failed):
         result["ratio_vs_paper_torch"] = ratio_to_paper(result)
     result["failed"] = failed
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

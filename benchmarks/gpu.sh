@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Run all GPU tests and benchmarks of the renderer, on a machine with nothing but torch, numba and numba-cuda:
-#   benchmarks/gpu.sh [OUT.json] [--smoke]
+# Run all GPU tests and benchmarks, on a machine with nothing but torch, numba, numba-cuda and scipy:
+#   benchmarks/gpu.sh [OUT.json] [--smoke] [--only PART ...]
 # PYTHON chooses the interpreter. Nothing is installed and nothing is fetched.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)

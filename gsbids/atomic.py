@@ -60,7 +60,8 @@ def replacing(path: str | Path, ending: str = "") -> Iterator[Path]:
         os.fsync(descriptor)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno is None or (names and str(temporary) not in names):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

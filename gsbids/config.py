@@ -11,6 +11,7 @@ from gsbids.atomic import write_atomic
 from gsbids.errors import InputError
 
 DEFAULT_RESOLUTION = 0.8  # mm, of SVR
+TEMPLATE = "template"  # name of the space of --template, and of its folder among the data sets
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,6 @@ class Execution:
     verbosity: int = 0
     version: str = __version__
 
-    @property
-    def datasets(self) -> dict[str, Path]:
-        """Folders by the names that BIDS URIs use; ``""`` is the output."""
-        return {"": self.output_dir, "raw": self.bids_dir, **self.derivatives}
-
 
 @dataclass(frozen=True)
 class WorkflowOptions:
@@ -82,6 +78,10 @@ class WorkflowOptions:
         How many times finer than the image, one number or three; empty: not asked for.
     like : Path or None
         Image whose grid super-resolved volumes get.
+    orientation : {"scanner", "radiological"}
+        Order of the voxels of SVR volumes along the axes of their world.
+    template, template_mask : Path or None
+        Volume that SVR volumes are aligned to, and its brain mask.
     sr_quality : {"full", "fast"}
     sr_profile : {"auto", "trilinear", "box", "gaussian", "kspace"}
         How a voxel comes from finer ones.
@@ -93,7 +93,7 @@ class WorkflowOptions:
     motion_correction : bool
     random_seed : int
     device : str
-        ``cpu`` (``auto`` is resolved before the settings are made).
+        ``cpu``, ``cuda`` or ``cuda:N`` (``auto`` is resolved before the settings are made).
     sloppy : bool
         Few Gaussians and iterations, for testing only.
     """
@@ -104,6 +104,9 @@ class WorkflowOptions:
     output_resolution: tuple[float, ...] = ()
     sr_factor: tuple[float, ...] = ()
     like: Path | None = None
+    orientation: str = "scanner"
+    template: Path | None = None
+    template_mask: Path | None = None
     sr_quality: str = "full"
     sr_profile: str = "auto"
     slice_thickness: float | None = None
@@ -153,6 +156,13 @@ class Config:
     execution: Execution
     workflow: WorkflowOptions = field(default_factory=WorkflowOptions)
     nipype: NipypeOptions = field(default_factory=NipypeOptions)
+
+    @property
+    def datasets(self) -> dict[str, Path]:
+        """Folders by the names that BIDS URIs use; ``""`` is the output."""
+        run, template = self.execution, self.workflow.template
+        given = {TEMPLATE: template.parent} if template else {}
+        return {"": run.output_dir, "raw": run.bids_dir, **run.derivatives, **given}
 
     def replace(self, section: str, **changes) -> "Config":
         """Copy with some settings of one section replaced."""

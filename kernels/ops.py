@@ -3,8 +3,9 @@
 
 The field decides where the work is done: tensors of a GPU go to the CUDA kernels (:mod:`gsbids.kernels.ops_cuda`,
 :mod:`gsbids.kernels.ops_grid_cuda`) and come back as tensors of that GPU; arrays and tensors of the CPU go to the
-CPU's, and come back as arrays (from the autograd functions, as tensors). The package numba-cuda is imported only
-for the former. ``lists``: from :func:`plan`; the CPU's kernels keep none.
+CPU's, and come back as arrays (from the autograd functions, as tensors). Arrays with ``options.device`` a GPU are
+moved there, and what is found comes back as arrays. The package numba-cuda is imported only for a GPU. ``lists``: from
+:func:`plan`; the CPU's kernels keep none.
 """
 
 from importlib import import_module
@@ -12,17 +13,50 @@ from importlib import import_module
 import numpy as np
 import torch
 
-from gsbids.kernels import device, grid, rows, splat_cpu
+from gsbids.kernels import device, grid, rows, splat_cpu, there
 from gsbids.kernels.grid import GridGeometry
 from gsbids.kernels.problem import DEFAULT, Acquired, PackedField, RenderOptions, SliceGeometry, Step, full_extent
 
 __all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeometry", "SliceRender", "Step",
-           "full_extent", "image_gradient", "plan", "pose_normal_equations", "render", "render_grid", "step_slices"]
+           "full_extent", "image_gradient", "kept_lists", "on_device", "plan", "pose_normal_equations", "render",
+           "render_grid", "step_slices"]
 
 
 def _cuda(array, module: str = "ops_cuda"):
     """The module of the CUDA twins if ``array`` is for them, else None."""
     return import_module(f"gsbids.kernels.{module}") if device.takes(array) else None
+
+
+def _is_away(array, options) -> bool:
+    """Whether an array is to be rendered on a GPU, where it is not yet."""
+    return options.device != there.CPU and not torch.is_tensor(array)
+
+
+def _moved(arrays, options):
+    return [there.put(array, options.device) for array in arrays]
+
+
+def on_device(geometry: SliceGeometry, name: str):
+    """Slices as the device wants them: copied there, for many renderings; :meth:`moved` gives them other poses.
+
+    Returns
+    -------
+    SliceGeometry or gsbids.kernels.plan_cuda.DeviceGeometry
+        The geometry itself for the CPU.
+    """
+    if name == there.CPU:
+        return geometry
+    return import_module("gsbids.kernels.ops_cuda").on_device(geometry, there.target(name))
+
+
+def kept_lists(options):
+    """Lists for the steps of a fit, kept while nothing moves far; None for the CPU.
+
+    Returns
+    -------
+    gsbids.kernels.verlet_cuda.KeptLists or None
+    """
+    return None if options.device == there.CPU else import_module("gsbids.kernels.verlet_cuda").KeptLists(options)
 
 
 def plan(field, geometry, options=DEFAULT, margin: float = 0.0):
@@ -48,6 +82,9 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     image, weight : ndarray, (S, X, Y), float32
         ``I = sum w c / D`` and ``D = sum w + eps``; formulas in :func:`gsbids.kernels.reference.render_slices`.
     """
+    if _is_away(mean, options):
+        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return there.host(render(*field, geometry, options, lists))
     if twin := _cuda(mean):
         return twin.render(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
@@ -74,6 +111,9 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     -------
     Step
     """
+    if _is_away(mean, options):
+        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return there.host(step_slices(*field, geometry, acquired, options, lists))
     if twin := _cuda(mean):
         return twin.step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
@@ -104,6 +144,9 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
     ndarray, (S, X, Y, 3), float32
         dI/dX per mm along row, column and normal of the slice. The PSF is held fixed.
     """
+    if _is_away(mean, options):
+        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return there.host(image_gradient(*field, geometry, _moved(rendered, options), options, lists))
     if twin := _cuda(mean):
         return twin.image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options,
                                    lists)
@@ -190,6 +233,9 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
 
     ``lists``: from :func:`gsbids.kernels.ops_grid_cuda.plan_grid`, on a GPU only. Returns image and weight (P, X, Y).
     """
+    if _is_away(mean, options):
+        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return there.host(render_grid(*field, geometry, options, lists))
     if twin := _cuda(mean, "ops_grid_cuda"):
         return twin.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
     return grid.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options)

@@ -28,11 +28,15 @@ class RenderOptions:
         Weight of the background (intensity 0) in the normalisation.
     mass_factor : bool
         Weigh by ``sqrt(det Sigma / det Sigma_obs)``: a Gaussian keeps its mass when the PSF widens it.
+    device : str
+        Where fields that are given as arrays are rendered: ``cpu``, ``cuda`` or ``cuda:N``. Tensors of a GPU are
+        rendered where they are.
     """
 
     cut: float = 3.5
     eps: float = 1e-3
     mass_factor: bool = True
+    device: str = "cpu"
 
 
 DEFAULT = RenderOptions()

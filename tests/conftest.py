@@ -37,6 +37,17 @@ def official_errors():
     return errors
 
 
+@pytest.fixture(scope="session")
+def moving_brain():
+    """A field, three stacks of it whose slices moved, their reconstruction, and the true motion: fitted once."""
+    from test_recon import QUICK, STILL, moving_stacks
+
+    from gsbids.recon.fit_svr import fit_svr
+
+    field, stacks, motions = moving_stacks()
+    return field, stacks, fit_svr(stacks, STILL, QUICK), motions
+
+
 @dataclass(frozen=True)
 class TinyBids:
     """A small BIDS data set: ``root`` (raw) and ``masks`` (a derivative data set beside it)."""

@@ -7,6 +7,7 @@ from gsbids.imaging.nifti import save_image
 from gsbids.qc.citations import MethodsFacts, methods_paragraphs
 from gsbids.qc.metrics import reconstruction_metrics
 from gsbids.qc.report import ReportContent, StackPanel
+from gsbids.qc.usage import StepUsage
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.result import SvrResult
@@ -96,5 +97,6 @@ def sample_content(folder, names=NAMES, **changes) -> ReportContent:
             "accepted": [True, True, False], "reason": ["", "", "Left in the scanner's space: no gain."]},
         "metrics": reconstruction_metrics(result, volume * mask, mask, (0.9,) * 3),
         "methods": methods_paragraphs(facts), "versions": versions,
-        "run": {"Command": "gsbids a b participant"}}
+        "run": {"Command": "gsbids a b participant"},
+        "usage": (StepUsage("run_1 conform", 2.0, 1.5), StepUsage("svr fit", 138.0, 240.0, 1.2))}
     return ReportContent(**(values | files | changes))

@@ -155,13 +155,20 @@ def spoil_affine(tiny, numbers=0.0):
     return tiny.stack(), "the affine (sform) is zero or singular"
 
 
+def spoil_size(tiny):
+    raw = bytearray(gzip.decompress(tiny.stack().read_bytes()))
+    raw[42:48] = np.full(3, 32767, np.int16).tobytes()
+    tiny.stack().write_bytes(gzip.compress(bytes(raw)))
+    return tiny.stack(), "the header says 32767 x 32767 x 32767 voxels, which do not fit into memory"
+
+
 def spoil_affine_singular(tiny):
     return spoil_affine(tiny, 2.0)
 
 
 @pytest.mark.parametrize("spoil", [
     spoil_mask_empty, spoil_mask_speck, spoil_mask_elsewhere, spoil_truncated, spoil_corrupt,
-    spoil_volumes, spoil_affine, spoil_affine_singular])
+    spoil_volumes, spoil_size, spoil_affine, spoil_affine_singular])
 def test_bad_files(refuse, tiny_bids, spoil):
     tiny = tiny_bids()
     file, what = spoil(tiny)
@@ -187,11 +194,18 @@ def test_derivatives(refuse, tiny_bids, tmp_path):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_device_that_is_not_there(refuse, tiny_bids, device):
-    assert refuse(tiny_bids().root, "--device", device).startswith(f"--device {device}: this version")
+    line = refuse(tiny_bids().root, "--device", device)
+    assert line.startswith(f"--device {device}: torch ")
+    assert line.endswith("or give --device cpu")
+
+
+def test_the_method_of_the_paper_on_a_gpu(refuse, tiny_bids):
+    line = refuse(tiny_bids().root, "--device", "cuda", "--svr-method", "paper")
+    assert line.startswith("--device cuda: --svr-method paper computes on the CPU only")
 
 
 @pytest.mark.parametrize(("text", "what"), [
-    ("plugin: SLURMGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
+    ("plugin: SGEGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
     ("a: b", "expected the keys plugin"), ("plugin: [", "not a YAML file"), (None, "cannot be read"),
     ("plugin: SLURM\nplugin_args: 3", "plugin_args must be keys and values")])
 def test_plugin_files(refuse, tiny_bids, tmp_path, text, what):

@@ -107,7 +107,7 @@ def test_thickness(files, fake, capsys):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ([*STACKS], "required: --output-volume"), ([*OUT], "required: --input-stacks"),
+    ([*STACKS], "required: --output-volume"), ([*OUT], "--input-stacks --input-slices is required"),
     ([*STACKS, "--output-volume", "out.mgz"], "must end with .nii.gz"),
     ([*STACKS, *OUT, "--output-model", "m.pkl"], "must end with .npz"),
     ([*STACKS, *OUT, "--input-masks", "m1.nii.gz"], "1 files for 3 stacks"),

@@ -35,7 +35,7 @@ def test_settings_do_not_change_in_place():
 
 
 def test_data_sets_by_name():
-    assert example().execution.datasets == {"": Path("/out"), "raw": Path("/in"), "masks": Path("/m")}
+    assert example().datasets == {"": Path("/out"), "raw": Path("/in"), "masks": Path("/m")}
 
 
 def test_file_without_folders(tmp_path):

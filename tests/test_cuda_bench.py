@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.sh"
-RESULTS = {"correctness": "same_bits", "epochs": "graph", "paper": "epoch_s", "rates": "ns_per_useful_pair",
+RESULTS = {"correctness": "same_bits", "svr_fit": "seconds", "sr_fit": "one_field_s", "agreement": "weights",
+           "epochs": "graph", "paper": "epoch_s", "rates": "ns_per_useful_pair",
            "grid": "rate", "launches": "project_us", "registers": "none", "small_cases": "against_oracle"}
 
 
@@ -33,3 +34,5 @@ def test_the_gpu_benchmark_runs_through(tmp_path):
               and k != "part_s"]
     assert max(errors) < 1e-4
     assert found["epochs"]["plain"]["loss"] == found["epochs"]["graph"]["loss"]
+    assert found["svr_fit"]["device"] == found["sr_fit"]["device"] == "cuda (simulator)"
+    assert found["sr_fit"]["voxels"] == 8**3

@@ -37,6 +37,13 @@ def test_the_package_is_light():
     assert HEAVY & {name.partition(".")[0] for name in json.loads(run.stdout)} == set()
 
 
+def test_the_fits_need_a_bare_gpu_machine_only():
+    absent = sorted(HEAVY - {"numba", "numpy", "scipy", "torch"} | {"sklearn"})
+    script = (f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+              "from gsbids.recon import fit_sr, fit_svr, resample, sr_sample, uncertainty")
+    subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+
 def test_run_as_module():
     run = subprocess.run([sys.executable, "-m", "gsbids", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("gsbids ")

@@ -122,10 +122,11 @@ def test_middle_slices_lie_in_the_mask():
 
 def svgs(result):
     moved = slice_displacement(result)
-    stacks = [curves.stack_motion(result, moved, i) for i in range(len(result.stack_names))]
+    times = tuple(k // 2 + DEPTH * (k % 2) for k in range(DEPTH))
+    stacks = [curves.stack_motion(result, moved, i, times) for i in range(len(result.stack_names))]
     limits = curves.motion_limits(stacks)
     return [curves.motion_curves(stacks[0], limits),
-            curves.motion_curves(stacks[0], limits, tuple(range(DEPTH))),
+            curves.motion_curves(stacks[0], limits, in_time=True),
             curves.slice_heat(result, result.ncc, "similarity", (0.5, 1)), curves.similarity_dots(result),
             curves.convergence(result.history)]
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: complete in itself, escaped, readable by everyone, written whatever is missing."""
 
+import base64
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qc_samples import ball, grid, sample_content
+from qc_samples import ball, grid, sample_content, sample_result
 
 from gsbids.imaging.nifti import save_image
-from gsbids.qc.report import ReportContent, StackPanel, registration_rows, render_report, write_report
+from gsbids.qc.report import TEMPLATES, ReportContent, StackPanel, registration_rows, render_report, write_report
+from gsbids.qc.usage import StepUsage
 
+SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
 EVIL = '<script>alert("x")</script> & \'quotes\' </pre></style>'
 
 
@@ -58,20 +63,24 @@ def section_ids(page):
 
 def test_complete_report_has_every_section_and_no_notes(complete):
     page = Page(complete[1])
-    assert section_ids(page) == ["summary", "warnings", "reconstruction", "stacks", "motion", "slices",
-                                 "convergence", "methods", "about"]
+    assert section_ids(page) == ["summary", "warnings", "reconstruction", "excluded", "worst", "stacks", "motion",
+                                 "slices", "convergence", "usage", "methods", "about"]
     assert "could not be drawn" not in page.text
     assert "Not in this report" not in page.text
     for words in ("Finished with 1 warning", "look here", "run-1, in order of acquisition", "no gain",
                   "Coverage: black 0, white 3.0 slices", "Uncertainty: black 0",
-                  "Template: the other", "Registered: similarity 0.50, then 0.80", "gsbids a b participant"):
+                  "Template: the other", "Registered: similarity 0.50, then 0.80", "gsbids a b participant",
+                  "from SliceTiming, 2 passes", "average of the stacks", "before and after correction",
+                  "svr fit 2 min 18 s 4 min 0 s 1.2 GB", "Sum of all steps 2 min 20 s"):
         assert words in page.text
 
 
 def test_nothing_is_loaded_from_outside(complete):
     text = complete[1]
     page = Page(text)
-    assert not page.all("script", "iframe", "object", "embed", "audio", "video", "base", "form")
+    assert page.all("script") == [{}], "the one script stands inside"
+    assert not page.all("iframe", "object", "embed", "audio", "video", "base", "form")
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|EventSource|sendBeacon|import)\b", SCRIPT)
     for attributes in page.all("img", "link", "use", "image", "source"):
         for name in ("src", "href", "srcset", "xlink:href"):
             assert not attributes.get(name) or attributes[name].startswith(("data:", "#"))
@@ -82,7 +91,10 @@ def test_nothing_is_loaded_from_outside(complete):
         before = text[max(0, found.start() - 40):found.start()]
         assert before.endswith('<a href="') or "xmlns" in before
     policy = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+                      f"script-src 'sha256-{digest}'"]
+    assert f"<script>{SCRIPT}</script>" in text
 
 
 def test_ids_are_unique_and_links_arrive(complete):
@@ -108,6 +120,11 @@ def test_readable_without_eyes_or_mouse(complete):
     assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrolling)
     assert page.all("a")[0] == {"class": "skip", "href": "#summary"}
     assert all(a.get("scope") for a in page.all("th"))
+    sliders = [a for a in page.all("input") if a.get("type") == "range"]
+    assert len(sliders) == 1 + 3, "one for the three planes, one for each stack"
+    assert all(a.get("aria-label") for a in sliders)
+    hidden = [a for a in page.all("label") if a.get("class") == "cut"]
+    assert all("hidden" in a for a in hidden), "without the script there is nothing that does nothing"
 
 
 def test_everything_quoted_is_escaped(tmp_path):
@@ -116,22 +133,47 @@ def test_everything_quoted_is_escaped(tmp_path):
     content = replace(
         content, title=EVIL, task=EVIL, summary=((EVIL, EVIL),), warnings=(EVIL,), stacks=panels,
         methods=(EVIL,), orientation=EVIL, versions={EVIL: EVIL}, crashes=(EVIL,), run={EVIL: EVIL},
-        metrics={EVIL: 1.0, "noise": EVIL}, registration={"reason": [EVIL, EVIL]})
+        metrics={EVIL: 1.0, "noise": EVIL}, registration={"reason": [EVIL, EVIL]}, usage=(StepUsage(EVIL, 1, 1),))
     page = Page(render_report(content))
-    assert not page.all("script")
+    assert page.all("script") == [{}]
     assert len(page.all("style")) == 1
     assert page.text.count("</pre></style>") >= 12
     names = {name for _, attributes in page.tags for name in attributes}
     assert not any(name.startswith(("'", "<", "alert")) for name in names)
 
 
+def test_worst_slices_come_first_and_what_is_excluded_has_a_reason(complete):
+    from gsbids.recon.result import SvrResult
+
+    result = SvrResult.load(complete[0].result)
+    page = Page(complete[1])
+    shown = [float(ncc) for ncc in re.findall(r"run-\d, slice \d: similarity ([\d.]+), weight", page.text)]
+    assert len(shown) == 8
+    assert shown == [round(ncc, 2) for ncc in sorted(result.ncc)[:8]]
+    rows = re.findall(r"(run-\d) slice (\d) ([A-Z][^;]+); residual [\d.]+, [\d.]+ times that of the typical", page.text)
+    expected = [(result.stack_names[result.stack_index[s]], str(result.slice_index[s]))
+                for s in np.flatnonzero(result.rejected)]
+    assert [row[:2] for row in rows] == expected
+    assert len(expected) > 2
+
+
+def test_no_average_and_no_sliders_without_stacks(tmp_path):
+    content = replace(sample_content(tmp_path), stacks=())
+    page = Page(render_report(content))
+    assert not [a for a in page.all("input") if a.get("type") == "range"]
+    assert "reconstruction" in section_ids(page)
+    assert "worst" not in section_ids(page)
+
+
 def test_failed_subject_has_a_report_with_its_errors(tmp_path):
-    content = ReportContent("sub-02", "sub-02_T2w", crashes=("Traceback\nValueError: <b>", "second"))
+    crash = "Node: gsbids_wf.sub_02_T2w_wf.svr_wf.fit\nTraceback\nValueError: <b>\n"
+    content = ReportContent("sub-02", "sub-02_T2w", crashes=(crash, "second"))
     path = write_report(tmp_path / "sub-02.html", content)
     page = Page(path.read_text(encoding="utf-8"))
     assert section_ids(page) == ["summary", "warnings", "errors", "about"]
     assert "Failed: 2 steps ended in an error" in page.text
-    assert "ValueError: <b>" in page.text
+    assert "Step fit: ValueError: <b>" in page.text
+    assert "the crash file does not say why" in page.text
     assert "because it was not made: the reconstruction, the stacks, motion" in page.text
     assert [p.name for p in tmp_path.iterdir()] == ["sub-02.html"]
 
@@ -196,7 +238,8 @@ def test_names_that_are_not_utf8(tmp_path):
     assert "sub-?" in path.read_text(encoding="utf-8")
 
 
-def test_many_noisy_stacks_stay_under_15_mb(tmp_path):
+@pytest.mark.parametrize("count", [4, 14])
+def test_many_noisy_stacks_stay_under_15_mb(tmp_path, count):
     """Noise is what PNG compresses worst."""
     rng = np.random.default_rng(0)
     shape = (256, 256, 12)
@@ -207,16 +250,18 @@ def test_many_noisy_stacks_stay_under_15_mb(tmp_path):
              "n4": save_image(tmp_path / "n.nii.gz", noise, affine),
              "simulated": save_image(tmp_path / "s.nii.gz", noise[::-1], affine),
              "mask": save_image(tmp_path / "m.nii.gz", mask, affine, "uint8")}
-    one = write_report(tmp_path / "one.html", ReportContent("a", "b", stacks=(StackPanel("s0", **files),)))
-    # The number of stacks lowers the detail of each: the size of one among 14 is measured alone.
-    stacks = (StackPanel("s0", **files), *(StackPanel(f"s{k}") for k in range(1, 14)))
-    many = write_report(tmp_path / "many.html", ReportContent("a", "b", stacks=stacks))
-    assert many.stat().st_size < one.stat().st_size
+    names = tuple(f"s{k}" for k in range(count))
     noise = rng.uniform(0, 100, (180, 180, 180))
     volume = save_image(tmp_path / "v.nii.gz", noise, grid((0.5,) * 3, noise.shape))
-    volumes = write_report(tmp_path / "volume.html", ReportContent("a", "b", volume=volume, unmasked=volume))
-    assert volumes.stat().st_size + 14 * many.stat().st_size < 13e6
-    assert volumes.stat().st_size + 7 * one.stat().st_size < 13e6
+    content = ReportContent(
+        "a", "b", volume=volume, unmasked=volume, coverage=volume, uncertainty=volume,
+        stacks=tuple(StackPanel(name, **files) for name in names),
+        result=sample_result(names).save(tmp_path / "r.npz"))
+    path = write_report(tmp_path / "r.html", content)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "could not be drawn" not in page.text
+    assert len(page.all("img")) > 24 * count + 8 * 4 + 6
+    assert path.stat().st_size < 15e6
 
 
 def test_report_of_real_stacks(test_data, tmp_path):
@@ -270,3 +315,54 @@ def test_browser_renders_without_a_complaint(complete, tmp_path, width):
         outside = '<main><img src="https://example.org/a.png" alt="x">'
         page.write_text(complete[1].replace("<main>", outside), encoding="utf-8")
         assert "Content Security Policy" in browse(page, f"--screenshot={shot}")
+
+
+FRAME = """<!DOCTYPE html><html><body><iframe id="f" src="report.html" width="{width}" height="900"></iframe>
+<script>
+document.getElementById("f").addEventListener("load", () => {{
+  const page = document.getElementById("f").contentDocument, root = page.documentElement;
+  const input = page.querySelector("input[type=range]"), box = input.closest("[data-compare]");
+  const said = {{width: root.scrollWidth, shown: !input.closest("label").hidden}};
+  const [before, after] = [...box.querySelectorAll(".pair > span")].map((part) => getComputedStyle(part));
+  said.same = before.gridRowStart === after.gridRowStart && before.gridColumnStart === after.gridColumnStart;
+  input.value = 80;
+  input.dispatchEvent(new Event("input"));
+  said.clip = [before.clipPath, after.clipPath];
+  said.spoken = input.getAttribute("aria-valuetext");
+  said.unfocusable = [...page.querySelectorAll("a, input, summary, .scroll, pre")].filter((part) =>
+    part.tabIndex < 0 || part.disabled).length;
+  document.body.dataset.said = JSON.stringify(said);
+}});
+</script></body></html>"""
+
+
+@pytest.mark.parametrize("width", [380, 1200])
+def test_browser_page_is_as_wide_as_the_screen_and_its_slider_works(complete, tmp_path, width):
+    """In a frame of that width: a window cannot be as narrow as a phone."""
+    (tmp_path / "report.html").write_text(complete[1], encoding="utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(width=width), encoding="utf-8")
+    command = browser_command(frame, "--allow-file-access-from-files", "--dump-dom", "--virtual-time-budget=5000",
+                              "--window-size=1400,1000")
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    said = json.loads(Page(page).all("body")[0]["data-said"])
+    clip = said.pop("clip")
+    assert said == {"width": width, "shown": True, "same": True, "unfocusable": 0,
+                    "spoken": "80 % average of the stacks"}
+    assert re.search(r"\b20%", clip[0])
+    assert re.search(r"\b80%", clip[1])
+
+
+def test_browser_dark_mode(complete, tmp_path):
+    from PIL import Image
+
+    page = tmp_path / "report.html"
+    page.write_text(complete[1], encoding="utf-8")
+    levels = []
+    for scheme in (0, 1):  # of Chromium's own: dark, light
+        shot = tmp_path / f"{scheme}.png"
+        browse(page, f"--blink-settings=preferredColorScheme={scheme}", "--window-size=900,700", f"--screenshot={shot}")
+        with Image.open(shot) as image:
+            levels.append(np.median(np.asarray(image.convert("L"))))
+    assert levels[0] < 60
+    assert levels[1] > 200

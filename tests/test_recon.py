@@ -90,11 +90,10 @@ QUICK = SvrOptions(iterations=60, n_gaussians=900, members=1, patience=0, held_o
 STILL = np.tile(np.eye(4), (3, 1, 1))
 
 
-@pytest.fixture(scope="module")
-def moving():
-    """Field, stacks, and their reconstruction."""
-    field, stacks, motions = moving_stacks()
-    return field, stacks, fit_svr(stacks, STILL, QUICK), motions
+@pytest.fixture
+def moving(moving_brain):
+    """Field, stacks, their reconstruction, and the true motion."""
+    return moving_brain
 
 
 def gauge(stacks, motions, result):

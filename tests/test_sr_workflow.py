@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_nifti
-from test_end_to_end import checksums
 from test_sr import decimated, phantom, psnr
+from trees import checksums
 
 from gsbids.cli.main import main
 from gsbids.imaging.nifti import load_image
@@ -107,10 +107,12 @@ def test_the_official_validator_passes(finished, official_errors):
 def test_reports(finished):
     out, _ = finished
     page = (out / "sub-01_T1w.html").read_text(encoding="utf-8")
-    for section in ("Before and after", "Spectrum", "Settings chosen", "Volume", "Convergence", "Methods"):
+    for section in ("Before and after", "Spectrum", "Settings chosen", "Volume", "Convergence", "Time and memory",
+                    "Methods"):
         assert f">{section}</h2>" in page
     for words in ("as this is the only volume", "Mask file", "Gain at hidden voxels", "sigma 1 voxels", "Blend"):
         assert words in page
+    assert page.count('type="range"') == 1  # B-spline and super-resolved, in three planes
     assert "because it was not made" not in page
     assert "could not be drawn" not in page
     page = (out / "sub-01.html").read_text(encoding="utf-8")
@@ -230,6 +232,8 @@ def test_reports_are_made_anew_to_the_bit(data, finished, tmp_path):
     assert call(folder, out, "--reports-only") == 0
     assert call(folder, out, "--reports-only", "--modality", "T1w", "-d", f"masks={folder / 'masks'}") == 0
     assert checksums(out, ("log", "logs")) == checksums(finished[0], ("log", "logs"))
+    for page in out.glob("*.html"):
+        assert page.read_bytes() == (finished[0] / page.name).read_bytes()
     assert not (tmp_path / "out-work").exists()
 
 

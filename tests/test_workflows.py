@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workflows: graphs, a whole run on tiny data, resuming, crashes."""
 
-import hashlib
 import json
 import re
-from pathlib import Path
 
 import pytest
+from trees import checksums
 
 from gsbids.bids.query import Selection, find_tasks
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import WorkflowError
+from gsbids.qc.usage import read_usage
 from gsbids.workflows.base import init_gsbids_wf
 from gsbids.workflows.names import task_folder, workflow_name
 from gsbids.workflows.outputs import common_fields, slice_times
@@ -37,11 +37,6 @@ def execute(config, task):
     return workflow.run(plugin="Linear")
 
 
-def contents(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def test_graph(setting):
     config, task, _ = setting
     workflow = init_gsbids_wf(config=config, tasks=[task])
@@ -65,6 +60,8 @@ def test_steps_can_be_left_out(setting):
     config = config.replace("workflow", denoise=False, n4=False)
     names = init_gsbids_wf(config=config, tasks=[task]).list_node_names()
     assert not [name for name in names if re.search(r"denoise|\.n4|save_stack$", name)]
+    names = init_gsbids_wf(config=config.replace("workflow", denoise=True), tasks=[task]).list_node_names()
+    assert [name for name in names if name.endswith("save_stack")], "the report is made anew from what was fitted"
 
 
 def test_method_reaches_the_fit(setting):
@@ -93,16 +90,23 @@ def test_fields_of_sidecars(setting):
     assert slice_times(stacks[0]) == []
     assert slice_times(replace(stacks[0], metadata={"SliceTiming": [0, 1.5]})) == [0.0, 1.5]
     assert slice_times(replace(stacks[0], metadata={"SliceTiming": "late"})) == []
+    backwards = {"SliceTiming": [0, 1.5], "SliceEncodingDirection": "k-"}
+    assert slice_times(replace(stacks[0], metadata=backwards)) == [1.5, 0.0]
 
 
 def test_run_resume_and_repeat(setting):
     config, task, tiny = setting
-    raw = contents(tiny.root)
+    raw = checksums(tiny.root)
     execute(config, task)
-    made = contents(config.execution.output_dir)
-    assert contents(tiny.root) == raw
+    made = checksums(config.execution.output_dir)
+    assert checksums(tiny.root) == raw
     assert "sub-01/anat/sub-01_rec-gsvr_res-2_desc-preproc_T2w.nii.gz" in made
     assert "sub-01.html" in made
+    steps = read_usage(config.execution.output_dir / "sub-01/log/r1/sub-01_T2w_usage.tsv")
+    assert [step.name for step in steps if step.name.startswith("svr")] == ["svr register", "svr fit", "svr sample"]
+    assert {f"run_{k} n4" for k in (1, 2, 3)} < {step.name for step in steps}
+    assert "volume_outputs qc" in [step.name for step in steps]
+    assert all(step.seconds > 0 and step.peak_gb > 0.05 for step in steps)
     sidecar = json.loads((config.execution.output_dir / (
         "sub-01/anat/sub-01_rec-gsvr_res-2_desc-uncertainty_T2w.json")).read_text())
     assert sidecar["Units"] == "arbitrary"
@@ -119,11 +123,11 @@ def test_run_resume_and_repeat(setting):
         left.unlink()
     execute(config.replace("execution", run_uuid="r2"), task)
     assert fitted.stat().st_mtime_ns == before
-    assert contents(config.execution.output_dir) == made
+    assert checksums(config.execution.output_dir) == made
     # Previews, the early one and that of the fit, change nothing and do not stay.
     shown = config.replace("execution", work_dir=config.execution.work_dir / "shown", preview=True)
     execute(shown, task)
-    assert contents(config.execution.output_dir) == made
+    assert checksums(config.execution.output_dir) == made
     folder = task_folder(shown, task)
     assert (folder / "early_preview/preview.nii.gz").is_file()
     assert (folder / "svr_wf/fit/preview.nii.gz").is_file()
@@ -131,7 +135,7 @@ def test_run_resume_and_repeat(setting):
     again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace(
         "nipype", omp_nthreads=2)
     execute(again, task)
-    assert contents(config.execution.output_dir) == made
+    assert checksums(config.execution.output_dir) == made
 
 
 def test_crash_leaves_a_report(setting):
@@ -147,3 +151,8 @@ def test_crash_leaves_a_report(setting):
     assert report == config.execution.output_dir / "sub-01.html"
     assert "truncated or corrupt" in page
     assert "run-1" in page
+    # What it took until then, also the step that failed.
+    (table,) = (config.execution.output_dir / "sub-01/log/r1").glob("*_usage.tsv")
+    assert table.name == "sub-01_T2w_usage.tsv"
+    assert "run_2 conform" in [step.name for step in read_usage(table)]
+    assert ">Time and memory</h2>" in page

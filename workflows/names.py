@@ -8,7 +8,7 @@ from pathlib import Path
 from gsbids import __version__
 from gsbids.bids.names import derivative_path
 from gsbids.bids.task import ReconstructionTask, StackFile
-from gsbids.config import Config
+from gsbids.config import TEMPLATE, Config, WorkflowOptions
 
 TOP = "gsbids_wf"
 
@@ -27,11 +27,16 @@ def stack_workflow_name(stack: StackFile) -> str:
     return re.sub(r"\W", "_", stack.label.replace("+", "__")) + "_wf"
 
 
+def volume_extra(options: WorkflowOptions) -> dict[str, str | float]:
+    """Entities that all images of a volume of SVR bear: its resolution, and the space of a template."""
+    return {"res": options.svr_resolution} | ({"space": TEMPLATE} if options.template else {})
+
+
 def volume_path(config: Config, task: ReconstructionTask) -> Path:
     """The volume of a task, below the output folder."""
     if task.method == "sr":
         return derivative_path(task.entities, "sr_volume", res=task.resolution)
-    return derivative_path(task.entities, "volume", res=config.workflow.svr_resolution)
+    return derivative_path(task.entities, "volume", **volume_extra(config.workflow))
 
 
 def working_folder(config: Config) -> Path:

@@ -7,10 +7,11 @@ from nipype.pipeline.engine import Node, Workflow
 from gsbids.bids.names import bids_uri, derivative_path, uri_of
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
+from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
 from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
 from gsbids.recon.uncertainty import FORMULA
-from gsbids.workflows.names import registry_folder, stack_workflow_name
+from gsbids.workflows.names import registry_folder, stack_workflow_name, volume_extra
 
 #: Fields of the raw sidecars that stay true, where all stacks agree.
 PROPAGATED = ("Modality", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName",
@@ -31,7 +32,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
 
     Inputs
     ------
-    volume, unmasked, mask, coverage, uncertainty, result, facts
+    volume, unmasked, mask, coverage, uncertainty, template_xfm, result, facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
     in_files, in_masks
         Prepared stacks and their masks, in the order of the task.
@@ -42,21 +43,24 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "result", "facts", "in_files", "in_masks"]), "inputnode")
+    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "template_xfm", "result", "facts", "in_files", "in_masks"]),
+                     "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
-    resolution = {"res": config.workflow.svr_resolution}
-    target = derivative_path(task.entities, "volume", **resolution)
+    extra, template = volume_extra(config.workflow), config.workflow.template
+    target = derivative_path(task.entities, "volume", **extra)
     qc = Node(QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
               "qc", mem_gb=1.0)
     sources = {"Sources": stack_uris(config, task.stacks)}
-    sidecar = sources | common_fields(task.stacks)
+    place = {"SpatialReference": uri_of(template, config.datasets)} if template else {}
+    sidecar = sources | common_fields(task.stacks) | place
     model = bids_uri("", derivative_path(task.entities, "model"))
-    own = {"mask": sources, "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA}}
+    own = {"mask": sources | place,
+           "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA} | place}
     workflow.connect([(inputnode, qc, [(name, name) for name in ("result", "volume", "mask", "coverage", "in_files",
                                                            "in_masks")]),
                       (qc, outputnode, [("metrics", "metrics")])])
     for field, kind in VOLUME_IMAGES.items():
-        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), resolution)
+        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)
         workflow.connect(inputnode, field, save, "in_file")
         if field == "volume":
             save.inputs.supersedes = "preview"  # also one that a run left that was killed
@@ -64,6 +68,10 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
             workflow.connect(inputnode, "facts", save, "more")
     save_model = save_node(config, task.entities, "model", "save_model", sources)
     save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})
+    if template:
+        save_xfm = save_node(config, task.entities, "template_xfm", "save_template_xfm",
+                             {"Sources": [model, place["SpatialReference"]]}, {"from": task.suffix})
+        workflow.connect(inputnode, "template_xfm", save_xfm, "in_file")
     workflow.connect([(inputnode, save_model, [("result", "in_file"), ("facts", "more")]),
                       (qc, save_metrics, [("table", "in_file"), ("columns", "more")])])
     return workflow
@@ -96,8 +104,8 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result"]), "inputnode")
     outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
     threads = config.nipype.omp_nthreads
-    simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads), "simulate",
-                    n_procs=threads, mem_gb=1.0)
+    simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads,
+                                  **where(config.workflow.device)), "simulate", n_procs=threads, mem_gb=1.0)
     motion = Node(MotionTable(index=index, slice_timing=slice_times(stack)), "motion", mem_gb=0.3)
     workflow.connect([
         (inputnode, simulate, [("prepared", "in_file"), ("mask", "in_mask"), ("result", "result")]),
@@ -110,7 +118,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     saved = [(inputnode, "mask", "stack_mask", sources), (simulate, "out_file", "simulated", image | model),
              (motion, "table", "motion", {}), (motion, "stack_xfm", "stack_xfm", model),
              (motion, "slices_xfm", "slices_xfm", model)]
-    if config.workflow.n4:
+    if config.workflow.n4 or config.workflow.denoise:  # what was fitted, and what the report shows
         saved.append((inputnode, "prepared", "stack", image | sources))
     for node, field, kind, sidecar in saved:
         save = save_node(config, stack.entities, kind, f"save_{kind}", sidecar)
@@ -124,10 +132,10 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
 
 def stack_uris(config: Config, stacks) -> list[str]:
     """BIDS URIs of stacks and of the masks that go with them."""
-    paths = [stack.path for stack in stacks]
+    paths = [path for stack in stacks for path in stack.sources or (stack.path,)]
     if config.workflow.mask_mode in ("auto", "derivatives"):
-        paths += [stack.mask for stack in stacks if stack.mask is not None]
-    return [uri_of(path, config.execution.datasets) for path in paths]
+        paths += [stack.mask for stack in stacks if stack.mask is not None and not stack.sources]
+    return [uri_of(path, config.datasets) for path in paths]
 
 
 def common_fields(stacks) -> dict:
@@ -138,11 +146,15 @@ def common_fields(stacks) -> dict:
 
 
 def slice_times(stack: StackFile) -> list[float]:
-    """``SliceTiming`` of a stack, empty where it is missing or not a list of numbers."""
+    """``SliceTiming`` of a stack by slice index, empty where it is missing or not a list of numbers.
+
+    Where ``SliceEncodingDirection`` ends in ``-``, the first time is that of the last slice (BIDS).
+    """
     times = stack.metadata.get("SliceTiming")
     if not isinstance(times, list | tuple) or not all(isinstance(time, int | float) for time in times):
         return []
-    return [float(time) for time in times]
+    backwards = str(stack.metadata.get("SliceEncodingDirection") or "").endswith("-")
+    return [float(time) for time in (reversed(times) if backwards else times)]
 
 
 def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict,

@@ -5,6 +5,7 @@ from nipype.pipeline.engine import Node
 
 from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
+from gsbids.interfaces.base import where
 from gsbids.interfaces.preview import EarlyPreview
 from gsbids.workflows.outputs import common_fields, stack_uris
 
@@ -42,5 +43,6 @@ def early_preview_node(config: Config, task: ReconstructionTask) -> Node:
         directions=[str(stack.metadata.get("SliceEncodingDirection") or "") for stack in stacks],
         names=[stack.label for stack in stacks], thicknesses=[stack.thickness for stack in stacks],
         mask_mode=options.mask_mode, preview=preview_settings(config, task, FIRST),
-        options={"seed": options.random_seed, "motion_correction": options.motion_correction}, num_threads=threads)
+        options={"seed": options.random_seed, "motion_correction": options.motion_correction}, num_threads=threads,
+        **where(options.device))
     return Node(interface, "early_preview", n_procs=threads, mem_gb=1.0)

@@ -11,7 +11,9 @@ from gsbids.bids.names import derivative_path, sidecar_path, subject_folder
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 from gsbids.errors import InputError
+from gsbids.workflows.names import volume_extra
 from gsbids.workflows.report import left_files, left_sr_files, report_inputs, sr_report_inputs
+from gsbids.workflows.usage import kept_usage
 
 #: Files of a reconstruction by their names among the inputs of ``SubjectReport``, and of its stacks.
 SAVED = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "volume_mask", "coverage": "coverage",
@@ -74,6 +76,8 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
     metrics = root / derivative_path(task.entities, "sr_metrics" if of_sr else "metrics")
     if metrics.is_file():
         found["metrics"] = str(_metrics_json(metrics, scratch / "metrics.json"))
+    if (usage := kept_usage(config, task)) is not None:
+        found["usage"] = str(usage)
     if of_sr:
         content = gather_sr_content(sr_report_inputs(config, task) | _with_input(config, task, found, scratch))
     else:
@@ -98,10 +102,10 @@ def saved_sr_files(config: Config, task: ReconstructionTask) -> dict:
 
 def saved_files(config: Config, task: ReconstructionTask) -> dict:
     """Outputs of a task under the names of the inputs of ``SubjectReport``."""
-    root, resolution = config.execution.output_dir, {"res": config.workflow.svr_resolution}
+    root, extra = config.execution.output_dir, volume_extra(config.workflow)
     found: dict = {}
     for name, kind in SAVED.items():
-        path = root / derivative_path(task.entities, kind, **({} if kind == "model" else resolution))
+        path = root / derivative_path(task.entities, kind, **({} if kind == "model" else extra))
         if path.is_file():
             found[name] = str(path)
     for name, kind in SAVED_STACKS.items():
@@ -213,6 +217,6 @@ def _conform(stack: StackFile, folder: Path, keep_as_is: bool = False) -> str:
 def _sidecar(path: Path) -> dict:
     try:
         found = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

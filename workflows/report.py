@@ -10,6 +10,7 @@ from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.workflows.names import stack_workflow_name, task_folder
 from gsbids.workflows.outputs import slice_times
+from gsbids.workflows.usage import keep_usage
 
 #: Distributions by the names of what is imported.
 PACKAGES = {"gsbids": "gsbids", "nipype": "nipype", "bids": "pybids", "nibabel": "nibabel", "ants": "antspyx",
@@ -19,7 +20,8 @@ PACKAGES = {"gsbids": "gsbids", "nipype": "nipype", "bids": "pybids", "nibabel":
 def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     """Inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
 
-    No times, paths or names of this run: the report of a repeated run is the same to the bit.
+    No times, paths or names of this run: but for what its steps took, the report of a repeated run is the same to the
+    bit.
 
     Returns
     -------
@@ -29,12 +31,16 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     options = config.workflow
     versions = package_versions()
     thicknesses = sorted({f"{stack.thickness:g}" for stack in task.stacks})
+    aligned = (("Aligned to", options.template.name),) if options.template else ()
+    letters = {"orientation": f"Letters are directions of the template {options.template.name}; stacks are shown as "
+               "they lay in the scanner."} if options.template else {}
     content = {
         "title": task.name.replace("_", " "),
         "task": task.name,
         "summary": (("Stacks", str(len(task.stacks))), ("Slice thickness", f"{', '.join(thicknesses)} mm"),
-                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"),
+                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"), *aligned,
                     ("Method", task.reason or "slice-to-volume reconstruction")),
+        **letters,
         "warnings": task.warnings,
         "versions": versions,
         "run": {"Random seed": str(options.random_seed), "Device": options.device,
@@ -43,10 +49,10 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
     facts = {"versions": versions, "n_stacks": len(task.stacks), "plain": task.plain, "denoised": options.denoise,
-             "bias_corrected": options.n4, "registered": True, "motion_corrected": options.motion_correction,
-             "method": options.svr_method,
+             "bias_corrected": options.n4, "registered": task.poses is None, "posed": task.poses is not None,
+             "motion_corrected": options.motion_correction, "method": options.svr_method,
              "resolution": (options.svr_resolution,) * 3, "seed": options.random_seed,
-             "device": options.device}
+             "device": options.device, "template": options.template.name if options.template else ""}
     panels = []
     for stack in task.stacks:
         rows = (("File", stack.path.name), ("Slice thickness", f"{stack.thickness:g} mm"))
@@ -79,7 +85,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
                 "Sloppy": "yes: for testing only" if options.sloppy else "no"},
     }
     facts = {"versions": versions, "denoised": options.denoise, "bias_corrected": options.n4, "suffix": task.suffix,
-             "resolution": task.resolution}
+             "resolution": task.resolution, "device": options.device}
     return {"content": content, "facts": facts}
 
 
@@ -105,10 +111,12 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
     from gsbids.qc.report import write_report
 
     config = config.of_method(task.method)
+    usage = keep_usage(config, task)
+    known = {} if usage is None else {"usage": str(usage)}
     if task.method == "sr":
-        content = gather_sr_content(sr_report_inputs(config, task) | left_sr_files(config, task))
+        content = gather_sr_content(sr_report_inputs(config, task) | left_sr_files(config, task) | known)
     else:
-        content = gather_content(report_inputs(config, task) | left_files(config, task))
+        content = gather_content(report_inputs(config, task) | left_files(config, task) | known)
     texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in crash_files]
     path = config.execution.output_dir / derivative_path(task.entities, "report")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,14 @@ from nipype.pipeline.engine import Node, Workflow
 from gsbids.bids.names import derivative_path
 from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config, WorkflowOptions
+from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import SaveDerivative
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
 from gsbids.interfaces.super_resolve import Foreground, SrMetrics, SrReport, SuperResolve
 from gsbids.workflows.names import registry_folder, workflow_name
 from gsbids.workflows.outputs import common_fields, save_node, stack_uris
 from gsbids.workflows.report import sr_report_inputs
+from gsbids.workflows.usage import connect_usage
 
 #: What ``--sloppy`` does to the fit: enough to see that everything runs.
 SLOPPY = {"schedules": ((1.0, 1.0, 15),), "members": 1, "trial_voxels": 3000}
@@ -69,6 +71,7 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
                           (prep_wf, report, [("outputnode.reason", "mask_reason")])])
     if config.workflow.denoise or config.workflow.n4:
         workflow.connect(prep_wf, "outputnode.prepared", outputs_wf, "inputnode.prepared")
+    connect_usage(workflow, report, config, task)
     return workflow
 
 
@@ -129,7 +132,7 @@ def fit_node(config: Config, task: ReconstructionTask) -> Node:
     interface = SuperResolve(
         factor=list(options.sr_factor), spacing=list(options.output_resolution), profile=options.sr_profile,
         options={"quality": options.sr_quality, "seed": options.random_seed, **(SLOPPY if options.sloppy else {})},
-        num_threads=threads)
+        num_threads=threads, **where(options.device))
     if options.like is not None:
         interface.inputs.like = str(options.like)
     if stack.thickness > 0:

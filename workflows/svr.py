@@ -7,6 +7,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.config import WorkflowOptions
+from gsbids.interfaces.base import where
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
@@ -19,14 +20,24 @@ SLOPPY = {"default": {"iterations": 40, "n_gaussians": 2000, "members": 1},
 METHODS = {"default": SvrOptions, "paper": PaperOptions}
 
 
-def fit_options(settings: WorkflowOptions) -> SvrOptions | PaperOptions:
-    """Options of the fit from the settings of the run."""
+def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | PaperOptions:
+    """Options of the fit from the settings of the run; slices whose poses are known are not looked for."""
+    own = {}
+    if settings.svr_method == "default":
+        own = {"device": settings.device} | ({"place": False} if posed else {})
     return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
-                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}))
+                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}), **own)
 
 
-def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float,
-                options: SvrOptions | PaperOptions, omp_nthreads: int = 1, preview: dict | None = None) -> Workflow:
+def sampling_inputs(settings: WorkflowOptions) -> dict:
+    """Inputs of ``SampleVolume`` from the settings of the run."""
+    files = {"template": settings.template, "template_mask": settings.template_mask}
+    return {"resolution": settings.svr_resolution, "orientation": settings.orientation} | {
+        name: str(path) for name, path in files.items() if path}
+
+
+def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, options: SvrOptions | PaperOptions,
+                omp_nthreads: int = 1, preview: dict | None = None, poses: str | None = None) -> Workflow:
     """Co-register stacks, fit the Gaussian field with a pose per slice, and sample the volume.
 
     Workflow Graph
@@ -36,19 +47,22 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
 
             from gsbids.recon.options import SvrOptions
             from gsbids.workflows.svr import init_svr_wf
-            wf = init_svr_wf(names=["run-1", "run-2"], thicknesses=[3.0, 3.0], resolution=0.8, options=SvrOptions())
+            wf = init_svr_wf(names=["run-1", "run-2"], thicknesses=[3.0, 3.0],
+                             sampling={"resolution": 0.8}, options=SvrOptions())
 
     Parameters
     ----------
     names, thicknesses : list of str, list of float
         Short names of the stacks, and their slice thicknesses in mm.
-    resolution : float
-        Voxel size of the volume in mm.
+    sampling : dict
+        Inputs of :class:`gsbids.interfaces.reconstruct.SampleVolume` that say on which grid.
     options : SvrOptions or PaperOptions
-        Their kind says by which method the field is fitted.
+        Their kind says by which method the field is fitted; its volume is sampled on the device of the fit.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
+    poses : str, optional
+        JSON with the pose of every slice, where these are known: stacks are not registered, nor looked for.
 
     Inputs
     ------
@@ -61,27 +75,35 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], resolution: float
         JSON of the co-registration; fitted field, poses, gains and weights (npz).
     volume, unmasked, mask, coverage, uncertainty
         Images on the output grid.
+    template_xfm
+        Transform between scanner and template, if there is one.
     facts
         Numbers for the sidecar of the volume.
     """
     workflow = Workflow(name="svr_wf")
     inputnode = Node(IdentityInterface(["in_files", "in_masks"]), "inputnode")
-    images = ("volume", "unmasked", "mask", "coverage", "uncertainty", "facts")
+    images = ("volume", "unmasked", "mask", "coverage", "uncertainty", "template_xfm", "facts")
     outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
-    # All options, so that other defaults in another version are other inputs; threads change nothing.
-    options = {key: value for key, value in asdict(options).items() if key != "threads"}
-    register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
-    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **fixed), "fit", n_procs=omp_nthreads,
-               mem_gb=2.0)
-    sample = Node(SampleVolume(resolution=resolution, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
+    place = where(getattr(options, "device", "cpu"))
+    # All options, so that other defaults in another version are other inputs; threads and the device change nothing.
+    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}
+    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed), "fit",
+               n_procs=omp_nthreads, mem_gb=2.0)
+    sample = Node(SampleVolume(**sampling, **place, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
+    nodes = [fit, sample]
+    if poses:
+        fit.inputs.registration = outputnode.inputs.registration = poses
+    else:
+        register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
+        workflow.connect([(register, fit, [("out_file", "registration")]),
+                          (register, outputnode, [("out_file", "registration")])])
+        nodes.append(register)
     # Nipype keeps and changes the lists that it is given: none is given twice.
-    for node in (register, fit, sample):
+    for node in nodes:
         workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])
     workflow.connect([
-        (register, fit, [("out_file", "registration")]),
-        (fit, sample, [("out_file", "result")]),
-        (register, outputnode, [("out_file", "registration")]), (fit, outputnode, [("out_file", "result")]),
+        (fit, sample, [("out_file", "result")]), (fit, outputnode, [("out_file", "result")]),
         (sample, outputnode, [(field, field) for field in images])])
     return workflow

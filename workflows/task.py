@@ -12,7 +12,8 @@ from gsbids.workflows.outputs import VOLUME_IMAGES, init_stack_outputs_wf, init_
 from gsbids.workflows.preview import early_preview_node, fit_preview_settings, needs_early_preview
 from gsbids.workflows.report import report_inputs
 from gsbids.workflows.stack import init_stack_prep_wf
-from gsbids.workflows.svr import fit_options, init_svr_wf
+from gsbids.workflows.svr import fit_options, init_svr_wf, sampling_inputs
+from gsbids.workflows.usage import connect_usage
 
 
 def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -33,8 +34,9 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
                                 n4=options.n4, waits=early) for stack in task.stacks]
     svr_wf = init_svr_wf(
         names=[stack.label for stack in task.stacks], thicknesses=[stack.thickness for stack in task.stacks],
-        resolution=options.svr_resolution, options=fit_options(options),
-        omp_nthreads=config.nipype.omp_nthreads, preview=fit_preview_settings(config, task))
+        sampling=sampling_inputs(options), options=fit_options(options, bool(task.poses)),
+        omp_nthreads=config.nipype.omp_nthreads, preview=fit_preview_settings(config, task),
+        poses=str(task.poses) if task.poses else None)
     volume_outputs_wf = init_volume_outputs_wf(config=config, task=task)
     stack_outputs = [init_stack_outputs_wf(config=config, task=task, index=k)
                      for k in range(len(task.stacks))]
@@ -64,6 +66,8 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         (volume_outputs_wf, report, [("outputnode.metrics", "metrics")]),
         (report, save_report, [("out_file", "in_file")]),
     ])
+    if options.template:
+        workflow.connect(svr_wf, "outputnode.template_xfm", volume_outputs_wf, "inputnode.template_xfm")
     if options.denoise or options.n4:
         workflow.connect(joined["prepared"], "out", report, "corrected")
     if early:
@@ -77,6 +81,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
             (prep, outputs, [("outputnode.mask_facts", "inputnode.mask_facts")]),
             (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
         ])
+    connect_usage(workflow, report, config, task)
     return workflow
 
 

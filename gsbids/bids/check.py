@@ -112,7 +112,7 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
                         "a mask is made from the image")
     if regridded:
         warnings.append(f"{_labels(regridded)}: the mask lies on another grid and is resampled by its affine")
-    return warnings + _gap_warnings(spacings, options)
+    return warnings + ([] if task.poses else _gap_warnings(spacings, options))
 
 
 def check_volume(task: ReconstructionTask, options: CheckOptions) -> tuple[tuple, list[str]]:

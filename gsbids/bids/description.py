@@ -124,7 +124,7 @@ def _read(path: Path) -> dict | None:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error}); correct it") from error
     return found if isinstance(found, dict) else {}
 

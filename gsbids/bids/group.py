@@ -224,12 +224,13 @@ def _number(name: str, text: str) -> float:
 def _label_and_report(name: str) -> tuple[str, str]:
     """Short name and report of the reconstruction that a row is about.
 
-    >>> _label_and_report("sub-01_ses-2_rec-gsvr_res-0p8_desc-preproc_T2w")
+    >>> _label_and_report("sub-01_ses-2_rec-gsvr_space-template_res-0p8_desc-preproc_T2w")
     ('sub-01_ses-2', 'sub-01_ses-2.html')
     >>> _label_and_report("sub-01_acq-thin_rec-normgsr_res-0p5_desc-preproc_T1w")[1]
     'sub-01_acq-thin_rec-norm_T1w.html'
     """
-    entities = {key: value for key, value in parse_name(name).items() if key not in ("res", "desc", "extension")}
+    skipped = ("space", "res", "desc", "extension")
+    entities = {key: value for key, value in parse_name(name).items() if key not in skipped}
     found = _REC.fullmatch(entities.pop("rec", ""))
     if found and found["source"]:
         entities["rec"] = found["source"]

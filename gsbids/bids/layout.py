@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few things that we ask of pybids: an index of a data set, and queries in it."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,9 +53,10 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
         layout = BIDSLayout(root, validate=False, derivatives=False, database_path=database_dir,
                             reset_database=database_wipe,
                             indexer=BIDSLayoutIndexer(validate=False, ignore=ignore))
-    except (ValueError, OSError) as error:
-        # pybids raises these and their subclasses on sidecars and indices that it cannot read.
-        raise InputError(f"{root}: pybids cannot index the data set ({one_line(error)})") from error
+    except (ValueError, OSError, TypeError, AttributeError, RecursionError) as error:
+        # pybids raises these and their subclasses on sidecars and indices that it cannot read, and names no file.
+        raise InputError(_broken_sidecar(Path(root)) or
+                         f"{root}: pybids cannot index the data set ({one_line(error)})") from error
     if Path(layout.root).resolve() != Path(root).resolve():
         raise InputError(f"--bids-database-dir {database_dir}: holds the index of {layout.root}; "
                          "add --bids-database-wipe or give another folder")
@@ -91,6 +93,21 @@ def query(layout, values: Mapping, where: str) -> list:
     except (TypeError, ValueError) as error:
         # The second sentence of pybids is for programmers.
         raise InputError(f"{where}: {one_line(error).partition('. If you')[0]}") from error
+
+
+def _broken_sidecar(root: Path) -> str:
+    """The first JSON file that is no sidecar, and why; empty where all are."""
+    for path in sorted((*root.glob("*.json"), *root.glob("sub-*/**/*.json"))):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{path}: not a JSON file ({one_line(error)}); correct it"
+        if not isinstance(found, dict):
+            return f"{path}: holds no JSON object {{...}}; correct it"
+        targets = found.get("IntendedFor", [])
+        if not all(isinstance(target, str) for target in (targets if isinstance(targets, list) else [targets])):
+            return f"{path}: IntendedFor is {str(targets)[:80]!r}, a path or a list of paths is expected; correct it"
+    return ""
 
 
 def one_line(error: BaseException) -> str:

@@ -87,6 +87,10 @@ KINDS: dict[str, Kind] = {
     "uncertainty": Kind("task", ".nii.gz", {"desc": "uncertainty"}, needs=("res",),
                         sidecar=_IMAGE | {"Units": "arbitrary"}),
     "preview": Kind("task", ".nii.gz", {"desc": "preview"}, sidecar=_IMAGE),
+    "template_xfm": Kind("task", ".txt", {"to": "template", "mode": "image"}, "xfm", needs=("from",), sidecar={
+        "Description": "ITK transform in LPS millimetres: takes points of the template to points of the reconstruction "
+                       "where it lay in the scanner, so that resampling with it puts images of that space onto the "
+                       "template"}),
     "model": Kind("task", ".npz", {"desc": "gaussians"}, "model"),
     "metrics": Kind("task", ".tsv", {"desc": "qc"}, "metrics"),
     "report": Kind("task", ".html", folder=""),

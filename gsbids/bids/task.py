@@ -23,6 +23,8 @@ class StackFile:
         Slice thickness in mm; NaN where neither sidecar nor option says it.
     mask : Path or None
         Brain mask from a derivative data set.
+    sources : tuple of Path
+        Files that image and mask were put together from, where they are none of the data themselves.
     """
 
     path: Path
@@ -30,6 +32,7 @@ class StackFile:
     metadata: dict = field(default_factory=dict)
     thickness: float = float("nan")
     mask: Path | None = None
+    sources: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -74,6 +77,8 @@ class ReconstructionTask:
         Their number.
     plain : bool
         Whether the stacks are plain files, not those of a BIDS data set.
+    poses : Path or None
+        JSON with the pose of every slice (``transforms``, N x Z x 4 x 4), where these are known.
     """
 
     subject: str
@@ -88,6 +93,7 @@ class ReconstructionTask:
     resolution: tuple[float, ...] = ()
     voxels: int = 0
     plain: bool = False
+    poses: Path | None = None
 
     @property
     def name(self) -> str:

@@ -37,7 +37,8 @@ def make_executor(plugin_args: dict):
     Parameters
     ----------
     plugin_args : dict
-        As for nipype's ``MultiProc``; workers are started by a fork server.
+        As for nipype's ``MultiProc``; ``workers`` is the number of processes, of ``n_procs`` without it. They are
+        started by a fork server.
 
     Returns
     -------
@@ -50,7 +51,8 @@ def make_executor(plugin_args: dict):
     class MultiProcPlugin(multiproc.MultiProcPlugin):
         def __init__(self):
             super().__init__(plugin_args)
-            self.pool = make_pool(self.processors, self._cwd)
+            self._workers = plugin_args.get("workers", self.processors)
+            self.pool = make_pool(self._workers, self._cwd)
             self._own_pools = {}
             self._jobs = {}
 
@@ -60,7 +62,7 @@ def make_executor(plugin_args: dict):
             try:
                 future = self.pool.submit(*self._jobs[self._taskid])
             except BrokenProcessPool:
-                self.pool = make_pool(self.processors, self._cwd)
+                self.pool = make_pool(self._workers, self._cwd)
                 future = self.pool.submit(*self._jobs[self._taskid])
             self._task_obj[self._taskid] = future
             return self._taskid

@@ -2,6 +2,7 @@
 """Entry point: from arguments to an exit code; every error of the user is one line."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,14 @@ from contextlib import contextmanager
 
 from gsbids.cli import mask, reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
+from gsbids.cli.progress import RunLog, TerminalHandler
 from gsbids.errors import GsbidsError
 
 LOGGER = logging.getLogger("gsbids.cli")
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a shell says of a command that SIGPIPE ended
+LONGEST = 1200  # characters of a message
 
 #: Commands that take files, not a BIDS data set.
 COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample, mask)}
@@ -31,8 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 all done; 1 a subject failed; 2 options or data cannot be used; 70 the workflow could not be
-        built; 127 a command is missing; 130 interrupted.
+        built; 127 a command is missing; 130 interrupted; 141 nobody reads the standard output.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As with ``| head``: nothing to complain of, neither here nor when Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     with _messages() as logger, _terminated_like_interrupted():
         try:
             words = list(sys.argv[1:] if argv is None else argv)
@@ -68,24 +84,36 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         if record.levelno >= logging.WARNING:
-            return f"gsbids: {record.levelname.lower()}: {text}"
+            return f"gsbids: {record.levelname.lower()}: {_quotable(text)}"
         return text
+
+
+def _quotable(text: str) -> str:
+    """One line of a length that can be read, whatever it quotes from files and names.
+
+    >>> _quotable("a\\nb \\x1b[2J \\udcff")
+    'a\\\\nb \\\\x1b[2J \\\\udcff'
+    """
+    shown = text if len(text) <= LONGEST else f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 
 @contextmanager
 def _messages() -> Iterator[logging.Logger]:
-    """Messages of gsbids go to the standard error, once, while the command line runs."""
+    """Messages of gsbids go to the standard error, once, and to the logs of the run, while the command line runs."""
     logger = logging.getLogger("gsbids")
-    handler = logging.StreamHandler(sys.stderr)
+    handler, log = TerminalHandler(sys.stderr), RunLog()
     handler.setFormatter(_Formatter("%(message)s"))
     before = logger.level, logger.propagate
     logger.addHandler(handler)
+    logger.addHandler(log)
     logger.propagate = False
     logger.setLevel(logging.INFO)
     try:
         yield logger
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(log)
         logger.setLevel(before[0])
         logger.propagate = before[1]
 

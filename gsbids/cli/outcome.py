@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from gsbids.bids.description import FILE
 from gsbids.bids.names import derivative_path, log_folder
 from gsbids.config import Config
-from gsbids.workflows.names import volume_path, workflow_name
+from gsbids.qc.crashes import crash_summary
+from gsbids.workflows.names import registry_folder, volume_path, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -54,19 +56,6 @@ def find_crashes(config: Config, task) -> list[Path]:
     return found
 
 
-def crash_summary(text: str) -> tuple[str, str]:
-    """Node and error of a crash file, from its text.
-
-    >>> crash_summary("Node: a.b\\nTraceback:\\n\\tValueError: the fit\\n\\twent wrong\\n\\nMore.")
-    ('b', 'ValueError: the fit went wrong')
-    """
-    node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
-    # The innermost error stands last; its message ends with a blank line.
-    errors = re.findall(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*(?:\n.*\S.*)*)", text, re.M)
-    message = " ".join(errors[-1].split()) if errors else "no traceback"
-    return node[1].rpartition(".")[2] if node else "?", message.removeprefix("gsbids.errors.InputError: ")
-
-
 def _report_task(config: Config, task) -> bool:
     """Whether the task has succeeded."""
     output_dir = config.execution.output_dir
@@ -79,11 +68,23 @@ def _report_task(config: Config, task) -> bool:
         _write_report(config, task, crashes)
     else:
         missing = [path for path in (output_dir / volume_path(config, task), report) if not path.is_file()]
-        if not missing:
+        gone = [path for path in _written(config, task) if not path.is_file()]
+        if not missing and not gone:
             LOGGER.info("%s: report in %s", task.name, report)
             return True
-        LOGGER.error("%s: not finished, %s is missing", task.name, missing[0])
+        if gone:
+            LOGGER.error("%s: outputs that were written are gone (%d), as %s; was the output removed meanwhile? The "
+                         "same command writes them again", task.name, len(gone), gone[0])
+        else:
+            LOGGER.error("%s: not finished, %s is missing", task.name, missing[0])
     return False
+
+
+def _written(config: Config, task) -> list[Path]:
+    """What this run has noted as written for the subject of a task, and the description that goes with it."""
+    root, subject = config.execution.output_dir, f"sub-{task.entities['sub']}"
+    notes = sorted(registry_folder(config).glob(f"{subject}[_.]*"))
+    return [root.joinpath(*note.name.split("__")) for note in notes] + ([root / FILE] if notes else [])
 
 
 def _write_report(config: Config, task, crashes: Sequence[Path]) -> None:

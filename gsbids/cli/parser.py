@@ -160,16 +160,35 @@ def _add_method(group) -> None:
                            help=f"{what} (default: with svr, not with sr)")
     group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
                        help="estimate the motion of every slice; without it stacks move as wholes")
+    add_orientation(group)
     add_seed_and_device(group)
+
+
+def add_orientation(group) -> None:
+    """How a reconstructed volume lies, of the participant level and of ``gsbids reconstruct``."""
+    group.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
+                       help="order of the voxels of a reconstruction: left to right as the axes of the scanner (of the "
+                       "template, with --template) run, or from the right to the left (default: %(default)s)")
+    group.add_argument("--template", type=Path, metavar="NII",
+                       help="turn and shift the reconstruction (rigidly) so that the brain lies as in this volume of "
+                       "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated")
+    group.add_argument("--template-mask", type=Path, metavar="NII",
+                       help="brain mask of --template (default: its voxels that are not 0)")
 
 
 def add_seed_and_device(group) -> None:
     """What else steers a computation, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
                        help="the same seed gives the same result (default: %(default)s)")
-    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
-                       help="where to compute (default: %(default)s)")
+    add_device(group)
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
+
+
+def add_device(group) -> None:
+    """Where to compute."""
+    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
+                       help="where fields are fitted and rendered; auto: on a GPU if there is one (default: "
+                       "%(default)s)")
 
 
 def add_resources(group) -> None:
@@ -198,7 +217,8 @@ def _add_control(group) -> None:
                        help="stop everything when one step fails")
     group.add_argument("--config-file", type=Path, metavar="TOML",
                        help="settings of a former run (gsbids.toml); options of the command line go first")
-    group.add_argument("--dry-run", action="store_true", help="print tasks and steps, run nothing")
+    group.add_argument("--dry-run", action="store_true",
+                       help="print tasks and steps with their threads and memory, run nothing")
     only = group.add_mutually_exclusive_group()
     only.add_argument("--reports-only", action="store_true",
                       help="write the reports anew, from outputs and working folder, with the settings of the last run")
@@ -206,7 +226,9 @@ def _add_control(group) -> None:
                       help="print the methods text with its references, and write it to output_dir/logs")
     group.add_argument("--preview", action="store_true",
                        help="write a first volume within seconds, and better ones until the final one is there")
-    group.add_argument("--write-graph", action="store_true", help="draw the workflow into the work folder")
+    group.add_argument("--write-graph", action="store_true",
+                       help="draw the workflow into the work folder: its parts, all steps, and all steps by part "
+                       "(with --dry-run: without running it)")
 
 
 def with_dashes(arg: str) -> str:

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
+from gsbids.cli.devices import resolve_device
+from gsbids.config import TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
 
 QUERIES = ("stacks", "masks")
 
-#: Plugins of nipype that wait for their jobs, and the command that each needs.
-PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "PBS": "qsub", "SGE": "qsub", "LSF": "bsub",
-           "OAR": "oarsub", "Condor": "condor_submit"}
+#: Plugins of nipype that wait for their jobs, or are made to, and the command that each needs.
+PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "SLURMGraph": "sbatch", "PBS": "qsub",
+           "SGE": "qsub", "LSF": "bsub", "OAR": "oarsub", "Condor": "condor_submit"}
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,31 @@ def make_config(args: argparse.Namespace) -> Config:
         verbosity=args.verbosity)
     _check_folders(execution)
     names = ("mode", "svr_method", "modality", "output_resolution", "sr_factor", "sr_quality", "sr_profile",
-             "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
-    workflow = WorkflowOptions(device=resolve_device(args.device), like=args.like and args.like.resolve(),
+             "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy",
+             "orientation")
+    files = {name: getattr(args, name) and getattr(args, name).resolve()
+             for name in ("like", "template", "template_mask")}
+    nipype = nipype_options(args)
+    device = resolve_device(args.device, nipype.plugin, args.svr_method)
+    workflow = WorkflowOptions(device=device, **files,
                                **{name: getattr(args, name) for name in names})
     _check_sizes(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
         raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
     if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
         LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
-    return Config(execution, workflow, nipype_options(args))
+    return Config(execution, workflow, nipype)
 
 
 def _check_sizes(workflow: WorkflowOptions) -> None:
-    """Options of super-resolution are no options of SVR."""
+    """Options of super-resolution are no options of SVR, and the other way round."""
+    if workflow.mode == "sr" and (workflow.template or workflow.orientation != "scanner"):
+        option = "--template" if workflow.template else "--orientation"
+        raise InputError(f"{option}: is for slice-to-volume reconstruction, and the mode is sr, which keeps the axes "
+                         "of the image; leave it out")
+    if workflow.template_mask and not workflow.template:
+        raise InputError(f"--template-mask {workflow.template_mask}: there is no --template that it could belong to; "
+                         "give --template NII")
     if workflow.mode != "svr":
         return
     given = {"--sr-factor": workflow.sr_factor, "--like": workflow.like}
@@ -157,7 +170,7 @@ def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
         found = re.fullmatch(r"([A-Za-z0-9]+)=(.+)", value)
         path = Path(found[2] if found else value).resolve()
         name = found[1] if found else re.sub(r"[^A-Za-z0-9]", "", path.name) or "masks"
-        if name == "raw" or name in datasets:
+        if name in ("raw", TEMPLATE) or name in datasets:
             raise InputError(f"--derivatives {value}: the name {name!r} is taken; give another as NAME=PATH")
         if not path.is_dir():
             raise InputError(f"--derivatives {value}: there is no such folder; give the root of a data set")
@@ -176,6 +189,7 @@ def _check_folders(execution: Execution) -> None:
     for option, (folder, way) in ways.items():
         if folder is None:
             continue
+        _check_encoding(option, folder)
         if folder == bids_dir or folder.is_relative_to(bids_dir):
             where = "the same as" if folder == bids_dir else "inside"
             raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be "
@@ -189,6 +203,14 @@ def _check_folders(execution: Execution) -> None:
         raise InputError(f"--work-dir {execution.work_dir}: is the same as output_dir; give another with -w")
 
 
+def _check_encoding(option: str, folder: Path) -> None:
+    """Settings and sidecars are UTF-8, and name the folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{option} {folder}: the name is not UTF-8; give another") from error
+
+
 def _read_filters(path: Path) -> dict[str, dict]:
     """Queries of a filter file; null becomes a word that TOML can keep."""
     from gsbids.bids.layout import ABSENT
@@ -196,7 +218,7 @@ def _read_filters(path: Path) -> dict[str, dict]:
     found = _read_text(path, "--bids-filter-file")
     try:
         filters = json.loads(found)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--bids-filter-file {path}: not a JSON file ({error}); correct it") from error
     if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
         raise InputError(f'--bids-filter-file {path}: expected {{"stacks": {{"entity": value}}}}')
@@ -210,14 +232,6 @@ def _read_filters(path: Path) -> dict[str, dict]:
             ABSENT if value is None else value)
 
     return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
-
-
-def resolve_device(device: str) -> str:
-    """The device to compute on; InputError where there is none of that name."""
-    if device.startswith("cuda"):
-        raise InputError(f"--device {device}: this version of gsbids computes on the CPU only; "
-                         "give --device cpu or auto")
-    return "cpu"
 
 
 def nipype_options(args: argparse.Namespace) -> NipypeOptions:
@@ -241,12 +255,12 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
 
     try:
         found = yaml.safe_load(_read_text(path, "--use-plugin"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--use-plugin {path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(found, Mapping) or not isinstance(found.get("plugin"), str):
         raise InputError(f"--use-plugin {path}: expected the keys plugin (a name) and plugin_args")
     plugin = found["plugin"]
-    if plugin.endswith("Graph"):
+    if plugin.endswith("Graph") and plugin not in PLUGINS:
         raise InputError(f"--use-plugin {path}: {plugin} submits jobs and does not wait for them, so that no "
                          f"report could follow; use {plugin.removesuffix('Graph')}")
     if plugin not in PLUGINS:
@@ -254,6 +268,10 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
     arguments = found.get("plugin_args") or {}
     if not isinstance(arguments, Mapping):
         raise InputError(f"--use-plugin {path}: plugin_args must be keys and values")
+    if plugin.startswith("SLURM"):
+        from gsbids.cli.slurm import check_arguments
+
+        check_arguments(path, arguments)
     return plugin, dict(arguments)
 
 

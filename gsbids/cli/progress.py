@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line for every step that is done."""
+"""What a run is doing: a line for every step that is done, and on a terminal one that is kept up to date."""
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 LOGGER = logging.getLogger("gsbids.cli")
 
 _TRIVIAL = ("IdentityInterface", "Merge", "Select")
+
+#: A step may write here, in its folder, how far it is: ``done total``.
+NOTE = "progress.txt"
+
+REDRAW = 0.5  # s
 
 
 def is_step(node) -> bool:
@@ -24,20 +33,33 @@ class Progress:
         Names of tasks by the names of their workflows.
     total : int
         Number of steps.
+
+    Attributes
+    ----------
+    interrupted : bool
+        Set by whoever was told to stop: a step in this process takes an interrupt for a failure of its own, and the
+        next call goes no further.
     """
 
     def __init__(self, names: Mapping[str, str], total: int):
         self._names = names
         self._total = total
+        self._began = time.monotonic()
         self._started: dict[str, float] = {}
+        self._running: dict[str, object] = {}
         self._done: set[str] = set()
+        self.interrupted = False
 
     def __call__(self, node, status: str) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
         if not is_step(node):
             return
         if status == "start":
             self._started[node.fullname] = time.monotonic()
+            self._running[node.fullname] = node
             return
+        self._running.pop(node.fullname, None)
         if status != "end" or node.fullname in self._done:
             return
         self._done.add(node.fullname)
@@ -45,6 +67,42 @@ class Progress:
         took = "kept from before" if began is None else f"{time.monotonic() - began:.1f} s"
         LOGGER.info("%s: %s (%d of %d)", step_name(node.fullname, self._names), took, len(self._done),
                     self._total)
+
+    def line(self, width: int) -> str:
+        """What is going on, in one line: how many steps are done, and which are at work for how long."""
+        now, steps = time.monotonic(), []
+        for name, node in list(self._running.items()):
+            share = fraction_done(Path(node.output_dir()))
+            done = "" if share is None else f" {share:.0%}"
+            steps.append(f"{step_name(name, self._names)}{done} {clock(now - self._started[name])}")
+        head = f"{len(self._done)} of {self._total} steps, {clock(now - self._began)}"
+        text = head
+        for count, step in enumerate(steps):
+            more = f" | +{len(steps) - count}"
+            if len(text) + len(step) + 3 > width - (len(more) if count + 1 < len(steps) else 0):
+                return (text + more)[:width]
+            text += f" | {step}"
+        return text[:width]
+
+
+def fraction_done(folder: Path) -> float | None:
+    """How far a step is, by the note in its folder; None where there is none that can be read."""
+    try:
+        done, total = map(int, (folder / NOTE).read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return None
+    return min(done / total, 1.0) if total > 0 else None
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any.
+
+    >>> clock(75), clock(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def step_name(fullname: str, names: Mapping[str, str]) -> str:
@@ -55,3 +113,116 @@ def step_name(fullname: str, names: Mapping[str, str]) -> str:
     """
     parts = fullname.split(".")[1:] or [fullname]
     return " ".join(names.get(part, part.removesuffix("_wf")) for part in parts)
+
+
+class TerminalHandler(logging.StreamHandler):
+    """Messages to a stream; on a terminal with a last line that is drawn anew below them.
+
+    Use :meth:`watching` around a run. Where the stream is no terminal, or one that knows no escape codes, there is
+    no such line, and nothing but the messages is written.
+    """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self._progress: Progress | None = None
+        self._drawn = False
+        self._ended = threading.Event()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether lines can be drawn anew."""
+        with suppress(OSError, ValueError, AttributeError):
+            return self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        return False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message, above the line."""
+        self._clear()
+        super().emit(record)
+        self._draw()
+
+    def watch(self, progress: Progress) -> None:
+        """Show the progress of a run until :meth:`rest`."""
+        if not self.is_terminal:
+            return
+        self._progress = progress
+        self._ended.clear()
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    def rest(self) -> None:
+        """Take the line away."""
+        self._ended.set()
+        with self.lock:
+            self._progress = None
+            self._clear()
+
+    def _loop(self) -> None:
+        while not self._ended.wait(REDRAW):
+            with self.lock:
+                self._draw()
+
+    def _draw(self) -> None:
+        if self._progress is None:
+            return
+        with suppress(OSError, ValueError):
+            # One column is left free: a full line would wrap.
+            self.stream.write(f"\r{self._progress.line(self._width() - 1)}\x1b[K")
+            self.stream.flush()
+            self._drawn = True
+
+    def _clear(self) -> None:
+        if self._drawn:
+            with suppress(OSError, ValueError):
+                self.stream.write("\r\x1b[K")
+                self.stream.flush()
+            self._drawn = False
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: nobody has said
+        except (OSError, ValueError):
+            return 80
+
+
+class RunLog(logging.Handler):
+    """Messages into ``gsbids.log`` of every subject of a run: plain lines with the time.
+
+    What is said before it is known where to write is kept until then. Messages that begin with the name of a task go to
+    its subject alone, all others to every subject.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._waiting: list[logging.LogRecord] = []
+        self._files: dict[str, Path] | None = None
+
+    def open(self, files: Mapping[str, Path]) -> None:
+        """Write from now on, and what was said before.
+
+        Parameters
+        ----------
+        files : mapping of str to Path
+            Files by the names of tasks.
+        """
+        self._files = dict(files)
+        for record in self._waiting:
+            self.emit(record)
+        self._waiting.clear()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a message; a log that cannot be written (a full disk) ends nothing."""
+        if self._files is None:
+            self._waiting.append(record)
+            return
+        message = record.getMessage()
+        own = {path for name, path in self._files.items() if message.startswith((f"{name}:", f"{name} "))}
+        line = " ".join(self.format(record).split("\n")) + "\n"
+        for path in own or set(self._files.values()):
+            with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+                file.write(line)
+
+
+def handlers(kind: type) -> list:
+    """Handlers of a kind, of the messages of gsbids."""
+    return [handler for handler in logging.getLogger("gsbids").handlers if isinstance(handler, kind)]

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from gsbids.cli.parser import RESOLUTION_RANGE, Parser, add_resources, add_seed_and_device, between, with_dashes
+from gsbids.cli.parser import (
+    RESOLUTION_RANGE,
+    Parser,
+    add_orientation,
+    add_resources,
+    add_seed_and_device,
+    between,
+    with_dashes,
+)
+from gsbids.cli.slices import FOLDERS, write_slice_folders
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -24,7 +33,7 @@ THICKNESS_RANGE = (0.1, 20.0)
 
 #: Options for further outputs, and their kinds in ``gsbids.bids.names.KINDS``.
 EXTRA = {"output_mask": "volume_mask", "output_unmasked": "volume_unmasked", "output_model": "model",
-         "output_report": "report"}
+         "output_report": "report", "output_transform": "template_xfm"}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -39,16 +48,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                        help="keep what steps made here, to go on from (default: a folder that is removed at the end)")
     group.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args([with_dashes(word) for word in argv])
-    count = len(args.input_stacks)
+    if args.input_slices and args.input_masks:
+        parser.error("--input-masks: slices of --input-slices have their masks beside them; leave it out")
+    if args.output_transform and not args.template:
+        parser.error("--output-transform: there is one with --template only; leave it out, or give --template NII")
+    if args.template_mask and not args.template:
+        parser.error("--template-mask: there is no --template that it could belong to; give --template NII")
+    count = 1 if args.input_slices else len(args.input_stacks)
     if args.input_masks and len(args.input_masks) != count:
         parser.error(f"--input-masks: {len(args.input_masks)} files for {count} stacks; give one for each, in their "
                      "order")
+    if args.input_slices and args.slice_thickness and (len(args.slice_thickness) > 1 or None in args.slice_thickness):
+        parser.error("--slice-thickness: give one number for all slices of --input-slices (default: what they say)")
     if args.slice_thickness and len(args.slice_thickness) not in (1, count):
         parser.error(f"--slice-thickness: {len(args.slice_thickness)} values for {count} stacks; give one, or one for "
                      "each")
     for option, endings in {"output_volume": (".nii.gz", ".nii"), "output_mask": (".nii.gz", ".nii"),
                             "output_unmasked": (".nii.gz", ".nii"), "output_model": (".npz",),
-                            "output_report": (".html",)}.items():
+                            "output_report": (".html",), "output_transform": (".txt",)}.items():
         path = getattr(args, option)
         if path is not None and not path.name.endswith(endings):
             parser.error(f"--{option.replace('_', '-')} {path}: the name must end with {' or '.join(endings)}")
@@ -56,15 +73,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_files(group) -> None:
-    group.add_argument("--input-stacks", nargs="+", type=Path, required=True, metavar="NII",
+    given = group.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input-stacks", nargs="+", type=Path, default=(), metavar="NII",
                        help="two or more stacks of one brain; a JSON file of the same name beside a stack is read")
+    given.add_argument("--input-slices", type=Path, metavar="DIR",
+                       help="a folder of slices N.nii.gz (masks mask_N.nii.gz), each where it lies in the anatomy, as "
+                       "NeSVoR, SVoRT and --output-slices write them")
     group.add_argument("--input-masks", "--stack-masks", nargs="+", type=Path, default=(), metavar="NII",
                        help="a brain mask for each, in the same order, on any grid")
     group.add_argument("--output-volume", type=Path, required=True, metavar="NII", help="the volume")
     group.add_argument("--output-mask", type=Path, metavar="NII", help="its brain mask")
     group.add_argument("--output-unmasked", type=Path, metavar="NII", help="the volume in the whole field of view")
     group.add_argument("--output-model", type=Path, metavar="NPZ", help="the Gaussians with the poses of the slices")
+    group.add_argument("--output-transform", type=Path, metavar="TXT",
+                       help="the ITK transform from where the brain lay in the scanner to --template")
     group.add_argument("--output-report", type=Path, metavar="HTML", help="the report")
+    group.add_argument("--output-slices", type=Path, metavar="DIR",
+                       help="the slices as they entered the fit, each with its estimated pose, in such a folder")
+    group.add_argument("--simulated-slices", type=Path, metavar="DIR",
+                       help="the same slices as the reconstruction predicts them")
     group.add_argument("--output-folder", type=Path, metavar="DIR",
                        help="everything, with motion, transforms and metrics, as BIDS derivatives")
 
@@ -78,9 +105,12 @@ def _add_method(group) -> None:
     group.add_argument("--mask-mode", choices=("auto", "nonzero", "otsu", "none"), default="auto",
                        help="masks without --input-masks; auto: voxels that are not 0, else a threshold "
                        "(default: %(default)s)")
-    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)"),
-                       ("motion-correction", "estimate the motion of every slice; without it stacks move as wholes")):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=what)
+    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)")):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
+                           help=f"{what} (default: stacks, not --input-slices)")
+    group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
+                       help="estimate the motion of every slice; without it stacks move as wholes")
+    add_orientation(group)
     add_seed_and_device(group)
 
 
@@ -107,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         keep = keep or failed
         if not failed:
             _deliver(plan, outputs)
+            for folder in write_slice_folders(plan, args):
+                LOGGER.info("wrote %s", folder)
     except KeyboardInterrupt:
         LOGGER.error("interrupted; %s", "the same command goes on from here" if keep else "nothing is kept without -w")
         return INTERRUPTED
@@ -128,31 +160,33 @@ def make_plan(args: argparse.Namespace, work: Path):
     gsbids.cli.plan.Plan
     """
     from gsbids.bids.description import check_folders
-    from gsbids.bids.task import ReconstructionTask, StackFile
-    from gsbids.cli.plan import Plan, nipype_options, resolve_device
-    from gsbids.cli.tasks import check_svr
+    from gsbids.bids.task import ReconstructionTask
+    from gsbids.cli.devices import resolve_device
+    from gsbids.cli.plan import Plan, nipype_options
+    from gsbids.cli.tasks import check_svr, check_template
     from gsbids.config import Config, Execution, WorkflowOptions
 
-    files = [path.resolve() for path in (*args.input_stacks, *args.input_masks)]
     label = re.sub(r"[^A-Za-z0-9]", "", args.output_volume.name.partition(".")[0]) or "volume"
-    masks = [path.resolve() for path in args.input_masks] or [None] * len(args.input_stacks)
-    stacks = []
-    for n, (path, mask) in enumerate(zip(args.input_stacks, masks, strict=True)):
-        metadata = _sidecar(path)
-        entities = {"sub": label, "run": str(n + 1), "suffix": "T2w"}
-        stacks.append(StackFile(path.resolve(), entities, metadata, _thickness_of(args, n, path, metadata), mask))
+    stacks, poses = _stack_files(args, work, label)
     folder = args.output_folder.resolve() if args.output_folder else work / "outputs"
+    files = [path for stack in stacks for path in stack.sources or (stack.path, stack.mask) if path]
     shared = Path(os.path.commonpath([path.parent for path in files]))
     if args.output_folder:
         check_folders(shared, folder)
     args.plugin, args.plugin_args, args.use_plugin = "auto", {}, None
-    names = ("mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy")
+    names = ("mask_mode", "motion_correction", "random_seed", "sloppy", "orientation")
+    given = {name: getattr(args, name) for name in names}
+    given |= {name: getattr(args, name) and getattr(args, name).resolve() for name in ("template", "template_mask")}
+    # Slices from elsewhere have been prepared there.
+    given |= {name: not poses if getattr(args, name) is None else getattr(args, name) for name in ("denoise", "n4")}
     config = Config(
         Execution(shared, folder, work, run_uuid="run", verbosity=args.verbosity),
         WorkflowOptions(mode="svr", output_resolution=(args.output_resolution,), device=resolve_device(args.device),
-                        **{name: getattr(args, name) for name in names}),
+                        **given),
         nipype_options(args))
-    task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True)
+    task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True,
+                              poses=poses)
+    check_template(config.workflow)
     try:
         task = check_svr(task, config)
     except InputError as error:
@@ -164,16 +198,39 @@ def make_plan(args: argparse.Namespace, work: Path):
     return Plan(config, (task,))
 
 
+def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list, Path | None]:
+    """Stacks in the order they were given, or put together from ``--input-slices`` with the poses of those."""
+    from gsbids.bids.task import StackFile
+
+    poses = None
+    if args.input_slices:
+        from gsbids.cli.slices import stacks_of_slices
+
+        found, poses = stacks_of_slices(args, work)
+        parts = [(image, mask, thickness, {"SliceEncodingDirection": "k"}, files)
+                 for image, mask, thickness, files in found]
+    else:
+        masks = [path.resolve() for path in args.input_masks] or [None] * len(args.input_stacks)
+        parts = []
+        for n, (path, mask) in enumerate(zip(args.input_stacks, masks, strict=True)):
+            metadata = _sidecar(path)
+            parts.append((path.resolve(), mask, _thickness_of(args, n, path, metadata), metadata, ()))
+    entities = {"sub": label, "suffix": "T2w"}
+    return [StackFile(path, entities | {"run": str(n)}, metadata, thickness, mask, sources)
+            for n, (path, mask, thickness, metadata, sources) in enumerate(parts, start=1)], poses
+
+
 def _execute(plan) -> bool:
     """Run the workflow; whether it failed, which has been said then."""
+    from gsbids.cli.locks import locked
     from gsbids.cli.outcome import find_crashes, report_outcome
     from gsbids.cli.run import build, environment, execute, prepare_folders
     from gsbids.workflows.names import volume_path
 
     config, task = plan.config, plan.tasks[0]
-    for crash in find_crashes(config, task):
-        crash.unlink()  # of the same command, before
-    with environment(config), redirect_stdout(sys.stderr):
+    with environment(config), redirect_stdout(sys.stderr), locked(plan):
+        for crash in find_crashes(config, task):
+            crash.unlink()  # of the same command, before
         prepare_folders(plan)
         finished = execute(build(plan), plan)
         volume = config.execution.output_dir / volume_path(config, task)
@@ -188,11 +245,13 @@ def _deliver(plan, outputs: dict[str, Path]) -> None:
     from gsbids.atomic import write_atomic
     from gsbids.bids.names import KINDS, derivative_path
     from gsbids.imaging.nifti import load_image, save_image
+    from gsbids.workflows.names import volume_extra
 
     config, task = plan.config, plan.tasks[0]
     for option, target in outputs.items():
         kind = EXTRA.get(option, "volume")
-        needs = {"res": config.workflow.svr_resolution} if "res" in KINDS[kind].needs else {}
+        needs = volume_extra(config.workflow) if "res" in KINDS[kind].needs else {}
+        needs |= {"from": task.suffix} if "from" in KINDS[kind].needs else {}
         source = config.execution.output_dir / derivative_path(task.entities, kind, **needs)
         target.parent.mkdir(exist_ok=True)
         if target.name.endswith(".nii"):
@@ -210,7 +269,9 @@ def _check_outputs(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
     for path in (*args.input_stacks, *args.input_masks):
         if not path.is_file():
             raise InputError(f"{path}: there is no such file; check the path")
-    inputs = {path.resolve() for path in (*args.input_stacks, *args.input_masks)}
+    inputs = {path.resolve() for path in (*args.input_stacks, *args.input_masks, args.template, args.template_mask)
+              if path}
+    _check_slice_folders(args)
     for option, path in outputs.items():
         name = f"--{option.replace('_', '-')} {path}"
         if path.resolve() in inputs:
@@ -222,6 +283,22 @@ def _check_outputs(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
             raise InputError(f"{name}: there is no folder {there}; make it first")
         if path.is_dir() or not os.access(there, os.W_OK):
             raise InputError(f"{name}: cannot be written; give another name or make {there} writable")
+
+
+def _check_slice_folders(args: argparse.Namespace) -> None:
+    from gsbids.recon.slice_folder import check_slice_folder
+
+    taken = {args.input_slices.resolve(): "--input-slices"} if args.input_slices else {}
+    for name in FOLDERS:
+        folder, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if not folder:
+            continue
+        if folder.resolve() in taken:
+            raise InputError(f"{option} {folder}: is the folder of {taken[folder.resolve()]}; give another")
+        if not folder.resolve().parent.is_dir():
+            raise InputError(f"{option} {folder}: there is no folder {folder.resolve().parent}; make it first")
+        check_slice_folder(folder, option)
+        taken[folder.resolve()] = option
 
 
 def _thickness_of(args: argparse.Namespace, number: int, path: Path, metadata: dict) -> float:
@@ -255,6 +332,6 @@ def _sidecar(path: Path) -> dict:
         found = json.loads(sidecar.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{sidecar}: this is not a JSON file ({error}); correct or remove it") from error
     return found if isinstance(found, dict) else {}

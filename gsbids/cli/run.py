@@ -4,20 +4,24 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 
 from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
+from gsbids.cli.devices import device_words
+from gsbids.cli.graph import describe_plan, write_graphs
+from gsbids.cli.locks import locked
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
-from gsbids.cli.progress import Progress, is_step
+from gsbids.cli.progress import Progress, RunLog, TerminalHandler, handlers, is_step
+from gsbids.cli.resources import plan_budget
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
-from gsbids.workflows.names import task_folder, volume_path, workflow_name
+from gsbids.workflows.names import task_folder, workflow_name
 from gsbids.workflows.rebuild import write_boilerplate
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -70,15 +74,19 @@ def run_plan(plan: Plan) -> int:
     # Libraries print, nipype's messages among them; the standard output is for what was asked for.
     with environment(config), redirect_stdout(sys.stderr):
         if config.execution.dry_run:
-            output.write(describe_plan(plan, build(plan)))
+            workflow = build(plan)
+            if config.execution.write_graph:
+                write_graphs(workflow, plan)
+            output.write(describe_plan(plan, workflow))
             return int(bool(plan.refused))
-        prepare_folders(plan)
-        workflow = build(plan)
-        if config.execution.write_graph:
-            write_graph(workflow)
-        finished = execute(workflow, plan)
-        failed = report_outcome(config, plan.tasks, finished, len(plan.refused))
-    return int(bool(plan.refused) or failed)
+        with locked(plan) as free:
+            prepare_folders(free)
+            workflow = build(free)
+            if config.execution.write_graph:
+                write_graphs(workflow, free)
+            finished = execute(workflow, free)
+            failed = report_outcome(config, free.tasks, finished, len(free.refused))
+    return int(bool(free.refused) or failed)
 
 
 def build(plan: Plan):
@@ -108,75 +116,84 @@ def execute(workflow, plan: Plan) -> bool:
 
     What failed is found out from crash files and outputs, task by task: see
     :func:`gsbids.cli.outcome.report_outcome`.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The memory is too little for a step.
     """
     options = plan.config.nipype
+    LOGGER.info("device: %s", device_words(plan.config.workflow.device, options.plugin))
     steps = [node for node in workflow._get_all_nodes() if is_step(node)]
     names = {workflow_name(task): task.name for task in plan.tasks}
-    arguments = {"status_callback": Progress(names, len(steps)), **options.plugin_args}
+    progress = Progress(names, len(steps))
+    arguments = {"status_callback": progress, **options.plugin_args}
     plugin = options.plugin
     if plugin == "auto":
         plugin = "MultiProc" if options.nprocs > 1 else "Linear"
     executor = None
+    budget = plan_budget(options, workflow._get_all_nodes()) if plugin in ("Linear", "MultiProc") else None
     if plugin == "MultiProc":
         from gsbids.cli.executor import make_executor
 
-        executor = make_executor({"n_procs": options.nprocs, "memory_gb": options.memory_gb,
-                                  "raise_insufficient": False, **arguments})
+        executor = make_executor({"n_procs": options.nprocs, "raise_insufficient": False, "workers": budget.workers,
+                                  "memory_gb": budget.memory_gb, **one_gpu(plan.config), **arguments})
+    elif plugin.startswith("SLURM"):
+        from gsbids.cli.slurm import make_slurm_executor
+
+        executor = make_slurm_executor(plugin, arguments, {name: os.environ[name] for name in wanted_environment(
+            plan.config)})
     elif plugin not in ("Linear",):
         # Nipype's batch plugins read it, and it is not set in containers and cron jobs.
         os.environ.setdefault("LOGNAME", "user")
+    for terminal in handlers(TerminalHandler):
+        terminal.watch(progress)
     try:
-        workflow.run(plugin=executor or plugin, plugin_args=arguments)
+        with _noted_interrupts(progress):
+            workflow.run(plugin=executor or plugin, plugin_args=arguments)
     except Exception as error:
+        if progress.interrupted:
+            raise KeyboardInterrupt from error
         # Nipype raises anew, at the end, the first error of any node.
         LOGGER.debug("nipype ended with %s: %s", type(error).__name__, error)
         return False
     finally:
+        for terminal in handlers(TerminalHandler):
+            terminal.rest()
         if executor is not None:
             executor.stop()
     return True
 
 
-def write_graph(workflow) -> Path:
-    """Draw the workflow; without graphviz only its source is written."""
-    folder = Path(workflow.base_dir) / workflow.name
-    dot = folder / "graph.dot"
-    if shutil.which("dot") is None:
-        workflow.write_graph(dotfilename="graph.dot", graph2use="colored", format="dot", simple_form=True)
-        LOGGER.warning("--write-graph: the command dot (graphviz) is not there; only %s is written", dot)
-        return dot
-    workflow.write_graph(dotfilename="graph.dot", graph2use="colored", format="svg", simple_form=True)
-    drawn = dot.with_suffix(".svg")
-    LOGGER.info("graph of the workflow: %s", drawn)
-    return drawn
+def one_gpu(config: Config) -> dict[str, int]:
+    """Arguments of MultiProc: steps on a GPU go one after the other, as all go to the same one."""
+    return {} if config.workflow.device == "cpu" else {"n_gpu_procs": 1}
 
 
-def describe_plan(plan: Plan, workflow) -> str:
-    """What would be done: tasks with their images, and the nodes of the workflow."""
-    config = plan.config
-    lines = []
-    for task in plan.tasks:
-        target = config.execution.output_dir / volume_path(config, task)
-        what = "super-resolution" if task.method == "sr" else f"{len(task.stacks)} stacks"
-        lines.append(f"{task.name}: {what} -> {target}")
-        made = "none" if task.method == "sr" and config.workflow.mask_mode == "auto" else (
-            f"made ({config.workflow.mask_mode})")
-        for stack in task.stacks:
-            thickness = f"thickness {stack.thickness:g} mm, " if stack.thickness > 0 else ""
-            lines.append(f"  {stack.path.name}: {thickness}mask {stack.mask or made}")
-    names = workflow.list_node_names()
-    lines.append(f"{len(names)} nodes:")
-    return "\n".join([*lines, *(f"  {name}" for name in names)]) + "\n"
+@contextmanager
+def _noted_interrupts(progress: Progress) -> Iterator[None]:
+    """Interrupts are noted as well as raised: nipype takes one that meets a step in this process for its failure."""
+    def interrupt(number, frame):
+        progress.interrupted = True
+        raise KeyboardInterrupt
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    try:
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def environment(config: Config) -> Iterator[None]:
-    """Environment of the run: threads of a step, nothing sent anywhere, nipype's own folder."""
-    threads = str(config.nipype.omp_nthreads)
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
-             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    wanted = dict.fromkeys(names, threads) | {
-        "NO_ET": "1", "NIPYPE_NO_ET": "1", "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
+    """Environment of the run, as :func:`wanted_environment` says; afterwards it is as before."""
+    wanted = wanted_environment(config)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted | _numba_as_it_is())
     try:
@@ -187,6 +204,18 @@ def environment(config: Config) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def wanted_environment(config: Config) -> dict[str, str]:
+    """Threads of a step, nothing sent anywhere, nipype's own folder.
+
+    Only numba works with several threads by itself. Torch is told in the step, as is scikit-learn; of BLAS, OpenMP
+    and ITK, whose sums change with the number of threads, all steps want one.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    return dict.fromkeys(names, "1") | {
+        "NUMBA_NUM_THREADS": str(config.nipype.omp_nthreads), "NO_ET": "1", "NIPYPE_NO_ET": "1",
+        "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
 
 
 def _numba_as_it_is() -> dict[str, str]:
@@ -205,13 +234,16 @@ def prepare_folders(plan: Plan) -> None:
         cfg = execution.work_dir / ".nipype" / "nipype.cfg"
         cfg.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(cfg, _nipype_cfg(config).encode())
-        write_description(execution.output_dir, execution.datasets)
+        write_description(execution.output_dir, config.datasets)
         write_boilerplate(config, plan.tasks)
-        for task in plan.tasks:
-            folder = execution.output_dir / log_folder(task.entities, execution.run_uuid)
+        folders = {task.name: execution.output_dir / log_folder(task.entities, execution.run_uuid)
+                   for task in plan.tasks}
+        for folder in folders.values():
             config.to_toml(folder / "gsbids.toml")
+        for log in handlers(RunLog):
+            log.open({name: folder / "gsbids.log" for name, folder in folders.items()})
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be written ({error.strerror}); give another "
+        raise InputError(f"{error.filename or execution.work_dir}: cannot be written ({error.strerror}); give another "
                          "output_dir or --work-dir") from error
 
 

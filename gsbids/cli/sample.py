@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.parser import OneOrThree, Parser
+from gsbids.cli.devices import device_words, resolve_device
+from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
@@ -32,6 +33,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mask", type=Path, metavar="MASK.nii.gz",
                         help="0 beyond this brain mask (of a reconstruction: and its rim); without it the whole field "
                         "of view")
+    parser.add_argument("--transform", type=Path, metavar="TXT",
+                        help="the ITK transform of a reconstruction to a template (*_to-template_mode-image_xfm.txt): "
+                        "grid, mask and volume lie in the space of the template")
+    parser.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
+                        help="order of the voxels: as those of the grid, or with the first axis turned round where it "
+                        "runs to the right (default: %(default)s)")
+    add_device(parser)
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args(argv)
@@ -48,26 +56,58 @@ def run(args: argparse.Namespace) -> int:
     """Load, sample, write under a temporary name, rename; 0, or an error that is one line."""
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output.parent}: there is no such folder; make it first")
-    for given in filter(None, (args.like, args.mask)):
+    for given in filter(None, (args.like, args.mask, args.transform)):
         if args.output.exists() and given.exists() and args.output.samefile(given):
             raise InputError(f"{args.output}: this is an input; give the output another name")
     import numba
+    import numpy as np
 
     from gsbids.imaging.nifti import load_image, save_image
     from gsbids.recon.models import load_model, sample_model
+    from gsbids.recon.resample import in_order
 
     threads = args.nprocs or len(os.sched_getaffinity(0))
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     model = load_model(args.model)
     mask = load_image(args.mask) if args.mask else None
-    affine, shape = _grid(args, model)
-    LOGGER.info("%s: %s on %s voxels", args.model, type(model).__name__.removesuffix("Result").upper(), by(shape))
-    save_image(args.output, sample_model(model, affine, shape, mask), affine)
+    transform = _transform(args, model)
+    affine, shape = _grid(args, model, transform)
+    if mask and transform is not None:
+        mask = mask[0], np.linalg.inv(transform) @ mask[1]
+    here = affine if transform is None else np.linalg.inv(transform) @ affine
+    device = resolve_device(args.device)
+    LOGGER.info("%s: %s on %s voxels, device %s", args.model, type(model).__name__.removesuffix("Result").upper(),
+                by(shape), device_words(device))
+    image = sample_model(model, here, shape, mask, device)
+    if args.orientation == "radiological" and affine[0, 0] > 0:
+        image, affine = in_order(image, affine, args.orientation)
+    save_image(args.output, image, affine)
     LOGGER.info("wrote %s", args.output)
     return 0
 
 
-def _grid(args: argparse.Namespace, model):
+def _transform(args: argparse.Namespace, model):
+    """World of the model -> world of the template, (4, 4); None without ``--transform``."""
+    if not args.transform:
+        return None
+    from gsbids.imaging.itk import read_itk_transforms
+    from gsbids.recon.sr_result import SrResult
+
+    if isinstance(model, SrResult):
+        raise InputError(f"--transform: {args.model} is a super-resolved volume, which has no template; leave it out")
+    try:
+        found = read_itk_transforms(args.transform)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not a text file of ITK"
+        raise InputError(f"--transform {args.transform}: cannot be read ({why}); give a "
+                         "*_to-template_mode-image_xfm.txt") from error
+    if len(found) != 1:
+        raise InputError(f"--transform {args.transform}: holds {len(found)} transforms, and one is expected; give a "
+                         "*_to-template_mode-image_xfm.txt")
+    return found[0]
+
+
+def _grid(args: argparse.Namespace, model, transform=None):
     """Affine and shape of the grid that is asked for."""
     from gsbids.imaging.nifti import read_header
     from gsbids.recon.models import grid_of_factor, grid_of_spacing, model_grid
@@ -81,7 +121,7 @@ def _grid(args: argparse.Namespace, model):
         raise InputError(f"--factor: {args.model} is a reconstruction from stacks, which has no voxels that others "
                          "could be finer than; give --spacing MM, or --like GRID.nii.gz with it")
     else:
-        affine, shape = model_grid(model)
+        affine, shape = model_grid(model, transform)
     if args.spacing:
         return grid_of_spacing(affine, shape, args.spacing)
     if args.factor:

@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsbids.cli.parser import OneOrThree, Parser
+from gsbids.cli.devices import device_words, resolve_device
+from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                         help="of thick slices, instead of SliceThickness in the sidecar")
     parser.add_argument("--model", type=Path, metavar="MODEL.npz", help="write the Gaussians here as well")
     parser.add_argument("--random-seed", type=int, default=0, metavar="INT")
+    add_device(parser)
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args(argv)
@@ -68,13 +70,14 @@ def run(args: argparse.Namespace) -> int:
     grid, other = target_grid(data.shape, affine, target)
     profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
     options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,
-                        threads=args.nprocs or len(os.sched_getaffinity(0)))
-    LOGGER.info("%s: %s voxels to %s, profile %s", args.input, by(data.shape), by(grid.shape), ", ".join(profile))
+                        threads=args.nprocs or len(os.sched_getaffinity(0)), device=resolve_device(args.device))
+    LOGGER.info("%s: %s voxels to %s, profile %s, device %s", args.input, by(data.shape), by(grid.shape),
+                ", ".join(profile), device_words(options.device))
     result = super_resolve(data, affine, grid, options, LOGGER.info)
     if other is None:
         save_image(args.output, result.volume, result.affine)
     else:
-        save_image(args.output, sample_sr(result, other[1], other[0]), other[1])
+        save_image(args.output, sample_sr(result, other[1], other[0], options.device), other[1])
     if args.model:
         result.save(args.model)
     LOGGER.info("wrote %s", args.output)
@@ -99,7 +102,7 @@ def _sidecar_thickness(path: Path) -> float | None:
         return None
     try:
         value = json.loads(sidecar.read_text(encoding="utf-8")).get("SliceThickness")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{sidecar}: this is not a JSON object ({error}); correct or remove it") from error
     return float(value) if isinstance(value, int | float) and value > 0 else None
 

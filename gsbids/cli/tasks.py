@@ -37,6 +37,8 @@ def check_tasks(tasks: Sequence[ReconstructionTask], config: Config,
         Settings of a task where these are not those of the run, as of an earlier one; methods have been told then.
     """
     target = sr_target(config.workflow)  # a --like that cannot be read is no fault of a task
+    if not settings:
+        check_template(config.workflow)
     good, refused = [], []
     for found in tasks:
         own = settings(found) if settings else config
@@ -150,6 +152,14 @@ def sr_target(options: WorkflowOptions):
     return SrTarget(options.sr_factor, options.output_resolution, like)
 
 
+def check_template(options: WorkflowOptions) -> None:
+    """InputError where ``--template`` or its mask cannot be used."""
+    if options.template:
+        from gsbids.masking.template import load_template
+
+        load_template(options.template, options.template_mask)
+
+
 def _check_options(config: Config):
     from gsbids.bids.check import CheckOptions
 
@@ -165,5 +175,8 @@ def _useless(tasks: Sequence[ReconstructionTask], config: Config) -> Iterator[st
         for option, value in (("--sr-factor", options.sr_factor), ("--like", options.like)):
             if value:
                 yield f"{option}: not used, as nothing is super-resolved; --mode sr would do so"
+    for option, value in (("--template", options.template), ("--orientation", options.orientation != "scanner")):
+        if methods == {"sr"} and value:
+            yield f"{option}: not used, as nothing is reconstructed from stacks"
     if methods == {"sr"} and config.execution.preview:
         yield "--preview: not used, as nothing is reconstructed from stacks"

@@ -72,6 +72,9 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     except _READ_ERRORS as error:
         raise InputError(f"{path}: the file is truncated or corrupt ({_first_line(error)}); "
                          "copy it again or leave it out with --bids-filter-file") from error
+    except (MemoryError, OverflowError) as error:
+        raise InputError(f"{path}: the header says {' x '.join(map(str, shape))} voxels, which do not fit into memory; "
+                         "convert it anew or leave it out with --bids-filter-file") from error
     bad = ~np.isfinite(data)
     if bad.any():
         count = int(bad.sum())

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the interfaces share: stacks from their files, threads, paths in the node's folder."""
 
+import contextlib
 import json
 import math
 import os
+import sys
+import time
 from pathlib import Path
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, traits
 
+from gsbids.atomic import write_atomic
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
+from gsbids.interfaces.usage import measured
 
 
 class StacksInputSpec(BaseInterfaceInputSpec):
@@ -23,8 +28,34 @@ class StacksInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
+class DeviceInputSpec(BaseInterfaceInputSpec):
+    """Where a step computes; see :func:`where`."""
+
+    # The result is the same within float32 rounding, and says where it was computed.
+    device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu, cuda or cuda:N")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="for nipype: such steps take turns on the GPU")
+
+
+def where(device: str) -> dict:
+    """Inputs of :class:`DeviceInputSpec` for a device."""
+    return {"device": device, "use_gpu": device != "cpu"}
+
+
 class NodeInterface(SimpleInterface):
-    """A simple interface that knows its folder."""
+    """A simple interface that knows its folder, and leaves there what it took.
+
+    It keeps to its number of threads: one, where it has no ``num_threads``.
+    """
+
+    def run(self, cwd=None, ignore_exception=None, **inputs):
+        """Run as nipype does, measured (:func:`gsbids.interfaces.usage.measured`)."""
+        with measured(cwd or os.getcwd()):
+            return super().run(cwd=cwd, ignore_exception=ignore_exception, **inputs)
+
+    def _pre_run_hook(self, runtime):
+        # A worker has had other steps before, with more threads.
+        hold_threads(getattr(self.inputs, "num_threads", 1))
+        return runtime
 
     @staticmethod
     def path(runtime, name: str) -> str:
@@ -52,6 +83,32 @@ def limit_threads(threads: int) -> None:
 
     torch.set_num_threads(max(1, threads))
     numba.set_num_threads(min(max(1, threads), numba.config.NUMBA_NUM_THREADS))
+
+
+def hold_threads(threads: int) -> None:
+    """Let what is loaded of torch and numba use so many threads, and BLAS, whose sums change with them, one."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, user_api="blas")
+    torch, numba = (sys.modules.get(name) for name in ("torch", "numba"))
+    if torch is not None:
+        torch.set_num_threads(max(1, threads))
+    if numba is not None:
+        numba.set_num_threads(min(max(1, threads), numba.config.NUMBA_NUM_THREADS))
+
+
+class ProgressNote:
+    """Writes how far the fit is into its folder, for whoever runs it to read; at most once a second."""
+
+    def __init__(self, folder: str):
+        self._path, self._next = os.path.join(folder, "progress.txt"), 0.0
+
+    def __call__(self, iteration: int, iterations: int, record: dict) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 1.0
+        with contextlib.suppress(OSError):  # it is a courtesy; what matters is written elsewhere
+            write_text(self._path, f"{iteration} {iterations}\n")
 
 
 def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) -> dict:
@@ -83,5 +140,5 @@ def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) 
 
 def write_text(path: str | Path, text: str) -> str:
     """Write a small text file; returns its path."""
-    Path(path).write_text(text, encoding="utf-8")
+    write_atomic(path, text.encode())
     return str(path)

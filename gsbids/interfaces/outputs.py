@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
 )
 
 from gsbids.imaging.nifti import load_image
-from gsbids.interfaces.base import NodeInterface, read_stack, write_metrics
+from gsbids.interfaces.base import NodeInterface, read_stack, write_metrics, write_text
 
 
 class QcMetricsInputSpec(BaseInterfaceInputSpec):
@@ -108,11 +108,72 @@ class SaveDerivative(NodeInterface):
         return runtime
 
 
-class SubjectReportInputSpec(BaseInterfaceInputSpec):
-    """Inputs of :class:`SubjectReport`; all files but the static content may be missing."""
+class SaveLogInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`SaveLog`."""
+
+    in_file = File(exists=True, mandatory=True, desc="file that is copied")
+    out_file = traits.Str(nohash=True, mandatory=True, desc="path of the copy, in the log folder of this run")
+
+
+class SaveLog(NodeInterface):
+    """Put a file into the log of a run; it has no sidecar, and is none of the results.
+
+    Always runs: every run has a log of its own.
+    """
+
+    input_spec = SaveLogInputSpec
+    output_spec = SaveDerivativeOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from gsbids.atomic import write_atomic
+
+        path = Path(self.inputs.out_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, self.inputs.in_file)
+        self._results["out_file"] = str(path)
+        return runtime
+
+
+class ReportInputSpec(BaseInterfaceInputSpec):
+    """What reports of either method take."""
 
     content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
-    facts = traits.Dict(mandatory=True, desc="fields of MethodsFacts known when the workflow is built")
+    facts = traits.Dict(mandatory=True, desc="facts of the methods text known when the workflow is built")
+    # What steps took differs from run to run, and is no reason to make a report anew.
+    steps = traits.List(traits.Str, usedefault=True, nohash=True, desc="names of the steps before the report")
+    work_folder = traits.Str(nohash=True, desc="folder of the task, below which the steps worked")
+
+
+class ReportOutputSpec(TraitedSpec):
+    """Outputs of reports of either method."""
+
+    out_file = File(exists=True, desc="one HTML file")
+    usage = File(exists=True, desc="TSV of what the steps took")
+
+
+class ReportInterface(NodeInterface):
+    """What nodes of reports share."""
+
+    output_spec = ReportOutputSpec
+
+    def write(self, runtime, gather):
+        """Write the report of what ``gather`` makes of the inputs that are there, and the table of the steps."""
+        from gsbids.interfaces.usage import gather_usage
+        from gsbids.qc.report import write_report
+        from gsbids.qc.usage import format_usage
+
+        found = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
+        usage = gather_usage(found.get("work_folder", runtime.cwd), found["steps"])
+        found["usage"] = write_text(self.path(runtime, "usage.tsv"), format_usage(usage))
+        self._results["usage"] = found["usage"]
+        self._results["out_file"] = str(write_report(self.path(runtime, "report.html"), gather(found)))
+        return runtime
+
+
+class SubjectReportInputSpec(ReportInputSpec):
+    """Inputs of :class:`SubjectReport`; all files but the static content may be missing."""
+
     panels = traits.List(traits.Dict, mandatory=True, desc="fields of StackPanel, one a stack")
     conformed = InputMultiObject(File(exists=True), desc="conformed stacks")
     corrected = InputMultiObject(File(exists=True), desc="denoised and bias corrected stacks")
@@ -130,25 +191,13 @@ class SubjectReportInputSpec(BaseInterfaceInputSpec):
     metrics = File(exists=True, desc="JSON of QcMetrics")
 
 
-class SubjectReportOutputSpec(TraitedSpec):
-    """Outputs of :class:`SubjectReport`."""
-
-    out_file = File(exists=True, desc="one HTML file")
-
-
-class SubjectReport(NodeInterface):
+class SubjectReport(ReportInterface):
     """Write the report of one reconstruction."""
 
     input_spec = SubjectReportInputSpec
-    output_spec = SubjectReportOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.qc.report import write_report
-
-        found = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
-        path = write_report(self.path(runtime, "report.html"), gather_content(found))
-        self._results["out_file"] = str(path)
-        return runtime
+        return self.write(runtime, gather_content)
 
 
 def gather_content(found: dict):
@@ -165,6 +214,7 @@ def gather_content(found: dict):
     """
     from gsbids.qc.citations import MethodsFacts, methods_paragraphs
     from gsbids.qc.report import ReportContent, StackPanel
+    from gsbids.recon.result import SvrResult
 
     lists = {"image": "conformed", "n4": "corrected", "mask": "masks", "simulated": "simulated"}
     panels = []
@@ -179,8 +229,11 @@ def gather_content(found: dict):
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
     if "result" in found:
-        content["summary"], facts["n_gaussians"], content["registration"] = _of_result(
-            found["result"], content.get("summary", ()))
+        result = SvrResult.load(found["result"])
+        content["summary"] = (*content.get("summary", ()), *_summary(result))
+        content["registration"] = result.settings.get("registration")
+        facts["n_gaussians"] = len(result.field)
+        name_device(content, facts, result)
     for name in ("registration", "metrics"):
         if name in found:
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
@@ -189,14 +242,24 @@ def gather_content(found: dict):
     names = ("volume", "unmasked", "mask", "coverage", "uncertainty", "result")
     images = {name: Path(found[name]) for name in names if name in found}
     return ReportContent(stacks=tuple(panels), methods=methods_paragraphs(MethodsFacts(**facts)),
-                         **images, **content)
+                         usage=usage_of(found), **images, **content)
 
 
-def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
-    """Summary rows with those of the result, the number of Gaussians, and the co-registration that it started from."""
-    from gsbids.recon.result import SvrResult
+def usage_of(found: dict) -> tuple:
+    """What the steps took, where there is a table of it among the inputs of a report."""
+    from gsbids.qc.usage import read_usage
 
-    result = SvrResult.load(result_file)
+    return read_usage(found["usage"]) if found.get("usage") else ()
+
+
+def name_device(content: dict, facts: dict, result) -> None:
+    """Tell where a result was computed, which may be another device than that of this run."""
+    if device := result.settings.get("device"):
+        content["run"], facts["device"] = content.get("run", {}) | {"Device": device}, device
+
+
+def _summary(result) -> tuple:
+    """Rows that tell of a result."""
     rows = (("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
             ("Gaussians", f"{len(result.field)}"))
     if anew := result.settings.get("placed_anew"):
@@ -205,7 +268,7 @@ def _of_result(result_file: str, fixed) -> tuple[tuple, int, dict | None]:
     if out := result.settings.get("excluded"):
         rows += (("Excluded", f"{', '.join(out)}: looks like no part of what the other stacks show, and has no say "
                   "in the volume"),)
-    return (*fixed, *rows), len(result.field), result.settings.get("registration")
+    return rows
 
 
 def as_tuples(fields: dict) -> dict:

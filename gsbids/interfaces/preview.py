@@ -4,10 +4,10 @@
 import logging
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, TraitedSpec, traits
+from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
 
 from gsbids.imaging.nifti import save_image
-from gsbids.interfaces.base import NodeInterface, limit_threads, read_stack
+from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, ProgressNote, limit_threads, read_stack
 from gsbids.interfaces.stack import ConformStack, MaskStack
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -48,14 +48,14 @@ class PreviewFile:
             LOGGER.warning("the preview could not be written (%s); the reconstruction goes on without", error)
 
 
-def previewer(stacks, settings: dict, folder: str | Path, stage: str):
+def previewer(stacks, settings: dict, folder: str | Path, stage: str, device: str = "cpu"):
     """Observer of a fit that keeps the preview file of the output up to date."""
     from gsbids.recon.preview import Previewer
 
-    return Previewer(stacks, settings["resolution"], PreviewFile(settings, folder, stage), settings["first"])
+    return Previewer(stacks, settings["resolution"], PreviewFile(settings, folder, stage), settings["first"], device)
 
 
-class EarlyPreviewInputSpec(BaseInterfaceInputSpec):
+class EarlyPreviewInputSpec(DeviceInputSpec):
     """Inputs of :class:`EarlyPreview`; lists in the order of the task."""
 
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="stacks as acquired")
@@ -85,6 +85,7 @@ class EarlyPreview(NodeInterface):
     output_spec = EarlyPreviewOutputSpec
 
     def _run_interface(self, runtime):
+        from gsbids.kernels.there import release
         from gsbids.recon.fit_svr import fit_svr
         from gsbids.recon.options import SvrOptions
         from gsbids.recon.preview import quick_options
@@ -96,9 +97,10 @@ class EarlyPreview(NodeInterface):
         try:
             stacks = [self._stack(Path(runtime.cwd), k) for k in range(len(self.inputs.in_files))]
             transforms = register_stacks(stacks, threads).transforms
-            options = quick_options(SvrOptions(**self.inputs.options, threads=threads))
-            fit_svr(stacks, transforms, options,
-                    observe=previewer(stacks, self.inputs.preview, runtime.cwd, "stacks as acquired"))
+            options = quick_options(SvrOptions(**self.inputs.options, threads=threads, device=self.inputs.device))
+            fit_svr(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=previewer(
+                stacks, self.inputs.preview, runtime.cwd, "stacks as acquired", self.inputs.device))
+            release(self.inputs.device)
         except Exception as error:  # the steps proper meet the same data and say what is wrong with them
             self._results["done"] = False
             LOGGER.warning("no early preview: %s: %s", type(error).__name__, error)

@@ -8,7 +8,9 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, is
 
 from gsbids.imaging.nifti import read_header, save_image
 from gsbids.interfaces.base import (
+    DeviceInputSpec,
     NodeInterface,
+    ProgressNote,
     StacksInputSpec,
     limit_threads,
     read_stack,
@@ -44,7 +46,7 @@ class RegisterStacks(NodeInterface):
         return runtime
 
 
-class FitSvrInputSpec(StacksInputSpec):
+class FitSvrInputSpec(StacksInputSpec, DeviceInputSpec):
     """Inputs of :class:`FitSvr`."""
 
     registration = File(exists=True, mandatory=True, desc="JSON of RegisterStacks")
@@ -71,22 +73,24 @@ class FitSvr(NodeInterface):
 
         import numpy as np
 
+        from gsbids.kernels.there import release
         from gsbids.recon.fit_paper import PaperOptions, fit_paper
         from gsbids.recon.fit_svr import fit_svr
         from gsbids.recon.options import SvrOptions
 
         fit, kind = {"default": (fit_svr, SvrOptions), "paper": (fit_paper, PaperOptions)}[self.inputs.method]
+        place = {"device": self.inputs.device} if kind is SvrOptions else {}
         limit_threads(self.inputs.num_threads)
         with open(self.inputs.registration, encoding="utf-8") as file:
             registration = json.load(file)
         transforms = np.array(registration.pop("transforms"))
-        options = kind(**self.inputs.options, threads=self.inputs.num_threads)
+        options = kind(**self.inputs.options, threads=self.inputs.num_threads, **place)
         stacks, settings = read_stacks(self.inputs), self.inputs.preview
         observe = None
         if isdefined(settings) and settings:
-            observe = previewer(stacks, settings, runtime.cwd, "prepared stacks")
-        with _bar() as bar:
-            result = fit(stacks, transforms, options, progress=bar, observe=observe)
+            observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
+        result = fit(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=observe)
+        release(self.inputs.device)
         if anew := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
                            ", ".join(anew))
@@ -99,11 +103,14 @@ class FitSvr(NodeInterface):
         return runtime
 
 
-class SampleVolumeInputSpec(StacksInputSpec):
+class SampleVolumeInputSpec(StacksInputSpec, DeviceInputSpec):
     """Inputs of :class:`SampleVolume`."""
 
     result = File(exists=True, mandatory=True, desc="npz of SvrResult")
     resolution = traits.Float(mandatory=True, desc="voxel size in mm")
+    orientation = traits.Enum("scanner", "radiological", usedefault=True, desc="order of the voxels")
+    template = File(exists=True, desc="volume that the brain is aligned to")
+    template_mask = File(exists=True, desc="its brain mask")
 
 
 class SampleVolumeOutputSpec(TraitedSpec):
@@ -114,34 +121,65 @@ class SampleVolumeOutputSpec(TraitedSpec):
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
     uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
+    template_xfm = File(exists=True, desc="ITK transform between scanner and template, if there is one")
     facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
 
 
 class SampleVolume(NodeInterface):
-    """Sample the field on the output grid, vote on the brain mask, and predict the error."""
+    """Sample the field on the output grid, vote on the brain mask, and predict the error.
+
+    With a template the grid lies along the axes of the template: the field is sampled there, once, and no image is
+    interpolated.
+    """
 
     input_spec = SampleVolumeInputSpec
     output_spec = SampleVolumeOutputSpec
 
     def _run_interface(self, runtime):
+        import numpy as np
+
+        from gsbids.kernels.there import release
         from gsbids.recon.coverage import shown_region, vote_mask
-        from gsbids.recon.resample import output_grid, sample_result
+        from gsbids.recon.resample import in_order, output_grid, sample_result
         from gsbids.recon.result import SvrResult
         from gsbids.recon.uncertainty import predict_error
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
-        affine, shape = output_grid(stacks, result, self.inputs.resolution)
-        image = sample_result(result, affine, shape)
-        mask, coverage = vote_mask(stacks, result, affine, shape)
-        shown = shown_region(mask, coverage, affine, result.settings["rim"])
-        sigma = predict_error(result, stacks, affine, image).sigma
+        transform, facts = self._aligned(result, stacks, runtime)
+        affine, shape = output_grid(stacks, result, self.inputs.resolution, transform)
+        here = affine if transform is None else np.linalg.inv(transform) @ affine
+        image = sample_result(result, here, shape, self.inputs.device)
+        mask, coverage = vote_mask(stacks, result, here, shape)
+        shown = shown_region(mask, coverage, here, result.settings["rim"])
+        sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
+        release(self.inputs.device)
         for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
                                   ("mask", mask, "uint8"), ("coverage", coverage, "float32"),
                                   ("uncertainty", sigma, "float32")):
-            self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, affine, dtype))
-        self._results["facts"] = result_facts(result)
+            data, ordered = in_order(data, affine, self.inputs.orientation)
+            self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, ordered, dtype))
+        self._results["facts"] = result_facts(result) | facts
         return runtime
+
+    def _aligned(self, result, stacks, runtime) -> tuple:
+        """Transform to the world of the template and numbers about it; None without a template."""
+        if not isdefined(self.inputs.template):
+            return None, {}
+        from gsbids.imaging.itk import write_itk_transforms
+        from gsbids.masking.template import load_template
+        from gsbids.recon.template import POOR, align_to_template, brain_of_result
+
+        given = self.inputs.template_mask
+        template = load_template(self.inputs.template, given if isdefined(given) else None)
+        found = align_to_template(brain_of_result(result, stacks), template)
+        if found.similarity < POOR:
+            LOGGER.warning("--template: the brain looks little like the template where it fits best (similarity %.2f); "
+                           "look at the result, and whether both have one contrast", found.similarity)
+        self._results["template_xfm"] = str(
+            write_itk_transforms(self.path(runtime, "template_xfm.txt"), found.transform))
+        return found.transform, {"TemplateSimilarity": round(found.similarity, 4),
+                                 "TemplateRotation": round(found.angle, 2)}
 
 
 def result_facts(result) -> dict:
@@ -154,6 +192,7 @@ def result_facts(result) -> dict:
         "PSFModel": "Gaussian, full width at half maximum 1.2 x pixel size in the plane and slice thickness "
                     "through it",
         "RandomSeed": int(result.settings.get("seed", 0)),
+        "ComputeDevice": result.settings.get("device", "cpu"),
     }
 
 
@@ -166,7 +205,7 @@ class StackOfResultInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
-class SimulateStackInputSpec(StackOfResultInputSpec):
+class SimulateStackInputSpec(StackOfResultInputSpec, DeviceInputSpec):
     """Inputs of :class:`SimulateStack`."""
 
     in_mask = File(exists=True, mandatory=True, desc="brain mask of the stack")
@@ -186,12 +225,14 @@ class SimulateStack(NodeInterface):
     output_spec = SimulateStackOutputSpec
 
     def _run_interface(self, runtime):
+        from gsbids.kernels.there import release
         from gsbids.recon.resample import simulate_stack
         from gsbids.recon.result import SvrResult
 
         limit_threads(self.inputs.num_threads)
         stack = read_stack(self.inputs.in_file, self.inputs.in_mask, "", self.inputs.thickness)
-        image = simulate_stack(SvrResult.load(self.inputs.result), stack, self.inputs.index)
+        image = simulate_stack(SvrResult.load(self.inputs.result), stack, self.inputs.index, self.inputs.device)
+        release(self.inputs.device)
         self._results["out_file"] = str(
             save_image(self.path(runtime, "simulated.nii.gz"), image, stack.affine))
         return runtime
@@ -233,21 +274,3 @@ class MotionTable(NodeInterface):
         self._results["slices_xfm"] = str(write_itk_transforms(
             self.path(runtime, "slices_xfm.txt"), slice_transforms(result, index, depth)))
         return runtime
-
-
-class _bar:
-    """Progress bar on a terminal, nothing elsewhere."""
-
-    def __enter__(self):
-        from tqdm import tqdm
-
-        self._bar = tqdm(desc="Fitting", unit="it", disable=None, leave=False)
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def __call__(self, iteration: int, iterations: int, record: dict) -> None:
-        self._bar.total = iterations
-        self._bar.set_postfix({k: f"{v:.4g}" for k, v in record.items()}, refresh=False)
-        self._bar.update(iteration - self._bar.n)

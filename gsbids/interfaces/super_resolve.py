@@ -9,7 +9,8 @@ from pathlib import Path
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from gsbids.imaging.nifti import load_image, read_header, save_image
-from gsbids.interfaces.base import NodeInterface, limit_threads, write_metrics
+from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, limit_threads, write_metrics
+from gsbids.interfaces.outputs import ReportInputSpec, ReportInterface, as_tuples, name_device, usage_of
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 
@@ -42,7 +43,7 @@ class Foreground(NodeInterface):
         return runtime
 
 
-class SuperResolveInputSpec(BaseInterfaceInputSpec):
+class SuperResolveInputSpec(DeviceInputSpec):
     """Inputs of :class:`SuperResolve`."""
 
     in_file = File(exists=True, mandatory=True, desc="volume")
@@ -76,6 +77,7 @@ class SuperResolve(NodeInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
+        from gsbids.kernels.there import release
         from gsbids.recon.fit_sr import super_resolve
         from gsbids.recon.sr_grid import resampled
         from gsbids.recon.sr_options import SrOptions
@@ -91,11 +93,13 @@ class SuperResolve(NodeInterface):
         thickness = inputs.thickness if isdefined(inputs.thickness) else None
         profile, width = voxel_profile(np.linalg.norm(affine[:3, :3], axis=0), thickness, inputs.profile)
         options = SrOptions(profile=profile, profile_width=width, threads=inputs.num_threads,
-                            **_sr_options(inputs.options))
+                            device=inputs.device, **_sr_options(inputs.options))
         result = super_resolve(data, affine, grid, options, LOGGER.info)
         self._results["model"] = str(result.save(self.path(runtime, "model.npz")))
         shape, target = (result.volume.shape, result.affine) if other is None else other
-        images = {"volume": sample_sr(result, target, shape), "interpolated": resampled(data, affine, shape, target)}
+        images = {"volume": sample_sr(result, target, shape, inputs.device),
+                  "interpolated": resampled(data, affine, shape, target)}
+        release(inputs.device)
         for name, image in images.items():
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), image, target))
         if isdefined(inputs.in_mask):
@@ -122,7 +126,7 @@ def result_facts(result) -> dict:
              "SamplingProfile": [profile] * 3 if isinstance(profile, str) else list(profile),
              "SamplingProfileWidth": list(settings["profile_width"]), "SuperResolutionQuality": settings["quality"],
              "NumberOfFields": len(result.fields), "NumberOfGaussians": sum(len(f) for f in result.fields),
-             "RandomSeed": int(settings["seed"])}
+             "RandomSeed": int(settings["seed"]), "ComputeDevice": settings.get("device", "cpu")}
     if settings.get("magnitude_noise"):
         facts["MagnitudeNoise"] = float(f"{settings['magnitude_noise'] * result.intensity_scale:.6g}")
     choice = settings.get("choice")
@@ -169,11 +173,9 @@ class SrMetrics(NodeInterface):
         return runtime
 
 
-class SrReportInputSpec(BaseInterfaceInputSpec):
+class SrReportInputSpec(ReportInputSpec):
     """Inputs of :class:`SrReport`; all files but the static content may be missing."""
 
-    content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
-    facts = traits.Dict(mandatory=True, desc="fields of SrMethodsFacts known when the workflow is built")
     before = File(exists=True, desc="the volume that was super-resolved")
     interpolated = File(exists=True, desc="cubic B-spline of it on the fine grid")
     volume = File(exists=True, desc="super-resolved volume")
@@ -183,25 +185,13 @@ class SrReportInputSpec(BaseInterfaceInputSpec):
     metrics = File(exists=True, desc="JSON of SrMetrics")
 
 
-class SrReportOutputSpec(TraitedSpec):
-    """Outputs of :class:`SrReport`."""
-
-    out_file = File(exists=True, desc="one HTML file")
-
-
-class SrReport(NodeInterface):
+class SrReport(ReportInterface):
     """Write the report of one super-resolved volume."""
 
     input_spec = SrReportInputSpec
-    output_spec = SrReportOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.qc.report import write_report
-
-        found = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
-        path = write_report(self.path(runtime, "report.html"), gather_sr_content(found))
-        self._results["out_file"] = str(path)
-        return runtime
+        return self.write(runtime, gather_sr_content)
 
 
 def gather_sr_content(found: dict):
@@ -211,7 +201,6 @@ def gather_sr_content(found: dict):
     -------
     gsbids.qc.report.ReportContent
     """
-    from gsbids.interfaces.outputs import as_tuples
     from gsbids.qc.citations_sr import SrMethodsFacts, sr_methods_paragraphs
     from gsbids.qc.report import ReportContent, SrPanel
     from gsbids.recon.sr_quality import choice_rows
@@ -222,6 +211,7 @@ def gather_sr_content(found: dict):
     if "model" in found:
         result = SrResult.load(found["model"])
         chosen, history = choice_rows(result), result.history
+        name_device(content, facts, result)
         facts |= {"settings": result.settings, "n_fields": len(result.fields),
                   "n_gaussians": sum(len(f) for f in result.fields)}
     if found.get("mask_reason"):
@@ -233,7 +223,7 @@ def gather_sr_content(found: dict):
     panel = SrPanel(*(Path(found[name]) if name in found else None for name in ("before", "interpolated")),
                     chosen=chosen, history=history)
     return ReportContent(super_resolution=panel, methods=sr_methods_paragraphs(SrMethodsFacts(**facts)),
-                         **images, **content)
+                         usage=usage_of(found), **images, **content)
 
 
 def _mask_on(mask_file: str, affine, shape):

@@ -50,6 +50,11 @@ class MethodsFacts:
         Spacing of the output grid in mm.
     seed : int, optional
     device : str, optional
+        As ``cpu``, ``cuda`` or ``cuda:1 (name of the GPU)``.
+    posed : bool
+        Whether slices came with their poses.
+    template : str
+        Name of the volume that the brain was aligned to.
     plain : bool
         Whether the stacks were plain files, not those of a BIDS data set.
     """
@@ -66,6 +71,8 @@ class MethodsFacts:
     resolution: tuple[float, ...] | None = None
     seed: int | None = None
     device: str | None = None
+    posed: bool = False
+    template: str = ""
     plain: bool = False
 
 
@@ -115,6 +122,8 @@ def _preprocessing(facts: MethodsFacts) -> str:
     if steps:
         sentences.append(f"Stacks were {', and '.join(steps)} (ANTs [@ants], "
                          f"antspyx{version_of(facts.versions, 'ants')}).")
+    if facts.posed:
+        sentences.append("Slices started from the poses that were given with them.")
     if facts.registered:
         sentences.append(
             "Whole stacks were co-registered rigidly from a cover of all rotations, maximising the normalised "
@@ -133,6 +142,10 @@ def _reconstruction(facts: MethodsFacts) -> str:
     sentences.append(_fit(facts))
     if not facts.motion_corrected:
         sentences.append("Slices were not corrected for motion beyond the registration of the stacks.")
+    if facts.template:
+        sentences.append(
+            f"The reconstructed brain was aligned rigidly to the template {facts.template}, from a cover of all "
+            "rotations, maximising the normalised cross-correlation of the two brains brought to one size.")
     if facts.resolution:
         spacing = " x ".join(f"{value:g}" for value in facts.resolution) + " mm"
         if len(set(facts.resolution)) == 1:
@@ -160,7 +173,8 @@ def software_sentence(versions: dict, device: str | None, seed: int | None) -> s
     parts = [f"{name}{version_of(versions, package)} [@{key}]" for name, package, key in names]
     sentence = f"Computations used {', '.join(parts[:-1])} and {parts[-1]}"
     if device:
-        sentence += f" on the {'GPU' if 'cuda' in device else 'CPU'}"
+        name = re.search(r"\((.+)\)$", device)
+        sentence += f" on the {'GPU' if device.startswith('cuda') else 'CPU'}{f' ({name[1]})' if name else ''}"
     if seed is not None:
         sentence += f"; the random seed was {seed}"
     return sentence + "."

@@ -28,7 +28,8 @@ class SrMethodsFacts:
     planned : {"", "full", "fast"}
         Quality of a run that is told of without its results.
     seed : int, optional
-        Where ``settings`` do not have it.
+    device : str
+        Both where ``settings`` do not have them.
     """
 
     versions: dict = field(default_factory=dict)
@@ -42,6 +43,7 @@ class SrMethodsFacts:
     n_volumes: int = 1
     planned: str = ""
     seed: int | None = None
+    device: str = "cpu"
 
 
 _PROFILES = {"box": "the mean over the voxel", "gaussian": "a Gaussian slice profile",
@@ -51,7 +53,8 @@ _PROFILES = {"box": "the mean over the voxel", "gaussian": "a Gaussian slice pro
 def sr_methods_paragraphs(facts: SrMethodsFacts) -> tuple[str, ...]:
     """Methods section of one super-resolved volume, as paragraphs with ``[@key]`` citations."""
     return (_preprocessing(facts), _planned(facts) if facts.planned else _super_resolution(facts),
-            software_sentence(facts.versions, "cpu", facts.settings.get("seed", facts.seed)))
+            software_sentence(facts.versions, facts.settings.get("device", facts.device),
+                              facts.settings.get("seed", facts.seed)))
 
 
 def _preprocessing(facts: SrMethodsFacts) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gsbids.qc.acquisition import SliceOrder, slice_order
 from gsbids.qc.displacement import SliceDisplacement
 from gsbids.qc.figures_style import PALETTE, house_style, new_figure, svg_bytes
 from gsbids.recon.result import SvrResult
@@ -26,6 +27,8 @@ class StackMotion:
     used : ndarray, (K,), bool
     shift, turn : ndarray, (K, 3)
         mm and degrees (see :class:`gsbids.qc.displacement.SliceDisplacement`).
+    order : SliceOrder
+        In which they were acquired.
     """
 
     name: str
@@ -33,14 +36,17 @@ class StackMotion:
     used: np.ndarray
     shift: np.ndarray
     turn: np.ndarray
+    order: SliceOrder
 
 
-def stack_motion(result: SvrResult, moved: SliceDisplacement, stack: int) -> StackMotion:
-    """Motion of stack number ``stack``."""
+def stack_motion(result: SvrResult, moved: SliceDisplacement, stack: int,
+                 times: tuple[float, ...] | None = None) -> StackMotion:
+    """Motion of stack number ``stack``; ``times`` (s) are those of its slices by index, where they are known."""
     mine = np.flatnonzero(result.stack_index == stack)
     mine = mine[np.argsort(result.slice_index[mine], kind="stable")]
-    return StackMotion(result.stack_names[stack], result.slice_index[mine], ~result.rejected[mine],
-                       moved.shift[mine], moved.turn[mine])
+    index, used = result.slice_index[mine], ~result.rejected[mine]
+    order = slice_order(index, used, np.hstack([moved.shift[mine], moved.turn[mine]]), times)
+    return StackMotion(result.stack_names[stack], index, used, moved.shift[mine], moved.turn[mine], order)
 
 
 def motion_limits(stacks: list[StackMotion]) -> tuple[float, float]:
@@ -52,8 +58,7 @@ def motion_limits(stacks: list[StackMotion]) -> tuple[float, float]:
     return tuple(limits)
 
 
-def motion_curves(stack: StackMotion, limits: tuple[float, float],
-                  times: tuple[float, ...] | None = None) -> bytes:
+def motion_curves(stack: StackMotion, limits: tuple[float, float], in_time: bool = False) -> bytes:
     """Translations and rotations of the slices of one stack.
 
     Parameters
@@ -61,26 +66,29 @@ def motion_curves(stack: StackMotion, limits: tuple[float, float],
     stack : StackMotion
     limits : tuple of float
         Half-heights of the two axes, from :func:`motion_limits`.
-    times : tuple of float, optional
-        Acquisition time (s) of every slice of the stack, by slice index. Given, the slices stand in the order
-        of their acquisition, else in the order of their position.
+    in_time : bool
+        Slices stand in the order of their acquisition, with every other pass of it shaded; else in the order of their
+        position, with a line for every pass.
     """
-    order = np.arange(len(stack.index))
+    passes = stack.order.passes
     x, label = stack.index, "slice (position in the stack)"
-    if times is not None:
-        moments = np.array([times[k] for k in stack.index])
-        order = np.argsort(moments, kind="stable")
-        x, label = moments[order], "acquisition time (s)"
-    used = stack.used[order]
-    with house_style(f"motion-{stack.name}-{times is not None}"):
+    lines = [np.flatnonzero(passes == number) for number in np.unique(passes)]
+    if in_time:
+        x, label, lines = stack.order.moment, stack.order.label, [stack.order.sequence]
+    used = stack.used
+    with house_style(f"motion-{stack.name}-{in_time}"):
         figure = new_figure(4.5, 3.1)
         axes = figure.subplots(2, 1, sharex=True)
         parts = (("shift (mm)", stack.shift, limits[0]), ("rotation (°)", stack.turn, limits[1]))
         for axis, (name, values, limit) in zip(axes, parts, strict=True):
             axis.axhline(0, color=PALETTE.muted, linewidth=0.6)
+            for first, last in _shaded(stack.order) if in_time else ():
+                axis.axvspan(first, last, color=PALETTE.grid, linewidth=0, zorder=0)
             for component, (colour, dashes, marker) in enumerate(COMPONENTS):
-                y = values[order, component]
-                axis.plot(x[used], y[used], color=colour, linestyle=dashes, marker=marker, markersize=2.4)
+                y = values[:, component]
+                for line in lines:
+                    line = line[used[line]]
+                    axis.plot(x[line], y[line], color=colour, linestyle=dashes, marker=marker, markersize=2.4)
                 axis.plot(x[~used], np.clip(y[~used], -limit, limit), linestyle="none", marker=marker,
                           markersize=3.6, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=0.8)
             axis.set(ylabel=name, ylim=(-limit, limit))
@@ -88,6 +96,14 @@ def motion_curves(stack: StackMotion, limits: tuple[float, float],
         axes[1].xaxis.get_major_locator().set_params(integer=True)
         figure.align_ylabels(axes)
         return svg_bytes(figure)
+
+
+def _shaded(order: SliceOrder):
+    """Ends of every other pass in time."""
+    for number in range(1, order.passes.max(initial=0) + 1, 2):
+        moments = order.moment[order.passes == number]
+        step = np.median(np.diff(np.sort(moments))) if len(moments) > 1 else 1.0
+        yield moments.min() - step / 2, moments.max() + step / 2
 
 
 def slice_heat(result: SvrResult, values: np.ndarray, title: str, limits: tuple[float, float]) -> bytes:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of the report: planes through the volume, and the stacks before and after."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gsbids.imaging.masks import same_grid
 from gsbids.qc.tiles import (
     LETTERS,
     PLANES,
@@ -28,6 +27,15 @@ class TileRow:
 
     label: str
     tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class TilePair:
+    """Two pictures of the same place: what was there before a step, and what there is after it."""
+
+    label: str
+    before: Tile
+    after: Tile
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,29 @@ def mid_planes(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
     middle = [middle_of(inside, axis, image.data.shape) for axis in range(3)]
     drawn = inside if outlined else None
     return tuple(_volume_tile(image, drawn, axis, middle[axis], frame) for axis in (2, 1, 0))
+
+
+def plane_pairs(before: np.ndarray, after: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
+                limits: tuple[float, float] | None = None) -> tuple[TilePair, ...]:
+    """The planes of :func:`mid_planes` of two images on one grid.
+
+    Parameters
+    ----------
+    before, after : ndarray, (X, Y, Z)
+    affine, mask
+        As for :func:`mid_planes`.
+    limits : tuple of float, optional
+        Grey window of both; by default each has its own.
+    """
+    image, inside, frame = _volume_frame(after, affine, mask, 460, 4.0)
+    first = RasImage(to_ras(before, affine).data, image.affine, image.order, image.flipped)
+    frames = [replace(frame, limits=limits or window(one.data, inside)) for one in (first, image)]
+    pairs = []
+    for axis in (2, 1, 0):
+        index = middle_of(inside, axis, image.data.shape)
+        tiles = [_volume_tile(one, None, axis, index, own) for one, own in zip((first, image), frames, strict=True)]
+        pairs.append(TilePair(f"{PLANES[axis].capitalize()}, {tiles[1].label}", *tiles))
+    return tuple(pairs)
 
 
 def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None) -> TileRow:
@@ -165,6 +196,7 @@ class StackImages:
     simulated: np.ndarray | None = None
 
 
+FULL_COLOUR = 0.25  # of white: differences of acquired and simulated slices drawn in full colour
 COLUMNS = ("Acquired", "N4-corrected", "Simulated", "Difference")
 
 
@@ -185,7 +217,7 @@ def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) 
         Every row: acquired (whole field of view, outlined), and cropped to the brain: N4-corrected,
         simulated, difference. In the two cuts across the slices everything is cropped.
     """
-    view = _StackView(images, detail)
+    view = StackView(images, detail)
     across = (view.across_row(axis) for axis in range(3) if axis != view.axis)
     return (*(view.slice_row(k, label) for k, label in marks.items()), *across)
 
@@ -200,22 +232,79 @@ def middle_slices(mask: np.ndarray | None, depth: int,
     return sorted({round(first + share * (last - first)) for share in shares})
 
 
-class _StackView:
+class StackView:
     """The images of a stack turned to RAS, with one crop and one grey window for all its pictures."""
 
-    def __init__(self, images: StackImages, detail: float):
-        def turned(data):
-            return None if data is None else to_ras(data, images.affine).data
-
-        self.detail = detail
+    def __init__(self, images: StackImages, detail: float = 1.0):
+        self.detail, self.affine = detail, images.affine
         self.image = to_ras(images.acquired, images.affine)
-        self.mask = turned(None if images.mask is None else np.asarray(images.mask) > 0)
-        self.corrected, self.simulated = turned(images.corrected), turned(images.simulated)
+        self.mask = self.turned(None if images.mask is None else np.asarray(images.mask) > 0)
+        self.corrected, self.simulated = self.turned(images.corrected), self.turned(images.simulated)
         self.axis = self.image.axis_of(2)
         self.box = self._square_box()
-        reference = self.image.data if self.corrected is None else self.corrected
-        self.limits = window(reference, self.mask)
+        self.reference = self.image.data if self.corrected is None else self.corrected
+        self.limits = window(self.reference, self.mask)
         self.own_limits = window(self.image.data, self.mask)
+
+    def turned(self, data: np.ndarray | None) -> np.ndarray | None:
+        """An image on the grid of the stack, turned as all are here."""
+        return None if data is None else to_ras(data, self.affine).data
+
+    def plane_of(self, source_index: int) -> tuple[int, int]:
+        """Axis and index here of a slice of the stack."""
+        return self.axis, self.image.index_of(self.axis, source_index)
+
+    def slice_row(self, source_index: int, label: str) -> TileRow:
+        """A slice: whole and outlined, then what was made of it, cropped."""
+        whole = Frame((slice(None),) * 3, self.own_limits, round(240 * self.detail), 1.0)
+        what, plane = f"slice {source_index}", self.plane_of(source_index)
+        first = plane_tile(self.image, plane, whole, COLUMNS[0], f"{what} as acquired, mask outlined", self.mask)
+        return TileRow(label, (first, *self._cropped(plane, what)))
+
+    def across_row(self, axis: int) -> TileRow:
+        """A cut across the slices."""
+        plane = (axis, middle_of(self.mask, axis, self.image.data.shape))
+        what = "cut across the slices"
+        first = self.close_tile(plane, self.image.data, (COLUMNS[0], f"{what} as acquired, mask outlined"), True,
+                                self.own_limits)
+        return TileRow(f"Across the slices ({PLANES[axis]} cut)", (first, *self._cropped(plane, what)))
+
+    def correction_pair(self, source_index: int) -> TilePair | None:
+        """A slice before and after the bias correction, outlined; None where it was not corrected."""
+        if self.corrected is None:
+            return None
+        plane, what = self.plane_of(source_index), f"slice {source_index}"
+        before = self.close_tile(plane, self.image.data, ("Acquired", f"{what} as acquired, mask outlined"), True,
+                                 self.own_limits)
+        after = self.close_tile(plane, self.corrected, ("Corrected", f"{what}, corrected, mask outlined"), True)
+        return TilePair(f"Slice {source_index}", before, after)
+
+    def close_tile(self, plane, data: np.ndarray, words: tuple[str, str], outlined: bool = False,
+                   limits: tuple[float, float] | None = None) -> Tile:
+        """A picture cropped to the brain; ``words`` are label and description."""
+        mask = self.mask if outlined else None
+        across = plane[0] != self.axis
+        image = self._blocks(data) if across else self._with(data)
+        mask = self._blocks(mask).data if across and mask is not None else mask
+        return plane_tile(image, plane, self._close_frame(limits or self.limits), *words, mask)
+
+    def difference(self, plane, words: tuple[str, str]) -> Tile:
+        """Acquired minus simulated inside the mask, in colours."""
+        data = self.reference - self.simulated
+        data = data if self.mask is None else data * self.mask
+        tile = self.close_tile(plane, data, words)
+        picture, pixels = self.picture(plane, data, tile)
+        return Tile(difference_png(picture, FULL_COLOUR * self.limits[1], pixels), tile.width, tile.height, tile.label,
+                    tile.alt, tile.edges)
+
+    def picture(self, plane, data: np.ndarray, tile: Tile) -> tuple[np.ndarray, tuple[int, int]]:
+        """The plane of other data that a cropped tile shows, and the size of its picture in pixels."""
+        image = self._blocks(data) if plane[0] != self.axis else self._with(data)
+        box = list(self.box)
+        box[plane[0]] = slice(None)
+        picture = cut(image.data[tuple(box)], *plane)
+        step = (tile.height / picture.shape[0], tile.width / picture.shape[1])
+        return picture, tile_pixels((tile.height, tile.width), step, self._close_frame(self.limits))
 
     def _square_box(self) -> tuple[slice, ...]:
         """Crop around the mask, as square in the plane of the slices as the field of view allows."""
@@ -230,66 +319,26 @@ class _StackView:
         box[self.axis] = slice(None)
         return tuple(box)
 
-    def slice_row(self, source_index: int, label: str) -> TileRow:
-        index = self.image.index_of(self.axis, source_index)
-        whole = Frame((slice(None),) * 3, self.own_limits, round(240 * self.detail), 1.0)
-        what = f"slice {source_index}"
-        first = plane_tile(self.image, (self.axis, index), whole, COLUMNS[0], f"{what} as acquired, mask outlined",
-                      self.mask)
-        return TileRow(label, (first, *self._cropped((self.axis, index), what)))
-
-    def across_row(self, axis: int) -> TileRow:
-        plane = (axis, middle_of(self.mask, axis, self.image.data.shape))
-        first = plane_tile(self._blocks(self.image.data), plane, self._close_frame(self.own_limits), COLUMNS[0],
-                      "cut across the slices as acquired, mask outlined",
-                      None if self.mask is None else self._blocks(self.mask).data)
-        return TileRow(f"Across the slices ({PLANES[axis]} cut)",
-                       (first, *self._cropped(plane, "cut across the slices", blocks=True)))
-
-    def _cropped(self, plane, what: str, blocks: bool = False) -> list[Tile]:
+    def _cropped(self, plane, what: str) -> list[Tile]:
         shown = []
-        frame = self._close_frame(self.limits)
-        for data, label in ((self.corrected, COLUMNS[1]), (self.simulated, COLUMNS[2])):
-            if data is not None:
-                image = self._blocks(data) if blocks else self._with(data)
-                shown.append(plane_tile(image, plane, frame, label, f"{what}, {label.lower()}"))
+        if self.corrected is not None:
+            words = (COLUMNS[1], f"{what}, {COLUMNS[1].lower()}, mask outlined")
+            shown.append(self.close_tile(plane, self.corrected, words, True))
         if self.simulated is not None:
-            shown.append(self._difference(plane, frame, what, blocks))
+            shown.append(self.close_tile(plane, self.simulated, (COLUMNS[2], f"{what}, {COLUMNS[2].lower()}")))
+            shown.append(self.difference(plane, (COLUMNS[3], f"{what}, acquired minus simulated")))
         return shown
-
-    def _difference(self, plane, frame: Frame, what: str, blocks: bool) -> Tile:
-        reference = self.image.data if self.corrected is None else self.corrected
-        data = reference - self.simulated
-        data = data if self.mask is None else data * self.mask
-        image = self._blocks(data) if blocks else self._with(data)
-        tile = plane_tile(image, plane, frame, COLUMNS[3], f"{what}, acquired minus simulated")
-        box = list(frame.box)
-        box[plane[0]] = slice(None)
-        picture = cut(image.data[tuple(box)], *plane)
-        step = (tile.height / picture.shape[0], tile.width / picture.shape[1])
-        png = difference_png(picture, 0.4 * self.limits[1], tile_pixels((tile.height, tile.width), step, frame))
-        return Tile(png, tile.width, tile.height, tile.label, tile.alt, tile.edges)
 
     def _with(self, data: np.ndarray) -> RasImage:
         return RasImage(data, self.image.affine, self.image.order, self.image.flipped)
 
-    def _repeats(self) -> int:
-        spacing = self.image.spacing
-        return max(1, round(spacing[self.axis] / min(spacing)))
-
     def _blocks(self, data: np.ndarray) -> RasImage:
         """Every slice as a block as thick as its spacing: nothing is interpolated across slices."""
+        spacing = self.image.spacing
+        repeats = max(1, round(spacing[self.axis] / min(spacing)))
         affine = self.image.affine.copy()
-        affine[:3, self.axis] /= self._repeats()
-        return RasImage(np.repeat(data, self._repeats(), axis=self.axis), affine, self.image.order,
-                        self.image.flipped)
+        affine[:3, self.axis] /= repeats
+        return RasImage(np.repeat(data, repeats, axis=self.axis), affine, self.image.order, self.image.flipped)
 
     def _close_frame(self, limits) -> Frame:
         return Frame(self.box, limits, round(260 * self.detail))
-
-
-def check_grids(acquired, others: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """Names of the images that are not on the grid of ``acquired`` (pairs of data and affine)."""
-    data, affine = acquired
-    return [name for name, (other, other_affine) in others.items()
-            if not same_grid(data.shape, affine, other.shape, other_affine, 0.1)]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of one reconstruction: one HTML file that asks nothing of the network."""
 
+import base64
+import hashlib
 import logging
 import math
 from dataclasses import dataclass, field
@@ -8,9 +10,11 @@ from pathlib import Path
 
 from gsbids.atomic import write_atomic
 from gsbids.qc.citations import number_citations
+from gsbids.qc.crashes import crash_summary
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
 from gsbids.qc.report_figures import Figures, draw_figures
+from gsbids.qc.usage import StepUsage, usage_rows, usage_total
 
 LOGGER = logging.getLogger("gsbids.qc")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -102,7 +106,9 @@ class ReportContent:
     crashes : tuple of str
         Text of every crash of this subject.
     run : dict of str to str
-        Command, seed, start, duration and the like.
+        Command, seed and the like.
+    usage : tuple of StepUsage
+        What the steps took.
     """
 
     title: str
@@ -124,6 +130,7 @@ class ReportContent:
     versions: dict[str, str] = field(default_factory=dict)
     crashes: tuple[str, ...] = ()
     run: dict[str, str] = field(default_factory=dict)
+    usage: tuple[StepUsage, ...] = ()
 
 
 def write_report(path: str | Path, content: ReportContent) -> Path:
@@ -152,10 +159,15 @@ def render_report(content: ReportContent) -> str:
     for note in figures.notes:
         LOGGER.warning("%s: %s", content.task, note)
     pieces, references = number_citations(content.methods)
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    # The policy of the page lets this script run and no other.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page_template("report.html.j2", number=format_number).render(
         content=content, figures=figures, methods=pieces, references=references, state=state(content),
         missing=_missing(content, figures), highlights=highlights(content.metrics),
-        metric_rows=metric_rows(content.metrics), registration=registration_rows(content))
+        metric_rows=metric_rows(content.metrics), registration=registration_rows(content), script=script,
+        digest=digest, usage=usage_rows(content.usage), usage_total=usage_total(content.usage),
+        crashes=[(*crash_summary(text), text) for text in content.crashes])
 
 
 def page_template(name: str, **filters):

@@ -183,6 +183,37 @@ def difference_png(picture: np.ndarray, limit: float, pixels: tuple[int, int] | 
     return _encode(np.rint(colour).astype(np.uint8), pixels)
 
 
+#: Colour map of weights, and what a page says of it: dark is 0, bright is 1.
+HEAT = "cividis"
+
+
+def palette_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int, int] | None = None) -> bytes:
+    """PNG of a picture in the colours of ``HEAT``; black where it is NaN. Pixels are repeated, not interpolated.
+
+    Parameters
+    ----------
+    picture : ndarray, (rows, columns)
+    limits : tuple of float
+        Values that get the first and the last colour.
+    pixels : tuple of int, optional
+        (rows, columns) to resample to.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    low, high = limits
+    known = np.isfinite(picture)
+    level = np.clip((np.where(known, picture, low) - low) / (high - low), 0, 1)
+    image = Image.fromarray(np.where(known, 1 + np.rint(31 * level), 0).astype(np.uint8))
+    colours = np.rint(255 * colormaps[HEAT](np.linspace(0, 1, 32))[:, :3]).astype(int)
+    image.putpalette([0, 0, 0, *colours.ravel().tolist()])
+    if pixels is not None and pixels != picture.shape:
+        image = image.resize(pixels[::-1], Image.Resampling.NEAREST)
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
 def _encode(pixels8: np.ndarray, pixels: tuple[int, int] | None) -> bytes:
     from PIL import Image
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from gsbids.kernels import ops
+from gsbids.kernels import ops, there
 from gsbids.recon import outliers, poses
 from gsbids.recon.field import GaussianField
 from gsbids.recon.initialise import initial_field
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FitProblem:
-    """What all stages share.
+    """What all stages share; arrays of numpy, and, with :meth:`on_device`, the same where it is computed with.
 
     Attributes
     ----------
@@ -77,8 +77,15 @@ class FitProblem:
         """Hold out a random share of the region's pixels, the same for all stages."""
         draw = np.random.default_rng(options.seed + 1).random(slices.region.shape)
         held = slices.region & (draw < options.held_out)
-        render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor)
+        render = ops.RenderOptions(cut=options.cut, mass_factor=options.mass_factor, device=options.device)
         return cls(slices, slices.region & ~held, held, options, render)
+
+    @cached_property
+    def on_device(self) -> "DevicePixels":
+        """The pixels on the device of the fit, copied once."""
+        values, train, held, inner = (there.put(a, self.options.device) for a in (
+            self.slices.values, self.train, self.held, self.train & self.slices.mask))
+        return DevicePixels(self.slices.with_values(values), train, held, inner)
 
     @cached_property
     def nodes(self) -> np.ndarray:
@@ -91,10 +98,52 @@ class FitProblem:
         slices = self.slices
         return BiasBasis.seen(self.nodes, slices.nominal, slices.spacing, slices.centre, slices.values.shape[1:])
 
+    @cached_property
+    def basis_on_device(self) -> BiasBasis:
+        """The same on the device of the fit."""
+        return BiasBasis(*(there.put(a, self.options.device) for a in (self.basis.along, self.basis.across)))
+
+
+@dataclass(frozen=True)
+class DevicePixels:
+    """Slices whose ``values`` are on the device, and there the pixels (S, X, Y), bool, of :class:`FitProblem`.
+
+    ``inner``: those that are fitted and in the mask.
+    """
+
+    slices: SliceSet
+    train: np.ndarray
+    held: np.ndarray
+    inner: np.ndarray
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the next steps are compared with: the same until gains and weights are renewed; on the device.
+
+    Attributes
+    ----------
+    slices : SliceSet
+        With the signal that they have lost, and without their stacks' bias.
+    acquired : ops.Acquired
+        Their values, the weights of the pixels, and the gains.
+    total : float
+        Sum of the weights.
+    seen : array, (S, X, Y)
+        Weights of the pixels held out.
+    """
+
+    slices: SliceSet
+    acquired: ops.Acquired
+    total: float
+    seen: np.ndarray
+
 
 @dataclass
 class FitState:
     """What changes from one iteration to the next.
+
+    Within a stage, images and parameters are on the device of the fit; between stages, images are arrays of numpy.
 
     Attributes
     ----------
@@ -114,6 +163,8 @@ class FitState:
         The slices as last simulated, before gain.
     held_out : float
         Mean absolute residual on the pixels held out.
+    compared : Compared or None
+        See there; None: to be found.
     """
 
     parameters: dict[str, torch.Tensor]
@@ -127,6 +178,9 @@ class FitState:
     log_bias: np.ndarray | None = None
     image: np.ndarray | None = None
     held_out: float = math.inf
+    compared: Compared | None = None
+
+    IMAGES = ("pixel_weight", "shade", "bias", "image")
 
     @classmethod
     def start(cls, slices: SliceSet) -> "FitState":
@@ -136,26 +190,42 @@ class FitState:
                    *np.ones((3, *slices.values.shape), np.float32))
 
     def field(self, origin) -> GaussianField:
-        """The field as arrays (views of the parameters)."""
-        arrays = {k: v.detach().numpy() for k, v in self.parameters.items()}
+        """The field as arrays (on the CPU, views of the parameters)."""
+        arrays = {k: there.host(v) for k, v in self.parameters.items()}
         return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
 
-    def pixel_weights(self, pixels: np.ndarray) -> np.ndarray:
+    def at(self, device: str) -> "FitState":
+        """The same with its images on a device."""
+        images = {name: getattr(self, name) for name in self.IMAGES}
+        return replace(self, compared=None, **{name: image if image is None else there.put(image, device)
+                                               for name, image in images.items()})
+
+    def pixel_weights(self, pixels):
         """Weight of each of some pixels (a mask) of the slices without shade, float32: its own times its slice's."""
-        weight = self.slice_weight[:, None, None] * self.pixel_weight
-        return (pixels * weight * (self.shade * self.bias) ** 2).astype(np.float32)
+        weight = there.beside(self.slice_weight[:, None, None], self.pixel_weight) * self.pixel_weight
+        return there.single(pixels * weight * (self.shade * self.bias) ** 2)
 
     def unshaded(self, slices: SliceSet) -> SliceSet:
         """The slices with the signal that they have lost, and without their stacks' bias."""
-        return replace(slices, values=slices.values / (self.shade * self.bias))
+        return slices.with_values(slices.values / (self.shade * self.bias))
 
-    def residual(self, slices: SliceSet) -> np.ndarray:
+    def compare(self, pixels: DevicePixels) -> Compared:
+        """What the next step is compared with."""
+        if self.compared is None:
+            clean, weight = self.unshaded(pixels.slices), self.pixel_weights(pixels.train)
+            gain = there.beside(self.gain, clean.values)
+            seen = pixels.held * there.beside(self.slice_weight[:, None, None], clean.values)
+            acquired = ops.Acquired(clean.values, weight, poses.CHARBONNIER, gain)
+            self.compared = Compared(clean, acquired, float(weight.sum(dtype=float)), seen)
+        return self.compared
+
+    def residual(self, slices: SliceSet):
         """Acquired minus simulated slices, (S, X, Y)."""
         return slices.values - self.shade * self.simulated(self.image)
 
-    def simulated(self, image: np.ndarray) -> np.ndarray:
+    def simulated(self, image):
         """Rendered slices (S, X, Y) with the gains and the bias of the acquired ones."""
-        return self.bias * self.gain[:, None, None].astype(np.float32) * image
+        return self.bias * there.beside(self.gain[:, None, None].astype(np.float32), image) * image
 
     def stack_bias(self, nodes: np.ndarray) -> StackBias | None:
         """The bias of the stacks on nodes (M, 3); None where none was looked for."""
@@ -180,37 +250,38 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
     FitState
     """
     state = _with_new_field(problem, before, stage)
-    floor = _scale_floor(problem, stage.gaussians)
+    floor, lists = _scale_floor(problem, stage.gaussians), ops.kept_lists(problem.render)
     held_out = []
     for iteration in range(stage.iterations):
         kept = float("nan")
         if iteration in stage.pose_turns:
             step = poses.try_neighbours if iteration in stage.neighbour_turns else poses.pose_step
+            compared = state.compare(problem.on_device)
             state.pose, moved = step(poses.PoseProblem.of(
-                state.field(problem.slices.origin), state.unshaded(problem.slices),
-                state.pixel_weights(problem.train), state.gain,
+                state.field(problem.slices.origin), compared.slices, compared.acquired.weight, state.gain,
                 problem.render, problem.options.neighbour_tie), state.pose)
             kept = float(moved.mean())
         rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
-        loss = _field_step(problem, state, stage.learning_rate * rate, floor)
+        loss = _field_step(problem, state, (stage.learning_rate * rate, floor), lists)
         if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
             _reweigh(problem, state, iteration >= stage.robust_from, iteration >= stage.bias_from)
         held_out.append(state.held_out)
         watch(state, {"loss": loss, "held_out": state.held_out, "poses_kept": kept})
         if _has_settled(held_out, problem.options.patience):
             break
-    return state
+    return state.at(there.CPU)
 
 
 def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:
-    """State with a field that starts from the slices as they are placed now."""
+    """State with a field that starts from the slices as they are placed now, on the device of the fit."""
+    device = problem.options.device
     field = initial_field(before.unshaded(problem.slices), stage.gaussians, problem.options.edge_share, stage.seed,
                           before.pose.motion, before.gain, before.slice_weight)
-    parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in PARAMETERS}
+    parameters = {k: torch.tensor(getattr(field, k), device=there.target(device), requires_grad=True)
+                  for k in PARAMETERS}
     # Adam without weight decay: positions and poses must not depend on where the origin is.
     optimiser = torch.optim.Adam(parameters.values(), eps=1e-15)
-    return FitState(parameters, optimiser, before.pose, before.gain, before.slice_weight, before.pixel_weight,
-                    before.shade, before.bias, before.log_bias)
+    return replace(before, parameters=parameters, optimiser=optimiser, image=None, held_out=math.inf).at(device)
 
 
 def _scale_floor(problem: FitProblem, gaussians: int) -> float:
@@ -218,44 +289,51 @@ def _scale_floor(problem: FitProblem, gaussians: int) -> float:
     return math.log(problem.options.scale_floor * (problem.slices.volume / gaussians) ** (1 / 3))
 
 
-def _field_step(problem: FitProblem, state: FitState, rate: float, floor: float) -> float:
-    """One Adam step of the field; renews the simulated slices and the residual on the pixels held out."""
-    slices, options = problem.slices, problem.options
+def _field_step(problem: FitProblem, state: FitState, settings: tuple[float, float], lists) -> float:
+    """One Adam step of the field, with a rate and the floor of the log-scales; returns the loss.
+
+    Renews the simulated slices and the residual on the pixels held out. ``lists``: of :func:`ops.kept_lists`.
+    """
+    options, (rate, floor) = problem.options, settings
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.zero_grad(set_to_none=True)
-    p, field = state.parameters, state.field(slices.origin)
-    weight = state.pixel_weights(problem.train)
-    total = float(weight.sum(dtype=float))
-    acquired = ops.Acquired(state.unshaded(slices).values, weight, poses.CHARBONNIER, state.gain)
-    step = ops.step_slices(*field.parameters, slices.geometry(state.pose.motion), acquired, problem.render)
+    p, compared = state.parameters, state.compare(problem.on_device)
+    field = [there.put(p[k], options.device) for k in PARAMETERS]
+    field.append(there.put(np.zeros(len(field[0]), np.float32), options.device))
+    geometry = problem.slices.geometry(state.pose.motion, options.device)
+    step = ops.step_slices(*field, geometry, compared.acquired, problem.render,
+                           lists and lists.current(field, geometry))
     for name, gradient in zip(PARAMETERS, step.gradients, strict=False):
-        p[name].grad = torch.from_numpy(gradient / np.float32(total))
+        p[name].grad = torch.as_tensor(gradient / np.float32(compared.total))
     narrow = torch.relu(floor - p["log_scale"])
     (options.scale_weight * (narrow**2).mean()).backward()
     state.optimiser.step()
     with torch.no_grad():
         p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
     state.image = step.image
-    seen = problem.held * state.slice_weight[:, None, None]
-    state.held_out = float((np.abs(state.residual(slices)) * seen).sum() / max(seen.sum(), 1e-9))
-    return float(step.loss.sum() / total)
+    missed = abs(state.residual(problem.on_device.slices)) * compared.seen
+    state.held_out = float(missed.sum(dtype=float) / max(float(compared.seen.sum(dtype=float)), 1e-9))
+    return float(step.loss.sum() / compared.total)
 
 
 def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -> None:
     """Gains; once the volume is more than a blur, weights of slices and pixels; then, in their places, stacks' bias."""
-    slices, train = problem.slices, problem.train
-    state.gain = outliers.slice_gains(state.unshaded(slices).values, state.image, state.pixel_weights(train))
+    pixels, compared = problem.on_device, state.compare(problem.on_device)
+    slices, train = pixels.slices, pixels.train
+    state.gain = outliers.slice_gains(compared.acquired.values, state.image, compared.acquired.weight)
+    state.compared = None
     if robust:
-        simulated = state.gain[:, None, None].astype(np.float32) * state.image
+        simulated = there.beside(state.gain[:, None, None].astype(np.float32), state.image) * state.image
         state.shade, state.slice_weight = outliers.shades_and_weights(
-            slices.values, simulated * state.bias, train & slices.mask, SHADE_WIDTH / slices.spacing)
-        state.pixel_weight = outliers.pixel_weights(state.residual(slices), train).astype(np.float32)
+            slices.values, simulated * state.bias, pixels.inner, SHADE_WIDTH / slices.spacing)
+        state.pixel_weight = there.single(outliers.pixel_weights(state.residual(slices), train))
         if biased and problem.options.stack_bias:
-            whole = (state.shade == 1).all((1, 2)) * state.slice_weight
-            images = slices.values, simulated, train * whole[:, None, None] * state.pixel_weight
-            state.log_bias = fit_bias(problem.basis, slices.stack_index, images, slices.spacing[0])
-            state.bias = problem.basis.factor(state.log_bias[slices.stack_index])
+            whole = there.host((state.shade == 1).all((1, 2))) * state.slice_weight
+            weight = train * there.beside(whole[:, None, None], simulated) * state.pixel_weight
+            basis, images = problem.basis_on_device, (slices.values, simulated, weight)
+            state.log_bias = fit_bias(basis, slices.stack_index, images, slices.spacing[0])
+            state.bias = basis.factor(state.log_bias[slices.stack_index])
 
 
 def _has_settled(held_out: list[float], patience: int) -> bool:

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from gsbids.errors import InputError
 from gsbids.imaging.stack import Stack
-from gsbids.kernels import ops
+from gsbids.kernels import ops, there
 from gsbids.recon import outliers, poses
 from gsbids.recon.exclude import strangers, with_excluded
 from gsbids.recon.field import GaussianField
@@ -182,7 +182,7 @@ def merge_fields(fields: list[GaussianField]) -> GaussianField:
 
 def _finish(problem, state, fields, stacks, notes) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
-    slices, options, render = problem.slices, problem.options, problem.render
+    slices, options, render, state = problem.slices, problem.options, problem.render, state.at(there.CPU)
     field, motion = merge_fields(fields), state.pose.motion
     image, _ = ops.render(*field.parameters, slices.geometry(motion), render)
     simulated = state.simulated(image)
@@ -214,8 +214,9 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
 
 
 def _plain(options: SvrOptions) -> dict:
-    """Options as JSON knows them, without what does not change the result."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
+    """Options as JSON knows them, without what does not change the result, and with the device by its name."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
+    return plain | {"device": there.describe(options.device)}
 
 
 def _bias_at(bias: StackBias | None, origin: np.ndarray) -> StackBias | None:

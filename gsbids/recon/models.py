@@ -3,6 +3,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,28 +36,67 @@ def load_model(path: str | Path) -> SvrResult | SrResult:
         with np.load(path, allow_pickle=False) as data:
             found = json.loads(str(data["header"]))["format"]
         if found in KINDS:
-            return KINDS[found].load(path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: this is no model of gsbids, or a damaged one ({type(error).__name__}); give a "
+            model = KINDS[found].load(path)
+            _check(model)
+            return model
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error,
+            RecursionError, OverflowError, MemoryError) as error:
+        why = str(error) if type(error) is _DamageError else type(error).__name__
+        raise InputError(f"{path}: this is no model of gsbids, or a damaged one ({why}); give a "
                          "*_desc-gaussians_model.npz that gsbids wrote") from error
     raise InputError(f"{path}: the model has the format {found!r}, and this version reads {', '.join(KINDS)}: make "
                      "it anew with this version")
 
 
-def model_grid(model: SvrResult | SrResult) -> tuple[np.ndarray, tuple[int, int, int]]:
+class _DamageError(ValueError):
+    """What is wrong with a model, in words."""
+
+
+def _check(model: SvrResult | SrResult) -> None:
+    """Refuse arrays and settings of other shapes or kinds than the samplers take, and numbers that are none."""
+    fields = model.fields if isinstance(model, SrResult) else (model.field,)
+    arrays = {f"{name} of a field": (getattr(field, name), shape) for field in fields for name, shape in (
+        ("mean", (len(field), 3)), ("log_scale", (len(field), 3)), ("quaternion", (len(field), 4)),
+        ("intensity", (len(field),)), ("log_weight", (len(field),)), ("origin", (3,)))}
+    numbers = {"intensity_scale": model.intensity_scale}
+    if isinstance(model, SrResult):
+        arrays |= {"volume": (model.volume, model.volume.shape[:3] if model.volume.ndim == 3 else (1, 1, 1)),
+                   "affine": (model.affine, (4, 4)), "coarse_affine": (model.coarse_affine, (4, 4))}
+        numbers |= {"intensity_offset": model.intensity_offset, "share": model.share}
+        if model.filled.ndim != 3 or model.filled.dtype != bool:
+            raise _DamageError("filled is no array of three axes")
+    for name, (array, shape) in arrays.items():
+        if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise _DamageError(f"{name}: {' x '.join(map(str, array.shape))} numbers of type {array.dtype}, expected "
+                               f"{' x '.join(map(str, shape))} finite ones")
+        if name.endswith("affine") and not abs(np.linalg.det(array)) > 0:
+            raise _DamageError(f"{name} is singular")
+    if not isinstance(model.settings, dict):
+        raise _DamageError("settings are no object")
+    numbers |= {name: model.settings[name] for name in ("cut", "eps", "rim", "neighbours") if name in model.settings}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise _DamageError(f"{name} is no number")
+
+
+def model_grid(model: SvrResult | SrResult,
+               transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Affine and shape of the room that a model fills.
 
     For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around
-    the Gaussians.
+    the Gaussians; along those of another world, where a rigid ``transform`` (4, 4) to it is given (SVR only).
     """
     if isinstance(model, SrResult):
         return model.affine, model.volume.shape
     if not len(model.field):
         raise InputError("the model holds no Gaussians: there is nothing to sample")
-    low, high = model.field.mean.min(0) - ROOM, model.field.mean.max(0) + ROOM
+    mean, origin = model.field.mean, model.field.origin
+    if transform is not None:
+        mean, origin = mean @ transform[:3, :3].T, transform[:3, :3] @ origin + transform[:3, 3]
+    low, high = mean.min(0) - ROOM, mean.max(0) + ROOM
     shape = tuple(int(n) for n in np.ceil(high - low) + 1)
     affine = np.eye(4)
-    affine[:3, 3] = (low + high) / 2 + model.field.origin - (np.array(shape) - 1) / 2
+    affine[:3, 3] = (low + high) / 2 + origin - (np.array(shape) - 1) / 2
     return affine, shape
 
 
@@ -74,7 +114,8 @@ def grid_of_factor(affine: np.ndarray, shape, factor) -> tuple[np.ndarray, tuple
     return _within(affine, shape, np.array(shape) / count, count)
 
 
-def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None) -> np.ndarray:
+def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None,
+                 device: str = "cpu") -> np.ndarray:
     """The image of a model at the voxel centres of a grid.
 
     Parameters
@@ -84,6 +125,8 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
         Of the grid.
     mask : tuple of (ndarray, affine), optional
         Voxels farther out than the rim of the fit (SVR; none for SR) become 0.
+    device : str
+        Where fields are rendered.
 
     Returns
     -------
@@ -93,10 +136,13 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
     Raises
     ------
     gsbids.errors.InputError
-        The mask and the grid have nothing in common.
+        The mask and the grid have nothing in common, or the Gaussians are beyond all bounds.
     """
     is_sr = isinstance(model, SrResult)
-    image = sample_sr(model, affine, shape) if is_sr else sample_result(model, affine, shape)
+    try:
+        image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)
+    except FloatingPointError as error:
+        raise InputError(f"the model cannot be sampled ({error}): make it anew") from error
     if mask is None:
         return image
     inside = resample_mask(*mask, affine, shape)

@@ -56,6 +56,8 @@ class SvrOptions:
     seed : int
     threads : int
         CPU threads; the result does not depend on it.
+    device : str
+        Where the fit is computed: ``cpu``, ``cuda`` or ``cuda:N``; the result is the same within float32 rounding.
     """
 
     n_gaussians: int | None = None
@@ -84,3 +86,4 @@ class SvrOptions:
     patience: int = 40
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"

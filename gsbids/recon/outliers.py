@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robust weights of slices and pixels, and the gain of every slice."""
+"""Robust weights of slices and pixels, and the gain of every slice.
+
+Images (S, X, Y) are arrays of numpy or tensors of a GPU, and so are those that come back; numbers of slices (S,) are
+always arrays.
+"""
 
 import numpy as np
 from scipy import ndimage
+
+from gsbids.kernels import there
 
 MAD_TO_SIGMA = 1.4826
 SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
@@ -30,10 +36,11 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
     ndarray, (S,)
         With geometric mean 1 over the slices, weighted by their evidence.
     """
-    cross = (weight * values * simulated).sum((1, 2), dtype=float)
-    power = (weight * simulated * simulated).sum((1, 2), dtype=float)
-    own = (cross / np.maximum(power, 1e-12))[:, None, None].astype(np.float32)
-    misfit = (weight * (values - own * simulated) ** 2).sum((1, 2)) / np.maximum(weight.sum((1, 2)), 1e-12)
+    cross = there.host((weight * values * simulated).sum((1, 2), dtype=float))
+    power = there.host((weight * simulated * simulated).sum((1, 2), dtype=float))
+    own = there.beside((cross / np.maximum(power, 1e-12))[:, None, None].astype(np.float32), values)
+    misfit, total = there.host(((weight * (values - own * simulated) ** 2).sum((1, 2)), weight.sum((1, 2))))
+    misfit = misfit / np.maximum(total, 1e-12)
     prior = ALIKE * np.median(misfit) / GAIN_SPREAD**2 + 1e-12
     gain = np.clip((cross + prior) / (power + prior), *GAIN_LIMITS)
     return gain / np.exp(np.average(np.log(gain), weights=power + 1e-12))
@@ -41,7 +48,8 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
 
 def slice_residuals(residual, mask) -> np.ndarray:
     """Mean absolute residual of every slice inside its mask, (S,)."""
-    return (np.abs(residual) * mask).sum((1, 2), dtype=float) / np.maximum(mask.sum((1, 2)), 1)
+    total = there.host((abs(residual) * mask).sum((1, 2), dtype=float))
+    return total / np.maximum(there.host(mask.sum((1, 2))), 1)
 
 
 def slice_weights(residual, mask) -> np.ndarray:
@@ -52,7 +60,8 @@ def slice_weights(residual, mask) -> np.ndarray:
     lose their say.
     """
     level = slice_residuals(residual, mask)
-    large = mask.sum((1, 2)) >= np.median(mask.sum((1, 2))) / 4  # small end slices do not set the scale
+    pixels = there.host(mask.sum((1, 2)))
+    large = pixels >= np.median(pixels) / 4  # small end slices do not set the scale
     middle = np.median(level[large])
     spread = max(MAD_TO_SIGMA * np.median(np.abs(level[large] - middle)), LEAST_SPREAD * middle, 1e-6)
     excess = np.maximum((level - middle) / spread, 0.0)
@@ -80,27 +89,26 @@ def shades_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.n
     weight : ndarray, (S,)
         See :func:`slice_weights`.
     """
-    shade = np.ones(values.shape, np.float32)
+    shade = np.ones(tuple(values.shape), np.float32)
     weight = slice_weights(values - simulated, mask)
     doubtful = np.flatnonzero(weight < TRUSTED)
     for s in doubtful:
-        cross, power = (ndimage.gaussian_filter(mask[s] * a * simulated[s], width[s])
-                        for a in (values[s], simulated[s]))
-        prior = SHADE_PRIOR * np.median(power[mask[s]])
+        inside, acquired, expected = there.host((mask[s], values[s], simulated[s]))
+        cross, power = (ndimage.gaussian_filter(inside * a * expected, width[s]) for a in (acquired, expected))
+        prior = SHADE_PRIOR * np.median(power[inside])
         shade[s] = np.clip((cross + prior) / (power + prior), *SHADE_LIMITS)
-    with_shade = slice_weights(values - shade * simulated, mask)
+    with_shade = slice_weights(values - there.beside(shade, values) * simulated, mask)
     helped = (weight < TRUSTED) & (with_shade >= TRUSTED)
     shade[~helped] = 1
-    return shade, np.where(helped, with_shade, weight)
+    return there.beside(shade, values), np.where(helped, with_shade, weight)
 
 
 def pixel_weights(residual, mask) -> np.ndarray:
     """Welsch weights of pixels, (S, X, Y) in [0, 1]; the scale is each slice's robust deviation, but never
     under that of the typical slice."""
-    scale = np.array([MAD_TO_SIGMA * np.median(np.abs(r[m])) if m.any() else 0.0
-                      for r, m in zip(residual, mask, strict=True)])
+    scale = MAD_TO_SIGMA * there.medians(abs(residual), mask)
     scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]
-    return np.exp(-0.5 * (residual / (PIXEL_TOLERANCE * scale)) ** 2)
+    return there.exponential(-0.5 * (residual / there.beside(PIXEL_TOLERANCE * scale, residual)) ** 2)
 
 
 def slice_ncc(values, simulated, mask) -> np.ndarray:

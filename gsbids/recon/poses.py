@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gsbids.kernels import ops
+from gsbids.kernels import ops, there
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.neighbours import OFFSETS, Pull, lengths, pull_of, tangents
@@ -47,16 +47,17 @@ class PoseState:
 
 @dataclass(frozen=True)
 class PoseProblem:
-    """Slices and the field that they are placed in.
+    """Slices and the field that they are placed in, on the device of the options.
 
     Attributes
     ----------
-    parameters : tuple of ndarray
+    parameters : tuple of array
         mean, log_scale, quaternion, intensity, log_weight of the field.
     slices : SliceSet
-    weight : ndarray, (S, X, Y)
+        Their ``values`` are on the device.
+    weight : array, (S, X, Y)
         Weight of each pixel; 0 outside the region.
-    gain : ndarray, (S,)
+    gain : array, (S,)
     options : RenderOptions
     tie : float
         Pull to the neighbours' motion, as a share of what the median slice's data say.
@@ -72,16 +73,22 @@ class PoseProblem:
     @classmethod
     def of(cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions,
            tie: float = 0.0) -> "PoseProblem":
-        """The problem of placing ``slices`` in ``field``."""
-        return cls(field.parameters, slices, weight, np.asarray(gain, np.float32), options, tie)
+        """The problem of placing ``slices`` in ``field``; arrays and tensors are taken to the device of the options."""
+        *parameters, values, weight, gain = (there.put(a, options.device) for a in (
+            *field.parameters, slices.values, weight, np.asarray(gain, np.float32)))
+        return cls(tuple(parameters), slices.with_values(values), weight, gain, options, tie)
 
-    def residual(self, image: np.ndarray) -> np.ndarray:
+    def geometry(self, motion: RigidMotion):
+        """The slices under given poses, for the renderer."""
+        return self.slices.geometry(motion, self.options.device)
+
+    def residual(self, image):
         """Acquired minus simulated, (S, X, Y)."""
         return self.slices.values - self.gain[:, None, None] * image
 
     def cost(self, motion: RigidMotion, pull: Pull) -> np.ndarray:
         """Charbonnier cost of every slice with its pull, (S,)."""
-        image, _ = ops.render(*self.parameters, self.slices.geometry(motion), self.options)
+        image, _ = ops.render(*self.parameters, self.geometry(motion), self.options)
         return robust_cost(self.residual(image), self.weight) + pull.cost(motion)
 
     def pull(self, state: PoseState) -> Pull:
@@ -90,8 +97,8 @@ class PoseProblem:
 
 
 def robust_cost(residual, weight) -> np.ndarray:
-    """Charbonnier cost of every slice, (S,): ``sum weight (sqrt(r^2 + d^2) - d)``."""
-    return (weight * (np.sqrt(residual**2 + CHARBONNIER**2) - CHARBONNIER)).sum((1, 2), dtype=float)
+    """Charbonnier cost of every slice, (S,) array: ``sum weight (sqrt(r^2 + d^2) - d)``."""
+    return there.host((weight * (there.root(residual**2 + CHARBONNIER**2) - CHARBONNIER)).sum((1, 2), dtype=float))
 
 
 def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) -> tuple[PoseState, np.ndarray]:
@@ -113,12 +120,13 @@ def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) 
     kept : ndarray, (S,), bool
     """
     pull = pull or problem.pull(state)
-    geometry = problem.slices.geometry(state.motion)
-    rendered = ops.render(*problem.parameters, geometry, problem.options)
+    geometry = problem.geometry(state.motion)
+    lists = ops.plan(problem.parameters, geometry, problem.options)
+    rendered = ops.render(*problem.parameters, geometry, problem.options, lists)
     residual = problem.residual(rendered[0])
-    gradient = ops.image_gradient(*problem.parameters, geometry, rendered, problem.options)
-    robust = problem.weight / np.sqrt(residual**2 + CHARBONNIER**2)
-    matrix, vector = ops.pose_normal_equations(geometry, gradient, residual, robust.astype(np.float32), problem.gain)
+    gradient = ops.image_gradient(*problem.parameters, geometry, rendered, problem.options, lists)
+    robust = there.single(problem.weight / there.root(residual**2 + CHARBONNIER**2))
+    matrix, vector = there.host(ops.pose_normal_equations(geometry, gradient, residual, robust, problem.gain))
     prior, towards = pull.normal_equations(state.motion)
     delta = _solve(matrix + prior, vector + towards, state.damping)
     moved = state.motion.step(delta[:, :3], delta[:, 3:])

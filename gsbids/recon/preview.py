@@ -58,10 +58,13 @@ class Previewer:
         ends the fit.
     first : int
         Iteration of the first one.
+    device : str
+        Where volumes are rendered.
     """
 
-    def __init__(self, stacks: list[Stack], resolution: float, show: Callable[[PreviewVolume], None], first: int = 8):
-        self.stacks, self.resolution, self.show = stacks, resolution, show
+    def __init__(self, stacks: list[Stack], resolution: float, show: Callable[[PreviewVolume], None], first: int = 8,
+                 device: str = "cpu"):
+        self.stacks, self.resolution, self.show, self.device = stacks, resolution, show, device
         self.next, self.best = first, np.inf
 
     def __call__(self, iteration: int, result: Callable[[], SvrResult]) -> None:
@@ -75,7 +78,7 @@ class Previewer:
             return
         self.best = min(self.best, residual)
         affine, shape = output_grid(self.stacks, state, self.resolution)
-        self.show(PreviewVolume(sample_result(state, affine, shape), affine, iteration, residual, state))
+        self.show(PreviewVolume(sample_result(state, affine, shape, self.device), affine, iteration, residual, state))
 
 
 def quick_options(options: SvrOptions) -> SvrOptions:

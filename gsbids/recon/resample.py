@@ -51,7 +51,7 @@ def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: floa
     return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
 
 
-def sample_result(result: SvrResult, affine: np.ndarray, shape) -> np.ndarray:
+def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "cpu") -> np.ndarray:
     """The volume of a result on any grid, rendered in the way it was fitted.
 
     Parameters
@@ -59,6 +59,8 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape) -> np.ndarray:
     result : SvrResult
     affine, shape
         As for :func:`sample_grid`.
+    device : str
+        Where the field is rendered (that of the paper's method: always on the CPU).
 
     Returns
     -------
@@ -69,7 +71,7 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape) -> np.ndarray:
     if settings.get("method") == "paper":
         image = top_k.render_volume(result.field, affine, shape, settings["neighbours"], settings["psf"])
     else:
-        image = sample_grid(result.field, affine, shape)[0]
+        image = sample_grid(result.field, affine, shape, options=ops.RenderOptions(device=device))[0]
     return np.maximum(image, 0) * result.intensity_scale
 
 
@@ -85,7 +87,8 @@ def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
     return np.concatenate(points)
 
 
-def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tuple[np.ndarray, tuple[int, int, int]]:
+def output_grid(stacks: list[Stack], result: SvrResult, resolution: float,
+                transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Isotropic RAS+ grid around the motion-corrected brain.
 
     Parameters
@@ -94,13 +97,18 @@ def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tu
     result : SvrResult
     resolution : float
         Voxel size, mm; exactly the step of the returned affine.
+    transform : ndarray, (4, 4), optional
+        Rigid, world of the result -> another world (of a template), along whose axes the grid lies.
 
     Returns
     -------
     affine : ndarray, (4, 4)
+        Voxel indices to that other world; ``inv(transform) @ affine`` are the same voxels in the world of the result.
     shape : tuple of int
     """
     points = brain_points(stacks, result)[~np.repeat(result.rejected, _pixel_counts(stacks, result))]
+    if transform is not None:
+        points = points @ transform[:3, :3].T + transform[:3, 3]
     low, high = points.min(0) - GRID_MARGIN, points.max(0) + GRID_MARGIN
     shape = tuple(int(n) for n in np.ceil((high - low) / resolution) + 1)
     affine = np.diag([resolution] * 3 + [1.0])
@@ -108,12 +116,30 @@ def output_grid(stacks: list[Stack], result: SvrResult, resolution: float) -> tu
     return affine, shape
 
 
+def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+    """An RAS+ image with its voxels in another order; none is interpolated, and each keeps its place in the world.
+
+    Parameters
+    ----------
+    data : ndarray, (X, Y, Z)
+    affine : ndarray, (4, 4)
+    orientation : {"scanner", "radiological"}
+        ``scanner``: as it is; ``radiological``: the first axis runs from the right to the left.
+    """
+    if orientation == "scanner":
+        return data, affine
+    turned = np.array(affine, float)
+    turned[:3, 3] += (data.shape[0] - 1) * turned[:3, 0]
+    turned[:3, 0] *= -1
+    return np.ascontiguousarray(data[::-1]), turned
+
+
 def _pixel_counts(stacks, result):
     return [int(stacks[n].mask[:, :, k].sum())
             for n, k in zip(result.stack_index, result.slice_index, strict=True)]
 
 
-def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
+def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "cpu") -> np.ndarray:
     """The stack as the reconstruction predicts it, in the stack's own grid and intensities.
 
     Parameters
@@ -123,6 +149,8 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
         Conformed stack ``index`` of the fit.
     index : int
         Its number, 0..N-1.
+    device : str
+        As for :func:`sample_result`.
 
     Returns
     -------
@@ -139,7 +167,7 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
     nominal = RigidMotion(result.nominal.rotation[rows], middle[result.slice_index[rows]])
     at = nominal.moved(move)
     at = RigidMotion(at.rotation, at.translation - field.origin)
-    image = _predict(result, at, result.psf[rows], shape, stack.spacing[:2])
+    image = _predict(result, at, result.psf[rows], (shape, stack.spacing[:2]), device)
     image *= (result.gain[rows] * result.intensity_scale)[:, None, None]
     if result.bias:
         image *= result.bias.of_slices(index, nominal, stack.spacing[:2], shape)
@@ -147,8 +175,12 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int) -> np.ndarray:
     return out
 
 
-def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, shape, spacing) -> np.ndarray:
-    """Whole slices (S, X, Y) about their middles, at poses relative to the field, in its units and without gains."""
+def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, pixels, device: str) -> np.ndarray:
+    """Whole slices (S, X, Y) about their middles, at poses relative to the field, in its units and without gains.
+
+    ``pixels``: their number along both axes, and their size.
+    """
+    shape, spacing = pixels
     field, settings, count = result.field, result.settings, len(motion)
     middle = (np.array(shape) - 1) / 2
     if settings.get("method") == "paper":
@@ -160,5 +192,6 @@ def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, shape, spa
     geometry = ops.SliceGeometry(
         rotation=motion.rotation, translation=motion.translation, psf=psf, spacing=np.tile(spacing, (count, 1)),
         centre=np.tile(middle, (count, 1)), extent=ops.full_extent(count, shape), shape=shape)
-    options = ops.RenderOptions(cut=settings["cut"], eps=settings["eps"], mass_factor=settings["mass_factor"])
+    options = ops.RenderOptions(cut=settings["cut"], eps=settings["eps"], mass_factor=settings["mass_factor"],
+                                device=device)
     return ops.render(*field.parameters, geometry, options)[0]

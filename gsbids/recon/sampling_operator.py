@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from gsbids.errors import InputError
+from gsbids.kernels import there
 from gsbids.recon.psf import FWHM_TO_SIGMA
 
 PROFILES = ("trilinear", "box", "gaussian", "kspace")
@@ -191,8 +193,12 @@ class SamplingOperator:
                      for values, vectors in found)
 
 
-def along_axes(matrices, volume: np.ndarray) -> np.ndarray:
-    """Apply a matrix along each of the three axes, float32."""
+def along_axes(matrices, volume):
+    """Apply a matrix along each of the three axes, float32; a tensor of a GPU gives a tensor there."""
+    if torch.is_tensor(volume):
+        first, second, third = (there.beside(np.ascontiguousarray(m), volume) for m in matrices)
+        out = (first @ volume.reshape(len(volume), -1)).reshape(len(first), *volume.shape[1:])
+        return second @ out @ third.T
     out = np.ascontiguousarray(volume, np.float32)
     first, second, third = (np.ascontiguousarray(m, np.float32) for m in matrices)
     out = (first @ out.reshape(len(out), -1)).reshape(len(first), *out.shape[1:])

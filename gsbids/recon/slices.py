@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All slices of a task in one set of arrays, as the fit and the kernels take them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.masks import bounding_box
 from gsbids.imaging.stack import Stack, centred, seen_from
-from gsbids.kernels.ops import SliceGeometry
+from gsbids.kernels import ops
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.psf import slice_psf
 
@@ -67,10 +67,33 @@ class SliceSet:
     def __len__(self) -> int:
         return len(self.values)
 
-    def geometry(self, motion: RigidMotion) -> SliceGeometry:
-        """Where the pixels are under given poses, rendered within the region's rows only."""
-        return SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,
-                             self.extent, self.values.shape[1:])
+    def geometry(self, motion: RigidMotion, device: str = "cpu"):
+        """Where the pixels are under given poses, rendered within the region's rows only.
+
+        What is the same under all poses is copied to a GPU once, and stays there as long as the slices do.
+
+        Returns
+        -------
+        SliceGeometry, or gsbids.kernels.plan_cuda.DeviceGeometry for a GPU
+        """
+        if device not in self._placed:
+            here = ops.SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,
+                                     self.extent, tuple(self.values.shape[1:]))
+            if device == "cpu":
+                return here
+            self._placed[device] = ops.on_device(here, device)
+        return self._placed[device].moved(motion.rotation, motion.translation)
+
+    @cached_property
+    def _placed(self) -> dict:
+        """Geometry on devices other than the CPU, by their names."""
+        return {}
+
+    def with_values(self, values) -> "SliceSet":
+        """The same slices with other intensities (S, X, Y), arrays or tensors; what has been found of them is kept."""
+        other = replace(self, values=values)
+        vars(other).update(extent=self.extent, _placed=self._placed)
+        return other
 
     @cached_property
     def extent(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from gsbids.kernels import ops
+from gsbids.kernels import ops, there
 from gsbids.recon.field import GaussianField
 from gsbids.recon.sr_options import Schedule, SrOptions
 from gsbids.recon.sr_problem import SrProblem
@@ -76,10 +76,12 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
     """
     options = problem.options
     field = start_field(problem, known, schedule.width, seed)
-    parameters = {k: torch.tensor(getattr(field, k), requires_grad=True) for k in GaussianField.PARAMETERS}
+    parameters = {k: torch.tensor(getattr(field, k), device=there.target(options.device), requires_grad=True)
+                  for k in GaussianField.PARAMETERS}
     optimiser, rates = _optimiser(parameters, options)
     floor = math.log(options.scale_floor * min(a.step for a in problem.axes))
     grid, operator = problem.forward_model()
+    coarse, held = (there.put(a, options.device) for a in (problem.coarse, problem.held))
     history = {"loss": [], "held_out": []}
     for iteration in range(schedule.iterations):
         fall = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / schedule.iterations))
@@ -87,18 +89,18 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
             group["lr"] = schedule.rate * fall * full
         optimiser.zero_grad(set_to_none=True)
         image = ops.GridRender.apply(*parameters.values(), grid, problem.render_options)
-        rendered = np.ascontiguousarray(image.detach().numpy())
-        miss = (operator(rendered) if operator else rendered) - problem.coarse
-        history["held_out"].append(float(np.mean(miss[problem.held] ** 2)) if problem.held.any() else None)
-        miss = problem.seen_only(miss)
-        history["loss"].append(float(np.mean(miss**2)))
-        miss = miss * np.float32(2 / miss.size)
-        image.backward(torch.from_numpy(np.ascontiguousarray(operator.transpose(miss) if operator else miss)))
+        rendered = there.put(image.contiguous(), options.device)
+        miss = (operator(rendered) if operator else rendered) - coarse
+        history["held_out"].append(float((miss[held] ** 2).mean()) if problem.held.any() else None)
+        miss[held] = 0
+        history["loss"].append(float((miss**2).mean()))
+        miss = miss * np.float32(2 / problem.coarse.size)
+        image.backward(torch.as_tensor(operator.transpose(miss) if operator else miss))
         optimiser.step()
         with torch.no_grad():
             parameters["quaternion"] /= parameters["quaternion"].norm(dim=1, keepdim=True)
             parameters["log_scale"].clamp_(min=floor)
-    arrays = {k: v.detach().numpy() for k, v in parameters.items()}
+    arrays = {k: there.host(v) for k, v in parameters.items()}
     return MemberFit(GaussianField(origin=np.zeros(3), **arrays), history)
 
 

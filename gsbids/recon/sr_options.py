@@ -80,6 +80,8 @@ class SrOptions:
     seed : int
     threads : int
         CPU threads; the result does not depend on it.
+    device : str
+        Where fields are fitted and rendered: ``cpu``, ``cuda`` or ``cuda:N``; the rest is computed on the CPU.
     """
 
     quality: str = "full"
@@ -107,3 +109,4 @@ class SrOptions:
     cut: float = 3.0
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"

@@ -76,7 +76,7 @@ class SrProblem:
     @property
     def render_options(self) -> ops.RenderOptions:
         """Weights without a mass factor: ``w = exp(l - E / 2)``."""
-        return ops.RenderOptions(cut=self.options.cut, mass_factor=False)
+        return ops.RenderOptions(cut=self.options.cut, mass_factor=False, device=self.options.device)
 
     def forward_model(self) -> tuple[ops.GridGeometry, SamplingOperator | None]:
         """How a field becomes coarse voxels: the grid that is rendered, and the operator from it, if any."""

@@ -15,7 +15,7 @@ ORTHOGONAL = 1e-3  # largest cosine of two in-plane axes of a grid that is rende
 AT_ONCE = 1 << 17  # points
 
 
-def sample_sr(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
+def sample_sr(result: SrResult, affine: np.ndarray, shape, device: str = "cpu") -> np.ndarray:
     """The volume of a result on any grid, without another fit.
 
     The volume is ``share`` times the mean of the fields, and a remainder (of the linear solutions, the projection on
@@ -30,6 +30,8 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
         Voxel indices to world RAS+ mm.
     shape : tuple of int
         (X, Y, Z).
+    device : str
+        Where the fields are rendered (sheared grids: always on the CPU).
 
     Returns
     -------
@@ -41,15 +43,15 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
         return result.volume.copy()
     offset, scale = result.intensity_offset, result.intensity_scale
     level = ((result.volume - np.float64(offset)) / scale).astype(np.float32)
-    remainder = level - _gaussians(result, result.affine, level.shape)
-    image = _gaussians(result, affine, shape) + resampled(remainder, result.affine, shape, affine)
+    options = ops.RenderOptions(cut=result.settings.get("cut", 3.0), mass_factor=False, device=device)
+    remainder = level - _gaussians(result, result.affine, level.shape, options)
+    image = _gaussians(result, affine, shape, options) + resampled(remainder, result.affine, shape, affine)
     image = np.where(_inside(result, affine, shape), np.maximum(image, 0), 0)
     return (image * np.float64(scale) + offset).astype(np.float32)
 
 
-def _gaussians(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
+def _gaussians(result: SrResult, affine: np.ndarray, shape, options: ops.RenderOptions) -> np.ndarray:
     """The Gaussians' share of a volume in [0, 1]."""
-    options = ops.RenderOptions(cut=result.settings.get("cut", 3.0), mass_factor=False)
     total = np.zeros(shape, np.float32)
     for field in result.fields:
         total += _rendered(field, affine, shape, options)

@@ -4,7 +4,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from gsbids.kernels import there
 from gsbids.recon.motion import RigidMotion
 
 WIDTH = 40.0  # mm: standard deviation of the Gaussians, and about their distance
@@ -36,7 +38,8 @@ class BiasBasis:
 
     Attributes
     ----------
-    along, across : ndarray, (S, X, M), (S, Y, M), float32
+    along, across : array, (S, X, M), (S, Y, M), float32
+        Of numpy, or tensors of a GPU; pixels (S, X, Y) are the same then.
     """
 
     along: np.ndarray
@@ -50,16 +53,18 @@ class BiasBasis:
         along, across = (_bell(local[a][:, :, None] - there[:, None, :, a]) for a in (0, 1))
         return cls((along * _bell(there[:, None, :, 2])).astype(np.float32), across.astype(np.float32))
 
-    def factor(self, log_factor: np.ndarray) -> np.ndarray:
+    def factor(self, log_factor: np.ndarray):
         """``exp(sum_m c_m G_m / sum_m G_m)`` on every pixel, (S, X, Y), for each slice's coefficients (S, M)."""
-        across = np.swapaxes(self.across, 1, 2)
-        total = self.along @ across
-        return np.exp((self.along * log_factor[:, None].astype(np.float32)) @ across / np.maximum(total, TINY))
+        across = self.across.swapaxes(1, 2)
+        total = (self.along @ across).clip(TINY)
+        log_factor = there.beside(log_factor[:, None].astype(np.float32), across)
+        return there.exponential((self.along * log_factor) @ across / total)
 
     def cells(self, size) -> np.ndarray:
         """Share ``G_m / sum_m G_m`` of each Gaussian in the middle of cells of ``size`` pixels, (S, X', Y', M)."""
-        rows, columns = (_middles(a.shape[1], s) for a, s in ((self.along, size[0]), (self.across, size[1])))
-        share = self.along[:, rows, None] * self.across[:, None, columns]
+        rows, columns = (there.host(a[:, _middles(a.shape[1], s)])
+                         for a, s in ((self.along, size[0]), (self.across, size[1])))
+        share = rows[:, :, None] * columns[:, None]
         return share / np.maximum(share.sum(-1, keepdims=True), TINY)
 
 
@@ -135,7 +140,12 @@ def _middles(count: int, size: int) -> np.ndarray:
     return np.minimum(np.arange(0, count, size) + size // 2, count - 1)
 
 
-def _cell_sums(image: np.ndarray, size) -> np.ndarray:
+def _cell_sums(image, size) -> np.ndarray:
     """Sums over cells of pixels, of each slice."""
+    if torch.is_tensor(image):
+        rows, columns = (-(-n // int(s)) for n, s in zip(image.shape[1:], size, strict=True))
+        last = [int(count * s - n) for count, s, n in zip((rows, columns), size, image.shape[1:], strict=True)]
+        padded = torch.nn.functional.pad(image, (0, last[1], 0, last[0]))
+        return there.host(padded.reshape(len(image), rows, int(size[0]), columns, int(size[1])).sum((2, 4)))
     rows = np.add.reduceat(image, np.arange(0, image.shape[1], size[0]), axis=1)
     return np.add.reduceat(rows, np.arange(0, image.shape[2], size[1]), axis=2)

@@ -46,7 +46,8 @@ class Uncertainty:
     placement: np.ndarray
 
 
-def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, image: np.ndarray) -> Uncertainty:
+def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, image: np.ndarray,
+                  device: str = "cpu") -> Uncertainty:
     r"""Standard deviation of the error of a volume, voxel by voxel.
 
     .. math:: \sigma^2 = \frac{1}{n / r^2 + 1 / t^2} + k^2 \frac{s^2}{M} + d^2 |\nabla I|^2
@@ -74,13 +75,15 @@ def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, im
         Voxel indices of ``image`` to world RAS+ mm; isotropic.
     image : ndarray, (X, Y, Z)
         The volume, from :func:`gsbids.recon.resample.sample_result`.
+    device : str
+        Where fields are rendered.
 
     Returns
     -------
     Uncertainty
     """
     voxel = float(np.linalg.norm(affine[:3, 0]))
-    support, noise = data_support(result, stacks, affine, image.shape)
+    support, noise = data_support(result, stacks, affine, image.shape, device)
     ground = max(1e-3 * float(support.max()), 1e-12)  # beside all slices, residuals are those of the others
     noise = (support * noise + ground * np.average(noise, weights=support + 1e-12)) / (support + ground)
     mean = np.average(image, weights=support + 1e-12)
@@ -91,7 +94,7 @@ def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, im
     data = 1 / (pixels / np.maximum(noise, 1e-6 * spread + 1e-12) + 1 / max(spread, 1e-12))
     slope = sum((g / voxel) ** 2 for g in np.gradient(image.astype(float)))
     parts = (data,
-             CALIBRATION**2 * _variance_of_mean(members, affine, image.shape) * result.intensity_scale**2,
+             CALIBRATION**2 * _variance_of_mean(members, affine, image.shape, device) * result.intensity_scale**2,
              PLACEMENT**2 * slope)
     parts = parts[0], *(ndimage.gaussian_filter(part, SMOOTH / voxel) for part in parts[1:])
     return Uncertainty(*(np.sqrt(part).astype(np.float32) for part in (sum(parts), *parts)))
@@ -105,21 +108,21 @@ def split_members(result: SvrResult) -> list[GaussianField]:
             for first, last in pairwise(starts)]
 
 
-def _variance_of_mean(members: list[GaussianField], affine: np.ndarray, shape) -> np.ndarray:
+def _variance_of_mean(members: list[GaussianField], affine: np.ndarray, shape, device: str) -> np.ndarray:
     """``s^2 / M`` from the images of the members, in the field's units squared; 0 for one member."""
     count, mean, square = len(members), np.zeros(shape), np.zeros(shape)
     if count < 2:
         return mean
     for number, member in enumerate(members, start=1):  # one image at a time (Welford's update)
-        image = sample_grid(member, affine, shape)[0]
+        image = sample_grid(member, affine, shape, options=ops.RenderOptions(device=device))[0]
         change = image - mean
         mean += change / number
         square += change * (image - mean)
     return square / (count - 1) / count
 
 
-def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray,
-                 shape) -> tuple[np.ndarray, np.ndarray]:
+def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray, shape,
+                 device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
     """How much weighted pixels say about every voxel, and how far they are from what the result predicts.
 
     Every pixel, in the mask or the rim, is a Gaussian with the shape of its slice's PSF, and is rendered like those of
@@ -131,6 +134,8 @@ def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray,
     stacks : list of Stack
     affine, shape
         The grid.
+    device : str
+        Where pixels are rendered.
 
     Returns
     -------
@@ -139,7 +144,8 @@ def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray,
     variance : ndarray, shape
         ``sum_p w_p P_p(x) r_p^2 / sum_p w_p P_p(x)``, r in input intensities.
     """
-    mean, owner, weight, residual = (np.concatenate(part) for part in zip(*_pixels(result, stacks), strict=True))
+    parts = zip(*_pixels(result, stacks, device), strict=True)
+    mean, owner, weight, residual = (np.concatenate(part) for part in parts)
     said = weight > LEAST_SAY
     mean, owner, weight, residual = mean[said], owner[said], weight[said], residual[said]
     peak = (2 * np.pi) ** -1.5 / np.sqrt(result.psf.prod(1))  # of a pixel's density, 1/mm3
@@ -150,16 +156,16 @@ def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray,
         mean=(mean - origin).astype(np.float32), log_scale=0.5 * np.log(result.psf[owner]).astype(np.float32),
         quaternion=turn[owner].astype(np.float32), intensity=(residual**2 / scale).astype(np.float32),
         log_weight=np.log(weight * peak[owner]).astype(np.float32), origin=origin)
-    variance, support = sample_grid(field, affine, shape, options=ops.RenderOptions(eps=EPS))
+    variance, support = sample_grid(field, affine, shape, options=ops.RenderOptions(eps=EPS, device=device))
     return support - np.float32(EPS), variance * scale
 
 
-def _pixels(result: SvrResult, stacks: list[Stack]):
+def _pixels(result: SvrResult, stacks: list[Stack], device: str):
     """Of every slice in the fit: pixels (P, 3) in the world after motion, its row (P,), weights and residuals (P,)."""
     moves = result.motion.as_affines(result.nominal)
     for n, stack in enumerate(stacks):
         rows = np.flatnonzero(result.stack_index == n)
-        simulated = simulate_stack(result, stack, n)
+        simulated = simulate_stack(result, stack, n, device)
         for row in rows:
             k, to_world = result.slice_index[row], moves[row] @ stack.affine
             outside = ndimage.distance_transform_edt(~stack.mask[:, :, k], sampling=stack.spacing[:2])

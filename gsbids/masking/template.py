@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The template of ``--template`` with its brain mask."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from gsbids.errors import InputError
+from gsbids.imaging.nifti import load_image
+from gsbids.imaging.stack import Stack
+from gsbids.masking.stack_masks import choose_mode, nonzero_mask, otsu_mask, read_mask
+
+LOGGER = logging.getLogger("gsbids.masking")
+
+LEAST_SIDE = 8  # voxels: less is no volume
+BRAIN = (1.0, 2500.0)  # ml
+
+
+def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stack:
+    """Read a template and its brain mask.
+
+    Parameters
+    ----------
+    path : path-like
+        A 3D volume.
+    mask_path : path-like, optional
+        Without it: the voxels that are not 0, where at least 20 % are 0; else the largest bright region, with a
+        warning.
+
+    Returns
+    -------
+    Stack
+        Its ``thickness`` is the voxel size.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        One line: a file that cannot be used, an image that is no volume, a mask without a brain in it.
+    """
+    try:
+        image, affine = load_image(path)
+    except InputError as error:
+        raise InputError(f"--template {error}".replace(" or leave it out with --bids-filter-file", "")) from error
+    if min(image.shape) < LEAST_SIDE:
+        raise InputError(f"--template {path}: the image has {' x '.join(map(str, image.shape))} voxels, and a volume "
+                         "is expected; give a 3D brain")
+    image = np.maximum(image, 0)
+    if not image.any():
+        raise InputError(f"--template {path}: no voxel is above 0; give the image of a brain")
+    mask = _mask(path, image, affine, mask_path)
+    millilitres = float(mask.sum()) * abs(np.linalg.det(affine[:3, :3])) / 1000
+    if not BRAIN[0] <= millilitres <= BRAIN[1]:
+        what = f"--template-mask {mask_path}" if mask_path else f"--template {path}"
+        raise InputError(f"{what}: the brain in it has {millilitres:.3g} ml, and {BRAIN[0]:g} to {BRAIN[1]:g} ml are "
+                         "expected; give --template-mask with the brain of the template")
+    return Stack("template", image, mask, affine, float(np.linalg.norm(affine[:3, :3], axis=0).max()))
+
+
+def _mask(path, image: np.ndarray, affine: np.ndarray, mask_path) -> np.ndarray:
+    if mask_path is not None:
+        try:
+            return read_mask(mask_path, affine, image.shape)[0]
+        except InputError as error:
+            raise InputError(f"--template-mask {error}".replace("its stack in the scanner's space", "the template")
+                             .replace("both come from one session", "both are of one space")
+                             .replace(" or leave the stack out with --bids-filter-file", "")) from error
+    if choose_mode("auto", image, None) == "nonzero":
+        return nonzero_mask(image)
+    LOGGER.warning("--template %s: its brain is not cut out, and there is no --template-mask; the largest bright "
+                   "region is taken for the brain", path)
+    return otsu_mask(image)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which slices and stacks have no say in the volume, and why, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsbids.recon.result import SvrResult
+
+DIM = 0.6  # of the usual brightness, under which a slice has lost signal
+UNLIKE = 0.8  # similarity under which a slice shows something else, or the same elsewhere
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """One slice, several, or a stack without a say.
+
+    Attributes
+    ----------
+    stack : str
+    what : str
+        ``slice 7``, ``slices 0-3``, ``whole stack``.
+    reason : str
+    """
+
+    stack: str
+    what: str
+    reason: str
+
+
+def excluded_stacks(result: SvrResult) -> list[Exclusion]:
+    """Stacks that were left out, or of which nothing is left."""
+    out = result.settings.get("excluded", [])
+    found = [Exclusion(name, "whole stack", "It looks like no part of what the other stacks show: another subject, "
+                       "another contrast, or a mask that is no brain.") for name in out]
+    for n, name in enumerate(result.stack_names):
+        mine = result.stack_index == n
+        if name not in out and mine.any() and result.rejected[mine].all():
+            found.append(Exclusion(name, "whole stack", f"Each of its {int(mine.sum())} slices was rejected."))
+        elif name not in out and not mine.any():
+            found.append(Exclusion(name, "whole stack", "It has no slice with brain in its mask."))
+    return found
+
+
+def rejected_slices(result: SvrResult) -> list[Exclusion]:
+    """Slices of the fit that lost their say, in the order of the stacks, each with what is wrong with it."""
+    kept = result.residual[~result.rejected]
+    typical = float(np.median(kept)) if len(kept) else float(np.median(result.residual)) if len(result.weight) else 0.0
+    rows = []
+    for s in np.lexsort((result.slice_index, result.stack_index)):
+        if result.rejected[s]:
+            rows.append(Exclusion(result.stack_names[result.stack_index[s]], f"slice {result.slice_index[s]}",
+                                  _words(result, s, typical)))
+    return rows
+
+
+def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | None:
+    """Slices of a stack that had no part in the fit, as no brain is in their mask; None if there are none."""
+    left = sorted(set(range(depth)) - {int(k) for k in fitted})
+    if not left or len(left) == depth:
+        return None
+    what = f"slice{'s' if len(left) > 1 else ''} {ranges(left)}"
+    return Exclusion(name, what, "No brain in the mask (fewer than 4 pixels): not part of the fit.")
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers with their runs drawn together.
+
+    Examples
+    --------
+    >>> ranges([0, 1, 2, 5, 9, 10])
+    '0-2, 5, 9, 10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _words(result: SvrResult, s: int, typical: float) -> str:
+    mine = ~result.rejected & (result.stack_index == result.stack_index[s])
+    usual = float(np.median(result.gain[mine])) if mine.any() else 1.0
+    share = result.gain[s] / usual if usual > 0 else 1.0
+    if share < DIM:
+        cause = f"Signal lost: {100 * share:.0f} % of the brightness of its stack"
+    elif result.ncc[s] < UNLIKE:
+        cause = "Shows something else than the other slices at its place"
+    else:
+        cause = "Differs from the other slices at its place"
+    times = f", {result.residual[s] / typical:.1f} times that of the typical slice" if typical > 0 else ""
+    return (f"{cause}; residual {result.residual[s]:.3f}{times}, similarity {result.ncc[s]:.2f}, "
+            f"weight {result.weight[s]:.2f}.")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of single slices: those that fit worst, with the weights of their pixels."""
+
+import numpy as np
+
+from gsbids.qc.figures_tiles import StackImages, StackView, TileRow
+from gsbids.qc.tiles import Tile, palette_png
+from gsbids.recon import outliers
+from gsbids.recon.result import SvrResult
+
+COLUMNS = ("Acquired", "Simulated", "Residual", "Pixel weights")
+
+
+def worst_slices(result: SvrResult, count: int = 8) -> list[int]:
+    """Rows of the ``count`` slices with the lowest similarity to their simulation, the worst first."""
+    known = np.flatnonzero(np.isfinite(result.ncc))
+    return known[np.argsort(result.ncc[known], kind="stable")][:count].tolist()
+
+
+def stack_pixel_weights(images: StackImages, fitted: np.ndarray) -> np.ndarray:
+    """Robust weight of every pixel of a stack, by the formula of the fit from the difference to the simulation.
+
+    Parameters
+    ----------
+    images : StackImages
+        With mask and simulated slices.
+    fitted : ndarray, (K,), int
+        Indices of the slices of the fit.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+        0 to 1; NaN outside the mask, and in slices that had no part in the fit.
+    """
+    acquired = images.acquired if images.corrected is None else images.corrected
+    weights = np.full(acquired.shape, np.nan, np.float32)
+    mask = np.moveaxis(np.asarray(images.mask) > 0, 2, 0)[fitted]
+    residual = np.moveaxis(acquired - images.simulated, 2, 0)[fitted]
+    found = outliers.pixel_weights(residual, mask)
+    weights[:, :, fitted] = np.moveaxis(np.where(mask, found, np.nan), 0, 2)
+    return weights
+
+
+def worst_row(view: StackView, weights: np.ndarray, source_index: int, label: str) -> TileRow:
+    """One slice: acquired (corrected) with the outline of its mask, simulated, their difference, and pixel weights.
+
+    Parameters
+    ----------
+    view : StackView
+        Of a stack with mask and simulated slices.
+    weights : ndarray, (X, Y, Z)
+        From :func:`stack_pixel_weights`.
+    source_index : int
+        Slice index in the stack.
+    label : str
+    """
+    what = f"slice {source_index}"
+    plane = view.plane_of(source_index)
+    acquired = view.close_tile(plane, view.reference, (COLUMNS[0], f"{what} as acquired, mask outlined"), outlined=True)
+    simulated = view.close_tile(plane, view.simulated, (COLUMNS[1], f"{what}, simulated"))
+    residual = view.difference(plane, (COLUMNS[2], f"{what}, acquired minus simulated"))
+    picture, pixels = view.picture(plane, view.turned(weights), residual)
+    png = palette_png(picture, (0.0, 1.0), pixels)
+    heat = Tile(png, residual.width, residual.height, COLUMNS[3], f"{what}, weights of its pixels", residual.edges)
+    return TileRow(label, (acquired, simulated, residual, heat))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where arrays are computed with: numpy arrays on the CPU, float32 tensors of a GPU, and the way between them.
+
+A device has the name of ``--device``: ``cpu``, ``cuda`` or ``cuda:N``. With ``GSBIDS_BACKEND=sim`` the tensors of a
+``cuda`` device are those of the CPU, for numba's simulator. What is written with operators, ``abs`` and methods that
+numpy and torch share (``a.sum((1, 2), dtype=float)``) serves both; the few functions here do the rest. On the CPU they
+are numpy's own, to the bit.
+"""
+
+import os
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import torch
+
+from gsbids.errors import DeviceError
+from gsbids.kernels import device
+
+CPU = "cpu"
+SIMULATOR = "simulator"
+
+
+def target(name: str) -> torch.device:
+    """The device on which torch puts what is for ``name``.
+
+    Raises
+    ------
+    gsbids.errors.DeviceError
+        There is no such GPU, or the CUDA kernels cannot run on it.
+    """
+    if name == CPU or os.environ.get("GSBIDS_BACKEND") == "sim":
+        return torch.device(CPU)
+    found = torch.device(name)
+    device.check_device(found)
+    if (found.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"{name}: there is no such GPU, torch finds {torch.cuda.device_count()}; use --device cpu")
+    return found
+
+
+def put(array, name: str):
+    """An array or tensor where ``name`` says: as numpy knows it on the CPU, a tensor (float32, bool or int) of a GPU.
+
+    Nothing is copied that is there already.
+    """
+    if name == CPU:
+        return host(array)
+    tensor = array.detach() if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array))
+    if tensor.is_cuda and tensor.dtype in (torch.float32, torch.bool):
+        return tensor
+    return tensor.to(target(name), torch.float32 if tensor.is_floating_point() else tensor.dtype)
+
+
+def host(found):
+    """A tensor as an array of numpy (a view, if it is one of the CPU), within tuples and dataclasses too."""
+    if torch.is_tensor(found):
+        return found.detach().cpu().numpy()
+    if isinstance(found, tuple | list):
+        return type(found)(map(host, found))
+    if is_dataclass(found):
+        return type(found)(*(host(getattr(found, field.name)) for field in fields(found)))
+    return found
+
+
+def beside(array: np.ndarray, other):
+    """A small array of numpy where ``other`` is: as it is, or a float32 tensor."""
+    return torch.as_tensor(array, dtype=torch.float32, device=other.device) if torch.is_tensor(other) else array
+
+
+def single(array):
+    """As float32."""
+    return array.float() if torch.is_tensor(array) else array.astype(np.float32)
+
+
+def root(array):
+    """Square root."""
+    return torch.sqrt(array) if torch.is_tensor(array) else np.sqrt(array)
+
+
+def exponential(array):
+    """``exp``."""
+    return torch.exp(array) if torch.is_tensor(array) else np.exp(array)
+
+
+def medians(images, mask) -> np.ndarray:
+    """Median of each image (S, X, Y) within its mask, (S,) array; 0 where a mask is empty."""
+    if not torch.is_tensor(images):
+        return np.array([np.median(image[inside]) if inside.any() else 0.0
+                         for image, inside in zip(images, mask, strict=True)])
+    ordered = torch.where(mask, images, torch.inf).flatten(1).sort(1).values
+    count = mask.flatten(1).sum(1, keepdim=True)
+    middle = [ordered.gather(1, place.clamp(min=0)) for place in ((count - 1) // 2, count // 2)]
+    return host(torch.where(count > 0, (middle[0] + middle[1]) / 2, 0.0)[:, 0].double())
+
+
+def release(name: str) -> None:
+    """Give memory that torch holds empty back to the GPU, for other processes."""
+    if name != CPU and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def describe(name: str) -> str:
+    """What computes, for people: ``cpu``, or the device with the name of the GPU."""
+    if name == CPU:
+        return CPU
+    if os.environ.get("GSBIDS_BACKEND") == "sim":
+        return f"{name} ({SIMULATOR})"
+    return f"{name} ({torch.cuda.get_device_name(target(name))})"
+
+
+def expects_gpu() -> bool:
+    """Whether torch was built for GPUs: then it is worth a word if there is none."""
+    return torch.version.cuda is not None
+
+
+def find_gpus() -> tuple[tuple[str, ...], str]:
+    """Names of the GPUs that torch and the CUDA kernels can use, and, where there are none, what is wrong.
+
+    Returns
+    -------
+    names : tuple of str
+        In the order of ``cuda:N``.
+    problem : str
+        Empty, or what was found and what to do.
+    """
+    if os.environ.get("GSBIDS_BACKEND") == "sim":
+        return (SIMULATOR,), ""
+    if not expects_gpu():
+        return (), f"torch {torch.__version__} is a build without CUDA; install one with CUDA, and 'gsbids[gpu]'"
+    if not torch.cuda.is_available():
+        return (), ("torch finds no GPU (none is there or visible, or its driver is missing or too old); look at "
+                    "nvidia-smi, in a container give it the GPU (--nv, --gpus all)")
+    try:
+        found = len(device.numba_cuda().gpus)
+    except DeviceError as error:
+        return (), str(error)
+    except Exception as error:  # the errors of numba's driver are of several kinds
+        return (), f"numba-cuda finds no GPU ({' '.join(str(error).split())}); pip install 'gsbids[gpu]'"
+    return tuple(torch.cuda.get_device_name(n) for n in range(min(found, torch.cuda.device_count()))), ""

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make slurm-test``: real reconstructions on a real Slurm; minutes, and so not part of ``make test``."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from slurm.one_machine import any_slurm
+
+from gsbids.simulate.acquire import Acquisition
+from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
+
+OPTIONS = ["--sloppy", "--output-resolution", "2", "--mask-mode", "otsu", "--no-denoise", "--no-n4", "--omp-nthreads",
+           "1"]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Variables with which Slurm's commands work."""
+    with any_slurm(tmp_path_factory.mktemp("slurm")) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two subjects of two stacks; one stack of sub-02 says that its voxels are far larger than they are.
+
+    That is nothing the start could know: its mask, which is made in a step, comes out larger than any brain.
+    """
+    root = tmp_path_factory.mktemp("data") / "bids"
+    for subject in ("01", "02"):
+        simulate_dataset(root, SimulationSettings(
+            subject=subject, phantom_voxel=1.2, brain_ml=80.0, truth_resolution=1.5, angle=4.0, shift=2.5,
+            orientations=("axial", "coronal"),
+            acquisition=Acquisition(in_plane=1.6, thickness=4.0, spacing=4.0, noise=0.01)))
+    path = root / "sub-02" / "anat" / "sub-02_run-2_T2w.nii.gz"
+    image = nib.load(path)
+    affine = image.affine @ np.diag([2.5, 2.5, 2.5, 1.0])
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj).copy(), affine), path)
+    return root
+
+
+def run(data, folder: Path, slurm, *options) -> subprocess.CompletedProcess:
+    (folder / "here").mkdir(exist_ok=True)
+    return subprocess.run([sys.executable, "-m", "gsbids", data, folder / "out", "participant", "-w", folder / "work",
+                           *OPTIONS, *options], env=os.environ | slurm, cwd=folder / "here", capture_output=True,
+                          text=True, timeout=1800, check=False)
+
+
+def plugin_file(folder: Path, plugin: str) -> Path:
+    path = folder / "plugin.yml"
+    path.write_text(json.dumps({"plugin": plugin, "plugin_args": {"sbatch_args": "--time=00:30:00",
+                                                                  "poll_interval": 1}}))
+    return path
+
+
+def spans(slurm, since: datetime) -> dict[str, list[tuple[datetime, datetime]]]:
+    """When jobs of each subject ran."""
+    done = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%j|%S|%e"], env=os.environ | slurm,
+                          capture_output=True, text=True, check=True)
+    found: dict[str, list] = {"sub_01": [], "sub_02": []}
+    for line in done.stdout.splitlines():
+        name, begin, end = line.split("|")
+        subject = next((key for key in found if key in name), None)
+        if subject and "T" in begin and "T" in end and datetime.fromisoformat(begin) >= since:
+            found[subject].append((datetime.fromisoformat(begin), datetime.fromisoformat(end)))
+    return found
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob("sub-01/anat/*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """Outputs of the good subject without Slurm."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = run(data, folder, {}, "--participant-label", "01", "--nprocs", "1")
+    assert done.returncode == 0, done.stderr
+    return hashes(folder / "out")
+
+
+@pytest.mark.parametrize("plugin", ["SLURM", "SLURMGraph"])
+def test_two_subjects_of_which_one_fails(data, slurm, alone, tmp_path, plugin):
+    began = datetime.now().replace(microsecond=0)
+    done = run(data, tmp_path, slurm, "--use-plugin", plugin_file(tmp_path, plugin))
+    out = tmp_path / "out"
+    assert done.returncode == 1, done.stderr
+    assert "sub-02_T2w: step mask failed: --mask-mode otsu: the mask made from the stack holds" in done.stderr
+    assert "1 of 2 reconstructions done" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    # The other is finished, with the same bits as without Slurm; the report of the one that failed says why.
+    assert hashes(out) == alone
+    assert "the mask made from the stack holds" in (out / "sub-02.html").read_text(encoding="utf-8")
+    assert "the mask made from the stack holds" not in (out / "sub-01.html").read_text(encoding="utf-8")
+    # They ran side by side.
+    ran = spans(slurm, began)
+    assert any(a[0] < b[1] and b[0] < a[1] for a in ran["sub_01"] for b in ran["sub_02"])
+    # What jobs print is in the working folder.
+    assert list((tmp_path / "here").iterdir()) == []
+    assert list((tmp_path / "work").glob("*/gsbids_wf/batch/*.out"))
+    assert subprocess.run(["squeue", "-h"], env=os.environ | slurm, capture_output=True, text=True,
+                          check=True).stdout == ""
