@@ -119,7 +119,7 @@ def test_weights_that_do_not_fit_and_weights_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match="no weights of a mask network"):
         load_network(tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="there are no such weights"):
-        weights_file(tmp_path / "none.safetensors")
+        load_network(weights_file(tmp_path / "none.safetensors"))
 
 
 def command(tmp_path, *words):

@@ -59,18 +59,8 @@ class NetworkMask:
 
 
 def weights_file(given: str | Path | None = None) -> Path:
-    """The file of weights to use: the one that is given, else the one of the package.
-
-    Raises
-    ------
-    gsbids.errors.InputError
-        There is no such file.
-    """
-    path = Path(given) if given else Path(__file__).parent / "weights" / "fetal.safetensors"
-    if not path.is_file():
-        raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
-                         "FILE, or give masks")
-    return path
+    """The file of weights to use: the one that is given, else the one of the package."""
+    return Path(given) if given else Path(__file__).parent / "weights" / "fetal.safetensors"
 
 
 def build_network(shape: NetworkShape):
@@ -95,10 +85,13 @@ def load_network(path: str | Path):
     Raises
     ------
     gsbids.errors.InputError
-        The file is no such file, or its weights do not fit its shape.
+        There is no such file, it holds something else, or its weights do not fit its shape.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
+                         "FILE, or give masks")
     try:
         with safe_open(str(path), "pt") as file:
             told = json.loads((file.metadata() or {})["shape"])
