@@ -21,6 +21,7 @@ from gsbids.masking.network import (
     segment_stack,
     weights_file,
 )
+from gsbids.masking.stack_masks import make_mask
 
 SHAPE = NetworkShape((4, 8, 8), 2.0)
 
@@ -159,3 +160,52 @@ def test_bad_input_of_the_command_is_one_line(tmp_path, capsys, caplog):
         assert len(errors) == 1
         assert told in errors[0]
     assert not (tmp_path / "m.nii.gz").exists()
+
+
+def untrained(tmp_path):
+    torch.manual_seed(0)
+    save_network(tmp_path / "untrained.safetensors", build_network(SHAPE), SHAPE, {})
+    return tmp_path / "untrained.safetensors"
+
+
+def test_auto_takes_only_what_the_network_is_sure_of(tmp_path):
+    image, _ = stack()
+    made = make_mask("auto", image, np.diag([1.1, 1.1, 3.0, 1]), weights=untrained(tmp_path))
+    assert made.method == "otsu"
+    assert "threshold of Otsu" in made.reason
+
+
+def test_a_network_that_is_in_doubt_or_finds_nothing_says_so(tmp_path, caplog):
+    weights, affine = untrained(tmp_path), np.diag([1.1, 1.1, 3.0, 1])
+    with pytest.raises(InputError, match="no brain was found"):
+        make_mask("network", np.zeros((40, 40, 8), np.float32), affine, weights=weights)
+    sure = load_network(weights)[0]
+    with torch.no_grad():  # whatever it sees, it finds half of it, and barely
+        for parameter in sure.parameters():
+            parameter.mul_(0.3)
+    save_network(weights, sure, SHAPE, {})
+    made = make_mask("network", stack()[0], affine, weights=weights)
+    assert made.method == "network"
+    assert "in doubt: look at this mask" in made.reason
+    assert made.reason in caplog.text
+
+
+def test_weights_that_are_not_there_are_told_of_at_the_start(tmp_path, capsys):
+    (tmp_path / "bids").mkdir()
+    code = main([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--mask-mode", "network",
+                 "--mask-weights", str(tmp_path / "none.safetensors")])
+    assert code == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if "error" in line]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_brain_of_a_real_stack_is_found_without_a_hint(test_data):
+    """On a stack that the weights of the package were not trained on."""
+    fetal_data = test_data / "fetal-stacks-mialsrtk"
+    folder = fetal_data / "sub-01" / "anat"
+    image = nib.load(folder / "sub-01_run-5_T2w.nii.gz")
+    truth = nib.load(fetal_data / "derivatives" / "manual_masks" / "sub-01" / "anat"
+                     / "sub-01_run-5_T2w_desc-brain_mask.nii.gz").get_fdata() > 0
+    made = make_mask("auto", image.get_fdata(), image.affine)
+    assert made.method == "network"
+    assert overlap(made.mask, truth) > 0.8
