@@ -87,7 +87,9 @@ class WorkflowOptions:
         How a voxel comes from finer ones.
     slice_thickness : float or None
         Overrides the sidecars, in mm.
-    mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    mask_mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
+    mask_weights : Path or None
+        Of the mask network, in the place of those of the package.
     denoise, n4 : bool or None
         None: as the method does by itself, see :meth:`Config.of_method`.
     motion_correction : bool
@@ -111,6 +113,7 @@ class WorkflowOptions:
     sr_profile: str = "auto"
     slice_thickness: float | None = None
     mask_mode: str = "auto"
+    mask_weights: Path | None = None
     denoise: bool | None = None
     n4: bool | None = None
     motion_correction: bool = True

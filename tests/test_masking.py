@@ -45,15 +45,15 @@ def test_simple_masks():
 def test_auto_prefers_file_then_zeros_then_threshold(tmp_path, caplog):
     mask = brain()
     path = save_image(tmp_path / "m.nii.gz", brain(9.0), AFFINE, "uint8")
-    made, reason = make_mask("auto", image_of(mask), AFFINE, path)
+    made, reason, _ = make_mask("auto", image_of(mask), AFFINE, path)
     np.testing.assert_array_equal(made, brain(9.0))
     assert reason == "Mask file m.nii.gz."
-    made, reason = make_mask("auto", image_of(mask) * mask, AFFINE)
+    made, reason, _ = make_mask("auto", image_of(mask) * mask, AFFINE)
     assert dice(made, mask) > 0.99
     assert "not zero" in reason
     assert not caplog.records
     with caplog.at_level(logging.WARNING, logger="gsbids"):
-        made, reason = make_mask("auto", image_of(mask), AFFINE)
+        made, reason, _ = make_mask("auto", image_of(mask), AFFINE)
     assert dice(made, mask) > 0.98
     assert "fetal stacks need one of the brain" in reason
     assert reason in caplog.text
@@ -74,7 +74,7 @@ def test_mask_of_the_stack_before_conforming(tmp_path, axis, caplog):
     path = save_image(tmp_path / "m.nii.gz", mask, AFFINE, "uint8")
     image, affine = conform(image_of(mask), AFFINE, axis)
     with caplog.at_level(logging.INFO, logger="gsbids"):
-        made, _ = make_mask("auto", image, affine, path)
+        made, _, _ = make_mask("auto", image, affine, path)
     np.testing.assert_array_equal(made, conform(mask, AFFINE, axis)[0])
     assert not caplog.records
 
@@ -83,7 +83,7 @@ def test_mask_on_another_grid_is_said(tmp_path, caplog):
     fine = np.array([[0.7, 0, 0, -21], [0, 0.7, 0, -21], [0, 0, 0.7, -21], [0, 0, 0, 1.0]])
     path = save_image(tmp_path / "fine.nii.gz", 0.9 * brain(12, fine, (60, 60, 60)), fine)
     with caplog.at_level(logging.INFO, logger="gsbids"):
-        made, reason = make_mask("auto", image_of(brain()), AFFINE, path)
+        made, reason, _ = make_mask("auto", image_of(brain()), AFFINE, path)
     assert dice(made, brain()) > 0.97
     assert "resampled by affine" in reason
     assert "60 x 60 x 60" in caplog.text

@@ -42,7 +42,8 @@ def early_preview_node(config: Config, task: ReconstructionTask) -> Node:
         mask_files=[str(stack.mask) if given and stack.mask is not None else "" for stack in stacks],
         directions=[str(stack.metadata.get("SliceEncodingDirection") or "") for stack in stacks],
         names=[stack.label for stack in stacks], thicknesses=[stack.thickness for stack in stacks],
-        mask_mode=options.mask_mode, preview=preview_settings(config, task, FIRST),
+        mask_mode=options.mask_mode, mask_weights=str(options.mask_weights or ""),
+        preview=preview_settings(config, task, FIRST),
         options={"seed": options.random_seed, "motion_correction": options.motion_correction}, num_threads=threads,
         **where(options.device))
     return Node(interface, "early_preview", n_procs=threads, mem_gb=1.0)

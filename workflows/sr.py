@@ -103,7 +103,9 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
     conform = Node(ConformStack(in_file=str(stack.path), keep_as_is=True), "conform", mem_gb=0.5)
     region, last = None, conform
     if wants_mask(options, task):
-        region = Node(MaskStack(mode=options.mask_mode), "mask", mem_gb=0.5)
+        region = Node(MaskStack(mode=options.mask_mode), "mask", mem_gb=0.6)
+        if options.mask_weights:
+            region.inputs.weights = str(options.mask_weights)
         if options.mask_mode in ("auto", "derivatives"):
             region.inputs.mask_file = str(stack.mask)
         workflow.connect([(region, outputnode, [("out_mask", "mask"), ("reason", "reason"),

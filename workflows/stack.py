@@ -9,7 +9,7 @@ from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, Mas
 from gsbids.workflows.names import stack_workflow_name
 
 
-def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True, n4: bool = True,
+def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, mask_weights=None, denoise: bool = True, n4: bool = True,
                        name: str | None = None, waits: bool = False) -> Workflow:
     """Conform, mask, denoise and bias-correct one stack.
 
@@ -26,7 +26,9 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
     Parameters
     ----------
     stack : StackFile
-    mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    mask_mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
+    mask_weights : path-like, optional
+        Of the network, in the place of those of the package.
     denoise, n4 : bool
         Whether the step is made.
     name : str, optional
@@ -52,7 +54,9 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, denoise: bool = True
     direction = stack.metadata.get("SliceEncodingDirection")
     if direction:
         conform.inputs.slice_encoding_direction = str(direction)
-    mask = Node(MaskStack(mode=mask_mode), "mask", mem_gb=0.3)
+    mask = Node(MaskStack(mode=mask_mode), "mask", mem_gb=0.6)
+    if mask_weights:
+        mask.inputs.weights = str(mask_weights)
     if stack.mask is not None and mask_mode in ("auto", "derivatives"):
         mask.inputs.mask_file = str(stack.mask)
     workflow.connect([

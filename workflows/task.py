@@ -30,8 +30,8 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     options = config.workflow
     workflow = Workflow(name=workflow_name(task))
     early = needs_early_preview(config)
-    preps = [init_stack_prep_wf(stack=stack, mask_mode=options.mask_mode, denoise=options.denoise,
-                                n4=options.n4, waits=early) for stack in task.stacks]
+    preps = [init_stack_prep_wf(stack=stack, mask_mode=options.mask_mode, mask_weights=options.mask_weights,
+                                denoise=options.denoise, n4=options.n4, waits=early) for stack in task.stacks]
     svr_wf = init_svr_wf(
         names=[stack.label for stack in task.stacks], thicknesses=[stack.thickness for stack in task.stacks],
         sampling=sampling_inputs(options), options=fit_options(options, bool(task.poses)),

@@ -29,7 +29,7 @@ class CheckOptions:
 
     Attributes
     ----------
-    mask_mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    mask_mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
     thickness_given : bool
         The thickness comes from ``--slice-thickness``.
     masks_given : bool

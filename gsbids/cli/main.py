@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gsbids.cli import reconstruct, sample, super_resolve
+from gsbids.cli import mask, reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.cli.places import writable_places
 from gsbids.cli.progress import RunLog, TerminalHandler
@@ -23,7 +23,7 @@ BROKEN_PIPE = 141  # as a shell says of a command that SIGPIPE ended
 LONGEST = 1200  # characters of a message
 
 #: Commands that take files, not a BIDS data set.
-COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample)}
+COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample, mask)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -152,9 +152,8 @@ def _add_method(group) -> None:
                        "across thick slices (default: %(default)s)")
     group.add_argument("--slice-thickness", type=between(0.1, 20.0), metavar="MM",
                        help="thickness of the slices, instead of SliceThickness in the sidecars")
-    group.add_argument("--mask-mode", choices=("auto", "derivatives", "nonzero", "otsu", "none"),
-                       default="auto", help="where brain masks come from; auto: --derivatives if it has one, "
-                       "else voxels that are not 0, else a threshold (default: %(default)s)")
+    add_masking(group, ("auto", "derivatives", "network", "nonzero", "otsu", "none"),
+                "--derivatives if it has one, else")
     for name, what in (("denoise", "denoise first"), ("n4", "correct the bias field first (N4)")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
                            help=f"{what} (default: with svr, not with sr)")
@@ -162,6 +161,15 @@ def _add_method(group) -> None:
                        help="estimate the motion of every slice; without it stacks move as wholes")
     add_orientation(group)
     add_seed_and_device(group)
+
+
+def add_masking(group, modes: tuple[str, ...], first: str) -> None:
+    """Where masks come from, of the participant level and of ``gsbids reconstruct``."""
+    group.add_argument("--mask-mode", choices=modes, default="auto",
+                       help=f"where brain masks come from; auto: {first} voxels that are not 0 where many are, else "
+                       "what the network is sure of, else a threshold (default: %(default)s)")
+    group.add_argument("--mask-weights", type=Path, metavar="FILE",
+                       help="weights of a mask network of your own (.safetensors)")
 
 
 def add_orientation(group) -> None:

@@ -128,17 +128,26 @@ def make_config(args: argparse.Namespace) -> Config:
              "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy",
              "orientation")
     files = {name: getattr(args, name) and getattr(args, name).resolve()
-             for name in ("like", "template", "template_mask")}
+             for name in ("like", "template", "template_mask", "mask_weights")}
     nipype = nipype_options(args)
     device = resolve_device(args.device, nipype.plugin, args.svr_method)
     workflow = WorkflowOptions(device=device, **files,
                                **{name: getattr(args, name) for name in names})
     _check_sizes(workflow)
+    check_weights(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
         raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
     if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
         LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
     return Config(execution, workflow, nipype)
+
+
+def check_weights(workflow: WorkflowOptions) -> None:
+    """InputError where a network is asked for, or its weights are given, and they are not there."""
+    if workflow.mask_mode == "network" or workflow.mask_weights:
+        from gsbids.masking.network import load_network, weights_file
+
+        load_network(weights_file(workflow.mask_weights))
 
 
 def _check_sizes(workflow: WorkflowOptions) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from gsbids.cli.parser import (
     RESOLUTION_RANGE,
     Parser,
+    add_masking,
     add_orientation,
     add_resources,
     add_seed_and_device,
@@ -103,9 +104,7 @@ def _add_method(group) -> None:
     group.add_argument("--slice-thickness", "--thicknesses", nargs="+", type=_thickness, metavar="MM", default=(),
                        help="one value or one a stack, instead of SliceThickness in the JSON files; header: the "
                        "distance between slices, which is too much where there are gaps")
-    group.add_argument("--mask-mode", choices=("auto", "nonzero", "otsu", "none"), default="auto",
-                       help="masks without --input-masks; auto: voxels that are not 0, else a threshold "
-                       "(default: %(default)s)")
+    add_masking(group, ("auto", "network", "nonzero", "otsu", "none"), "--input-masks, else")
     for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
                            help=f"{what} (default: stacks, not --input-slices)")
@@ -172,7 +171,7 @@ def make_plan(args: argparse.Namespace, work: Path):
     from gsbids.bids.description import check_folders
     from gsbids.bids.task import ReconstructionTask
     from gsbids.cli.devices import resolve_device
-    from gsbids.cli.plan import Plan, nipype_options
+    from gsbids.cli.plan import Plan, check_weights, nipype_options
     from gsbids.cli.tasks import check_svr, check_template
     from gsbids.config import Config, Execution, WorkflowOptions
 
@@ -186,7 +185,8 @@ def make_plan(args: argparse.Namespace, work: Path):
     args.plugin, args.plugin_args, args.use_plugin = "auto", {}, None
     names = ("mask_mode", "motion_correction", "random_seed", "sloppy", "orientation")
     given = {name: getattr(args, name) for name in names}
-    given |= {name: getattr(args, name) and getattr(args, name).resolve() for name in ("template", "template_mask")}
+    given |= {name: getattr(args, name) and getattr(args, name).resolve()
+              for name in ("template", "template_mask", "mask_weights")}
     # Slices from elsewhere have been prepared there.
     given |= {name: not poses if getattr(args, name) is None else getattr(args, name) for name in ("denoise", "n4")}
     config = Config(
@@ -197,6 +197,7 @@ def make_plan(args: argparse.Namespace, work: Path):
     task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True,
                               poses=poses)
     check_template(config.workflow)
+    check_weights(config.workflow)
     try:
         task = check_svr(task, config)
     except InputError as error:

@@ -64,6 +64,7 @@ class EarlyPreviewInputSpec(DeviceInputSpec):
     names = InputMultiObject(traits.Str, mandatory=True, desc="short names")
     thicknesses = InputMultiObject(traits.Float, mandatory=True, desc="slice thicknesses in mm")
     mask_mode = traits.Str("auto", usedefault=True, desc="where masks come from")
+    mask_weights = traits.Str("", usedefault=True, desc="of the mask network, empty for those of the package")
     options = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="fields of SvrOptions")
     preview = traits.Dict(mandatory=True, desc="settings of PreviewFile")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
@@ -113,5 +114,6 @@ class EarlyPreview(NodeInterface):
         direction = {"slice_encoding_direction": inputs.directions[k]} if inputs.directions[k] else {}
         conformed = ConformStack(in_file=inputs.in_files[k], **direction).run(cwd=str(place)).outputs.out_file
         given = {"mask_file": inputs.mask_files[k]} if inputs.mask_files[k] else {}
+        given |= {"weights": inputs.mask_weights} if inputs.mask_weights else {}
         mask = MaskStack(in_file=conformed, mode=inputs.mask_mode, **given).run(cwd=str(place)).outputs.out_mask
         return read_stack(conformed, mask, inputs.names[k], inputs.thicknesses[k])

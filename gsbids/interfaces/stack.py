@@ -54,8 +54,9 @@ class MaskStackInputSpec(BaseInterfaceInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="conformed stack")
     mask_file = File(exists=True, desc="mask from a derivative data set, on any grid")
-    mode = traits.Enum("auto", "derivatives", "nonzero", "otsu", "none", usedefault=True,
+    mode = traits.Enum("auto", "derivatives", "network", "nonzero", "otsu", "none", usedefault=True,
                        desc="where the mask comes from")
+    weights = File(exists=True, desc="of the network, in the place of those of the package")
 
 
 class MaskStackOutputSpec(TraitedSpec):
@@ -74,16 +75,17 @@ class MaskStack(NodeInterface):
     output_spec = MaskStackOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.masking.stack_masks import choose_mode, make_mask
+        from gsbids.masking.stack_masks import make_mask
 
         image, affine = load_image(self.inputs.in_file)
         mask_file = self.inputs.mask_file if isdefined(self.inputs.mask_file) else None
-        mask, reason = make_mask(self.inputs.mode, image, affine, mask_file)
+        weights = self.inputs.weights if isdefined(self.inputs.weights) else None
+        mask, reason, method = make_mask(self.inputs.mode, image, affine, mask_file, weights)
         self._results["out_mask"] = str(
             save_image(self.path(runtime, "mask.nii.gz"), mask, affine, dtype="uint8"))
         self._results["reason"] = reason
-        self._results["method"] = choose_mode(self.inputs.mode, image, mask_file)
-        self._results["facts"] = {"MaskMode": self._results["method"], "MaskSource": reason}
+        self._results["method"] = method
+        self._results["facts"] = {"MaskMode": method, "MaskSource": reason}
         return runtime
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain masks of stacks: from a file, from zeros around the brain, from a threshold."""
+"""Brain masks of stacks: from a file, from zeros around the brain, from a network, from a threshold."""
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -11,10 +12,11 @@ from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform
 from gsbids.imaging.masks import resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
+from gsbids.masking.network import DOUBTFUL, load_network, segment_stack, weights_file
 
 LOGGER = logging.getLogger("gsbids.masking")
 
-MODES = ("auto", "derivatives", "nonzero", "otsu", "none")
+MODES = ("auto", "derivatives", "network", "nonzero", "otsu", "none")
 
 # A background of exact zeros this large is not acquired: somebody stripped the skull.
 STRIPPED_FRACTION = 0.2
@@ -22,46 +24,79 @@ STRIPPED_FRACTION = 0.2
 LARGEST_BRAIN = 2.5
 
 
-def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
-              mask_file: str | Path | None = None) -> tuple[np.ndarray, str]:
+class MadeMask(NamedTuple):
+    """A brain mask, (X, Y, Z) of bool; where it comes from, in a sentence for the report; and by which mode."""
+
+    mask: np.ndarray
+    reason: str
+    method: str
+
+
+def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str | Path | None = None,
+              weights: str | Path | None = None) -> MadeMask:
     """Brain mask of a stack, and in words where it comes from.
 
     Parameters
     ----------
-    mode : {"auto", "derivatives", "nonzero", "otsu", "none"}
+    mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
         ``auto`` takes the mask file where there is one; else the non-zero voxels of a stack with
-        at least 20 % zeros; else the threshold of Otsu, with a warning.
+        at least 20 % zeros; else what the network is sure of; else the threshold of Otsu, with a warning.
     image : ndarray, (X, Y, Z)
     affine : ndarray, (4, 4)
     mask_file : path-like, optional
         Mask from a derivative dataset, on any grid.
+    weights : path-like, optional
+        Of the network, in the place of those of the package.
 
     Returns
     -------
-    mask : ndarray, (X, Y, Z), bool
-    reason : str
-        One sentence for the report.
+    MadeMask
 
     Raises
     ------
     gsbids.errors.InputError
-        ``derivatives`` without a file, a mask without voxels, one that misses the stack, or a made one that is larger
-        than any brain.
+        ``derivatives`` without a file, a mask without voxels, one that misses the stack, a made one that is larger
+        than any brain, or a network without weights or one that finds no brain.
     """
     chosen = choose_mode(mode, image, mask_file)
     if chosen == "derivatives":
-        return read_mask(mask_file, affine, image.shape)
+        return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)
     if chosen == "none":
-        return full_mask(image), "No mask: the whole stack is used."
+        return MadeMask(full_mask(image), "No mask: the whole stack is used.", chosen)
+    made = None
     if chosen == "nonzero":
-        mask = nonzero_mask(image)
-        reason = f"Voxels that are not zero ({100 * np.mean(image == 0):.0f} % of the stack are)."
-    else:
-        mask, reason = otsu_mask(image), "Largest region above the threshold of Otsu."
+        made = MadeMask(nonzero_mask(image),
+                        f"Voxels that are not zero ({100 * np.mean(image == 0):.0f} % of the stack are).", chosen)
+    elif chosen == "network" or (mode == "auto" and (weights or weights_file().is_file())):
+        made = _network_mask(image, affine, weights, sure=chosen != "network")
+    if made is None:
+        made = MadeMask(otsu_mask(image), "Largest region above the threshold of Otsu.", "otsu")
         if mode == "auto":
-            reason += (" No mask was given, and this is no brain mask: fetal stacks need one of the brain "
-                       "(-d/--derivatives).")
-            LOGGER.warning(reason)
+            made = made._replace(reason=f"{made.reason} No mask was given, and this is no brain mask: fetal stacks "
+                                 "need one of the brain (-d/--derivatives).")
+            LOGGER.warning(made.reason)
+    _check_made(made.mask, affine, mode)
+    return made
+
+
+def _network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | None, sure: bool) -> MadeMask | None:
+    """What the network finds; None where it has to be ``sure`` and is not."""
+    file = weights_file(weights)
+    found = segment_stack(image, affine, *load_network(file))
+    doubtful = found.confidence < DOUBTFUL
+    if sure and (doubtful or not found.mask.any()):
+        return None
+    if not found.mask.any():
+        raise InputError("--mask-mode network: no brain was found in the stack; give masks with -d/--derivatives, or "
+                         "leave the stack out with --bids-filter-file")
+    reason = f"Network ({file.name}), confidence {found.confidence:.2f}, {found.millilitres(affine):.0f} ml."
+    if doubtful:
+        reason += " The network is in doubt: look at this mask."
+        LOGGER.warning(reason)
+    return MadeMask(found.mask, reason, "network")
+
+
+def _check_made(mask: np.ndarray, affine: np.ndarray, mode: str) -> None:
     if not mask.any():
         raise InputError(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
                          "empty?); give masks with -d/--derivatives")
@@ -69,11 +104,10 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray,
     if litres > LARGEST_BRAIN:
         raise InputError(f"--mask-mode {mode}: the mask made from the stack holds {litres:.1f} litres, more than any "
                          "brain: it is the body; give brain masks with -d/--derivatives")
-    return mask, reason
 
 
 def choose_mode(mode: str, image: np.ndarray, mask_file: str | Path | None) -> str:
-    """The mode that ``auto`` stands for with this stack; other modes are checked and kept.
+    """The mode that ``auto`` stands for with this stack (``otsu``: unless a network is sure); others are kept.
 
     Raises
     ------
