@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gsbids.cli.parser import Parser
+from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -41,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{file.parent}: there is no such folder; make it first")
         if file.exists() and args.input.exists() and file.samefile(args.input):
             raise InputError(f"{file}: this is the input; give the output another name")
+    with spare_places(args.output):
+        return _mask(args)
+
+
+def _mask(args: argparse.Namespace) -> int:
     import torch
 
     from gsbids.imaging.nifti import load_image, save_image
