@@ -77,6 +77,17 @@ def run_measured(command: list[str], log: Path) -> Cost:
     return Cost(round(wall, 1), round(cpu, 1), round(max(peak, usage.ru_maxrss * 1024 / 1e9), 3), load)
 
 
+def forget_peak() -> None:
+    """Let the peak memory of this process count from now on (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gb() -> float:
+    """Peak memory of this process since :func:`forget_peak`, GB; libraries and what it holds otherwise included."""
+    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
 class _Watch:
     """Samples CPU time and memory of a process and all its descendants, from a thread."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from common import machine, say, shared_folder, write_json
+from common import forget_peak, machine, peak_gb, say, shared_folder, write_json
 from siren import siren
 from sr_results import KINDS, SETS, summarise
 from sr_scores import energy_above, scores
@@ -98,16 +98,18 @@ def run(args) -> None:
                          for k, v in ABLATION.items()]
             for method, changes in jobs:
                 options = changed(args, profiles, changes)
+                forget_peak()
                 start = time.perf_counter(), time.process_time()
                 found, settings = by_method(method, coarse, grid, operator, options)
-                cost = {"wall_s": time.perf_counter() - start[0], "cpu_s": time.process_time() - start[1]}
+                cost = {"wall_s": time.perf_counter() - start[0], "cpu_s": time.process_time() - start[1],
+                        "peak_gb": peak_gb()}
                 entry = {"volume": name, "case": case, "method": method, **scores(found, fine), **shares, **cost,
                          "threads": args.threads, "load": os.getloadavg()[0], "settings": settings}
                 result["records"].append(entry)
                 result["summary"] = summarise(result["records"])
                 pictures[method] = found
                 say(f"{name} {case} {method}: PSNR {entry['psnr']:.2f} SSIM {entry['ssim']:.4f} "
-                    f"HFEN {entry['hfen']:.3f}  {cost['cpu_s']:.1f} s CPU")
+                    f"HFEN {entry['hfen']:.3f}  {cost['cpu_s']:.1f} s CPU {cost['peak_gb']:.2f} GB")
                 if args.json:
                     write_json(args.json, result)
             if args.figures:
