@@ -62,11 +62,12 @@ class Progress:
         self._running.pop(node.fullname, None)
         if status != "end" or node.fullname in self._done:
             return
-        self._done.add(node.fullname)
         began = self._started.get(node.fullname)
         took = "kept from before" if began is None else f"{time.monotonic() - began:.1f} s"
-        LOGGER.info("%s: %s (%d of %d)", step_name(node.fullname, self._names), took, len(self._done),
+        LOGGER.info("%s: %s (%d of %d)", step_name(node.fullname, self._names), took, len(self._done) + 1,
                     self._total)
+        # Only now: whoever sees the line count it, and interrupts, finds it in the log as well.
+        self._done.add(node.fullname)
 
     def line(self, width: int) -> str:
         """What is going on, in one line: how many steps are done, and which are at work for how long."""
