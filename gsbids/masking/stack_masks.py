@@ -92,6 +92,9 @@ def _network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | N
     reason = f"Network ({file.name}), confidence {found.confidence:.2f}, {found.millilitres(affine):.0f} ml."
     if doubtful:
         reason += " The network is in doubt: look at this mask."
+    elif sure:
+        reason += " No mask was given: look at this one."
+    if doubtful or sure:
         LOGGER.warning(reason)
     return MadeMask(found.mask, reason, "network")
 
