@@ -48,8 +48,8 @@ class NodeInterface(SimpleInterface):
     """
 
     def run(self, cwd=None, ignore_exception=None, **inputs):
-        """Run as nipype does, measured (:func:`gsbids.interfaces.usage.measured`)."""
-        with measured(cwd or os.getcwd()):
+        """Run as nipype does; in a node, which has a folder, measured (:func:`gsbids.interfaces.usage.measured`)."""
+        with measured(cwd) if cwd else contextlib.nullcontext():
             return super().run(cwd=cwd, ignore_exception=ignore_exception, **inputs)
 
     def _pre_run_hook(self, runtime):
