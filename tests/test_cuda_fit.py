@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits with ``--device cuda``, the CUDA kernels run by numba's simulator, end where those on the CPU end."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from simulated import errors_of
 
 CASES = Path(__file__).with_name("cuda_fit_cases.py")
 
@@ -20,17 +16,7 @@ TOGETHER = (("stage", "weights", "sr_member"), ("pose_step", "whole_fit", "array
 
 @pytest.fixture(scope="module")
 def errors():
-    if importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda is not installed: there are no wheels for this platform")
-    environment = {**os.environ, "GSBIDS_BACKEND": "sim", "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, str(CASES), *names], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for names in TOGETHER]
-    found = {}
-    for process in running:
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err[-3000:]
-        found |= json.loads(out.splitlines()[-1])
-    return found
+    return errors_of(CASES, TOGETHER)
 
 
 @pytest.mark.parametrize("case", TOLERANCE)

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels, run by numba's simulator on tiny problems, agree with the CPU kernels and the oracle."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from simulated import errors_of
 
 CASES = Path(__file__).with_name("cuda_sim_cases.py")
 
@@ -22,17 +18,7 @@ TOGETHER = (("slices", "pose_solver", "against_oracle", "odd_gaussians", "grids"
 
 @pytest.fixture(scope="module")
 def errors():
-    if importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda is not installed: there are no wheels for this platform")
-    environment = {**os.environ, "GSBIDS_BACKEND": "sim", "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, str(CASES), *names], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for names in TOGETHER]
-    found = {}
-    for process in running:
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err[-3000:]
-        found |= json.loads(out.splitlines()[-1])
-    return found
+    return errors_of(CASES, TOGETHER)
 
 
 @pytest.mark.parametrize("case", TOLERANCE)

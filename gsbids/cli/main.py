@@ -13,6 +13,7 @@ from gsbids.cli import mask, reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.cli.places import writable_places
 from gsbids.cli.progress import RunLog, TerminalHandler
+from gsbids.cli.signals import handled
 from gsbids.config import Config
 from gsbids.errors import GsbidsError
 
@@ -138,12 +139,5 @@ def _terminated_like_interrupted() -> Iterator[None]:
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
+    with handled([signal.SIGTERM], interrupt):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -19,6 +19,7 @@ from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, RunLog, TerminalHandler, handlers, is_step
 from gsbids.cli.resources import plan_budget
+from gsbids.cli.signals import handled
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError, WorkflowError
 from gsbids.workflows.names import task_folder, workflow_name
@@ -177,17 +178,9 @@ def _noted_interrupts(progress: Progress) -> Iterator[None]:
         progress.interrupted = True
         raise KeyboardInterrupt
 
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    try:
-        before = {number: signal.signal(number, interrupt) for number in numbers}
-    except ValueError:  # not in the main thread
+    with handled([number for number in (signal.SIGINT, signal.SIGTERM)
+                  if signal.getsignal(number) != signal.SIG_IGN], interrupt):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
