@@ -4,8 +4,8 @@
 
     python training/evaluate.py training/config.toml WEIGHTS.safetensors --json OUT.json --figures DIR
 
-Real stacks by their manual masks; brains of atlas ages that were left out, in made-up surroundings; and such
-surroundings without any brain, where nothing should be found.
+Real stacks by their manual masks; brains of atlas ages that were left out, in made-up surroundings; and where nothing
+should be found: such surroundings without a brain, and the parts of real stacks that hold none.
 """
 
 import argparse
@@ -17,12 +17,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from generator import Mixture, acquired, body, brain_slice, placed
-from sources import PIXEL, brains
+from generator import PIXEL, Mixture, Plane, acquired, cut, palette
+from phantom import phantom
+from scipy.spatial.transform import Rotation
+from sources import brains
 
-from gsbids.masking.network import load_network, segment, segment_stack
+from gsbids.masking.network import DOUBTFUL, load_network, segment_stack
 
-SLICES = 22
+SLICES = 24
+SIMULATED = 40
+EMPTY = 12
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -53,34 +57,50 @@ def main() -> None:
     network, shape = load_network(args.weights)
     runs = told["evaluate"]["runs"] + (told["train"]["runs"] if args.all_runs else [])
     rows = []
-    for run in runs:
-        folder = args.data / "fetal-stacks-mialsrtk"
-        loaded = nib.load(folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz")
-        mask = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
-        truth = np.asarray(nib.load(mask / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz").dataobj) > 0
-        image = np.asarray(loaded.dataobj, np.float32)
+    for name, kind, image, affine, truth in cases(args.data, told, runs):
         start = time.process_time()
-        found = segment_stack(image, loaded.affine, network, shape)
-        rows.append({"stack": f"run-{run}", "kind": "left out" if run in told["evaluate"]["runs"] else "trained on",
-                     "dice": dice(found.mask, truth), "found": centre_inside(found.mask, truth),
+        found = segment_stack(image, affine, network, shape)
+        rows.append({"stack": name, "kind": kind, "dice": dice(found.mask, truth),
+                     "found": centre_inside(found.mask, truth), "empty": not found.mask.any(),
                      "confidence": found.confidence, "cpu_s": time.process_time() - start})
         print(rows[-1], flush=True)
         if args.figures:
-            draw_stack(args.figures / f"run-{run}.png", image, found.mask, truth)
-    atlas = brains(args.data / "fetal-atlas-spinabifida", told["evaluate"]["weeks"])
-    for number in range(20):
-        image, truth = simulated(np.random.default_rng(10_000 + number), atlas, number % 5 == 4)
-        found = segment(image, (PIXEL, PIXEL, 3.5), network, shape)
-        rows.append({"stack": f"simulated {number}", "kind": "simulated" if truth.any() else "no brain",
-                     "dice": dice(found.mask, truth), "found": centre_inside(found.mask, truth),
-                     "empty": not found.mask.any(), "confidence": found.confidence})
-        print(rows[-1], flush=True)
-        if args.figures:
-            draw_stack(args.figures / f"simulated-{number}.png", image, found.mask, truth)
-    result = {"config": told, "rows": rows, "summary": summary(rows)}
+            draw_stack(args.figures / f"{name}.png", image, found.mask, truth)
+    result = {"weights": args.weights.name, "config": told, "rows": rows, "summary": summary(rows)}
     print(json.dumps(result["summary"], indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
+
+
+def cases(data: Path, told: dict, runs):
+    """Name, kind, image, affine and true mask of every stack to score."""
+    folder = data / "fetal-stacks-mialsrtk"
+    masks = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
+    for run in runs:
+        loaded = nib.load(folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz")
+        truth = np.asarray(nib.load(masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz").dataobj) > 0
+        image = np.asarray(loaded.dataobj, np.float32)
+        left_out = run in told["evaluate"]["runs"]
+        yield f"run-{run}", "left out" if left_out else "trained on", image, loaded.affine, truth
+        if left_out:
+            yield from brainless(f"run-{run}", image, loaded.affine, truth)
+    atlas = brains(data / "fetal-atlas-spinabifida", told["evaluate"]["weeks"])
+    for number in range(SIMULATED + EMPTY):
+        image, truth, gap = simulated(np.random.default_rng(10_000 + number), atlas, number >= SIMULATED)
+        yield (f"simulated-{number}", "simulated" if truth.any() else "no brain, simulated", image,
+               np.diag([PIXEL, PIXEL, gap, 1]), truth)
+
+
+def brainless(name: str, image, affine, truth):
+    """What lies beside the brain in a real stack, on the sides where more than 80 mm are left."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    for axis in np.flatnonzero(spacing < spacing.max()):
+        lit = np.flatnonzero(truth.any(tuple(a for a in range(3) if a != axis)))
+        margin = int(np.ceil(8 / spacing[axis]))
+        for side, part in (("low", slice(0, max(0, lit[0] - margin))), ("high", slice(lit[-1] + margin, None))):
+            box = tuple(part if a == axis else slice(None) for a in range(3))
+            if image[box].shape[axis] * spacing[axis] > 80:
+                yield f"{name}-{'xyz'[axis]}-{side}", "no brain, real", image[box], affine, truth[box]
 
 
 def summary(rows: list[dict]) -> dict:
@@ -88,27 +108,27 @@ def summary(rows: list[dict]) -> dict:
     out = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         those = [row for row in rows if row["kind"] == kind]
-        out[kind] = ({"empty": float(np.mean([r["empty"] for r in those]))} if kind == "no brain" else
-                     {"dice_median": float(np.median([r["dice"] for r in those])),
-                      "dice_least": min(r["dice"] for r in those),
-                      "found": float(np.mean([r["found"] for r in those]))}) | {"stacks": len(those)}
+        sure = [row for row in those if row["confidence"] >= DOUBTFUL]
+        out[kind] = {"stacks": len(those), "sure": len(sure)}
+        if kind.startswith("no brain"):
+            out[kind]["empty"] = float(np.mean([r["empty"] for r in those]))
+        else:
+            out[kind] |= {"dice_median": float(np.median([r["dice"] for r in those])),
+                          "dice_least": min(r["dice"] for r in those),
+                          "dice_least_sure": min((r["dice"] for r in sure), default=None),
+                          "found": float(np.mean([r["found"] for r in those]))}
     return out
 
 
-def simulated(rng, atlas, empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A stack of a brain of an atlas in made-up surroundings, and its mask."""
-    ground = body(rng)
-    seed = int(rng.integers(2**31))
-    images, masks = [], []
-    for k in range(SLICES):
-        here = np.random.default_rng(seed)  # one brain, one skull, one fluid for all slices
-        image, mask = ground, np.zeros(ground.shape)
-        if not empty:
-            depth = 3.5 * (k - (SLICES - 1) / 2)
-            image, mask = placed(here, ground, mask, *brain_slice(here, atlas, Mixture(), depth))
-        images.append(acquired(np.random.default_rng(seed + 1), image))
-        masks.append(mask > 0.5)
-    return np.stack(images, 2), np.stack(masks, 2)
+def simulated(rng, atlas, empty: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """A stack of a brain of an atlas in made-up surroundings, its mask, and the distance of its slices, mm."""
+    scene = phantom(rng, atlas, empty)
+    frame = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+    gap = float(max(rng.uniform(2.5, 5), 2.5 * scene.radius / SLICES))
+    middle = scene.middle * np.array(scene.spacing) + frame @ rng.uniform(-20, 20, 3)
+    plane = Plane(frame, middle, gap, gap, 1.0)
+    images, shares = cut(rng, scene, palette(rng, Mixture()), plane, SLICES)
+    return np.moveaxis(acquired(rng, images), 0, 2), np.moveaxis(shares > 0.5, 0, 2), gap
 
 
 def draw_stack(path: Path, image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> None:

@@ -1,22 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An endless, seeded set of slices with brain masks: real, brains of an atlas in real surroundings, and all made up.
+"""An endless, seeded set of slices with brain masks, cut at any angle from real and from made-up scenes.
 
-Brains come at all sizes, turns and contrasts; around them a skull, fluid, and a body. Nothing is drawn but what the
-seed says.
+Contrast, size, thickness, motion, receive field and noise are drawn anew for every slice. Nothing is drawn but what
+the seed says.
 """
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
+import torch
+from phantom import (
+    AIR,
+    AIRWAY,
+    BASE,
+    BODY,
+    CANAL,
+    CORD,
+    EYE,
+    FACE,
+    FAT,
+    FLESH,
+    FLUID,
+    LABELS,
+    LENS,
+    LIMB,
+    LIVER,
+    LUNG,
+    ORGAN,
+    PLACENTA,
+    SKIN,
+    SKULL,
+    SPINE,
+    TRUNK,
+    VERTEBRA,
+    WALL,
+    field,
+    phantom,
+)
+from sampling import sample
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from sources import PIXEL, Brain, RealStack
+from sources import CSF, REAL, TOP, Brain, Scene, is_brain, transplanted
 
 from gsbids.masking.network import normalised
 
 SIZE = 160  # pixels along an edge of a slice
-KINDS = ("real", "transplanted", "synthetic")
-WINDOW = 96  # pixels that hold a brain
+PIXEL = 2.0  # mm
+BRAIN_T2 = {1: (0.55, 0.9), 2: (0.8, 1.2), 3: (0.4, 0.8), CSF: (0.75, 1.2), 5: (0.35, 0.7), 6: (0.4, 0.75),
+            7: (0.4, 0.75), 8: (0.4, 0.75)}
+BRAIN = is_brain(np.arange(LABELS))
+OTHERS_T2 = {AIR: (0, 0), BODY: (0.1, 0.5), FAT: (0.3, 1.3), WALL: (0.1, 0.4), PLACENTA: (0.3, 0.9),
+             FLUID: (0.8, 1.4), LIMB: (0.15, 0.5), CORD: (0, 0.5), TRUNK: (0.2, 0.55), LUNG: (0.5, 1.0),
+             LIVER: (0.1, 0.45), FLESH: (0.15, 0.5), CANAL: (0.7, 1.2), SPINE: (0.4, 0.7), VERTEBRA: (0.1, 0.5),
+             FACE: (0.2, 0.6), AIRWAY: (0, 1.2), EYE: (0.8, 1.3), LENS: (0.1, 0.3), BASE: (0.1, 0.5),
+             SKIN: (0.2, 0.8), SKULL: (0, 0.3)}  # brightness in T2-weighted images; of a brain's white matter 0.7
 
 
 @dataclass(frozen=True)
@@ -25,179 +65,191 @@ class Mixture:
 
     Attributes
     ----------
-    kinds : tuple of float
-        Shares of :data:`KINDS`.
+    real : float
+        Share of slices of real stacks.
+    transplanted : float
+        Share of slices of real stacks that have got a brain of the atlas; the rest is made up.
+    scenes : int
+        Made-up scenes; there are a quarter as many stacks with a brain transplanted.
     empty : float
-        Share of the made slices without a brain.
+        Share of made-up scenes without a brain.
     labels : float
-        Share of the atlas' brains whose contrast is drawn anew, tissue by tissue.
+        Share of the atlas' brains whose contrast is drawn tissue by tissue.
+    odd : float
+        Share of slices where any tissue can have any brightness.
     """
 
-    kinds: tuple[float, float, float] = (0.35, 0.4, 0.25)
-    empty: float = 0.15
-    labels: float = 0.4
+    real: float = 0.3
+    transplanted: float = 0.3
+    scenes: int = 300
+    empty: float = 0.1
+    labels: float = 0.5
+    odd: float = 0.3
 
 
-def smooth_field(rng, shape, width: float) -> np.ndarray:
-    """A random field of standard deviation 1 and of a correlation length in pixels."""
-    coarse = tuple(max(4, int(np.ceil(n / width)) + 3) for n in shape)
-    field = ndimage.zoom(rng.standard_normal(coarse), np.array(shape) / (np.array(coarse) - 3), order=3)
-    field = field[tuple(slice(0, n) for n in shape)]
-    return field / max(field.std(), 1e-6)
+@dataclass(frozen=True)
+class Palette:
+    """Brightness of labels: ``offset + gain * image``, both (labels,)."""
+
+    offset: np.ndarray
+    gain: np.ndarray
 
 
-def draw(rng, stacks: list[RealStack], atlas: list[Brain], mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
-    """A slice and its mask.
+@dataclass(frozen=True)
+class Plane:
+    """Where slices lie.
+
+    Attributes
+    ----------
+    frame : ndarray, (3, 3)
+        Columns: the two axes in the slices, and the one across, in the scene.
+    middle : ndarray, (3,)
+        mm, in the scene, of the middle of the middle slice.
+    gap : float
+        Distance of slices, mm.
+    thickness : float
+        mm; 0 where the scene has thick voxels itself.
+    size : float
+        How much larger everything is shown than it is.
+    """
+
+    frame: np.ndarray
+    middle: np.ndarray
+    gap: float
+    thickness: float
+    size: float
+
+
+def scenes(seed: int, stacks: list[Scene], atlas: list[Brain], mixture: Mixture,
+           workers: int = 1) -> dict[str, list[Scene]]:
+    """The scenes of a training, by kind; made up in so many processes."""
+    moved = [_moved(seed, k, stacks, atlas) for k in range(max(1, mixture.scenes // 4))]
+    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+        made = list(pool.map(partial(_made, seed, atlas, mixture.empty), range(mixture.scenes), chunksize=4))
+    return {"real": stacks, "transplanted": moved, "made up": made}
+
+
+def _moved(seed: int, k: int, stacks: list[Scene], atlas: list[Brain]) -> Scene:
+    rng = np.random.default_rng((seed, 1, k))
+    return transplanted(rng, stacks[k % len(stacks)], atlas[rng.integers(len(atlas))])
+
+
+def _made(seed: int, atlas: list[Brain], empty: float, k: int) -> Scene:
+    torch.set_num_threads(1)
+    rng = np.random.default_rng((seed, 2, k))
+    return phantom(rng, atlas, rng.random() < empty)
+
+
+def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tuple[np.ndarray, np.ndarray]:
+    """A slice with its neighbours, and its mask.
 
     Returns
     -------
-    image, mask : ndarray, (SIZE, SIZE), float32
-        Image as :func:`normalised` gives it; mask 0 or 1.
+    image : ndarray, (slices, SIZE, SIZE), float32
+        As :func:`normalised` gives it, slice by slice.
+    mask : ndarray, (SIZE, SIZE), float32
+        0 or 1, of the middle slice.
     """
-    kind = rng.choice(KINDS, p=mixture.kinds)
-    if kind == "real":
-        image, mask = real_slice(rng, stacks)
+    kind = rng.choice(list(pool), p=(mixture.real, mixture.transplanted, 1 - mixture.real - mixture.transplanted))
+    scene = pool[kind][rng.integers(len(pool[kind]))]
+    plane = drawn_plane(rng, scene)
+    images, shares = cut(rng, scene, palette(rng, mixture), plane, slices)
+    images = acquired(rng, images)
+    mask = (shares[slices // 2] > 0.5).astype(np.float32)
+    if rng.random() < 0.3:  # a narrow field of view
+        edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
+        for part in (images, mask):
+            part[..., :edge[0], :], part[..., SIZE - edge[1]:, :] = 0, 0
+            part[..., :edge[2]], part[..., SIZE - edge[3]:] = 0, 0
+    for k in range(slices):  # a stack ends, or a slice is lost
+        if k != slices // 2 and rng.random() < 0.08:
+            images[k] = 0
+    return np.stack([normalised(image) for image in images]), mask
+
+
+def drawn_plane(rng, scene: Scene) -> Plane:
+    """Any plane through the scene, mostly through its brain; real stacks are often cut as they were acquired."""
+    frame = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+    native = scene.real and rng.random() < 0.5
+    if native:
+        spin = Rotation.from_rotvec((0, 0, rng.uniform(0, 2 * np.pi))).as_matrix()
+        tilt = Rotation.from_rotvec(np.deg2rad(rng.normal(0, 4, 3))).as_matrix()
+        frame = tilt @ spin
+    frame = frame @ np.diag((rng.choice((-1, 1)), 1, 1))
+    size = np.exp(rng.uniform(np.log(0.75), np.log(1.4))) if scene.real else 1.0
+    spacing = np.array(scene.spacing)
+    middle = scene.middle * spacing
+    if native:
+        middle[2] = rng.uniform(0, scene.labels.shape[2] - 1) * spacing[2]
     else:
-        ground, before = real_slice(rng, stacks) if kind == "transplanted" else (body(rng), np.zeros((SIZE, SIZE)))
-        brain = None if rng.random() < mixture.empty and not before.any() else brain_slice(rng, atlas, mixture)
-        image, mask = (ground, before) if brain is None else placed(rng, ground, before, *brain)
-    image, mask = acquired(rng, image), (mask > 0.5).astype(np.float32)
-    if rng.random() < 0.25:  # a narrow field of view
-        edge = rng.integers(0, 35, 4)
-        for part in (image, mask):
-            part[:edge[0]], part[SIZE - edge[1]:], part[:, :edge[2]], part[:, SIZE - edge[3]:] = 0, 0, 0, 0
-    return normalised(image), mask
+        reach = 1.25 * scene.radius if rng.random() < 0.85 else 80
+        middle = middle + frame[:, 2] * rng.uniform(-reach, reach)
+    middle = middle + frame[:, :2] @ rng.uniform(-65, 65, 2)
+    gap = rng.uniform(2, 6) if not native else spacing[2] * size
+    thickness = 0.0 if native else gap * rng.uniform(0.6, 1.1)
+    return Plane(frame, middle, gap, thickness, size)
 
 
-def real_slice(rng, stacks: list[RealStack]) -> tuple[np.ndarray, np.ndarray]:
-    """A slice of a real stack, turned, scaled, mirrored and shifted; slices with brain are preferred."""
-    stack = stacks[rng.integers(len(stacks))]
-    areas = stack.masks.sum((1, 2))
-    weight = np.where(areas > 0, 1.0, 0.4)
-    k = rng.choice(len(areas), p=weight / weight.sum())
-    scale = np.exp(rng.uniform(np.log(0.7), np.log(1.45)))
-    angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    turn[:, 0] *= rng.choice((-1, 1))
-    middle = (np.array(stack.images.shape[1:]) - 1) / 2
-    target = np.argwhere(stack.masks[k] > 0.5).mean(0) if areas[k] > 0 and rng.random() < 0.7 else middle
-    target = target + rng.uniform(-45, 45, 2)
-    offset = target - turn @ np.full(2, (SIZE - 1) / 2)
-    image = ndimage.affine_transform(stack.images[k], turn, offset, (SIZE, SIZE), order=1)
-    return image, ndimage.affine_transform(stack.masks[k], turn, offset, (SIZE, SIZE), order=1)
+def palette(rng, mixture: Mixture) -> Palette:
+    """Brightness of every label."""
+    offset, gain = np.zeros(LABELS), np.zeros(LABELS)
+    offset[0], gain[0], gain[REAL] = 0, 1, np.exp(rng.normal(0, 0.15))
+    others = dict.fromkeys(range(ORGAN, LABELS), (0.05, 1.1))
+    odd = rng.random() < mixture.odd
+    for label, (low, high) in (OTHERS_T2 | others).items():
+        level = rng.uniform(0, 1.2) if odd and label != AIR else rng.uniform(low, high)
+        texture = rng.uniform(0, 0.6)
+        offset[label], gain[label] = level * (1 - texture), level * texture / 0.75
+    shown, tissues = rng.uniform(0.75, 1.25), slice(1, REAL)
+    gain[tissues] = shown
+    if odd or rng.random() < mixture.labels:
+        levels = np.array([rng.uniform(0.1, 1.1) if odd else rng.uniform(*BRAIN_T2[label]) for label in range(1, REAL)])
+        offset[tissues], gain[tissues] = 0.7 * shown * levels, 0.35 * shown * levels
+    return Palette(offset.astype(np.float32), gain.astype(np.float32))
 
 
-def brain_slice(rng, atlas: list[Brain], mixture: Mixture, depth: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A thick slice through a brain of any size, turn and contrast.
+def cut(rng, scene: Scene, colours: Palette, plane: Plane, slices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Thick slices of a scene; each has moved a little, at times much.
 
     Returns
     -------
-    image, share : ndarray, (WINDOW, WINDOW)
-        Intensities, and share of brain. ``depth`` (mm from its middle) is drawn where it is not given.
+    images, shares : ndarray, (slices, SIZE, SIZE), float32
+        Intensities, and share of brain.
     """
-    brain = atlas[rng.integers(len(atlas))]
-    scale = np.exp(rng.uniform(np.log(0.75), np.log(1.35)))
-    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
-    half = max(brain.image.shape) / 2 * 0.8
-    drawn = rng.uniform(-half, half) * brain.voxel * scale
-    depth = drawn if depth is None else depth
-    flat = (np.arange(WINDOW) - (WINDOW - 1) / 2) * PIXEL
-    image, share = np.zeros((WINDOW, WINDOW)), np.zeros((WINDOW, WINDOW))
-    level = None
-    if rng.random() < mixture.labels:
-        level = np.append(0, rng.uniform(0.15, 1.0, brain.labels.max()))
-    planes = np.linspace(-0.5, 0.5, 3) * rng.uniform(2, 5)
-    stretch = np.exp(rng.normal(0, 0.06, 3))
-    for plane in planes:
-        at = np.stack(np.broadcast_arrays(flat[:, None], flat[None], np.full((1, 1), depth + plane)), -1)
-        index = (at @ turn) * stretch / (brain.voxel * scale) + (np.array(brain.image.shape) - 1) / 2
-        index = np.moveaxis(index, -1, 0)
-        labels = ndimage.map_coordinates(brain.labels, index, order=0)
-        values = ndimage.map_coordinates(brain.image, index, order=1)
-        if level is not None:
-            values = 0.75 * level[labels] + 0.25 * values * level[labels]
-        share += (labels > 0) / len(planes)
-        image += np.where(labels > 0, values, 0) / len(planes)
-    return image / np.maximum(share, 1e-3) * (share > 0), share
+    inner = np.array([0.0]) if plane.thickness == 0 else np.linspace(-1, 1, 3) / 3 * plane.thickness
+    beside = rng.uniform(-0.8, 0.8, (2, len(inner))) * (len(inner) > 1)  # smooths edges of voxels
+    severity = rng.choice((0.3, 1.0, 3.0))
+    matrices = np.empty((slices, len(inner), 3, 3))
+    for k in range(slices):
+        turn = plane.frame @ Rotation.from_rotvec(np.deg2rad(rng.normal(0, severity, 3))).as_matrix() / plane.size
+        middle = plane.middle + plane.frame @ rng.normal(0, 0.7 * severity, 3)
+        for p in range(len(inner)):
+            across = (k - (slices - 1) / 2) * plane.gap + inner[p]
+            corner = turn @ np.append(beside[:, p] - (SIZE - 1) / 2 * PIXEL, across) + middle
+            matrices[k, p] = np.stack([turn[:, 0] * PIXEL, turn[:, 1] * PIXEL, corner], 1)
+    matrices /= np.array(scene.spacing)[:, None]
+    gain = colours.gain * np.float32(TOP / 255)
+    mirror = scene.real and rng.random() < 0.5
+    value, share = sample(scene.image, scene.labels, matrices, colours.offset, gain, BRAIN, mirror, SIZE)
+    if not scene.real:
+        value = ndimage.gaussian_filter(value, (0, 0.5, 0.5))
+    return value, share
 
 
-def placed(rng, ground, before, image, share) -> tuple[np.ndarray, np.ndarray]:
-    """A brain with skull, skin and fluid on a ground, where a brain of the ground itself is covered."""
-    if not (share > 0.5).any():
-        return (ground, before)
-    where = (np.argwhere(before > 0.5).mean(0) if before.any() else _in_body(rng, ground)) + rng.uniform(-4, 4, 2)
-    canvas, part = _on_canvas(image, where), _on_canvas(share, where)
-    brain = part > 0.5
-    away = ndimage.distance_transform_edt(~brain) * PIXEL
-    wobble = 1 + 0.25 * smooth_field(rng, ground.shape, 20)
-    inner, skull = rng.uniform(0, 5), rng.uniform(1.5, 4.5)
-    skin = rng.uniform(0.5, 5)
-    fluid = rng.uniform(0, 30) if rng.random() < 0.75 else 0.0
-    if before.any():  # whatever was there must not be seen
-        fluid = max(fluid, float((away * (before > 0.1)).max()) + 4)
-    bright = np.percentile(ground, 97) * rng.uniform(0.8, 1.3)
-    edges = np.cumsum([inner, skull, skin, fluid])
-    levels = bright * np.array([rng.uniform(*span) for span in ((0.6, 1.1), (0, 0.35), (0.2, 0.8), (0.5, 1.1))])
-    texture = 1 + rng.uniform(0, 0.2) * smooth_field(rng, ground.shape, 4)
-    out, reach = ground.copy(), away * np.clip(wobble, 0.5, 1.6)
-    if before.any():
-        reach = np.where(before > 0.1, np.minimum(reach, edges[-1] - 1), reach)
-    for edge, level in zip(edges[::-1], levels[::-1], strict=True):
-        soft = np.clip((edge - reach) / PIXEL + 0.5, 0, 1) if edge > 0 else 0
-        out = out + soft * (level * texture - out)
-    gain = bright * rng.uniform(0.6, 1.1) / max(np.percentile(canvas[brain], 95), 1e-3)
-    return out + part * (canvas * gain - out), part
-
-
-def body(rng) -> np.ndarray:
-    """A made-up body: air, an outline, organs as thresholded random fields of random brightness and texture."""
-    shape = (SIZE, SIZE)
-    at = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    angle = rng.uniform(0, np.pi)
-    turned = np.stack([np.cos(angle) * at[0] + np.sin(angle) * at[1], np.cos(angle) * at[1] - np.sin(angle) * at[0]])
-    radius = (((turned - rng.uniform(-0.3, 0.3, (2, 1, 1))) / rng.uniform(0.6, 1.6, (2, 1, 1))) ** 2).sum(0)
-    inside = radius + 0.08 * smooth_field(rng, shape, 30) < 1
-    image = np.zeros(shape)
-    for _ in range(int(rng.integers(2, 7))):
-        region = smooth_field(rng, shape, np.exp(rng.uniform(np.log(6), np.log(40)))) > rng.uniform(-1, 1.2)
-        image[region] = rng.uniform(0, 1)
-    for _ in range(int(rng.integers(0, 6))):  # round things that are no brains
-        middle, axes = rng.uniform(-0.9, 0.9, (2, 1, 1)), rng.uniform(0.03, 0.35, (2, 1, 1))
-        distance = np.sqrt((((at - middle) / axes) ** 2).sum(0)) + 0.1 * smooth_field(rng, shape, 10)
-        image[distance < 1.15] = rng.uniform(0, 1)
-        image[distance < 1] = rng.uniform(0, 1)
-    image *= 1 + rng.uniform(0, 0.35) * smooth_field(rng, shape, np.exp(rng.uniform(np.log(2), np.log(8))))
-    if rng.random() < 0.7:
-        fat = inside & (radius > rng.uniform(0.75, 0.95))
-        image[fat] = rng.uniform(0.5, 1.2)
-    return np.where(inside, np.maximum(image, 0), 0)
-
-
-def acquired(rng, image: np.ndarray) -> np.ndarray:
-    """What a scanner makes of it: blur, receive field, contrast, noise."""
-    image = np.maximum(image, 0)
-    if rng.random() < 0.5:
-        image = ndimage.gaussian_filter(image, rng.uniform(0.2, 0.8))
-    image = image * np.exp(rng.uniform(0, 0.45) * smooth_field(rng, image.shape, rng.uniform(50, 120)))
-    top = max(np.percentile(image, 99), 1e-6)
-    image = top * np.power(np.clip(image / top, 0, 1.5), np.exp(rng.normal(0, 0.35)))
-    noise = top * rng.choice((0.0, 0.01, 0.03, 0.06)) * rng.standard_normal((2, *image.shape))
-    image = np.hypot(image + noise[0], noise[1]) if noise.any() else image
-    return image
-
-
-def _in_body(rng, ground) -> np.ndarray:
-    """A place in what is not air."""
-    lit = ndimage.gaussian_filter(ground, 6) > 0.15 * max(ground.mean(), 1e-6)
-    lit[:25], lit[-25:], lit[:, :25], lit[:, -25:] = False, False, False, False
-    places = np.argwhere(lit)
-    return places[rng.integers(len(places))] if len(places) else np.full(2, SIZE / 2)
-
-
-def _on_canvas(window, where) -> np.ndarray:
-    """A window, its middle at a place, on an empty slice."""
-    first = np.rint(np.asarray(where) - WINDOW / 2).astype(int)
-    canvas = np.zeros((SIZE + 2 * WINDOW,) * 2)
-    low = np.clip(first + WINDOW, 0, SIZE + WINDOW)
-    canvas[low[0]:low[0] + WINDOW, low[1]:low[1] + WINDOW] = window
-    return canvas[WINDOW:-WINDOW, WINDOW:-WINDOW]
+def acquired(rng, images: np.ndarray) -> np.ndarray:
+    """What a scanner makes of slices, (slices, X, Y): blur, receive field, contrast, gains, noise."""
+    if rng.random() < 0.6:
+        images = ndimage.gaussian_filter(images, (0, *rng.uniform(0.2, 0.9, 2)))
+    images = images * np.exp(rng.uniform(0, 0.5) * field(rng, images.shape[1:], rng.uniform(40, 120)))
+    top = max(float(np.percentile(images[:, ::2, ::2], 99)), 1e-6)
+    images = np.clip(images / top, 0, 1.5)
+    if rng.random() < 0.12:  # another weighting altogether
+        levels = rng.uniform(0, 1, 6)
+        levels[0] = 0
+        images = np.interp(images, np.linspace(0, 1.5, 6), levels)
+    images = np.power(images, np.exp(rng.normal(0, 0.35))) * np.exp(rng.normal(0, 0.2, (len(images), 1, 1)))
+    level = rng.choice((0.0, 0.01, 0.03, 0.06))
+    if level:
+        noise = level * rng.standard_normal((2, *images.shape), np.float32)
+        images = np.hypot(images + noise[0], noise[1])
+    return images.astype(np.float32)

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Train the mask network on slices that are made as it goes.
+"""Train mask networks on slices that are made as it goes.
 
-    python training/train.py training/config.toml OUT.safetensors
+    python training/train.py training/config.toml OUT_DIR
+
+One network for each number of slices of the configuration, all on the same slices: OUT_DIR/slices-N.safetensors.
 """
 
 import argparse
@@ -15,26 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from generator import Mixture, draw
+from generator import PIXEL, Mixture, draw, scenes
 from sources import brains, real_stacks
 from torch.utils.data import DataLoader, IterableDataset
 
 from gsbids.masking.network import NetworkShape, build_network, save_network
 
 
-class Slices(IterableDataset):
-    """Endless slices; worker w of W draws the seeds ``start + w, start + w + W, ...``."""
+class Blocks(IterableDataset):
+    """Endless blocks of slices; worker w of W draws the seeds ``start + w, start + w + W, ...``."""
 
-    def __init__(self, stacks, atlas, mixture: Mixture, start: int):
+    def __init__(self, pool, mixture: Mixture, slices: int, start: int):
         super().__init__()
-        self.stacks, self.atlas, self.mixture, self.start = stacks, atlas, mixture, start
+        self.pool, self.mixture, self.slices, self.start = pool, mixture, slices, start
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         number, step = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
+        torch.set_num_threads(1)
         while True:
-            image, mask = draw(np.random.default_rng(number), self.stacks, self.atlas, self.mixture)
-            yield image[None], mask[None]
+            image, mask = draw(np.random.default_rng(number), self.pool, self.mixture, self.slices)
+            yield image, mask[None]
             number += step
 
 
@@ -71,66 +74,88 @@ def loss_of(logit: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(logit, mask) + (1 - dice)
 
 
-def train(network, loader, schedule: Schedule, device: str, log: Path) -> torch.nn.Module:
-    """Adam with a rate that falls as a cosine of the time; returns the network with averaged weights."""
-    network.to(device).train()
-    mean = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(schedule.average))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=1e-4)
-    start, losses, rows = time.monotonic(), [], []
-    for step, (image, mask) in enumerate(loader):
+class Student:
+    """A network in training: its optimiser, and the moving mean of its weights."""
+
+    def __init__(self, shape: NetworkShape, schedule: Schedule, device: str):
+        self.shape, self.schedule, self.device = shape, schedule, device
+        self.network = build_network(shape).to(device).train()
+        self.mean = torch.optim.swa_utils.AveragedModel(
+            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(schedule.average))
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=schedule.rate, weight_decay=1e-4)
+        self.losses = []
+
+    def step(self, blocks: torch.Tensor, mask: torch.Tensor, rate: float) -> None:
+        """One step on the middle slices of blocks."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        spare = (blocks.shape[1] - self.shape.slices) // 2
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            logit = self.network(blocks[:, spare:spare + self.shape.slices].to(self.device))
+        loss = loss_of(logit.float(), mask.to(self.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.mean.update_parameters(self.network)
+        self.losses.append(loss.item())
+
+    def save(self, path: Path, facts: dict[str, str]) -> None:
+        """Write the mean weights under their name when they are whole."""
+        new = path.with_suffix(".new")
+        save_network(new, self.mean.module, self.shape, facts)
+        new.replace(path)
+
+
+def train(students: dict[Path, Student], loader, schedule: Schedule, facts: dict[str, str], every: int) -> None:
+    """Adam with a rate that falls as a cosine of the time, for all networks on the same slices."""
+    start, rows = time.monotonic(), []
+    for step, (blocks, mask) in enumerate(loader):
         done = max((time.monotonic() - start) / (60 * schedule.minutes), step / schedule.batches)
         if done >= 1:
             break
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
-        optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(device.split(":")[0], torch.bfloat16):
-            logit = network(image.to(device))
-        loss = loss_of(logit.float(), mask.to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        mean.update_parameters(network)
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            rows.append({"batch": step + 1, "slices": (step + 1) * schedule.batch, "loss": float(np.mean(losses[-50:])),
-                         "minutes": (time.monotonic() - start) / 60})
-            log.write_text(json.dumps(rows))
-            print(rows[-1], flush=True)
-            torch.save(mean.module.state_dict(), log.with_suffix(".pt"))
-    return mean.module.cpu().eval()
+        rate = schedule.rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
+        for student in students.values():
+            student.step(blocks, mask, rate)
+        if (step + 1) % every == 0:
+            rows.append({"slices": (step + 1) * schedule.batch, "minutes": (time.monotonic() - start) / 60}
+                        | {f"loss_{path.stem}": float(np.mean(s.losses[-every:])) for path, s in students.items()})
+            print(json.dumps(rows[-1]), flush=True)
+            for path, student in students.items():
+                student.save(path, facts | {"slices": str(rows[-1]["slices"])})
+    for path, student in students.items():
+        student.save(path, facts | {"slices": str(step * schedule.batch)})
+        path.with_suffix(".log.json").write_text(json.dumps(rows))
 
 
 def main() -> None:
     """Train by a configuration."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
-    parser.add_argument("output", type=Path, help=".safetensors")
+    parser.add_argument("output", type=Path, help="folder for the weights, a file for each network")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--minutes", type=float, help="in the place of the configuration's")
     parser.add_argument("--batches", type=int, help="in the place of the configuration's")
-    parser.add_argument("--start", type=Path, help="weights (.pt, a state dictionary) to go on from")
+    parser.add_argument("--log-every", type=int, default=100, help="batches")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    with open(args.config, "rb") as file:
-        told = tomllib.load(file)
+    told = tomllib.loads(args.config.read_text())
     schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches") if (v := getattr(args, k))})
     torch.manual_seed(told["seed"])
     torch.set_num_threads(args.threads)
-    stacks = real_stacks(args.data / "fetal-stacks-mialsrtk", told["train"]["runs"])
-    atlas = brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"])
-    slices = Slices(stacks, atlas, Mixture(**{k: tuple(v) if isinstance(v, list) else v
-                                              for k, v in told["mixture"].items()}), told["seed"] * 10**9)
-    shape = NetworkShape(tuple(told["network"]["channels"]), told["network"]["pixel"])
-    network = build_network(shape)
-    if args.start:
-        network.load_state_dict(torch.load(args.start, weights_only=True))
-    loader = DataLoader(slices, schedule.batch, num_workers=args.workers)
+    mixture = Mixture(**told["mixture"])
+    pool = scenes(told["seed"], real_stacks(args.data / "fetal-stacks-mialsrtk", told["train"]["runs"]),
+                  brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"]), mixture, args.workers + 1)
+    args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = train(network, loader, schedule, device, args.output.with_suffix(".log.json"))
-    save_network(args.output, network, shape, {"config": args.config.read_text()})
+    counts = told["network"]["slices"]
+    students = {args.output / f"slices-{count}.safetensors":
+                Student(NetworkShape(tuple(told["network"]["channels"]), PIXEL, count), schedule, device)
+                for count in counts}
+    blocks = Blocks(pool, mixture, max(counts), told["seed"] * 10**9)
+    loader = DataLoader(blocks, schedule.batch, num_workers=args.workers, prefetch_factor=4 if args.workers else None)
+    train(students, loader, schedule, {"config": args.config.read_text()}, args.log_every)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from gsbids.errors import InputError
 
 LEAST_BRAIN = 5.0  # ml; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
+MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
 
 
@@ -25,10 +26,13 @@ class NetworkShape:
         Features of the levels of a residual U-Net (Kerfoot et al. 2018, MONAI's ``UNet``).
     pixel : float
         Side of the pixels that it sees, mm.
+    slices : int
+        How many neighbouring slices it sees, to mask the middle one: odd, 1 for one slice alone.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)
     pixel: float = 2.0
+    slices: int = 1
 
     @property
     def multiple(self) -> int:
@@ -64,10 +68,10 @@ def weights_file(given: str | Path | None = None) -> Path:
 
 
 def build_network(shape: NetworkShape):
-    """A 2D U-Net with one channel in and one (a logit) out, weights as they start."""
+    """A 2D U-Net with a channel in for each slice and one (a logit) out, weights as they start."""
     from monai.networks.nets import UNet
 
-    return UNet(spatial_dims=2, in_channels=1, out_channels=1, channels=shape.channels,
+    return UNet(spatial_dims=2, in_channels=shape.slices, out_channels=1, channels=shape.channels,
                 strides=(2,) * (len(shape.channels) - 1), num_res_units=1, norm="INSTANCE", act="PRELU")
 
 
@@ -96,7 +100,7 @@ def load_network(path: str | Path):
         with safe_open(str(path), "pt") as file:
             told = json.loads((file.metadata() or {})["shape"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]))
+        shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)))
         network = build_network(shape)
         network.load_state_dict(tensors)
     except OSError as error:
@@ -172,7 +176,7 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     NetworkMask
     """
     image = np.nan_to_num(np.asarray(image, np.float32))
-    probability = np.stack([_probability(image[..., k], spacing, network, shape) for k in range(image.shape[2])], 2)
+    probability = _probability(image, spacing, network, shape)
     clipped = np.clip(probability, 1e-4, 1 - 1e-4)
     logit = ndimage.gaussian_filter1d(np.log(clipped / (1 - clipped)), ACROSS, axis=2, mode="nearest")
     labels, count = ndimage.label(logit > 0)
@@ -187,20 +191,24 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
 
 
 def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np.ndarray:
-    """Of brain, for one slice."""
+    """Of brain, slice by slice, (X, Y, Z)."""
     import torch
 
-    if not image.any():
-        return np.zeros(image.shape, np.float32)
     scale = np.array(spacing[:2]) / shape.pixel
-    small = ndimage.zoom(image, scale, order=1, grid_mode=True, mode="nearest")
-    padded = [(-n) % shape.multiple for n in small.shape]
-    seen = np.pad(normalised(small), [(0, n) for n in padded])
-    mirrors = [(), (0,), (1,), (0, 1)]
-    batch = torch.from_numpy(np.stack([np.flip(seen, axes) for axes in mirrors])[:, None].copy())
-    with torch.inference_mode():
-        found = torch.sigmoid(network(batch))[:, 0].numpy()
-    mean = np.mean([np.flip(one, axes) for one, axes in zip(found, mirrors, strict=True)], axis=0)
-    mean = mean[:small.shape[0], :small.shape[1]]
-    at = [(np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(image.shape, mean.shape, strict=True)]
-    return ndimage.map_coordinates(mean, np.meshgrid(*at, indexing="ij"), order=1, mode="nearest").astype(np.float32)
+    small = [ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest") for one in np.moveaxis(image, 2, 0)]
+    size = small[0].shape
+    seen = np.pad([normalised(one) for one in small], [(shape.slices // 2,) * 2, *((0, (-n) % shape.multiple)
+                                                                                   for n in size)])
+    at = np.meshgrid(*((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(image.shape[:2], size, strict=True)),
+                     indexing="ij")
+    found = np.zeros(image.shape, np.float32)
+    for k in range(image.shape[2]):
+        block = seen[k:k + shape.slices]
+        if not seen[k + shape.slices // 2].any():
+            continue
+        batch = torch.from_numpy(np.stack([np.flip(block, axes) for axes in MIRRORS]).copy())
+        with torch.inference_mode():
+            mirrored = torch.sigmoid(network(batch))[:, 0].numpy()
+        mean = np.mean([np.flip(one, [a - 1 for a in axes]) for one, axes in zip(mirrored, MIRRORS, strict=True)], 0)
+        found[..., k] = ndimage.map_coordinates(mean[:size[0], :size[1]], at, order=1, mode="nearest")
+    return found

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Made-up scenes: a brain of the atlas in a head with face, neck and trunk, in a womb, in a body.
+
+Nothing but the brain has been seen anywhere: shapes are ellipsoids, capsules and thresholded random fields, drawn over
+one another from the outside to the inside.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from sources import CSF, Brain, Scene, as_bytes, scene_of
+
+VOXEL = 2.5  # mm
+SIDE = 128  # voxels
+# what is no brain
+(AIR, BODY, FAT, WALL, PLACENTA, FLUID, LIMB, CORD, TRUNK, LUNG, LIVER, FLESH, CANAL, SPINE, VERTEBRA, FACE, AIRWAY,
+ EYE, LENS, BASE, SKIN, SKULL, ORGAN) = range(10, 33)
+ORGANS = 8  # labels from ORGAN on
+LABELS = ORGAN + ORGANS
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Labels that are drawn on, and where their voxels are.
+
+    Attributes
+    ----------
+    labels : ndarray, (SIDE, SIDE, SIDE), uint8
+    at : ndarray, (3, SIDE, SIDE, SIDE), float32
+        mm from the middle.
+    """
+
+    labels: np.ndarray
+    at: np.ndarray
+
+    def ellipsoid(self, label: int, middle, axes, turn=None, bumps=0.0) -> None:
+        """Fill an ellipsoid; ``turn`` (3, 3) has its axes as columns, ``bumps`` is added to its equation."""
+        middle, axes = np.asarray(middle, float), np.asarray(axes, float)
+        box = self._box(middle, axes.max() * 1.15)
+        away = self.at[(slice(None), *box)] - middle[:, None, None, None].astype(np.float32)
+        if turn is not None:
+            away = np.tensordot(np.asarray(turn, np.float32).T, away, 1)
+        value = ((away / axes[:, None, None, None].astype(np.float32)) ** 2).sum(0)
+        here = value + (bumps[box] if np.ndim(bumps) else bumps) < 1
+        self.labels[box][here] = label
+
+    def capsule(self, label: int, start, end, radius: float, bands: tuple[int, float] | None = None) -> None:
+        """Fill a capsule; with bands (label, mm) every second piece of that length gets the other label."""
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        length = max(np.linalg.norm(end - start), 1e-3)
+        direction = ((end - start) / length).astype(np.float32)
+        box = self._box((start + end) / 2, length / 2 + radius)
+        away = self.at[(slice(None), *box)] - start[:, None, None, None].astype(np.float32)
+        along = np.tensordot(direction, away, 1)
+        beside = away - direction[:, None, None, None] * np.clip(along, 0, length)
+        here = (beside**2).sum(0) < radius**2
+        view = self.labels[box]
+        view[here] = label
+        if bands:
+            view[here & (np.floor(along / bands[1]) % 2 == 0)] = bands[0]
+
+    def _box(self, middle, reach: float):
+        low = np.floor((middle - reach) / VOXEL + (SIDE - 1) / 2).astype(int)
+        high = np.ceil((middle + reach) / VOXEL + (SIDE - 1) / 2).astype(int) + 1
+        return tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))
+
+
+def field(rng, shape, width: float) -> np.ndarray:
+    """A smooth random field of standard deviation about 1 and of a correlation length in voxels, float32."""
+    coarse = rng.standard_normal([max(3, int(np.ceil(n / width)) + 2) for n in shape]).astype(np.float32)
+    fine = torch.from_numpy(ndimage.zoom(coarse, 2, order=3))[None, None]
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    whole = torch.nn.functional.interpolate(fine, size=tuple(shape), mode=mode, align_corners=True)[0, 0].numpy()
+    return whole / max(float(whole.std()), 1e-6)
+
+
+def phantom(rng, atlas: list[Brain], empty: bool = False) -> Scene:
+    """A scene, made up but for the brain.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    atlas : list of Brain
+        One is taken.
+    empty : bool
+        Leave the fetus out.
+    """
+    flat = ((np.arange(SIDE) - (SIDE - 1) / 2) * VOXEL).astype(np.float32)
+    at = np.stack(np.meshgrid(flat, flat, flat, indexing="ij"))
+    canvas = Canvas(np.full((SIDE,) * 3, AIR, np.uint8), at)
+    pose = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+    place = rng.uniform(-25, 25, 3)
+    brain = atlas[rng.integers(len(atlas))]
+    volume = np.exp(rng.uniform(np.log(45), np.log(400)))
+    scale = np.cbrt(volume / brain.millilitres) * np.exp(rng.normal(0, 0.05, 3))
+    half = np.array(brain.labels.shape) / 2 * brain.voxel * scale
+    mother(rng, canvas)
+    womb(rng, canvas, place, float(half.mean()))
+    texture = np.clip(0.75 + 0.25 * _texture(rng), 0, None)
+    if not empty:
+        head = Head(canvas, pose, place, half)
+        if rng.random() < 0.85:
+            trunk_and_limbs(rng, head)
+        if rng.random() < 0.9:
+            face(rng, head)
+        brain_in_skull(rng, head, brain, scale, texture)
+    return scene_of(f"{brain.name} made up", as_bytes(texture), canvas.labels, (VOXEL,) * 3, False)
+
+
+def _texture(rng) -> np.ndarray:
+    shape = (SIDE,) * 3
+    grain = ndimage.uniform_filter(rng.standard_normal(shape, np.float32), 2)
+    return 0.5 * grain / grain.std() + 0.5 * field(rng, shape, rng.uniform(3, 8)) + 0.3 * field(rng, shape, 16)
+
+
+def mother(rng, canvas: Canvas) -> None:
+    """A body with fat, and in it organs: regions of random fields, round things, vessels, a spine."""
+    shape = canvas.labels.shape
+    bumps = 0.08 * field(rng, shape, 20)
+    axes = rng.uniform((110, 85, 150), (200, 150, 400))
+    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+    middle = rng.uniform(-50, 50, 3)
+    canvas.ellipsoid(FAT, middle, axes, turn, bumps)
+    canvas.ellipsoid(BODY, middle, axes - rng.uniform(6, 40), turn, bumps)
+    inside = canvas.labels == BODY
+    for _ in range(int(rng.integers(2, 6))):
+        region = field(rng, shape, np.exp(rng.uniform(np.log(4), np.log(25)))) > rng.uniform(-0.3, 1.3)
+        canvas.labels[region & inside] = ORGAN + rng.integers(ORGANS)
+    for _ in range(int(rng.integers(2, 12))):  # round things that are no brains, some with a rim or a core
+        centre, size = rng.uniform(-130, 130, 3), rng.uniform(6, 55) * np.exp(rng.normal(0, 0.3, 3))
+        own = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+        for share in (1.0, rng.uniform(0.75, 0.95), rng.uniform(0.2, 0.6))[:int(rng.integers(1, 4))]:
+            canvas.ellipsoid(ORGAN + rng.integers(ORGANS), centre, size * share, own)
+    for _ in range(int(rng.integers(0, 8))):
+        ends = rng.uniform(-160, 160, (2, 3))
+        canvas.capsule(ORGAN + rng.integers(ORGANS), *ends, rng.uniform(2, 9))
+    if rng.random() < 0.6:
+        column = middle + turn @ np.array([rng.normal(0, 8), -0.55 * axes[1], 0])
+        along = turn @ np.array([0, 0, 150])
+        canvas.capsule(VERTEBRA, column - along, column + along, rng.uniform(15, 24), (ORGAN, rng.uniform(8, 25)))
+        behind = column - turn @ np.array([0, rng.uniform(22, 30), 0])
+        canvas.capsule(CANAL, behind - along, behind + along, rng.uniform(6, 10))
+        canvas.capsule(SPINE, behind - along, behind + along, rng.uniform(2, 5))
+
+
+def womb(rng, canvas: Canvas, place, half: float) -> None:
+    """A wall, a placenta, fluid, and cords in it; wide, or close around the head."""
+    shape = canvas.labels.shape
+    axes = half * rng.uniform(1.05, 1.9, 3) + rng.uniform(0, 15)
+    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+    middle = place + rng.normal(0, 0.35, 3) * (axes - half)
+    bumps = 0.12 * field(rng, shape, 14)
+    canvas.ellipsoid(WALL, middle, axes + rng.uniform(2, 10), turn, bumps)
+    canvas.ellipsoid(FLUID, middle, axes, turn, bumps)
+    inside = canvas.labels == FLUID
+    if rng.random() < 0.7:
+        side = rng.standard_normal(3)
+        side /= np.linalg.norm(side)
+        along = np.tensordot(side.astype(np.float32), canvas.at - middle.astype(np.float32)[:, None, None, None], 1)
+        canvas.labels[inside & (along + 8 * field(rng, shape, 12) > rng.uniform(0.2, 0.8) * axes.mean())] = PLACENTA
+    for _ in range(int(rng.integers(0, 5))):
+        point = middle + rng.uniform(-1, 1, 3) * axes
+        for _ in range(4):
+            nearby = point + rng.normal(0, 15, 3)
+            canvas.capsule(CORD, point, nearby, rng.uniform(2, 5))
+            point = nearby
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a head is.
+
+    Attributes
+    ----------
+    canvas : Canvas
+    pose : ndarray, (3, 3)
+        Columns: right, front and top of the head.
+    place : ndarray, (3,)
+        Middle of the brain, mm.
+    half : ndarray, (3,)
+        Half the extent of the brain along its axes, mm.
+    """
+
+    canvas: Canvas
+    pose: np.ndarray
+    place: np.ndarray
+    half: np.ndarray
+
+    def point(self, share) -> np.ndarray:
+        """A place that is given in half extents of the brain from its middle."""
+        return self.place + self.pose @ (np.asarray(share, float) * self.half)
+
+    def ellipsoid(self, rng, label: int, share, axes) -> None:
+        """An ellipsoid along the axes of the head, all in half extents of the brain, none of it exact."""
+        axes = np.asarray(axes) * self.half * np.exp(rng.normal(0, 0.12, 3))
+        self.canvas.ellipsoid(label, self.point(np.asarray(share) + rng.normal(0, 0.04, 3)), axes, self.pose)
+
+
+def trunk_and_limbs(rng, head: Head) -> None:
+    """A neck, bent forwards or backwards, with a spine; a chest with lungs, a heart and a liver; limbs."""
+    canvas, width = head.canvas, float(head.half[0])
+    bend, lean = np.deg2rad(rng.uniform(-35, 55)), rng.normal(0, 0.15)
+    down = head.pose @ np.array([lean, -0.3 + np.sin(bend), -np.cos(bend)])
+    down /= np.linalg.norm(down)
+    ahead = head.pose[:, 1] - down * (head.pose[:, 1] @ down)
+    ahead /= np.linalg.norm(ahead)
+    top = head.point((0, -0.25, -0.7))
+    end = top + down * width * rng.uniform(0.9, 1.6)
+    axes = np.array([1.05, 0.85, 1.7]) * width * np.exp(rng.normal(0, 0.12, 3))
+    frame = np.stack([np.cross(ahead, down), ahead, -down], 1)
+    chest = end + down * axes[2] * 0.8 + ahead * 0.2 * width
+    canvas.ellipsoid(TRUNK, chest, axes, frame)
+    for side in (-1, 1):
+        canvas.ellipsoid(LUNG, chest - down * 0.35 * axes[2] + frame[:, 0] * side * 0.5 * axes[0],
+                         axes * (0.38, 0.6, 0.35), frame)
+    canvas.ellipsoid(ORGAN + 1, chest - down * 0.3 * axes[2] + ahead * 0.3 * axes[1], axes * (0.3, 0.35, 0.22), frame)
+    canvas.ellipsoid(LIVER, chest + down * 0.25 * axes[2], axes * (0.75, 0.7, 0.3), frame)
+    canvas.capsule(FLESH, top, end, width * rng.uniform(0.35, 0.6))
+    tail = end + down * axes[2] * 1.5 - ahead * 0.35 * axes[1]
+    for begin, stop in ((top, end), (end, tail)):
+        canvas.capsule(VERTEBRA, begin + ahead * 0.22 * width, stop + ahead * 0.22 * width, 0.15 * width,
+                       (FLESH, rng.uniform(3, 6)))
+        canvas.capsule(CANAL, begin, stop, width * rng.uniform(0.1, 0.17))
+        canvas.capsule(SPINE, begin, stop, width * rng.uniform(0.04, 0.1))
+    for _ in range(int(rng.integers(0, 6))):
+        start = chest + rng.normal(0, 1, 3) * width
+        bone = rng.normal(0, 1, 3)
+        stop = start + bone / np.linalg.norm(bone) * width * rng.uniform(0.7, 1.6)
+        canvas.capsule(LIMB, start, stop, width * rng.uniform(0.15, 0.3))
+        canvas.capsule(SKULL, start, stop, width * rng.uniform(0.04, 0.1))
+
+
+def face(rng, head: Head) -> None:
+    """Base of the skull, soft parts, jaw, airway and eyes, under and before the brain."""
+    head.ellipsoid(rng, FACE, (0, 0.75, -0.75), (0.62, 0.42, 0.7))
+    head.ellipsoid(rng, FACE, (0, 0.75, -1.25), (0.5, 0.32, 0.45))
+    head.ellipsoid(rng, FLESH, (0, 0.1, -0.95), (0.7, 0.65, 0.4))
+    head.ellipsoid(rng, BASE, (0, 0.15, -0.75), (0.7, 0.7, 0.35))
+    for _ in range(int(rng.integers(2, 7))):  # cavities, bones, muscles
+        label = rng.choice((AIRWAY, BASE, FLESH, SKULL, FLUID))
+        place = np.array([rng.uniform(-0.4, 0.4), rng.uniform(0, 1.0), rng.uniform(-1.4, -0.65)])
+        head.ellipsoid(rng, int(label), place, rng.uniform(0.05, 0.25, 3))
+    head.ellipsoid(rng, AIRWAY, (0, 0.55, -1.05), (0.12, 0.4, 0.1))
+    size, apart, front, low = rng.uniform(0.14, 0.24), rng.uniform(0.35, 0.5), rng.uniform(0.8, 1.05), -0.5
+    for side in (-1, 1):
+        globe = head.point((side * apart, front, low))
+        canvas, radius = head.canvas, size * head.half[0]
+        canvas.ellipsoid(SKIN, globe, (radius * 1.25,) * 3)
+        canvas.ellipsoid(EYE, globe, (radius,) * 3)
+        canvas.ellipsoid(LENS, globe + head.pose[:, 1] * radius * 0.7, (radius * 0.35,) * 3)
+
+
+def brain_in_skull(rng, head: Head, brain: Brain, scale, texture: np.ndarray) -> None:
+    """Skin, skull, fluid and brain; the brain's image becomes the texture there."""
+    canvas = head.canvas
+    box = canvas._box(head.place, float(head.half.max()) + 25)
+    away = canvas.at[(slice(None), *box)] - head.place[:, None, None, None].astype(np.float32)
+    shape = away.shape[1:]
+    bent = away + np.stack([field(rng, shape, 14) for _ in range(3)]) * rng.uniform(0, 2.5)
+    own = np.tensordot(head.pose.T.astype(np.float32), bent, 1)
+    index = own / (brain.voxel * scale)[:, None, None, None] + ((np.array(brain.labels.shape) - 1) / 2)[:, None, None,
+                                                                                                         None]
+    tissue = ndimage.map_coordinates(brain.labels, index, order=0)
+    outside = _away_from_closed(tissue > 0, rng.uniform(6, 14))
+    high = np.clip(own[2] / head.half[2], -1, 1)  # fluid gathers over the brain, bone lies close under it
+    fluid = rng.uniform(0.5, 6) * np.clip(0.6 + 0.5 * high + 0.4 * field(rng, shape, 12), 0, 2)
+    skull = fluid + rng.uniform(1.5, 4) * np.clip(1 + 0.2 * field(rng, shape, 10), 0.5, 2)
+    skin = skull + rng.uniform(1, 5) * np.clip(1 + 0.3 * field(rng, shape, 10), 0.3, 2)
+    view, seen = canvas.labels[box], texture[box]
+    open_below = (high < -0.55) & (view >= TRUNK) & (view <= BASE)  # the face and the neck come up to the brain
+    view[(outside < skin) & ~open_below] = SKIN
+    view[(outside < skull) & ~(open_below & (outside > fluid + 1.5))] = SKULL
+    view[outside < fluid] = CSF
+    view[tissue > 0] = tissue[tissue > 0]
+    seen[tissue > 0] = ndimage.map_coordinates(brain.image, index, order=1)[tissue > 0]
+    seen[(outside < fluid) & (tissue == 0)] = 1.0
+
+
+def _away_from_closed(inside: np.ndarray, width: float) -> np.ndarray:
+    """Distance (mm) from a shape whose fissures narrower than twice a width (mm) are filled; below 0 within it."""
+    near = ndimage.distance_transform_edt(~inside, VOXEL) < width
+    within = ndimage.distance_transform_edt(near, VOXEL)
+    return np.where(within > width, width - within, ndimage.distance_transform_edt(within <= width, VOXEL)) - VOXEL / 2
