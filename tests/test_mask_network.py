@@ -20,6 +20,7 @@ from gsbids.masking.network import (
     segment,
     segment_stack,
     weights_file,
+    without_appendages,
 )
 from gsbids.masking.stack_masks import make_mask
 
@@ -70,6 +71,32 @@ def test_only_the_largest_region_stays_and_its_holes_are_filled():
     found = segment(image, (1.1, 1.1, 3.0), Bright(), SHAPE).mask
     assert not found[:4, :4].any()
     assert found[44:47, 38:41, 7:9].all()
+
+
+def test_what_hangs_on_the_brain_by_a_neck_is_cut_off():
+    _, ball = stack()
+    attached = ball.copy()
+    attached[44:47, 50:, 7:9] = True  # a bridge of 3 mm
+    attached[40:52, 70:, 5:11] = True  # and what it leads to
+    kept = without_appendages(attached, (1.1, 1.1, 3.0))
+    assert not kept[:, 66:].any()
+    assert overlap(kept, ball) > 0.97
+    thin = np.zeros(ball.shape, bool)
+    thin[:, 40, 8] = True
+    np.testing.assert_array_equal(without_appendages(thin, (1.1, 1.1, 3.0)), thin)
+
+
+def test_a_network_sees_the_neighbours_of_a_slice_and_nothing_beyond_the_ends():
+    class Below(torch.nn.Module):
+        """Brain is where the slice before is bright."""
+
+        def forward(self, block):
+            return 20 * (block[:, :1] - 0.5)
+
+    image, ball = stack()
+    found = segment(image, (1.1, 1.1, 3.0), Below(), NetworkShape((4, 8, 8), 2.0, 3))
+    assert not (found.probability[..., 0] > 0.5).any()
+    assert overlap(found.probability[..., 1:] > 0.5, ball[..., :-1]) > 0.9
 
 
 @pytest.mark.parametrize("image", [

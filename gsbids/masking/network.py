@@ -12,6 +12,7 @@ from gsbids.errors import InputError
 
 LEAST_BRAIN = 5.0  # ml; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
+NECK = 0.3  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
 
@@ -160,7 +161,8 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     """The brain in a stack.
 
     Probabilities of four mirror images are averaged slice by slice; their logits are smoothed a little across slices,
-    and of the regions above one half the one with the largest sum of probabilities is kept, its holes filled.
+    and of the regions above one half the one with the largest sum of probabilities is kept, its holes filled, and what
+    hangs on it by a neck cut off.
 
     Parameters
     ----------
@@ -185,9 +187,32 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     sums = ndimage.sum_labels(probability, labels, np.arange(1, count + 1))
     mask = labels == 1 + int(np.argmax(sums))
     mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], 2)
+    mask = without_appendages(mask, spacing)
     if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN:
         return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
     return NetworkMask(mask, probability, float(np.mean(np.abs(2 * probability[mask] - 1))))
+
+
+def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """A mask without what hangs on its largest part by a neck; a morphological opening in mm, its width by volume.
+
+    Parameters
+    ----------
+    mask : ndarray, (X, Y, Z), bool
+    spacing : tuple of float
+        Voxel size, mm.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+        The mask itself where nothing of it is wide enough.
+    """
+    radius = NECK * np.cbrt(mask.sum() * np.prod(spacing) * 0.75 / np.pi)
+    cores, count = ndimage.label(ndimage.distance_transform_edt(mask, spacing) > radius)
+    if count == 0:
+        return mask
+    largest = cores == 1 + int(np.argmax(np.bincount(cores.ravel())[1:]))
+    return mask & (ndimage.distance_transform_edt(~largest, spacing) <= radius)
 
 
 def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np.ndarray:
