@@ -96,7 +96,8 @@ def test_a_network_sees_the_neighbours_of_a_slice_and_nothing_beyond_the_ends():
     image, ball = stack()
     found = segment(image, (1.1, 1.1, 3.0), Below(), NetworkShape((4, 8, 8), 2.0, 3))
     assert not (found.probability[..., 0] > 0.5).any()
-    assert overlap(found.probability[..., 1:] > 0.5, ball[..., :-1]) > 0.9
+    lit = np.flatnonzero(ball.any((0, 1)))  # the others are noise between two percentiles
+    assert overlap(found.probability[..., lit + 1] > 0.5, ball[..., lit]) > 0.95
 
 
 @pytest.mark.parametrize("image", [
