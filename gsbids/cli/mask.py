@@ -21,8 +21,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                     description="Find the fetal brain in a stack of slices. Look at every mask before you trust it.")
     parser.add_argument("input", type=Path, metavar="STACK.nii.gz", help="stack of 2D slices")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the mask, on the grid of the stack")
-    parser.add_argument("--mask-weights", type=Path, metavar="FILE.safetensors",
-                        help="weights of a network of your own (default: those that come with gsbids)")
+    parser.add_argument("--mask-weights", type=Path, metavar="FILE",
+                        help="weights of a network of your own (.safetensors), or MONAIfbs' checkpoint (.pt) (default: "
+                        "those that come with gsbids)")
     parser.add_argument("--probability", type=Path, metavar="FILE.nii.gz", help="write the probabilities here as well")
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")

@@ -169,7 +169,7 @@ def add_masking(group, modes: tuple[str, ...], first: str) -> None:
                        help=f"where brain masks come from; auto: {first} voxels that are not 0 where many are, else "
                        "what the network is sure of, else a threshold (default: %(default)s)")
     group.add_argument("--mask-weights", type=Path, metavar="FILE",
-                       help="weights of a mask network of your own (.safetensors)")
+                       help="weights of a mask network of your own (.safetensors), or MONAIfbs' checkpoint (.pt)")
 
 
 def add_orientation(group) -> None:

@@ -85,7 +85,12 @@ def save_network(path: str | Path, network, shape: NetworkShape, facts: dict[str
 
 
 def load_network(path: str | Path):
-    """A network and its shape from a file of weights.
+    """A network and its shape from a file of weights, our own or, by its suffix, a checkpoint of MONAIfbs.
+
+    Returns
+    -------
+    torch.nn.Module
+    NetworkShape or gsbids.masking.monaifbs.MonaifbsShape
 
     Raises
     ------
@@ -94,9 +99,13 @@ def load_network(path: str | Path):
     """
     from safetensors import SafetensorError, safe_open
 
+    from gsbids.masking.monaifbs import SUFFIXES, load_monaifbs
+
     if not Path(path).is_file():
         raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
                          "FILE, or give masks")
+    if Path(path).suffix in SUFFIXES:
+        return load_monaifbs(path)
     try:
         with safe_open(str(path), "pt") as file:
             told = json.loads((file.metadata() or {})["shape"])
@@ -131,8 +140,10 @@ def normalised(image: np.ndarray) -> np.ndarray:
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1.5).astype(np.float32)
 
 
-def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape: NetworkShape) -> NetworkMask:
-    """The brain in a stack, whatever the axis of its slices; see :func:`segment`.
+def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape) -> NetworkMask:
+    """The brain in a stack, whatever the axis of its slices.
+
+    See :func:`segment`, and :func:`gsbids.masking.monaifbs.segment_monaifbs`.
 
     Parameters
     ----------
@@ -147,13 +158,16 @@ def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape: Network
     NetworkMask
         On the grid of the image.
     """
+    from gsbids.masking.monaifbs import segment_monaifbs
+
     if image.ndim != 3:
         raise InputError(f"the image has {image.ndim} axes; a stack has three")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     across = int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing.min() else 2
     order = [axis for axis in range(3) if axis != across] + [across]
     back = np.argsort(order)
-    found = segment(np.transpose(image, order), tuple(spacing[order]), network, shape)
+    find = segment if isinstance(shape, NetworkShape) else segment_monaifbs
+    found = find(np.transpose(image, order), tuple(spacing[order]), network, shape)
     return NetworkMask(np.transpose(found.mask, back), np.transpose(found.probability, back), found.confidence)
 
 
