@@ -196,14 +196,38 @@ def untrained(tmp_path):
     return tmp_path / "untrained.safetensors"
 
 
-def test_auto_takes_only_what_the_network_is_sure_of(tmp_path):
+def biased(tmp_path, logit):
+    """Weights of a network that says the same of every pixel."""
+    network = build_network(SHAPE)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+        last.bias.fill_(logit)
+    save_network(tmp_path / f"{logit}.safetensors", network, SHAPE, {})
+    return tmp_path / f"{logit}.safetensors"
+
+
+@pytest.mark.parametrize(("logit", "method", "doubt"), [
+    (5.0, "network", ""), (0.5, "network", "The network is in doubt (confidence 0.24, below 0.80)."),
+    (-5.0, "otsu", "The network found no brain in it.")])
+def test_auto_takes_what_the_network_finds_with_its_doubt_and_a_threshold_where_it_finds_nothing(
+        tmp_path, logit, method, doubt):
+    image, ball = stack()
+    made = make_mask("auto", image, np.diag([1.1, 1.1, 3.0, 1]), weights=biased(tmp_path, logit))
+    assert (made.method, made.doubt) == (method, doubt)
+    assert made.mask.all() if method == "network" else overlap(made.mask, ball) > 0.98
+
+
+@pytest.mark.parametrize(("logit", "method"), [(5.0, "network"), (0.5, "otsu"), (-5.0, "otsu")])
+def test_a_head_in_air_has_a_threshold_unless_the_network_is_sure(tmp_path, logit, method):
     image, _ = stack()
-    made = make_mask("auto", image, np.diag([1.1, 1.1, 3.0, 1]), weights=untrained(tmp_path))
-    assert made.method == "otsu"
-    assert "threshold of Otsu" in made.reason
+    image -= 195
+    made = make_mask("auto", np.maximum(image, 1), np.diag([1.1, 1.1, 3.0, 1]), weights=biased(tmp_path, logit))
+    assert (made.method, made.doubt) == (method, "")
 
 
-def test_a_network_that_is_in_doubt_or_finds_nothing_says_so(tmp_path, caplog):
+def test_a_network_that_is_in_doubt_or_finds_nothing_says_so(tmp_path):
     weights, affine = untrained(tmp_path), np.diag([1.1, 1.1, 3.0, 1])
     with pytest.raises(InputError, match="no brain was found"):
         make_mask("network", np.zeros((40, 40, 8), np.float32), affine, weights=weights)
@@ -214,8 +238,8 @@ def test_a_network_that_is_in_doubt_or_finds_nothing_says_so(tmp_path, caplog):
     save_network(weights, sure, SHAPE, {})
     made = make_mask("network", stack()[0], affine, weights=weights)
     assert made.method == "network"
-    assert "in doubt: look at this mask" in made.reason
-    assert made.reason in caplog.text
+    assert "Look at this mask" in made.reason
+    assert made.doubt.startswith("The network is in doubt (confidence 0.")
 
 
 def test_weights_that_are_not_there_are_told_of_at_the_start(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform
 from gsbids.imaging.nifti import save_image
-from gsbids.masking.stack_masks import full_mask, make_mask, nonzero_mask, otsu_mask
+from gsbids.masking.stack_masks import full_mask, is_head_in_air, is_stripped, make_mask, nonzero_mask, otsu_mask
 
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1, 0, -20], [0, 0, 3, -18], [0, 0, 0, 1]])
 SHAPE = (40, 42, 13)
@@ -45,17 +45,18 @@ def test_simple_masks():
 def test_auto_prefers_file_then_zeros_then_threshold(tmp_path, caplog):
     mask = brain()
     path = save_image(tmp_path / "m.nii.gz", brain(9.0), AFFINE, "uint8")
-    made, reason, _ = make_mask("auto", image_of(mask), AFFINE, path)
+    made, reason, *_ = make_mask("auto", image_of(mask), AFFINE, path)
     np.testing.assert_array_equal(made, brain(9.0))
     assert reason == "Mask file m.nii.gz."
-    made, reason, _ = make_mask("auto", image_of(mask) * mask, AFFINE)
+    made, reason, *_ = make_mask("auto", image_of(mask) * mask, AFFINE)
     assert dice(made, mask) > 0.99
     assert "not zero" in reason
     assert not caplog.records
     with caplog.at_level(logging.WARNING, logger="gsbids"):
-        made, reason, _ = make_mask("auto", image_of(mask), AFFINE)
+        made, reason, method, doubt = make_mask("auto", image_of(mask, 5.0), AFFINE)
     assert dice(made, mask) > 0.98
-    assert "fetal stacks need one of the brain" in reason
+    assert (method, doubt) == ("otsu", "")
+    assert "A head in air" in reason
     assert reason in caplog.text
 
 
@@ -74,7 +75,7 @@ def test_mask_of_the_stack_before_conforming(tmp_path, axis, caplog):
     path = save_image(tmp_path / "m.nii.gz", mask, AFFINE, "uint8")
     image, affine = conform(image_of(mask), AFFINE, axis)
     with caplog.at_level(logging.INFO, logger="gsbids"):
-        made, _, _ = make_mask("auto", image, affine, path)
+        made = make_mask("auto", image, affine, path).mask
     np.testing.assert_array_equal(made, conform(mask, AFFINE, axis)[0])
     assert not caplog.records
 
@@ -83,7 +84,7 @@ def test_mask_on_another_grid_is_said(tmp_path, caplog):
     fine = np.array([[0.7, 0, 0, -21], [0, 0.7, 0, -21], [0, 0, 0.7, -21], [0, 0, 0, 1.0]])
     path = save_image(tmp_path / "fine.nii.gz", 0.9 * brain(12, fine, (60, 60, 60)), fine)
     with caplog.at_level(logging.INFO, logger="gsbids"):
-        made, reason, _ = make_mask("auto", image_of(brain()), AFFINE, path)
+        made, reason, *_ = make_mask("auto", image_of(brain()), AFFINE, path)
     assert dice(made, brain()) > 0.97
     assert "resampled by affine" in reason
     assert "60 x 60 x 60" in caplog.text
@@ -102,6 +103,27 @@ def test_refused(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no voxel"):
         make_mask("nonzero", np.zeros(SHAPE), AFFINE)
+
+
+def test_a_head_in_air_is_told_from_a_mother_and_zeros_around_her_from_a_stripped_skull():
+    places = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (110, 120, 20)), indexing="ij"), -1)
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    noise = np.random.default_rng(0).rayleigh(8.0, places.shape[:3])
+
+    def ellipse(a, b):
+        return np.hypot(places[..., 0] * 2 / a, places[..., 1] * 2 / b) < 1
+
+    infant, mother = ellipse(50, 65), ellipse(85, 200)
+    neck = infant | ((np.abs(places[..., 0]) < 15) & (places[..., 1] > 0))
+    assert is_head_in_air(300 * infant + noise, affine)
+    assert is_head_in_air(300 * neck[:, :95] + noise[:, :95], affine)
+    assert not is_head_in_air(300 * mother + noise, affine)
+    assert not is_head_in_air(np.full(noise.shape, 300.0), affine)
+    assert not is_head_in_air(np.zeros(noise.shape), affine)
+    assert is_stripped(300 * infant, affine)
+    assert not is_stripped(300 * mother, affine)  # a fifth is 0, but the rest is no brain
+    assert (mother == 0).mean() > 0.2
+    assert not is_stripped(300 * infant + noise, affine)
 
 
 @pytest.mark.parametrize("mode", ["auto", "otsu", "nonzero"])

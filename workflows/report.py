@@ -126,7 +126,8 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
 def left_files(config: Config, task: ReconstructionTask) -> dict:
     """Files in the working folder of a task, under the names of the inputs of ``SubjectReport``."""
     folder = task_folder(config, task)
-    names = {"registration": "svr_wf/register/registration.json", "result": "svr_wf/fit/result.npz",
+    names = {"choice": "choose/choice.json", "registration": "svr_wf/register/registration.json",
+             "result": "svr_wf/fit/result.npz",
              "volume": "svr_wf/sample/volume.nii.gz", "unmasked": "svr_wf/sample/unmasked.nii.gz",
              "coverage": "svr_wf/sample/coverage.nii.gz", "uncertainty": "svr_wf/sample/uncertainty.nii.gz",
              "mask": "svr_wf/sample/mask.nii.gz", "metrics": "volume_outputs_wf/qc/metrics.json"}

@@ -68,6 +68,8 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
     ------
     in_files, in_masks
         Prepared stacks and their masks, in the order of ``names``.
+    choice
+        Stacks that are left out (JSON of :class:`gsbids.interfaces.masks.ChooseStacks`).
 
     Outputs
     -------
@@ -81,7 +83,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
         Numbers for the sidecar of the volume.
     """
     workflow = Workflow(name="svr_wf")
-    inputnode = Node(IdentityInterface(["in_files", "in_masks"]), "inputnode")
+    inputnode = Node(IdentityInterface(["in_files", "in_masks", "choice"]), "inputnode")
     images = ("volume", "unmasked", "mask", "coverage", "uncertainty", "template_xfm", "facts")
     outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
@@ -100,6 +102,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
         workflow.connect([(register, fit, [("out_file", "registration")]),
                           (register, outputnode, [("out_file", "registration")])])
         nodes.append(register)
+    workflow.connect([(inputnode, node, [("choice", "choice")]) for node in nodes if node is not sample])
     # Nipype keeps and changes the lists that it is given: none is given twice.
     for node in nodes:
         workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])

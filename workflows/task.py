@@ -6,6 +6,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
+from gsbids.interfaces.masks import ChooseStacks
 from gsbids.interfaces.outputs import SaveDerivative, SubjectReport
 from gsbids.workflows.names import registry_folder, workflow_name
 from gsbids.workflows.outputs import VOLUME_IMAGES, init_stack_outputs_wf, init_volume_outputs_wf
@@ -46,10 +47,15 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         registry=str(registry_folder(config))), "save_report", run_without_submitting=True, mem_gb=0.1)
 
     joined = {field: _join(workflow, preps, field)
-              for field in ("conformed", "prepared", "mask", "reason", "method")}
+              for field in ("conformed", "prepared", "mask", "reason", "method", "doubt")}
+    choose = Node(ChooseStacks(names=[stack.label for stack in task.stacks]), "choose", mem_gb=0.3)
     simulated = _join(workflow, stack_outputs, "simulated")
     images = [f"outputnode.{field}" for field in (*VOLUME_IMAGES, "result")]
     workflow.connect([
+        *((joined[field], choose, [("out", name)]) for field, name in
+          (("mask", "in_masks"), ("method", "methods"), ("reason", "reasons"), ("doubt", "doubts"))),
+        (choose, svr_wf, [("out_file", "inputnode.choice")]),
+        (choose, report, [("out_file", "choice")]),
         (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
         (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
         (joined["prepared"], volume_outputs_wf, [("out", "inputnode.in_files")]),

@@ -58,6 +58,8 @@ def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     J. V. Manjon et al., Adaptive non-local means denoising of MR images with spatially varying
     noise levels, J. Magn. Reson. Imaging 31 (2010).
     """
+    if not mask.any():
+        return np.array(image, dtype=np.float32)
     ants = load_ants()
     box = _box(mask, affine)
     part, inside = np.ascontiguousarray(image[box], dtype=np.float32), mask[box]
@@ -148,6 +150,8 @@ def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
     ----------
     N. J. Tustison et al., N4ITK: improved N3 bias correction, IEEE Trans. Med. Imaging 29 (2010).
     """
+    if not mask.any():
+        return np.array(image, dtype=np.float32)
     ants = load_ants()
     box = _box(mask, affine)
     spacing = _spacing(affine)

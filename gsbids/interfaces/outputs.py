@@ -181,6 +181,7 @@ class SubjectReportInputSpec(ReportInputSpec):
     mask_reasons = InputMultiObject(traits.Str, desc="where the masks come from, in words")
     mask_methods = InputMultiObject(traits.Str, desc="modes that made them")
     simulated = InputMultiObject(File(exists=True), desc="stacks as the reconstruction predicts them")
+    choice = File(exists=True, desc="JSON of ChooseStacks")
     registration = File(exists=True, desc="JSON of RegisterStacks")
     result = File(exists=True, desc="npz of SvrResult")
     volume = File(exists=True, desc="reconstructed volume")
@@ -216,20 +217,24 @@ def gather_content(found: dict):
     from gsbids.qc.report import ReportContent, StackPanel
     from gsbids.recon.result import SvrResult
 
+    result = SvrResult.load(found["result"]) if "result" in found else None
+    doubts = result.settings.get("mask_doubts", {}) if result else {}
+    if "choice" in found:
+        doubts = json.loads(Path(found["choice"]).read_text(encoding="utf-8"))["doubts"]
     lists = {"image": "conformed", "n4": "corrected", "mask": "masks", "simulated": "simulated"}
     panels = []
     for k, fixed in enumerate(found["panels"]):
         files = {field: found[name][k] for field, name in lists.items() if name in found}
         files = {field: Path(file) for field, file in files.items() if file}
         reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
-        panels.append(StackPanel(**as_tuples(fixed), **files, mask_reason=reason))
+        panels.append(StackPanel(**as_tuples(fixed), **files, mask_reason=reason,
+                                 doubt=doubts.get(fixed["name"], "")))
     content = as_tuples(found["content"])
     facts = dict(found["facts"])
     facts["masking"] = "+".join(dict.fromkeys(filter(None, found.get("mask_methods", []))))
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
-    if "result" in found:
-        result = SvrResult.load(found["result"])
+    if result:
         content["summary"] = (*content.get("summary", ()), *_summary(result))
         content["registration"] = result.settings.get("registration")
         facts["n_gaussians"] = len(result.field)
@@ -265,9 +270,12 @@ def _summary(result) -> tuple:
     if anew := result.settings.get("placed_anew"):
         rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
                   "and fit better in another place"),)
-    if out := result.settings.get("excluded"):
-        rows += (("Excluded", f"{', '.join(out)}: looks like no part of what the other stacks show, and has no say "
-                  "in the volume"),)
+    doubts = result.settings.get("mask_doubts", {})
+    out = result.settings.get("excluded", [])
+    for doubtful, words in ((True, "has a doubtful mask (see Warnings)"),
+                            (False, "looks like no part of what the other stacks show")):
+        if names := [name for name in out if (name in doubts) == doubtful]:
+            rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
     return rows
 
 

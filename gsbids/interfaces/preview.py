@@ -8,6 +8,7 @@ from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
 
 from gsbids.imaging.nifti import save_image
 from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, ProgressNote, limit_threads, read_stack
+from gsbids.interfaces.masks import choice_of
 from gsbids.interfaces.stack import ConformStack, MaskStack
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -96,7 +97,7 @@ class EarlyPreview(NodeInterface):
         limit_threads(threads)
         self._results["done"] = True
         try:
-            stacks = [self._stack(Path(runtime.cwd), k) for k in range(len(self.inputs.in_files))]
+            stacks = self._stacks(Path(runtime.cwd))
             transforms = register_stacks(stacks, threads).transforms
             options = quick_options(SvrOptions(**self.inputs.options, threads=threads, device=self.inputs.device))
             fit_svr(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=previewer(
@@ -107,7 +108,18 @@ class EarlyPreview(NodeInterface):
             LOGGER.warning("no early preview: %s: %s", type(error).__name__, error)
         return runtime
 
-    def _stack(self, folder: Path, k: int):
+    def _stacks(self, folder: Path) -> list:
+        """The stacks as they are, without those whose masks are doubtful where enough others are sound."""
+        names = list(self.inputs.names)
+        files, made = zip(*(self._masked(folder, k) for k in range(len(names))), strict=True)
+        choice = choice_of([each.out_mask for each in made], [each.method for each in made],
+                           [each.doubt for each in made], names)
+        parts = zip(files, made, names, self.inputs.thicknesses, strict=True)
+        return [read_stack(file, each.out_mask, name, thickness) for file, each, name, thickness in parts
+                if name not in choice["left_out"]]
+
+    def _masked(self, folder: Path, k: int) -> tuple:
+        """Conformed image of a stack, and the outputs of its mask."""
         inputs = self.inputs
         place = folder / f"stack-{k}"
         place.mkdir(exist_ok=True)
@@ -115,5 +127,5 @@ class EarlyPreview(NodeInterface):
         conformed = ConformStack(in_file=inputs.in_files[k], **direction).run(cwd=str(place)).outputs.out_file
         given = {"mask_file": inputs.mask_files[k]} if inputs.mask_files[k] else {}
         given |= {"weights": inputs.mask_weights} if inputs.mask_weights else {}
-        mask = MaskStack(in_file=conformed, mode=inputs.mask_mode, **given).run(cwd=str(place)).outputs.out_mask
-        return read_stack(conformed, mask, inputs.names[k], inputs.thicknesses[k])
+        mask = MaskStack(in_file=conformed, mode=inputs.mask_mode, may_be_empty=True, **given)
+        return conformed, mask.run(cwd=str(place)).outputs

@@ -17,6 +17,7 @@ from gsbids.interfaces.base import (
     read_stacks,
     write_text,
 )
+from gsbids.interfaces.masks import read_choice
 from gsbids.interfaces.preview import previewer
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -37,9 +38,15 @@ class RegisterStacks(NodeInterface):
     def _run_interface(self, runtime):
         from dataclasses import asdict
 
+        import numpy as np
+
+        from gsbids.recon.exclude import registered_without
         from gsbids.recon.register import register_stacks
 
-        found = asdict(register_stacks(read_stacks(self.inputs), self.inputs.num_threads))
+        out = np.isin(self.inputs.names, read_choice(self.inputs)["left_out"])
+        stacks = [stack for stack, gone in zip(read_stacks(self.inputs), out, strict=True) if not gone]
+        found = register_stacks(stacks, self.inputs.num_threads)
+        found = asdict(registered_without(found, out, "Left out, as its mask is doubtful."))
         # JSON keeps every bit of a double.
         text = json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}, indent=1)
         self._results["out_file"] = write_text(self.path(runtime, "registration.json"), text)
@@ -74,6 +81,7 @@ class FitSvr(NodeInterface):
         import numpy as np
 
         from gsbids.kernels.there import release
+        from gsbids.recon.exclude import with_excluded
         from gsbids.recon.fit_paper import PaperOptions, fit_paper
         from gsbids.recon.fit_svr import fit_svr
         from gsbids.recon.options import SvrOptions
@@ -85,20 +93,26 @@ class FitSvr(NodeInterface):
             registration = json.load(file)
         transforms = np.array(registration.pop("transforms"))
         options = kind(**self.inputs.options, threads=self.inputs.num_threads, **place)
-        stacks, settings = read_stacks(self.inputs), self.inputs.preview
+        choice, settings = read_choice(self.inputs), self.inputs.preview
+        out = np.isin(self.inputs.names, choice["left_out"])
+        stacks = [stack for stack, gone in zip(read_stacks(self.inputs), out, strict=True) if not gone]
         observe = None
         if isdefined(settings) and settings:
             observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
-        result = fit(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=observe)
+        result = fit(stacks, transforms[~out], options, progress=ProgressNote(runtime.cwd), observe=observe)
         release(self.inputs.device)
         if anew := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
                            ", ".join(anew))
-        if out := result.settings.get("excluded"):
+        if strange := result.settings.get("excluded"):
             LOGGER.warning("%s was left out: it looks like no part of what the other stacks show; check that it is of "
-                           "this subject and contrast, and its mask", ", ".join(out))
+                           "this subject and contrast, and its mask", ", ".join(strange))
+        if out.any():
+            starts = transforms.reshape(len(out), -1, 4, 4)[:, 0]
+            result = with_excluded(result, tuple(self.inputs.names), starts, out)
         # So that the model alone tells all that the report does.
-        result = replace(result, settings=result.settings | {"registration": registration})
+        told = {"registration": registration} | ({"mask_doubts": choice["doubts"]} if choice["doubts"] else {})
+        result = replace(result, settings=result.settings | told)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
 

@@ -57,6 +57,7 @@ class MaskStackInputSpec(BaseInterfaceInputSpec):
     mode = traits.Enum("auto", "derivatives", "network", "nonzero", "otsu", "none", usedefault=True,
                        desc="where the mask comes from")
     weights = File(exists=True, desc="of the network, in the place of those of the package")
+    may_be_empty = traits.Bool(False, usedefault=True, desc="where no brain is, the mask is empty")
 
 
 class MaskStackOutputSpec(TraitedSpec):
@@ -65,7 +66,8 @@ class MaskStackOutputSpec(TraitedSpec):
     out_mask = File(exists=True, desc="brain mask on the grid of the stack")
     reason = traits.Str(desc="where the mask comes from, in words")
     method = traits.Str(desc="mode that was used in the end")
-    facts = traits.Dict(desc="both, for the sidecar of the mask")
+    doubt = traits.Str(desc="why the mask is doubtful, empty where it is not")
+    facts = traits.Dict(desc="all of these, for the sidecar of the mask")
 
 
 class MaskStack(NodeInterface):
@@ -75,17 +77,26 @@ class MaskStack(NodeInterface):
     output_spec = MaskStackOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.masking.stack_masks import make_mask
+        import numpy as np
+
+        from gsbids.masking.stack_masks import MadeMask, NoBrain, make_mask
 
         image, affine = load_image(self.inputs.in_file)
         mask_file = self.inputs.mask_file if isdefined(self.inputs.mask_file) else None
         weights = self.inputs.weights if isdefined(self.inputs.weights) else None
-        mask, reason, method = make_mask(self.inputs.mode, image, affine, mask_file, weights)
+        try:
+            made = make_mask(self.inputs.mode, image, affine, mask_file, weights)
+        except NoBrain as error:
+            if not self.inputs.may_be_empty:
+                raise
+            found = str(error).partition(";")[0]
+            made = MadeMask(np.zeros(image.shape, bool), "There is none.", self.inputs.mode,
+                            f"{found[0].upper()}{found[1:]}.")
         self._results["out_mask"] = str(
-            save_image(self.path(runtime, "mask.nii.gz"), mask, affine, dtype="uint8"))
-        self._results["reason"] = reason
-        self._results["method"] = method
-        self._results["facts"] = {"MaskMode": method, "MaskSource": reason}
+            save_image(self.path(runtime, "mask.nii.gz"), made.mask, affine, dtype="uint8"))
+        self._results |= {"reason": made.reason, "method": made.method, "doubt": made.doubt}
+        self._results["facts"] = {"MaskMode": made.method, "MaskSource": made.reason} | (
+            {"MaskDoubt": made.doubt} if made.doubt else {})
         return runtime
 
 

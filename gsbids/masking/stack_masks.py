@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brain masks of stacks: from a file, from zeros around the brain, from a network, from a threshold."""
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +23,22 @@ MODES = ("auto", "derivatives", "network", "nonzero", "otsu", "none")
 STRIPPED_FRACTION = 0.2
 # Litres; a made mask beyond this is the mother, not the child.
 LARGEST_BRAIN = 2.5
+# Share of the bright intensities under which there is air; share of a side of the field of view that the body takes
+# where it goes on beyond it; mm, across the head of an infant: a pregnant woman has 220 and more.
+AIR, TOUCHED, SMALL_HEAD = 0.1, 0.1, 200.0
+
+
+class NoBrain(InputError):
+    """No mask could be made of a stack; where there are others, it may be left out."""
 
 
 class MadeMask(NamedTuple):
-    """A brain mask, (X, Y, Z) of bool; where it comes from, in a sentence for the report; and by which mode."""
+    """A brain mask, (X, Y, Z) of bool; where it comes from, for the report; by which mode; and why it is doubtful."""
 
     mask: np.ndarray
     reason: str
     method: str
+    doubt: str = ""
 
 
 def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str | Path | None = None,
@@ -39,8 +48,9 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str |
     Parameters
     ----------
     mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
-        ``auto`` takes the mask file where there is one; else the non-zero voxels of a stack with
-        at least 20 % zeros; else what the network is sure of; else the threshold of Otsu, with a warning.
+        ``auto`` takes the mask file where there is one; else the non-zero voxels of a stack whose skull was stripped
+        (:func:`is_stripped`); else what the network is sure of; else the threshold of Otsu for a head in air
+        (:func:`is_head_in_air`); else what the network finds in doubt; else the threshold of Otsu, as a last resort.
     image : ndarray, (X, Y, Z)
     affine : ndarray, (4, 4)
     mask_file : path-like, optional
@@ -54,63 +64,87 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str |
 
     Raises
     ------
+    NoBrain
+        A mask was made and has no voxels, or more than any brain; or a network finds none.
     gsbids.errors.InputError
-        ``derivatives`` without a file, a mask without voxels, one that misses the stack, a made one that is larger
-        than any brain, or a network without weights or one that finds no brain.
+        ``derivatives`` without a file, a mask file without voxels or one that misses the stack, a network without
+        weights.
     """
-    chosen = choose_mode(mode, image, mask_file)
+    chosen = choose_mode(mode, image, affine, mask_file)
     if chosen == "derivatives":
         return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)
     if chosen == "none":
         return MadeMask(full_mask(image), "No mask: the whole stack is used.", chosen)
-    made = None
     if chosen == "nonzero":
-        made = MadeMask(nonzero_mask(image),
-                        f"Voxels that are not zero ({100 * np.mean(image == 0):.0f} % of the stack are).", chosen)
-    elif chosen == "network" or (mode == "auto" and (weights or weights_file().is_file())):
-        made = _network_mask(image, affine, weights, sure=chosen != "network")
-    if made is None:
-        made = MadeMask(otsu_mask(image), "Largest region above the threshold of Otsu.", "otsu")
-        if mode == "auto":
-            made = made._replace(reason=f"{made.reason} No mask was given, and this is no brain mask: fetal stacks "
-                                 "need one of the brain (-d/--derivatives).")
-            LOGGER.warning(made.reason)
+        zeros = f"{100 * np.mean(image == 0):.0f} % of the stack are"
+        made = MadeMask(nonzero_mask(image), f"Voxels that are not zero ({zeros}).", chosen)
+    elif chosen == "network":
+        made = network_mask(image, affine, weights)
+    elif chosen == "otsu":
+        made = MadeMask(otsu_mask(image), "Largest region above the threshold of Otsu.", chosen)
+    else:
+        made = _found_mask(image, affine, weights)
     _check_made(made.mask, affine, mode)
     return made
 
 
-def _network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | None, sure: bool) -> MadeMask | None:
-    """What the network finds; None where it has to be ``sure`` and is not."""
+def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | None = None) -> MadeMask:
+    """What the network finds, with its doubt.
+
+    Raises
+    ------
+    NoBrain
+        It finds nothing.
+    """
     file = weights_file(weights)
     found = segment_stack(image, affine, *load_network(file))
-    doubtful = found.confidence < DOUBTFUL
-    if sure and (doubtful or not found.mask.any()):
-        return None
     if not found.mask.any():
-        raise InputError("--mask-mode network: no brain was found in the stack; give masks with -d/--derivatives, or "
-                         "leave the stack out with --bids-filter-file")
+        raise NoBrain("no brain was found in the stack by the network; give masks with -d/--derivatives, or leave the "
+                      "stack out with --bids-filter-file")
     reason = f"Network ({file.name}), confidence {found.confidence:.2f}, {found.millilitres(affine):.0f} ml."
-    if doubtful:
-        reason += " The network is in doubt: look at this mask."
-    elif sure:
-        reason += " No mask was given: look at this one."
-    if doubtful or sure:
-        LOGGER.warning(reason)
-    return MadeMask(found.mask, reason, "network")
+    doubt = ""
+    if found.confidence < DOUBTFUL:
+        doubt = f"The network is in doubt (confidence {found.confidence:.2f}, below {DOUBTFUL:.2f})."
+    return MadeMask(found.mask, f"{reason} Look at this mask.", "network", doubt)
+
+
+def _found_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | None) -> MadeMask:
+    """What ``auto`` makes of a stack without a mask whose skull is where it was."""
+    found = None
+    if weights or weights_file().is_file():
+        with contextlib.suppress(NoBrain):
+            found = network_mask(image, affine, weights)
+    if found and not found.doubt:
+        return found
+    otsu = MadeMask(otsu_mask(image), "Largest region above the threshold of Otsu.", "otsu")
+    if is_head_in_air(image, affine):
+        otsu = otsu._replace(reason=f"{otsu.reason} A head in air, as of a neonate, in which the network is not sure "
+                             "of a fetal brain; the mask may hold more than the brain.")
+    elif found:
+        return found
+    else:
+        otsu = otsu._replace(reason=f"{otsu.reason} No mask was given, and this is no brain mask: fetal stacks need "
+                             "one of the brain (-d/--derivatives).", doubt="The network found no brain in it.")
+    LOGGER.warning(otsu.reason)
+    return otsu
 
 
 def _check_made(mask: np.ndarray, affine: np.ndarray, mode: str) -> None:
     if not mask.any():
-        raise InputError(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
-                         "empty?); give masks with -d/--derivatives")
-    litres = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1e6
-    if litres > LARGEST_BRAIN:
-        raise InputError(f"--mask-mode {mode}: the mask made from the stack holds {litres:.1f} litres, more than any "
-                         "brain: it is the body; give brain masks with -d/--derivatives")
+        raise NoBrain(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
+                      "empty?); give masks with -d/--derivatives")
+    if litres(mask, affine) > LARGEST_BRAIN:
+        raise NoBrain(f"--mask-mode {mode}: the mask made from the stack holds {litres(mask, affine):.1f} litres, more "
+                      "than any brain: it is the body; give brain masks with -d/--derivatives")
 
 
-def choose_mode(mode: str, image: np.ndarray, mask_file: str | Path | None) -> str:
-    """The mode that ``auto`` stands for with this stack (``otsu``: unless a network is sure); others are kept.
+def litres(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Volume of a mask."""
+    return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1e6)
+
+
+def choose_mode(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str | Path | None) -> str:
+    """The mode that ``auto`` stands for with this stack, still ``auto`` where it has to be looked for; others are kept.
 
     Raises
     ------
@@ -126,7 +160,40 @@ def choose_mode(mode: str, image: np.ndarray, mask_file: str | Path | None) -> s
         return mode
     if mask_file is not None:
         return "derivatives"
-    return "nonzero" if np.mean(image == 0) >= STRIPPED_FRACTION else "otsu"
+    return "nonzero" if is_stripped(image, affine) else "auto"
+
+
+def is_stripped(image: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether somebody has stripped the skull: a fifth of the stack is exactly 0, and no more is left than a brain.
+
+    Scanners, too, write zeros where they see air: around a mother, who has more than 2.5 litres.
+    """
+    zeros = np.asarray(image) == 0
+    return bool(zeros.mean() >= STRIPPED_FRACTION and litres(~zeros, affine) <= LARGEST_BRAIN)
+
+
+def is_head_in_air(image: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether a stack shows something no larger than a small head, with air around it but for one side (the neck).
+
+    A mother fills the field of view, or is wider than that.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+        Slices along the third axis.
+    affine : ndarray, (4, 4)
+    """
+    image = np.asarray(image, np.float32)
+    labels, count = ndimage.label(ndimage.uniform_filter(image, (3, 3, 1)) > AIR * np.percentile(image, 98))
+    if count == 0:
+        return False
+    body = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    seen = body[:, :, body.any((0, 1))]
+    sides = [side.mean() for side in (seen[:3], seen[-3:], seen[:, :3], seen[:, -3:])]
+    lit = [np.flatnonzero(body.any(axes)) for axes in ((1, 2), (0, 2))]
+    widths = [(places[-1] - places[0] + 1) * step
+              for places, step in zip(lit, np.linalg.norm(affine[:3, :2], axis=0), strict=True)]
+    return bool(sum(share > TOUCHED for share in sides) <= 1 and max(widths) <= SMALL_HEAD)
 
 
 def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndarray, str]:

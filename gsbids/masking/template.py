@@ -9,7 +9,7 @@ import numpy as np
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
-from gsbids.masking.stack_masks import choose_mode, nonzero_mask, otsu_mask, read_mask
+from gsbids.masking.stack_masks import is_stripped, nonzero_mask, otsu_mask, read_mask
 
 LOGGER = logging.getLogger("gsbids.masking")
 
@@ -65,7 +65,7 @@ def _mask(path, image: np.ndarray, affine: np.ndarray, mask_path) -> np.ndarray:
             raise InputError(f"--template-mask {error}".replace("its stack in the scanner's space", "the template")
                              .replace("both come from one session", "both are of one space")
                              .replace(" or leave the stack out with --bids-filter-file", "")) from error
-    if choose_mode("auto", image, None) == "nonzero":
+    if is_stripped(image, affine):
         return nonzero_mask(image)
     LOGGER.warning("--template %s: its brain is not cut out, and there is no --template-mask; the largest bright "
                    "region is taken for the brain", path)

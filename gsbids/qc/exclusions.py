@@ -31,9 +31,10 @@ class Exclusion:
 
 def excluded_stacks(result: SvrResult) -> list[Exclusion]:
     """Stacks that were left out, or of which nothing is left."""
-    out = result.settings.get("excluded", [])
-    found = [Exclusion(name, "whole stack", "It looks like no part of what the other stacks show: another subject, "
-                       "another contrast, or a mask that is no brain.") for name in out]
+    out, doubts = result.settings.get("excluded", []), result.settings.get("mask_doubts", {})
+    strange = ("It looks like no part of what the other stacks show: another subject, another contrast, or a mask that "
+               "is no brain.")
+    found = [Exclusion(name, "whole stack", doubts.get(name, strange)) for name in out]
     for n, name in enumerate(result.stack_names):
         mine = result.stack_index == n
         if name not in out and mine.any() and result.rejected[mine].all():

@@ -34,6 +34,8 @@ class StackPanel:
         Corrected image, brain mask, slices simulated from the reconstruction.
     mask_reason : str
         Where the mask comes from, in words.
+    doubt : str
+        Why the mask is doubtful and what follows, in sentences; empty where it is not.
     slice_times : tuple of float, optional
         Acquisition time (s) of every slice by its index, where ``SliceTiming`` is known.
     facts : tuple of (label, value)
@@ -46,6 +48,7 @@ class StackPanel:
     mask: Path | None = None
     simulated: Path | None = None
     mask_reason: str = ""
+    doubt: str = ""
     slice_times: tuple[float, ...] | None = None
     facts: tuple[tuple[str, str], ...] = ()
 
@@ -188,6 +191,8 @@ def state(content: ReportContent) -> tuple[str, str]:
         return "bad", f"Failed: {count} step{'s' if count > 1 else ''} ended in an error"
     if content.volume is None:
         return "bad", "No volume was reconstructed"
+    if doubtful := sum(bool(stack.doubt) for stack in content.stacks):
+        return "bad", f"Finished, but {doubtful} mask{'s are' if doubtful > 1 else ' is'} doubtful"
     if content.warnings:
         count = len(content.warnings)
         return "warn", f"Finished with {count} warning{'s' if count > 1 else ''}"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gsbids.recon.register import StackRegistration
 from gsbids.recon.result import SvrResult
 
 # Similarity (see :func:`gsbids.recon.misplaced.stack_similarity`) under which a stack does not belong, and how much
@@ -51,6 +52,32 @@ def with_excluded(result: SvrResult, names: tuple[str, ...], starts: np.ndarray,
         log_factor = np.zeros((len(out), bias.log_factor.shape[1]))
         log_factor[kept] = bias.log_factor
         bias = replace(bias, log_factor=log_factor)
-    excluded = [name for name, gone in zip(names, out, strict=True) if gone or name in result.settings["excluded"]]
+    excluded = [name for name, gone in zip(names, out, strict=True)
+                if gone or name in result.settings.get("excluded", [])]
     return replace(result, stack_names=names, stack_index=kept[result.stack_index], stack_affine=affine, bias=bias,
                    settings=result.settings | {"excluded": excluded})
+
+
+def registered_without(found: StackRegistration, out: np.ndarray, words: str) -> StackRegistration:
+    """The registration of some stacks as one of all: those left out stay where the scanner put them.
+
+    Parameters
+    ----------
+    found : StackRegistration
+        Of the stacks that are not ``out``.
+    out : ndarray, (N,), bool
+    words : str
+        Said of those.
+    """
+    kept = np.flatnonzero(~out)
+
+    def spread(values, rest):
+        every = np.array([rest] * len(out))
+        every[kept] = values
+        return every
+
+    reasons = dict(zip(kept.tolist(), found.reason, strict=True))
+    return StackRegistration(
+        int(kept[found.template]), spread(found.transforms, np.eye(4)), spread(found.similarity_before, 0.0),
+        spread(found.similarity_after, 0.0), spread(found.accepted, False),
+        tuple(reasons.get(k, words) for k in range(len(out))))

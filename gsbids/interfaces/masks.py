@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The masks of all stacks of a task looked at together, and what the later steps read of that."""
+
+import json
+import logging
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, TraitedSpec, isdefined, traits
+
+from gsbids.errors import InputError
+from gsbids.imaging.nifti import load_image
+from gsbids.interfaces.base import NodeInterface, write_text
+
+LOGGER = logging.getLogger("gsbids.interfaces")
+
+
+class ChooseStacksInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`ChooseStacks`; lists in the order of the task."""
+
+    in_masks = InputMultiObject(File(exists=True), mandatory=True, desc="brain masks, empty where none was found")
+    methods = InputMultiObject(traits.Str, mandatory=True, desc="modes that made them")
+    reasons = InputMultiObject(traits.Str, mandatory=True, desc="where they come from, in words")
+    doubts = InputMultiObject(traits.Str, mandatory=True, desc="what is wrong with them, empty where nothing is")
+    names = InputMultiObject(traits.Str, mandatory=True, desc="short names")
+
+
+class ChooseStacksOutputSpec(TraitedSpec):
+    """Outputs of :class:`ChooseStacks`."""
+
+    out_file = File(exists=True, desc="JSON: words about doubtful stacks by name, and names of those left out")
+
+
+class ChooseStacks(NodeInterface):
+    """Doubt masks that are unlike the others, and leave doubtful stacks out where enough sound ones remain."""
+
+    input_spec = ChooseStacksInputSpec
+    output_spec = ChooseStacksOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs = self.inputs
+        for name, reason in zip(inputs.names, inputs.reasons, strict=True):
+            LOGGER.info("%s: brain mask: %s", name, reason)
+        choice = choice_of(inputs.in_masks, inputs.methods, inputs.doubts, inputs.names)
+        for name, words in choice["doubts"].items():
+            LOGGER.warning("%s: %s", name, words)
+        self._results["out_file"] = write_text(self.path(runtime, "choice.json"), json.dumps(choice, indent=1))
+        return runtime
+
+
+def choice_of(masks: list[str], methods: list[str], doubts: list[str], names: list[str]) -> dict:
+    """Words about doubtful stacks by name (``doubts``), and names of those that are left out (``left_out``).
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        No stack has a mask.
+    """
+    from gsbids.masking.doubt import choose_stacks, mask_length
+    from gsbids.masking.stack_masks import litres
+
+    loaded = [load_image(mask) for mask in masks]
+    choice = choose_stacks([1e3 * litres(mask > 0, affine) for mask, affine in loaded],
+                           [mask_length(mask > 0, affine) for mask, affine in loaded], list(methods), list(doubts))
+    if all(choice.left_out):
+        raise InputError(f"{names[0]}{' and all other stacks' if len(names) > 1 else ''}: {choice.doubts[0]}")
+    words = {name: choice.words(k) for k, name in enumerate(names)}
+    return {"doubts": {name: text for name, text in words.items() if text},
+            "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out]}
+
+
+def read_choice(inputs) -> dict:
+    """The choice of an interface's input ``choice``; nothing doubted where there is none."""
+    if not isdefined(inputs.choice):
+        return {"doubts": {}, "left_out": []}
+    with open(inputs.choice, encoding="utf-8") as file:
+        return json.load(file)
