@@ -35,20 +35,47 @@ def turned_apart(case: Case, degrees: float) -> Case:
     return changed
 
 
-def with_masks(case: Case, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Case:
-    """The case with masks dilated or eroded in the plane by ``change``, and one end slice of each left out.
+def with_masks(case: Case, name: str, change: Callable[[np.ndarray], np.ndarray],
+               ends: tuple[int, int] = (1, 0)) -> Case:
+    """The case with masks dilated or eroded in the plane by ``change``, and end slices of each left out.
 
-    The slice that is left out is not counted among the slices either: nobody can place it.
+    ``ends`` are the numbers of slices of brain left out, first and last. They are not counted among the slices either:
+    nobody can place them.
     """
     changed = _copy(case, f"{case.name}-{name}")
     for path in changed.masks:
         mask, affine = load_image(path)
         mask = mask > 0
-        mask[:, :, np.flatnonzero(mask.any((0, 1)))[0]] = False
+        lit = np.flatnonzero(mask.any((0, 1)))
+        mask[:, :, lit[:ends[0]]] = False
+        mask[:, :, lit[len(lit) - ends[1]:]] = False
         true = changed.folder / "derivatives" / "truemasks" / path.name
         true.parent.mkdir(parents=True, exist_ok=True)
         save_image(true, mask, affine, "uint8")
         save_image(path, np.stack([change(mask[:, :, k]) for k in range(mask.shape[2])], 2), affine, "uint8")
+    return changed
+
+
+def spilled(case: Case, name: str, radius: float = 14.0) -> Case:
+    """The case with a ball (mm) of extra mask beside the brain in every stack, three to nine slices of it.
+
+    Its middle lies a third of the radius outside the mask, in a random direction in the plane of a random slice of the
+    middle third; seeded by the case.
+    """
+    rng, changed = np.random.default_rng(2000 + case.seed), _copy(case, f"{case.name}-{name}")
+    for path in changed.masks:
+        mask, affine = load_image(path)
+        mask, spacing = mask > 0, np.linalg.norm(affine[:3, :3], axis=0)
+        lit = np.flatnonzero(mask.any((0, 1)))
+        k = int(rng.choice(lit[len(lit) // 3:2 * len(lit) // 3]))
+        edge = np.argwhere(mask[:, :, k] & ~ndimage.binary_erosion(mask[:, :, k]))
+        outwards = (edge - np.argwhere(mask[:, :, k]).mean(0)) * spacing[:2]
+        outwards /= np.linalg.norm(outwards, axis=1)[:, None]
+        angle = rng.uniform(0, 2 * np.pi)
+        n = int(np.argmax(outwards @ [np.cos(angle), np.sin(angle)]))
+        middle = np.append(edge[n] + outwards[n] * radius / 3 / spacing[:2], k)
+        ball = radius**2 > (((np.indices(mask.shape).T - middle) * spacing) ** 2).sum(-1).T
+        save_image(path, mask | ball, affine, "uint8")
     return changed
 
 

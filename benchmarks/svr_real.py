@@ -42,8 +42,12 @@ def command_row(suite) -> None:
     draw("all-runs", volumes, data, suite)
 
 
-def reconstruct(data: Path, name: str, runs: tuple[int, ...], method: str, suite) -> tuple[Path, dict]:
-    """gsbids on some runs, from nothing; the output folder and the cost."""
+def reconstruct(data: Path, name: str, runs: tuple[int, ...], method: str, suite,
+                options: tuple[str, ...] | None = None) -> tuple[Path, dict]:
+    """gsbids on some runs, from nothing; the output folder and the cost.
+
+    ``options`` stand in the place of those of the method.
+    """
     folder = suite.work / "real" / name / method
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -51,7 +55,7 @@ def reconstruct(data: Path, name: str, runs: tuple[int, ...], method: str, suite
     filters.write_text(json.dumps({"stacks": {"run": list(runs)}}))
     masks = data / "derivatives" / "manual_masks"
     command = gsbids_command(data, out, folder / "work", "-d", f"masks={masks}", "--bids-filter-file", filters,
-                             "--nprocs", suite.threads, *COMMANDS[method])
+                             "--nprocs", suite.threads, *(COMMANDS[method] if options is None else options))
     say(f"{name}: gsbids, {method}")
     cost = run_measured(command, folder / "gsbids.log")
     return out, {"cost": asdict(cost), **slice_ncc(out)}

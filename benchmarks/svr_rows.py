@@ -106,13 +106,13 @@ def robust_row(suite: Suite) -> None:
     for seed in suite.seeds_or(*ROBUST_SEEDS):
         mild = simulated("A", seed, suite.work)
         severe = turned_apart(simulated("A", seed, suite.work, SEVERE, "severe"), TURN)
-        _against(suite, "robust", mild, [severe], suite.methods_or("default"))
+        run_against(suite, "robust", mild, [severe], suite.methods_or("default"))
 
 
 def corrupted_row(suite: Suite) -> None:
     """One slice in five has lost signal."""
     for seed in suite.seeds_or(*SEEDS):
-        _against(suite, "corrupted", simulated("A", seed, suite.work),
+        run_against(suite, "corrupted", simulated("A", seed, suite.work),
                  [simulated("A", seed, suite.work, CORRUPTED, "corrupted")], suite.methods_or("default"))
 
 
@@ -121,10 +121,10 @@ def masks_row(suite: Suite) -> None:
     for seed in suite.seeds_or(*SEEDS):
         case = simulated("A", seed, suite.work)
         changed = [with_masks(case, "dilated", dilated), with_masks(case, "eroded", eroded)]
-        _against(suite, "masks", case, changed, suite.methods_or("default"))
+        run_against(suite, "masks", case, changed, suite.methods_or("default"))
 
 
-def _against(suite: Suite, row: str, base: Case, changed: list[Case], methods) -> None:
+def run_against(suite: Suite, row: str, base: Case, changed: list[Case], methods) -> None:
     """Run a case and changed ones, and record the loss of PSNR: of what is delivered, and of the whole field of view.
 
     The two differ where masks with errors cut the brain out of the delivered volume.

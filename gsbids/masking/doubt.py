@@ -82,9 +82,10 @@ def _unlike(values: list[float], methods: list[str], doubts: list[str], limits: 
         known = [value for value in values if value > 0]
     words = []
     for value, method in zip(values, methods, strict=True):
-        usual = float(np.median(known)) if len(known) > 2 or value not in known else sum(known) - value
+        one_of_two = len(known) == 2 and value in known
+        usual = sum(known) - value if one_of_two else float(np.median(known or [0.0]))
         ratio = value / usual if usual > 0 and value > 0 else 1.0
-        odd = method in MADE and len(known) > 1 and not limits[0] <= ratio <= limits[1]
+        odd = method in MADE and not limits[0] <= ratio <= limits[1]
         words.append(f"Its mask {form.format(value)}, {ratio:.2g} times that of the "
-                     f"{'usual stack' if len(known) > 2 else 'other stack'} of this subject." if odd else "")
+                     f"{'other' if one_of_two else 'usual'} stack of this subject." if odd else "")
     return words
