@@ -166,8 +166,8 @@ def _add_method(group) -> None:
 def add_masking(group, modes: tuple[str, ...], first: str) -> None:
     """Where masks come from, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument("--mask-mode", choices=modes, default="auto",
-                       help=f"where brain masks come from; auto: {first} voxels that are not 0 where many are, else "
-                       "what the network is sure of, else a threshold (default: %(default)s)")
+                       help=f"where brain masks come from; auto: {first} voxels that are not 0 of a stripped skull, "
+                       "else what the network finds, else a threshold (default: %(default)s)")
     group.add_argument("--mask-weights", type=Path, metavar="FILE",
                        help="weights of a mask network of your own (.safetensors), or MONAIfbs' checkpoint (.pt)")
 
