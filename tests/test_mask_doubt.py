@@ -11,6 +11,7 @@ import pytest
 from conftest import ball_stack
 from test_mask_network import biased
 
+from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.interfaces.masks import ChooseStacks, choice_of
@@ -91,11 +92,18 @@ NAMES = [f"run-{run}" for run in (1, 2, 3, 4)]
 DOUBTS = ["", "", "The network is in doubt (confidence 0.30, below 0.80).", "No brain was found."]
 
 
+def facts_of(doubts):
+    return [{"MaskMode": "network", "MaskSource": "by a test"} | ({"MaskDoubt": doubt} if doubt else {})
+            for doubt in doubts]
+
+
 def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_path, caplog):
     caplog.set_level(logging.INFO, "gsbids")
     images, masks = stacks
-    chosen = ChooseStacks(in_masks=masks, methods=["network"] * 4, reasons=["by a test"] * 4, doubts=DOUBTS,
-                          names=NAMES).run(cwd=str(tmp_path)).outputs.out_file
+    step = ChooseStacks(in_masks=masks, facts=facts_of(DOUBTS), names=NAMES).run(cwd=str(tmp_path)).outputs
+    chosen = step.out_file
+    assert step.facts[0] == facts_of([""])[0]
+    assert step.facts[2]["MaskDoubt"] == f"{DOUBTS[2]} The stack is left out of the reconstruction."
     assert json.loads(Path(chosen).read_text())["left_out"] == NAMES[2:]
     assert "run-3: The network is in doubt (confidence 0.30, below 0.80)" in caplog.text
     assert "run-1: brain mask: by a test" in caplog.text
@@ -136,7 +144,7 @@ def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_pa
 
 def test_a_subject_without_any_mask_is_one_line(stacks):
     with pytest.raises(InputError, match="run-4: No brain was found"):
-        choice_of(stacks[1][3:], ["network"], ["No brain was found."], ["run-4"])
+        choice_of(stacks[1][3:], facts_of(["No brain was found."]), ["run-4"])
 
 
 def test_a_stack_without_a_brain_goes_through_preparation(tmp_path):
@@ -145,10 +153,30 @@ def test_a_stack_without_a_brain_goes_through_preparation(tmp_path):
     given = {"in_file": str(stack), "mode": "network", "weights": str(biased(tmp_path, -5.0))}
     made = MaskStack(may_be_empty=True, **given).run(cwd=str(tmp_path)).outputs
     assert not nib.load(made.out_mask).get_fdata().any()
-    assert made.doubt == "No brain was found in the stack by the network."
-    assert made.facts["MaskDoubt"] == made.doubt
+    assert made.facts["MaskDoubt"] == "No brain was found in the stack by the network."
     with pytest.raises(Exception, match="no brain was found"):
         MaskStack(**given).run(cwd=str(tmp_path))
     for step in (DenoiseStack, CorrectBias):
         out = step(in_file=str(stack), in_mask=made.out_mask).run(cwd=str(tmp_path)).outputs.out_file
         np.testing.assert_array_equal(load_image(out)[0], image)
+
+
+def test_a_run_leaves_out_the_stack_in_which_nothing_is_found(tiny_bids, tmp_path, capsys):
+    """The whole command: three stacks with masks, and one that has none and no brain for the network."""
+    tiny = tiny_bids(stacks=4)
+    tiny.mask(run=4).unlink()
+    words = [str(tiny.root), str(tmp_path / "out"), "participant", "-d", f"masks={tiny.masks}", "--sloppy", "--nprocs",
+             "1", "--output-resolution", "2", "--mask-weights", str(biased(tmp_path, -5.0)), "-w", str(tmp_path / "w")]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "run-4: The network found no brain in it. The stack is left out of the reconstruction." in said
+    assert "run-1: brain mask: Mask file" in said
+    sidecar = json.loads((tmp_path / "out/sub-01/anat/sub-01_run-4_desc-brain_mask.json").read_text())
+    assert sidecar["MaskDoubt"].endswith("The stack is left out of the reconstruction.")
+    report = tmp_path / "out" / "sub-01.html"
+    page = report.read_text()
+    assert "Finished, but 1 mask is doubtful" in page
+    assert "run-4: has a doubtful mask (see Warnings), and has no say in the volume" in page
+    report.unlink()
+    assert main([*words, "--reports-only"]) == 0
+    assert report.read_text() == page

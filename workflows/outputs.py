@@ -89,8 +89,10 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
 
     Inputs
     ------
-    prepared, mask, mask_facts
+    prepared, mask
         As from :func:`gsbids.workflows.stack.init_stack_prep_wf`.
+    mask_facts
+        For the sidecar of the mask (:class:`gsbids.interfaces.masks.ChooseStacks`).
     result
         Fitted field and poses (npz).
 

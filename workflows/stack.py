@@ -44,11 +44,11 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, mask_weights=None, d
         The same, denoised and corrected: what the reconstruction works on.
     mask
         Brain mask on that grid; empty where none was found.
-    reason, method, doubt, mask_facts
-        Where the mask comes from, in words, as a mode, why it is doubtful, and all for the sidecar of the mask.
+    reason, method, mask_facts
+        Where the mask comes from, in words and as a mode; both, and why it is doubtful, for the sidecar of the mask.
     """
     workflow = Workflow(name=name or stack_workflow_name(stack))
-    outputs = ["conformed", "prepared", "mask", "reason", "method", "doubt", "mask_facts"]
+    outputs = ["conformed", "prepared", "mask", "reason", "method", "mask_facts"]
     outputnode = Node(IdentityInterface(outputs), "outputnode")
     conform = Node(ConformStack(in_file=str(stack.path)), "conform", mem_gb=0.3)
     direction = stack.metadata.get("SliceEncodingDirection")
@@ -62,7 +62,7 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, mask_weights=None, d
     workflow.connect([
         (conform, mask, [("out_file", "in_file")]),
         (conform, outputnode, [("out_file", "conformed")]),
-        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method"), ("doubt", "doubt"),
+        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method"),
                             ("facts", "mask_facts")])])
     last = conform
     for wanted, interface, step in ((denoise, DenoiseStack, "denoise"), (n4, CorrectBias, "n4")):

@@ -47,13 +47,13 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         registry=str(registry_folder(config))), "save_report", run_without_submitting=True, mem_gb=0.1)
 
     joined = {field: _join(workflow, preps, field)
-              for field in ("conformed", "prepared", "mask", "reason", "method", "doubt")}
+              for field in ("conformed", "prepared", "mask", "reason", "method", "mask_facts")}
     choose = Node(ChooseStacks(names=[stack.label for stack in task.stacks]), "choose", mem_gb=0.3)
     simulated = _join(workflow, stack_outputs, "simulated")
     images = [f"outputnode.{field}" for field in (*VOLUME_IMAGES, "result")]
     workflow.connect([
-        *((joined[field], choose, [("out", name)]) for field, name in
-          (("mask", "in_masks"), ("method", "methods"), ("reason", "reasons"), ("doubt", "doubts"))),
+        (joined["mask"], choose, [("out", "in_masks")]),
+        (joined["mask_facts"], choose, [("out", "facts")]),
         (choose, svr_wf, [("out_file", "inputnode.choice")]),
         (choose, report, [("out_file", "choice")]),
         (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
@@ -80,15 +80,20 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         first = early_preview_node(config, task)
         for prep in preps:
             workflow.connect(first, "done", prep, "inputnode.after")
-    for prep, outputs in zip(preps, stack_outputs, strict=True):
+    for k, (prep, outputs) in enumerate(zip(preps, stack_outputs, strict=True)):
         workflow.connect([
             (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
             (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
-            (prep, outputs, [("outputnode.mask_facts", "inputnode.mask_facts")]),
+            (choose, outputs, [(("facts", _item, k), "inputnode.mask_facts")]),
             (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
         ])
     connect_usage(workflow, report, config, task)
     return workflow
+
+
+def _item(values, number):
+    """One of a list; nipype runs this on the way from a node to the next."""
+    return values[number]
 
 
 def _join(workflow: Workflow, parts: list[Workflow], field: str) -> Node:

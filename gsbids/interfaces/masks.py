@@ -17,9 +17,7 @@ class ChooseStacksInputSpec(BaseInterfaceInputSpec):
     """Inputs of :class:`ChooseStacks`; lists in the order of the task."""
 
     in_masks = InputMultiObject(File(exists=True), mandatory=True, desc="brain masks, empty where none was found")
-    methods = InputMultiObject(traits.Str, mandatory=True, desc="modes that made them")
-    reasons = InputMultiObject(traits.Str, mandatory=True, desc="where they come from, in words")
-    doubts = InputMultiObject(traits.Str, mandatory=True, desc="what is wrong with them, empty where nothing is")
+    facts = InputMultiObject(traits.Dict, mandatory=True, desc="facts of MaskStack")
     names = InputMultiObject(traits.Str, mandatory=True, desc="short names")
 
 
@@ -27,6 +25,7 @@ class ChooseStacksOutputSpec(TraitedSpec):
     """Outputs of :class:`ChooseStacks`."""
 
     out_file = File(exists=True, desc="JSON: words about doubtful stacks by name, and names of those left out")
+    facts = traits.List(traits.Dict, desc="those that were given, with what is thought of each mask now")
 
 
 class ChooseStacks(NodeInterface):
@@ -37,16 +36,18 @@ class ChooseStacks(NodeInterface):
 
     def _run_interface(self, runtime):
         inputs = self.inputs
-        for name, reason in zip(inputs.names, inputs.reasons, strict=True):
-            LOGGER.info("%s: brain mask: %s", name, reason)
-        choice = choice_of(inputs.in_masks, inputs.methods, inputs.doubts, inputs.names)
-        for name, words in choice["doubts"].items():
-            LOGGER.warning("%s: %s", name, words)
+        choice, self._results["facts"] = choice_of(inputs.in_masks, inputs.facts, inputs.names), []
+        for name, facts in zip(inputs.names, inputs.facts, strict=True):
+            LOGGER.info("%s: brain mask: %s", name, facts["MaskSource"])
+            told = {"MaskDoubt": choice["doubts"][name]} if name in choice["doubts"] else {}
+            if told:
+                LOGGER.warning("%s: %s", name, told["MaskDoubt"])
+            self._results["facts"].append(facts | told)
         self._results["out_file"] = write_text(self.path(runtime, "choice.json"), json.dumps(choice, indent=1))
         return runtime
 
 
-def choice_of(masks: list[str], methods: list[str], doubts: list[str], names: list[str]) -> dict:
+def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
     """Words about doubtful stacks by name (``doubts``), and names of those that are left out (``left_out``).
 
     Raises
@@ -59,7 +60,8 @@ def choice_of(masks: list[str], methods: list[str], doubts: list[str], names: li
 
     loaded = [load_image(mask) for mask in masks]
     choice = choose_stacks([1e3 * litres(mask > 0, affine) for mask, affine in loaded],
-                           [mask_length(mask > 0, affine) for mask, affine in loaded], list(methods), list(doubts))
+                           [mask_length(mask > 0, affine) for mask, affine in loaded],
+                           [each["MaskMode"] for each in facts], [each.get("MaskDoubt", "") for each in facts])
     if all(choice.left_out):
         raise InputError(f"{names[0]}{' and all other stacks' if len(names) > 1 else ''}: {choice.doubts[0]}")
     words = {name: choice.words(k) for k, name in enumerate(names)}

@@ -112,8 +112,7 @@ class EarlyPreview(NodeInterface):
         """The stacks as they are, without those whose masks are doubtful where enough others are sound."""
         names = list(self.inputs.names)
         files, made = zip(*(self._masked(folder, k) for k in range(len(names))), strict=True)
-        choice = choice_of([each.out_mask for each in made], [each.method for each in made],
-                           [each.doubt for each in made], names)
+        choice = choice_of([each.out_mask for each in made], [each.facts for each in made], names)
         parts = zip(files, made, names, self.inputs.thicknesses, strict=True)
         return [read_stack(file, each.out_mask, name, thickness) for file, each, name, thickness in parts
                 if name not in choice["left_out"]]

@@ -66,8 +66,7 @@ class MaskStackOutputSpec(TraitedSpec):
     out_mask = File(exists=True, desc="brain mask on the grid of the stack")
     reason = traits.Str(desc="where the mask comes from, in words")
     method = traits.Str(desc="mode that was used in the end")
-    doubt = traits.Str(desc="why the mask is doubtful, empty where it is not")
-    facts = traits.Dict(desc="all of these, for the sidecar of the mask")
+    facts = traits.Dict(desc="both, and why the mask is doubtful, for its sidecar")
 
 
 class MaskStack(NodeInterface):
@@ -94,7 +93,7 @@ class MaskStack(NodeInterface):
                             f"{found[0].upper()}{found[1:]}.")
         self._results["out_mask"] = str(
             save_image(self.path(runtime, "mask.nii.gz"), made.mask, affine, dtype="uint8"))
-        self._results |= {"reason": made.reason, "method": made.method, "doubt": made.doubt}
+        self._results |= {"reason": made.reason, "method": made.method}
         self._results["facts"] = {"MaskMode": made.method, "MaskSource": made.reason} | (
             {"MaskDoubt": made.doubt} if made.doubt else {})
         return runtime
