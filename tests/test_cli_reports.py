@@ -41,7 +41,7 @@ def test_boilerplate(call, tiny_bids, tmp_path):
 
 
 def test_all_that_is_cited_is_in_the_list():
-    text = methods_paragraphs(MethodsFacts({"gsbids": "1_0"}, 0, "otsu", denoised=True, bias_corrected=True))
+    text = methods_paragraphs(MethodsFacts({"gsbids": "1_0"}, 0, "otsu+network", denoised=True, bias_corrected=True))
     keys = {key for part in re.findall(r"\[(@[^\]]+)\]", " ".join(text)) for key in re.findall(r"@([\w.-]+)", part)}
     assert keys <= set(references())
     entries = bibtex(text)

@@ -177,6 +177,8 @@ def test_a_run_leaves_out_the_stack_in_which_nothing_is_found(tiny_bids, tmp_pat
     page = report.read_text()
     assert "Finished, but 1 mask is doubtful" in page
     assert "run-4: has a doubtful mask (see Warnings), and has no say in the volume" in page
+    assert ("Brain masks were taken from an existing derivative data set and resampled to the stacks. One stack with "
+            "a doubtful mask was left out.") in page
     report.unlink()
     assert main([*words, "--reports-only"]) == 0
     assert report.read_text() == page

@@ -251,6 +251,19 @@ def test_weights_that_are_not_there_are_told_of_at_the_start(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["stroke_T1", "stroke_T2"])
+def test_an_adult_whose_skull_was_stripped_has_the_voxels_that_are_not_zero(test_data, name):
+    image = nib.load(test_data / "adult-stroke" / f"{name}.nii.gz")
+    made = make_mask("auto", image.get_fdata(), image.affine)
+    assert (made.method, made.doubt) == ("nonzero", "")
+
+
+def test_air_that_the_scanner_has_set_to_zero_is_no_stripped_skull(test_data):
+    image = nib.load(test_data / "fetal-stacks-mialsrtk" / "sub-01" / "anat" / "sub-01_run-3_T2w.nii.gz")
+    assert (image.get_fdata() == 0).mean() > 0.2
+    assert make_mask("auto", image.get_fdata(), image.affine).method == "network"
+
+
 def test_the_brain_of_a_real_stack_is_found_without_a_hint(test_data):
     """On a stack that the weights of the package were not trained on."""
     fetal_data = test_data / "fetal-stacks-mialsrtk"

@@ -218,9 +218,9 @@ def gather_content(found: dict):
     from gsbids.recon.result import SvrResult
 
     result = SvrResult.load(found["result"]) if "result" in found else None
-    doubts = result.settings.get("mask_doubts", {}) if result else {}
+    choice = result.mask_choice if result else {"doubts": {}, "left_out": []}
     if "choice" in found:
-        doubts = json.loads(Path(found["choice"]).read_text(encoding="utf-8"))["doubts"]
+        choice = json.loads(Path(found["choice"]).read_text(encoding="utf-8"))
     lists = {"image": "conformed", "n4": "corrected", "mask": "masks", "simulated": "simulated"}
     panels = []
     for k, fixed in enumerate(found["panels"]):
@@ -228,10 +228,12 @@ def gather_content(found: dict):
         files = {field: Path(file) for field, file in files.items() if file}
         reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
         panels.append(StackPanel(**as_tuples(fixed), **files, mask_reason=reason,
-                                 doubt=doubts.get(fixed["name"], "")))
+                                 doubt=choice["doubts"].get(fixed["name"], "")))
     content = as_tuples(found["content"])
     facts = dict(found["facts"])
-    facts["masking"] = "+".join(dict.fromkeys(filter(None, found.get("mask_methods", []))))
+    used = [method for panel, method in zip(panels, found.get("mask_methods", []), strict=False)
+            if method and panel.name not in choice["left_out"]]
+    facts |= {"masking": "+".join(dict.fromkeys(used)), "n_left_out": len(choice["left_out"])}
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
     if result:
@@ -270,11 +272,10 @@ def _summary(result) -> tuple:
     if anew := result.settings.get("placed_anew"):
         rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
                   "and fit better in another place"),)
-    doubts = result.settings.get("mask_doubts", {})
-    out = result.settings.get("excluded", [])
+    out, left_out = result.settings.get("excluded", []), result.mask_choice["left_out"]
     for doubtful, words in ((True, "has a doubtful mask (see Warnings)"),
                             (False, "looks like no part of what the other stacks show")):
-        if names := [name for name in out if (name in doubts) == doubtful]:
+        if names := [name for name in out if (name in left_out) == doubtful]:
             rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
     return rows
 

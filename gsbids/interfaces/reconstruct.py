@@ -111,7 +111,7 @@ class FitSvr(NodeInterface):
             starts = transforms.reshape(len(out), -1, 4, 4)[:, 0]
             result = with_excluded(result, tuple(self.inputs.names), starts, out)
         # So that the model alone tells all that the report does.
-        told = {"registration": registration} | ({"mask_doubts": choice["doubts"]} if choice["doubts"] else {})
+        told = {"registration": registration} | ({"mask_choice": choice} if choice["doubts"] else {})
         result = replace(result, settings=result.settings | told)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime

@@ -41,7 +41,10 @@ class MethodsFacts:
     n_stacks : int
         Stacks that entered the reconstruction.
     masking : str
-        How brain masks came about: ``derivatives``, ``nonzero``, ``otsu`` ``none``; several joined by ``+``.
+        How brain masks came about: ``derivatives``, ``network``, ``nonzero``, ``otsu`` or ``none``; several joined
+        by ``+``.
+    n_left_out : int
+        Of the stacks, those that were left out for a doubtful mask.
     denoised, bias_corrected, registered, motion_corrected : bool
     method : {"default", "paper"}
         How the field was fitted.
@@ -74,10 +77,12 @@ class MethodsFacts:
     posed: bool = False
     template: str = ""
     plain: bool = False
+    n_left_out: int = 0
 
 
 _MASKS = {
     "derivatives": "were taken from an existing derivative data set and resampled to the stacks",
+    "network": "were found slice by slice by a convolutional network (MONAI [@monai]), keeping the largest component",
     "nonzero": "were the voxels above zero, as the stacks came without skull",
     "otsu": "were found by Otsu's threshold [@otsu], keeping the largest component and filling its holes",
     "none": "were not used: the whole field of view was reconstructed",
@@ -114,6 +119,10 @@ def _preprocessing(facts: MethodsFacts) -> str:
     masks = [known[name] for name in facts.masking.split("+") if name in known]
     if masks:
         sentences.append(f"Brain masks {', or '.join(masks)}.")
+    if facts.n_left_out:
+        one = facts.n_left_out == 1
+        sentences.append(f"{'One stack' if one else f'{facts.n_left_out} stacks'} with {'a ' if one else ''}doubtful "
+                         f"mask{'' if one else 's'} {'was' if one else 'were'} left out.")
     steps = []
     if facts.denoised:
         steps.append("denoised by adaptive non-local means [@denoise], as far as their measured noise called for")

@@ -31,10 +31,11 @@ class Exclusion:
 
 def excluded_stacks(result: SvrResult) -> list[Exclusion]:
     """Stacks that were left out, or of which nothing is left."""
-    out, doubts = result.settings.get("excluded", []), result.settings.get("mask_doubts", {})
+    out, choice = result.settings.get("excluded", []), result.mask_choice
     strange = ("It looks like no part of what the other stacks show: another subject, another contrast, or a mask that "
                "is no brain.")
-    found = [Exclusion(name, "whole stack", doubts.get(name, strange)) for name in out]
+    found = [Exclusion(name, "whole stack", choice["doubts"][name] if name in choice["left_out"] else strange)
+             for name in out]
     for n, name in enumerate(result.stack_names):
         mine = result.stack_index == n
         if name not in out and mine.any() and result.rejected[mine].all():

@@ -75,6 +75,11 @@ class SvrResult:
         """Slices that had (almost) no say in the volume, (S,), bool."""
         return self.weight < 0.1
 
+    @property
+    def mask_choice(self) -> dict:
+        """Words about stacks with doubtful masks by name (``doubts``), and names of those left out (``left_out``)."""
+        return self.settings.get("mask_choice", {"doubts": {}, "left_out": []})
+
     def save(self, path: str | Path) -> Path:
         """Write as ``.npz`` under a temporary name, then rename."""
         path = Path(path)
