@@ -40,7 +40,7 @@ def main() -> None:
               "simulated": []}
 
     def record(entry: dict) -> None:
-        result["simulated"].append(entry)
+        result["simulated"].append({key: value for key, value in entry.items() if key != "volume"})
         say(f"{entry['case']}: PSNR {entry['score']['psnr']:.2f}, loss {entry.get('psnr_loss', 0):.2f} dB")
         save()
 
