@@ -31,7 +31,11 @@ def test_a_stack_of_another_brain_is_left_out():
     other = dataclasses.replace(acquire(brain(seed=9), "axial", noise=0.01), name="other")
     stacks = [own[0], other, *own[1:]]
     starts = np.tile(np.eye(4), (4, 1, 1))
-    result, alone = fit_svr(stacks, starts, NEAR), fit_svr(own, STILL, NEAR)
+    seen = []
+    result = fit_svr(stacks, starts, NEAR, observe=lambda iteration, now: seen.append(set(now().stack_index)))
+    alone = fit_svr(own, STILL, NEAR)
+    assert seen[0] == {0, 1, 2, 3}  # those who watch are told of all stacks, whichever are left out
+    assert seen[-1] == {0, 2, 3}
     assert result.settings["excluded"] == ["other"]
     assert alone.settings["excluded"] == []
     for name in GaussianField.PARAMETERS:

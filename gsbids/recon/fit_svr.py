@@ -92,9 +92,13 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state = stage_of((), state, coarse)
     if options.motion_correction and (out := strangers(stack_similarity(slices, state))).any():
         kept = np.flatnonzero(~out)
-        fewer = fit_svr([stacks[k] for k in kept], transforms[kept], options, progress, observe)
-        starts = transforms.reshape(len(stacks), -1, 4, 4)[:, 0]
-        return with_excluded(fewer, tuple(stack.name for stack in stacks), starts, out)
+        starts, names = transforms.reshape(len(stacks), -1, 4, 4)[:, 0], tuple(stack.name for stack in stacks)
+
+        def of_all(fewer: SvrResult) -> SvrResult:
+            return with_excluded(fewer, names, starts, out)
+
+        watch = observe and (lambda iteration, now: observe(iteration, lambda: of_all(now())))
+        return of_all(fit_svr([stacks[k] for k in kept], transforms[kept], options, progress, watch))
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
