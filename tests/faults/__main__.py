@@ -20,7 +20,7 @@ from faults.warm import load_everything
 #: Every so many corruptions is run by the real command (those that are quick more often), and every so many of the
 #: others to its end; of the rest a data set sees the checks at the start alone.
 REAL_EVERY = {"svr": 16, "sr": 5, "reconstruct": 7, "super-resolve": 3, "sample": 3, "group": 4}
-WHOLE_EVERY = 60
+WHOLE_EVERY = 10
 
 
 def main() -> int:
