@@ -126,9 +126,9 @@ def execute(workflow, plan: Plan) -> bool:
     LOGGER.info("device: %s", device_words(plan.config.workflow.device, options.plugin))
     steps = [node for node in workflow._get_all_nodes() if is_step(node)]
     names = {workflow_name(task): task.name for task in plan.tasks}
-    progress = Progress(names, len(steps))
-    arguments = {"status_callback": progress, **options.plugin_args}
     plugin, executor = _local_plugin(options), None
+    progress = Progress(names, len(steps), all_start=plugin == "Linear")
+    arguments = {"status_callback": progress, **options.plugin_args}
     if plugin == "MultiProc":
         from gsbids.cli.executor import make_executor
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -97,7 +98,8 @@ def _save(args: argparse.Namespace, key: str, found: dict) -> int:
     whole = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     whole |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "date": str(date.today()), "seed": args.seed}
     whole.setdefault("parts", {})[key] = found
-    args.out.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    args.out.write_text(re.sub(r"/[^\s\"]*gsbids-faults-\w+", "", text), encoding="utf-8")
     print(f"{key}: {found['tried']} tried, {len(found['faults'])} faults", *found["faults"], sep="\n  ", flush=True)
     return len(found["faults"])
 

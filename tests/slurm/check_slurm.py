@@ -155,11 +155,12 @@ def wait_for_the_end(slurm, seconds: float = 1200) -> None:
         time.sleep(1)
 
 
-def state(slurm, job: str) -> tuple[str, str]:
+def state(slurm, job: str) -> tuple[str, int]:
     """State and exit code of a job."""
     done = subprocess.run(["squeue", "-h", "-t", "all", "-j", job, "-O", "State,exit_code"], env=os.environ | slurm,
                           capture_output=True, text=True, check=True)
-    return tuple(done.stdout.split())
+    name, status = done.stdout.split()
+    return name, os.waitstatus_to_exitcode(int(status))
 
 
 def test_the_documented_job_array(data, documented_job, slurm, alone, tmp_path):
@@ -167,13 +168,13 @@ def test_the_documented_job_array(data, documented_job, slurm, alone, tmp_path):
     wait_for_the_end(slurm)
     out, logs = tmp_path / "out", sorted((tmp_path / "logs").iterdir())
     assert [path.name for path in logs] == [f"gsbids-{array}_0.log", f"gsbids-{array}_1.log"]
-    assert state(slurm, f"{array}_0") == ("COMPLETED", "0"), logs[0].read_text()
-    assert state(slurm, f"{array}_1") == ("FAILED", "1"), logs[1].read_text()
+    assert state(slurm, f"{array}_0") == ("COMPLETED", 0), logs[0].read_text()
+    assert state(slurm, f"{array}_1") == ("FAILED", 1), logs[1].read_text()
     assert hashes(out) == alone
     assert "the mask made from the stack holds" in logs[1].read_text(encoding="utf-8")
     assert "the mask made from the stack holds" in (out / "sub-02.html").read_text(encoding="utf-8")
     # The table of the group was made after both, one of which had failed.
-    assert state(slurm, group) == ("COMPLETED", "0"), (tmp_path / f"slurm-{group}.out").read_text()
+    assert state(slurm, group) == ("COMPLETED", 0), (tmp_path / f"slurm-{group}.out").read_text()
     page = next(out.glob("group*.html")).read_text(encoding="utf-8")
     assert "sub-01" in page
     assert "sub-02" in page
