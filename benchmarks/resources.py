@@ -150,7 +150,7 @@ def simulate(folder: Path, full: bool) -> Path:
     from gsbids.simulate.acquire import Acquisition
     from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
-    small = {} if full else {"phantom_voxel": 1.2, "brain_ml": 60.0, "truth_resolution": 1.5,
+    small = {} if full else {"phantom_voxel": 1.2, "brain_ml": 15.0, "truth_resolution": 1.5,
                              "acquisition": Acquisition(in_plane=2.0, thickness=5.0, spacing=5.0, noise=0.01)}
     if not folder.exists():
         simulate_dataset(folder, SimulationSettings(orientations=("axial", "coronal", "sagittal"), **small))
