@@ -75,14 +75,13 @@ LABEL org.opencontainers.image.title="gsbids" \
 RUN useradd --create-home --shell /bin/bash --uid 1000 gsbids
 COPY --from=dependencies /opt/gsbids /opt/gsbids
 COPY --from=build /layer /
-# What is written outside the mounted folders goes to /tmp, or to the work folder where that is read-only
-# (gsbids/cli/places.py). LOGNAME: a foreign uid has no name, and nipype's Slurm plugin asks for it.
+# What is written besides the outputs goes to the work folder, from where compiled kernels are loaded too: /tmp may be
+# read-only, or shared with strangers (gsbids/cli/places.py).
+# LOGNAME: a foreign uid has no name, and nipype's Slurm plugin asks for it.
 ENV PATH=/opt/gsbids/bin:$PATH \
     HOME=/tmp \
     TMPDIR=/tmp \
     XDG_CACHE_HOME=/tmp/.cache \
-    NUMBA_CACHE_DIR=/tmp/numba \
-    MPLCONFIGDIR=/tmp/matplotlib \
     GSBIDS_CACHE=/opt/gsbids/cache \
     LOGNAME=gsbids \
     LANG=C.UTF-8 \

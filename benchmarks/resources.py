@@ -4,8 +4,9 @@
     python benchmarks/resources.py [WORK] [--full] [--cases N N ...]
 
 simulates a subject of three stacks, reconstructs it under several limits, and writes ``docs/results/resources.json``.
-A thread counts where the kernel says that it runs or wants to (state R); memory is PSS, in which pages that processes
-share count once.
+A thread counts where the kernel says that it runs or wants to (state R): also for the moment in which one hands over to
+another, so that the processor time of a second is what tells how many computed. Memory is PSS, in which pages that
+processes share count once.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from common import CHECKOUT, gsbids_command, machine, write_json
 
 EVERY = 0.05  # s between samples of the threads
 MEMORY_EVERY = 0.2  # s between samples of the memory, which are dearer
+WINDOW = 1.0  # s over which processor time is added up
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # s, the unit of processor time in /proc
 
 #: nprocs, omp_nthreads and mem (GB) of each case.
 CASES = ((1, 1, 2.5), (1, 1, 6.0), (2, 1, 3.0), (2, 1, 6.0), (2, 2, 3.0), (2, 2, 6.0))
@@ -43,6 +46,10 @@ class Sampler:
         Largest PSS (GB) and most running threads of the process that worked on a step.
     idle : float
         Largest PSS of a worker between two steps.
+    cores : float
+        Most processor time in a window, as a share of it: of all threads together.
+    ticks : dict of (int, int) to int
+        Processor time of every thread of every process.
     """
 
     root: int
@@ -51,12 +58,15 @@ class Sampler:
         self.counts, self.with_main = defaultdict(int), defaultdict(int)
         self.by_step = defaultdict(lambda: [0.0, 0])
         self.memory, self.idle, self.driver, self.processes = 0.0, 0.0, 0.0, 0
-        self._next = 0.0
+        self.cores, self.ticks = 0.0, {}
+        self._next, self._window = 0.0, (time.monotonic(), 0)
 
     def sample(self) -> None:
         """Look once."""
         pids = descendants(self.root)
-        running = {pid: running_threads(pid) for pid in pids}
+        threads = {pid: threads_of(pid) for pid in pids}
+        running = {pid: sum(state == "R" for state, _ in found.values()) for pid, found in threads.items()}
+        self._add_up(threads)
         steps = {pid: step_of(pid) for pid in pids}
         self.with_main[sum(running.values())] += 1
         self.counts[sum(count for pid, count in running.items() if pid != self.root or steps[pid])] += 1
@@ -76,6 +86,14 @@ class Sampler:
                 entry[0] = max(entry[0], size)
             elif pid != self.root:
                 self.idle = max(self.idle, size)
+
+    def _add_up(self, threads: dict[int, dict[int, tuple[str, int]]]) -> None:
+        """Processor time of all threads, and the most of it in a window."""
+        self.ticks |= {(pid, thread): ticks for pid, found in threads.items() for thread, (_, ticks) in found.items()}
+        now, total = time.monotonic(), sum(self.ticks.values())
+        if now - self._window[0] >= WINDOW:
+            self.cores = max(self.cores, (total - self._window[1]) * TICK / (now - self._window[0]))
+            self._window = now, total
 
 
 def descendants(root: int) -> list[int]:
@@ -99,13 +117,14 @@ def stat_fields(path: str) -> list[str]:
         return []
 
 
-def running_threads(pid: int) -> int:
-    """Threads of a process that run or want to."""
+def threads_of(pid: int) -> dict[int, tuple[str, int]]:
+    """State and processor time (ticks) of the threads of a process."""
     try:
         tasks = os.listdir(f"/proc/{pid}/task")
     except OSError:
-        return 0
-    return sum(stat_fields(f"/proc/{pid}/task/{task}/stat")[:1] == ["R"] for task in tasks)
+        return {}
+    fields = {int(task): stat_fields(f"/proc/{pid}/task/{task}/stat") for task in tasks}
+    return {task: (found[0], int(found[11]) + int(found[12])) for task, found in fields.items() if found}
 
 
 def pss_gb(pid: int) -> float:
@@ -131,7 +150,7 @@ def simulate(folder: Path, full: bool) -> Path:
     from gsbids.simulate.acquire import Acquisition
     from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
-    small = {} if full else {"phantom_voxel": 1.2, "brain_ml": 60.0, "truth_resolution": 1.5,
+    small = {} if full else {"phantom_voxel": 1.2, "brain_ml": 15.0, "truth_resolution": 1.5,
                              "acquisition": Acquisition(in_plane=2.0, thickness=5.0, spacing=5.0, noise=0.01)}
     if not folder.exists():
         simulate_dataset(folder, SimulationSettings(orientations=("axial", "coronal", "sagittal"), **small))
@@ -161,6 +180,9 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
             "wall_s": round(time.monotonic() - start, 1), "samples": total,
             "samples_by_running_threads": {str(key): n for key, n in counts.items()},
             "samples_with_main_process": {str(key): n for key, n in sorted(sampler.with_main.items())},
+            "most_cores": round(sampler.cores, 2), "cpu_s": round(sum(sampler.ticks.values()) * TICK, 1),
+            "cpu_s_of_other_than_main_threads": round(TICK * sum(
+                ticks for (pid, thread), ticks in sampler.ticks.items() if pid != thread), 1),
             "share_above_nprocs": round(more / max(total, 1), 4), "most_threads": max(counts, default=0),
             "peak_pss_gb": round(sampler.memory, 3), "driver_gb": round(sampler.driver, 3),
             "idle_worker_gb": round(sampler.idle, 3), "processes": sampler.processes,
@@ -186,8 +208,8 @@ def main() -> None:
         write_json(args.out, {"machine": machine(), "data": "full" if args.full else "small", "options": args.options,
                               "cases": rows})
         print(f"nprocs {row['nprocs']} omp {row['omp_nthreads']} mem {row['mem_gb']:g}: exit {row['exit_code']}, most "
-              f"threads {row['most_threads']} ({row['share_above_nprocs']:.1%} of samples above), peak "
-              f"{row['peak_pss_gb']:.2f} GB", file=sys.stderr)
+              f"threads {row['most_threads']} ({row['share_above_nprocs']:.1%} of samples above), most cores "
+              f"{row['most_cores']:.2f}, peak {row['peak_pss_gb']:.2f} GB", file=sys.stderr)
 
 
 if __name__ == "__main__":

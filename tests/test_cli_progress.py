@@ -115,3 +115,24 @@ def test_the_line_fits(tmp_path):
                                   "sub-01 step_2 0:00")
     assert progress.line(60) == "0 of 9 steps, 0:00 | sub-01 step_0 25% 0:00 | +2"
     assert all(len(progress.line(width)) <= width for width in range(20, 120))
+
+
+def test_what_was_not_run_is_not_told_of_as_kept(tmp_path, caplog):
+    """Nipype's Linear says "end" also of steps that it leaves out after a failure."""
+    from nipype import Function, Node, Workflow
+    from nipype.pipeline.engine.nodes import NodeExecutionError
+
+    def once(x, fails):
+        if fails:
+            raise ValueError("no")
+        return x
+
+    workflow = Workflow("top_wf", base_dir=str(tmp_path))
+    first, second, third = (Node(Function(function=once), name) for name in ("first", "second", "third"))
+    first.inputs.x, first.inputs.fails, second.inputs.fails, third.inputs.fails = 1, False, True, False
+    workflow.connect([(first, second, [("out", "x")]), (second, third, [("out", "x")])])
+    workflow.config["execution"]["crashdump_dir"] = str(tmp_path)
+    with caplog.at_level("INFO", "gsbids"), pytest.raises(NodeExecutionError):
+        workflow.run("Linear", {"status_callback": Progress({}, 3, all_start=True)})
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("gsbids")]
+    assert [line.split(":")[0] for line in said] == ["first"]

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from conftest import write_nifti
 from faults import fuzz, runs
-from faults.subject import checksums, flaws, gsbids, make_subject
+from faults.subject import flaws, gsbids, make_subject
 from faults.warm import Ended
 from qc_samples import sample_result
+from trees import checksums
 
 from gsbids.atomic import replacing, sweep, write_atomic
 from gsbids.bids.description import write_description

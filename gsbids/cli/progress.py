@@ -33,6 +33,9 @@ class Progress:
         Names of tasks by the names of their workflows.
     total : int
         Number of steps.
+    all_start : bool
+        The plugin says of every step that it starts, also of one that is kept from before: what ends without a start
+        was not run, because a step before it had failed.
 
     Attributes
     ----------
@@ -41,9 +44,10 @@ class Progress:
         next call goes no further.
     """
 
-    def __init__(self, names: Mapping[str, str], total: int):
+    def __init__(self, names: Mapping[str, str], total: int, all_start: bool = False):
         self._names = names
         self._total = total
+        self._all_start = all_start
         self._began = time.monotonic()
         self._started: dict[str, float] = {}
         self._running: dict[str, object] = {}
@@ -63,6 +67,8 @@ class Progress:
         if status != "end" or node.fullname in self._done:
             return
         began = self._started.get(node.fullname)
+        if began is None and self._all_start:
+            return
         took = "kept from before" if began is None else f"{time.monotonic() - began:.1f} s"
         LOGGER.info("%s: %s (%d of %d)", step_name(node.fullname, self._names), took, len(self._done) + 1,
                     self._total)

@@ -18,9 +18,9 @@ from gsbids.cli.locks import locked
 from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
 from gsbids.cli.progress import Progress, RunLog, TerminalHandler, handlers, is_step
-from gsbids.cli.resources import plan_budget
+from gsbids.cli.resources import Budget, plan_budget
 from gsbids.cli.signals import handled
-from gsbids.config import Config
+from gsbids.config import Config, NipypeOptions
 from gsbids.errors import GsbidsError, InputError, WorkflowError
 from gsbids.workflows.names import task_folder, workflow_name
 from gsbids.workflows.rebuild import write_boilerplate
@@ -64,7 +64,8 @@ def run_plan(plan: Plan) -> int:
     Raises
     ------
     gsbids.errors.GsbidsError
-        The workflow cannot be built (70), or a command is missing (127).
+        The workflow cannot be built (70), a command is missing (127), or the memory is too little for a step (2):
+        nothing has been written then.
     """
     config = plan.config
     command = PLUGINS.get(config.nipype.plugin)
@@ -80,9 +81,12 @@ def run_plan(plan: Plan) -> int:
                 write_graphs(workflow, plan)
             output.write(describe_plan(plan, workflow))
             return int(bool(plan.refused))
+        workflow = build(plan)
+        _budget(config, workflow)  # before anything is written
         with locked(plan) as free:
             prepare_folders(free)
-            workflow = build(free)
+            if free.tasks != plan.tasks:
+                workflow = build(free)
             if config.execution.write_graph:
                 write_graphs(workflow, free)
             finished = execute(workflow, free)
@@ -117,26 +121,18 @@ def execute(workflow, plan: Plan) -> bool:
 
     What failed is found out from crash files and outputs, task by task: see
     :func:`gsbids.cli.outcome.report_outcome`.
-
-    Raises
-    ------
-    gsbids.errors.InputError
-        The memory is too little for a step.
     """
     options = plan.config.nipype
     LOGGER.info("device: %s", device_words(plan.config.workflow.device, options.plugin))
     steps = [node for node in workflow._get_all_nodes() if is_step(node)]
     names = {workflow_name(task): task.name for task in plan.tasks}
-    progress = Progress(names, len(steps))
+    plugin, executor = _local_plugin(options), None
+    progress = Progress(names, len(steps), all_start=plugin == "Linear")
     arguments = {"status_callback": progress, **options.plugin_args}
-    plugin = options.plugin
-    if plugin == "auto":
-        plugin = "MultiProc" if options.nprocs > 1 else "Linear"
-    executor = None
-    budget = plan_budget(options, workflow._get_all_nodes()) if plugin in ("Linear", "MultiProc") else None
     if plugin == "MultiProc":
         from gsbids.cli.executor import make_executor
 
+        budget = _budget(plan.config, workflow)
         executor = make_executor({"n_procs": options.nprocs, "raise_insufficient": False, "workers": budget.workers,
                                   "memory_gb": budget.memory_gb, **one_gpu(plan.config), **arguments})
     elif plugin.startswith("SLURM"):
@@ -164,6 +160,20 @@ def execute(workflow, plan: Plan) -> bool:
         if executor is not None:
             executor.stop()
     return True
+
+
+def _local_plugin(options: NipypeOptions) -> str:
+    """The plugin that "auto" means."""
+    if options.plugin == "auto":
+        return "MultiProc" if options.nprocs > 1 else "Linear"
+    return options.plugin
+
+
+def _budget(config: Config, workflow) -> Budget | None:
+    """What steps on this machine share; None where another machine's batch system sees to it."""
+    if _local_plugin(config.nipype) in ("Linear", "MultiProc"):
+        return plan_budget(config.nipype, workflow._get_all_nodes())
+    return None
 
 
 def one_gpu(config: Config) -> dict[str, int]:

@@ -127,7 +127,8 @@ step_run() {
     more=()
     [ -s "$out/sub-01.html" ] || fail "there is no report"
     hashes "$top/bids" | cmp - "$top/bids.sha256" || fail "the input has changed"
-    kernels "$out/work/.cache/numba"
+    say "image of $(du -sm --one-file-system "$top/rootfs" | cut -f1) MiB"
+    kernels "$top/rootfs/opt/gsbids/cache/numba" "$out/work/.cache/numba"
     grep -q '"Tag": "gsbids:' "$out/dataset_description.json" || fail "dataset_description.json does not name the image"
     say "the other commands"
     contained "$out" "$gsbids" /data /out group
@@ -141,13 +142,14 @@ step_run() {
     fresh "$top/out-tmp"
     timed contained "$top/out-tmp" "$gsbids" "${reconstruct[@]}" --nprocs 2 --omp-nthreads 1 --sloppy
     [ -s "$top/out-tmp/$volume" ] || fail "there is no volume"
+    kernels "$top/rootfs/opt/gsbids/cache/numba" "$top/out-tmp/work/.cache/numba"
 }
 
-# Every kernel that the run has used came with the image.
+# kernels GIVEN FOUND: every kernel that a run has used came with the image; its cache is in the work folder.
 kernels() {
     local made
-    made=$(comm -13 <(cd "$top/rootfs/opt/gsbids/cache/numba" && find . -name '*.nbc' | sort) \
-                    <(cd "$1" && find . -name '*.nbc' | sort))
+    [ -d "$2" ] || fail "the work folder holds no kernels"
+    made=$(comm -13 <(hashes "$1" | sort) <(hashes "$2" | sort))  # by content: numba gives a new one an old name
     [ -z "$made" ] || fail "compiled at run time: $made"
     say "no kernel was compiled"
 }
@@ -213,6 +215,7 @@ step_sif-run() {
         fail "dataset_description.json does not say that Apptainer ran it"
     cmp "$top/out/$volume" "$share/out/$volume" || fail "the volume is not that of the image"
     say "the same volume as before, to the bit"
+    kernels "$top/out/work/.cache/numba" "$share/scratch/sub-01/.cache/numba"
     in_sid "$user apptainer run --cleanenv --containall -B /share/bids:/data:ro -B /share/out:/out /share/gsbids.sif \
         /data /out group"
 }

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -20,7 +21,7 @@ from faults.warm import load_everything
 #: Every so many corruptions is run by the real command (those that are quick more often), and every so many of the
 #: others to its end; of the rest a data set sees the checks at the start alone.
 REAL_EVERY = {"svr": 16, "sr": 5, "reconstruct": 7, "super-resolve": 3, "sample": 3, "group": 4}
-WHOLE_EVERY = 60
+WHOLE_EVERY = 10
 
 
 def main() -> int:
@@ -97,7 +98,8 @@ def _save(args: argparse.Namespace, key: str, found: dict) -> int:
     whole = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     whole |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "date": str(date.today()), "seed": args.seed}
     whole.setdefault("parts", {})[key] = found
-    args.out.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    args.out.write_text(re.sub(r"/[^\s\"]*gsbids-faults-\w+", "", text), encoding="utf-8")
     print(f"{key}: {found['tried']} tried, {len(found['faults'])} faults", *found["faults"], sep="\n  ", flush=True)
     return len(found["faults"])
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from trees import checksums
 
 from faults.corrupt import CORRUPTIONS
-from faults.subject import Subject, checksums, flaws, gsbids, make_subject
+from faults.subject import Subject, flaws, gsbids, make_subject
 from faults.warm import Ended, run_forked
 
 #: How often each corruption is tried: what is run, which file is spoilt, how.

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trees import checksums
+
 from faults.fuzz import run_real
-from faults.subject import Subject, checksums, flaws, gsbids
+from faults.subject import Subject, flaws, gsbids
 from faults.warm import Ended, run_forked, start_forked
 
 

@@ -2,7 +2,6 @@
 """The small data set of the campaign, its command, and what must be true of every tree afterwards."""
 
 import gzip
-import hashlib
 import json
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from conftest import ball_stack, write_nifti
+from trees import checksums
 
 #: Where a run may stand in the way of its own leftovers.
 TEMPORARY = re.compile(r"\.tmp(\.|$)")
@@ -69,13 +69,6 @@ def make_subject(folder: Path, labels=("01",), stacks: int = 3) -> Subject:
 def gsbids(*words) -> list[str]:
     """The real command."""
     return [sys.executable, "-m", "gsbids", *map(str, words)]
-
-
-def checksums(folder: Path, skip=("log",)) -> dict[str, str]:
-    """Hash of every file below a folder, but for those in folders called ``skip``."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not set(path.relative_to(folder).parts) & set(skip)}
 
 
 def flaws(folder: Path, leftovers: bool = True) -> list[str]:

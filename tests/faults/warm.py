@@ -26,8 +26,12 @@ class Ended:
 def load_everything() -> None:
     """Import what runs import, once, and shorten the fit of ``--sloppy``."""
     import ants  # noqa: F401
+    import bids  # noqa: F401
+    import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401
     import torch
+    import torch._dynamo  # optimizers load it when the first one is made
+    from numba.core.registry import cpu_target
 
     import gsbids.cli.group
     import gsbids.cli.run
@@ -38,6 +42,8 @@ def load_everything() -> None:
     from gsbids.recon.models import load_model  # noqa: F401
 
     torch.set_num_threads(1)
+    # What numba does before it takes a kernel from its cache; threads are started by nobody but the children.
+    cpu_target.target_context.refresh()
     gsbids.workflows.svr.SLOPPY = dict.fromkeys(gsbids.workflows.svr.SLOPPY, TINY_FIT)
 
 

@@ -4,8 +4,11 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -110,3 +113,68 @@ def test_two_subjects_of_which_one_fails(data, slurm, alone, tmp_path, plugin):
     assert list((tmp_path / "work").glob("*/gsbids_wf/batch/*.out"))
     assert subprocess.run(["squeue", "-h"], env=os.environ | slurm, capture_output=True, text=True,
                           check=True).stdout == ""
+
+
+def documented(script: bool, **changes: str) -> str:
+    """The script for sbatch of docs/hpc.md, or the commands that send it, with other text in some places."""
+    text = (Path(__file__).parents[2] / "docs" / "hpc.md").read_text(encoding="utf-8")
+    chapter = text.partition("## Many subjects")[2].partition("\n## ")[0]
+    _, body, after = re.split(r"^```(?:bash)?\n", chapter, flags=re.MULTILINE)
+    found = body if script else "\n".join(line[4:] for line in after.splitlines() if line.startswith("    "))
+    for old, new in changes.items():
+        assert old in found, f"docs/hpc.md does not say {old}"
+        found = found.replace(old, new)
+    return found
+
+
+@pytest.fixture
+def documented_job(data, slurm, tmp_path):
+    """Send the array of docs/hpc.md and what comes after it; gives their job numbers."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy(Path(__file__).with_name("apptainer.py"), tmp_path / "bin" / "apptainer")
+    image = tmp_path / "gsbids.sif"
+    image.touch()
+    folders = {"/data/study-gsbids": str(tmp_path / "out"), "/data/study": str(data)}
+    (tmp_path / "gsbids.sbatch").write_text(documented(
+        True, **{"-d masks=/data/derivatives/masks": " ".join(OPTIONS), **folders,
+                 "/scratch/$USER/gsbids": str(tmp_path / "scratch"), "/containers/gsbids.sif": str(image),
+                 "--cpus-per-task=8": "--cpus-per-task=1", "--mem=16G": "--mem=3G"}))
+    send = documented(False, **folders) + "\necho $job\n"
+    variables = os.environ | slurm | {"GSBIDS_PYTHON": sys.executable}
+    variables["PATH"] = f"{tmp_path / 'bin'}:{variables['PATH']}"
+    done = subprocess.run(["bash", "-euc", send], env=variables, cwd=tmp_path, capture_output=True, text=True,
+                          check=True)
+    group, array = (word for word in done.stdout.split() if word.isdigit())
+    return array, group
+
+
+def wait_for_the_end(slurm, seconds: float = 1200) -> None:
+    limit = time.monotonic() + seconds
+    while subprocess.run(["squeue", "-h"], env=os.environ | slurm, capture_output=True, check=True).stdout:
+        assert time.monotonic() < limit
+        time.sleep(1)
+
+
+def state(slurm, job: str) -> tuple[str, int]:
+    """State and exit code of a job."""
+    done = subprocess.run(["squeue", "-h", "-t", "all", "-j", job, "-O", "State,exit_code"], env=os.environ | slurm,
+                          capture_output=True, text=True, check=True)
+    name, status = done.stdout.split()
+    return name, os.waitstatus_to_exitcode(int(status))
+
+
+def test_the_documented_job_array(data, documented_job, slurm, alone, tmp_path):
+    array, group = documented_job
+    wait_for_the_end(slurm)
+    out, logs = tmp_path / "out", sorted((tmp_path / "logs").iterdir())
+    assert [path.name for path in logs] == [f"gsbids-{array}_0.log", f"gsbids-{array}_1.log"]
+    assert state(slurm, f"{array}_0") == ("COMPLETED", 0), logs[0].read_text()
+    assert state(slurm, f"{array}_1") == ("FAILED", 1), logs[1].read_text()
+    assert hashes(out) == alone
+    assert "the mask made from the stack holds" in logs[1].read_text(encoding="utf-8")
+    assert "the mask made from the stack holds" in (out / "sub-02.html").read_text(encoding="utf-8")
+    # The table of the group was made after both, one of which had failed.
+    assert state(slurm, group) == ("COMPLETED", 0), (tmp_path / f"slurm-{group}.out").read_text()
+    page = next(out.glob("group*.html")).read_text(encoding="utf-8")
+    assert "sub-01" in page
+    assert "sub-02" in page
