@@ -25,8 +25,7 @@ from sources import brains
 from gsbids.masking.network import DOUBTFUL, load_network, segment_stack
 
 SLICES = 24
-SIMULATED = 40
-EMPTY = 12
+SIMULATED = {"simulated, T2-weighted": 40, "simulated, any contrast": 20, "no brain, simulated": 12}
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -85,10 +84,12 @@ def cases(data: Path, told: dict, runs):
         if left_out:
             yield from brainless(f"run-{run}", image, loaded.affine, truth)
     atlas = brains(data / "fetal-atlas-spinabifida", told["evaluate"]["weeks"])
-    for number in range(SIMULATED + EMPTY):
-        image, truth, gap = simulated(np.random.default_rng(10_000 + number), atlas, number >= SIMULATED)
-        yield (f"simulated-{number}", "simulated" if truth.any() else "no brain, simulated", image,
-               np.diag([PIXEL, PIXEL, gap, 1]), truth)
+    for kind, count in SIMULATED.items():
+        for number in range(count):
+            odd, empty = float("any" in kind), "no brain" in kind
+            image, truth, gap = simulated(np.random.default_rng((10_000, number)), atlas, odd, empty)
+            name = kind.replace(", ", "-").replace(" ", "-")
+            yield f"{name}-{number}", kind, image, np.diag([PIXEL, PIXEL, gap, 1]), truth
 
 
 def brainless(name: str, image, affine, truth):
@@ -120,14 +121,17 @@ def summary(rows: list[dict]) -> dict:
     return out
 
 
-def simulated(rng, atlas, empty: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """A stack of a brain of an atlas in made-up surroundings, its mask, and the distance of its slices, mm."""
+def simulated(rng, atlas, odd: float, empty: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """A stack of a brain of an atlas in made-up surroundings, its mask, and the distance of its slices, mm.
+
+    ``odd`` is the chance that any tissue has any brightness, instead of one near to that of T2-weighted images.
+    """
     scene = phantom(rng, atlas, empty)
     frame = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
     gap = float(max(rng.uniform(2.5, 5), 2.5 * scene.radius / SLICES))
     middle = scene.middle * np.array(scene.spacing) + frame @ rng.uniform(-20, 20, 3)
     plane = Plane(frame, middle, gap, gap, 1.0)
-    images, shares = cut(rng, scene, palette(rng, Mixture()), plane, SLICES)
+    images, shares = cut(rng, scene, palette(rng, Mixture(odd=odd)), plane, SLICES)
     return np.moveaxis(acquired(rng, images), 0, 2), np.moveaxis(shares > 0.5, 0, 2), gap
 
 
