@@ -14,6 +14,7 @@ LEAST_BRAIN = 5.0  # ml; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
 NECK = 0.3  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
+LEAST_CONFIDENCE = 0.65  # below it, what is found is no brain
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
 
 
@@ -48,7 +49,7 @@ class NetworkMask:
     Attributes
     ----------
     mask : ndarray, (X, Y, Z), bool
-        Empty where no brain is found.
+        Empty where no brain is found: nothing, too little, or too uncertain.
     probability : ndarray, (X, Y, Z), float32
     confidence : float
         Mean over the voxels of the mask of how far they are from undecided, 0 to 1.
@@ -202,9 +203,10 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     mask = labels == 1 + int(np.argmax(sums))
     mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], 2)
     mask = without_appendages(mask, spacing)
-    if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN:
+    confidence = float(np.mean(np.abs(2 * probability[mask] - 1)))
+    if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN or confidence < LEAST_CONFIDENCE:
         return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
-    return NetworkMask(mask, probability, float(np.mean(np.abs(2 * probability[mask] - 1))))
+    return NetworkMask(mask, probability, confidence)
 
 
 def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
