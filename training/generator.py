@@ -124,8 +124,12 @@ def scenes(seed: int, stacks: list[Scene], atlas: list[Brain], mixture: Mixture,
            workers: int = 1) -> dict[str, list[Scene]]:
     """The scenes of a training, by kind; made up in so many processes."""
     moved = [_moved(seed, k, stacks, atlas) for k in range(max(1, mixture.scenes // 4))]
-    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-        made = list(pool.map(partial(_made, seed, atlas, mixture.empty), range(mixture.scenes), chunksize=4))
+    make, numbers = partial(_made, seed, atlas, mixture.empty), range(mixture.scenes)
+    if workers == 1:
+        made = [make(k) for k in numbers]
+    else:
+        with ProcessPoolExecutor(workers, get_context("fork"), torch.set_num_threads, (1,)) as pool:
+            made = list(pool.map(make, numbers, chunksize=4))
     return {"real": stacks, "transplanted": moved, "made up": made}
 
 
@@ -135,7 +139,6 @@ def _moved(seed: int, k: int, stacks: list[Scene], atlas: list[Brain]) -> Scene:
 
 
 def _made(seed: int, atlas: list[Brain], empty: float, k: int) -> Scene:
-    torch.set_num_threads(1)
     rng = np.random.default_rng((seed, 2, k))
     return phantom(rng, atlas, rng.random() < empty)
 

@@ -34,7 +34,8 @@ class Blocks(IterableDataset):
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         number, step = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
-        torch.set_num_threads(1)
+        if worker:
+            torch.set_num_threads(1)
         while True:
             image, mask = draw(np.random.default_rng(number), self.pool, self.mixture, self.slices)
             yield image, mask[None]

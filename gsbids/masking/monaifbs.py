@@ -136,7 +136,6 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], net
     """
     import torch
     from monai.inferers import sliding_window_inference
-    from monai.transforms import KeepLargestConnectedComponent
 
     image = np.nan_to_num(np.asarray(image, np.float32))
     step = shape.pixel / np.array(spacing[:2])
@@ -149,7 +148,7 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], net
         score = sum(torch.flip(sliding_window_inference(torch.flip(slices, axes), shape.window, 4, network, 0.0), axes)
                     for axes in ((), (2,), (3,), (2, 3))) / 4
         probability = np.moveaxis(torch.softmax(score, 1)[:, 1].numpy(), 0, 2)
-    found = KeepLargestConnectedComponent()(torch.from_numpy(probability > 0.5)[None])[0].numpy()
+    found = _largest(probability > 0.5)
     back, size = 1 / step, np.array(image.shape[:2])
     mask = _resampled(found.astype(np.uint8), back, size, 0) > 0
     probability = _resampled(probability, back, size, 1)
@@ -173,6 +172,12 @@ def _state(path: str | Path) -> dict:
     found = found if isinstance(found, dict) else {}
     found = next((found[key] for key in NESTED if isinstance(found.get(key), dict)), found)
     return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest region of a mask; voxels that share a corner belong together."""
+    regions, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    return regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:])) if count else mask
 
 
 def _resampled(stack: np.ndarray, step: np.ndarray, size: np.ndarray, order: int) -> np.ndarray:
