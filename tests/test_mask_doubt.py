@@ -97,6 +97,13 @@ def facts_of(doubts):
             for doubt in doubts]
 
 
+def test_no_mask_at_all_is_an_error_that_says_what_to_do(stacks):
+    with pytest.raises(InputError, match=r"^run-1: No brain was found; give masks with -d/--derivatives$"):
+        choice_of(stacks[1][3:], facts_of(DOUBTS[3:]), NAMES[:1])
+    with pytest.raises(InputError, match=r"^run-1 and all other stacks: No brain was found; give masks"):
+        choice_of(stacks[1][3:] * 2, facts_of(DOUBTS[3:] * 2), NAMES[:2])
+
+
 def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_path, caplog):
     caplog.set_level(logging.INFO, "gsbids")
     images, masks = stacks

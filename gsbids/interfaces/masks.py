@@ -63,7 +63,8 @@ def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
                            [mask_length(mask > 0, affine) for mask, affine in loaded],
                            [each["MaskMode"] for each in facts], [each.get("MaskDoubt", "") for each in facts])
     if all(choice.left_out):
-        raise InputError(f"{names[0]}{' and all other stacks' if len(names) > 1 else ''}: {choice.doubts[0]}")
+        who = f"{names[0]} and all other stacks" if len(names) > 1 else names[0]
+        raise InputError(f"{who}: {choice.doubts[0].rstrip('.')}; give masks with -d/--derivatives")
     words = {name: choice.words(k) for k, name in enumerate(names)}
     return {"doubts": {name: text for name, text in words.items() if text},
             "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out]}
