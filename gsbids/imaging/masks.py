@@ -56,6 +56,24 @@ def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray,
     return (value >= 0.5) & reach
 
 
+def largest_region(mask: np.ndarray, corners: bool = False) -> np.ndarray:
+    """The largest connected region of a mask; of equal ones the first.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+    corners : bool
+        Voxels that share a corner belong together; else those that share a face.
+
+    Returns
+    -------
+    ndarray of bool
+        The mask itself where it is empty.
+    """
+    regions, count = ndimage.label(mask, np.ones((3,) * mask.ndim) if corners else None)
+    return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:]) if count else mask
+
+
 def bounding_box(mask: np.ndarray, margin=0) -> tuple[slice, slice, slice]:
     """Smallest box around a mask, grown by a margin and cut at the borders of the grid.
 

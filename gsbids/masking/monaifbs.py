@@ -20,7 +20,8 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.errors import InputError
-from gsbids.masking.network import LEAST_BRAIN, NetworkMask
+from gsbids.imaging.masks import largest_region
+from gsbids.masking.network import NetworkMask, judged
 
 SUFFIXES = (".pt", ".pth")
 NESTED = ("net", "state_dict", "model")  # where a checkpoint may keep the weights, beside those of the optimiser
@@ -148,13 +149,11 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], net
         score = sum(torch.flip(sliding_window_inference(torch.flip(slices, axes), shape.window, 4, network, 0.0), axes)
                     for axes in ((), (2,), (3,), (2, 3))) / 4
         probability = np.moveaxis(torch.softmax(score, 1)[:, 1].numpy(), 0, 2)
-    found = _largest(probability > 0.5)
+    found = largest_region(probability > 0.5, corners=True)
     back, size = 1 / step, np.array(image.shape[:2])
     mask = _resampled(found.astype(np.uint8), back, size, 0) > 0
     probability = _resampled(probability, back, size, 1)
-    if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN:
-        return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
-    return NetworkMask(mask, probability, float(np.mean(np.abs(2 * probability[mask] - 1))))
+    return judged(mask, probability, spacing)
 
 
 def _state(path: str | Path) -> dict:
@@ -172,12 +171,6 @@ def _state(path: str | Path) -> dict:
     found = found if isinstance(found, dict) else {}
     found = next((found[key] for key in NESTED if isinstance(found.get(key), dict)), found)
     return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest region of a mask; voxels that share a corner belong together."""
-    regions, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    return regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:])) if count else mask
 
 
 def _resampled(stack: np.ndarray, step: np.ndarray, size: np.ndarray, order: int) -> np.ndarray:

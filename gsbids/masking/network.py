@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.errors import InputError
+from gsbids.imaging.masks import largest_region
 
 LEAST_BRAIN = 5.0  # ml; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
@@ -203,9 +204,15 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     mask = labels == 1 + int(np.argmax(sums))
     mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], 2)
     mask = without_appendages(mask, spacing)
-    confidence = float(np.mean(np.abs(2 * probability[mask] - 1)))
-    if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN or confidence < LEAST_CONFIDENCE:
-        return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
+    return judged(mask, probability, spacing, LEAST_CONFIDENCE)
+
+
+def judged(mask: np.ndarray, probability: np.ndarray, spacing, least_confidence: float = 0.0) -> NetworkMask:
+    """A mask with its confidence; empty where it is too small for a brain, or less sure than that."""
+    small = mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN
+    confidence = 0.0 if small else float(np.mean(np.abs(2 * probability[mask] - 1)))
+    if small or confidence < least_confidence:
+        return NetworkMask(np.zeros(mask.shape, bool), probability, 0.0)
     return NetworkMask(mask, probability, confidence)
 
 
@@ -224,11 +231,10 @@ def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) ->
         The mask itself where nothing of it is wide enough.
     """
     radius = NECK * np.cbrt(mask.sum() * np.prod(spacing) * 0.75 / np.pi)
-    cores, count = ndimage.label(ndimage.distance_transform_edt(mask, spacing) > radius)
-    if count == 0:
+    core = largest_region(ndimage.distance_transform_edt(mask, spacing) > radius)
+    if not core.any():
         return mask
-    largest = cores == 1 + int(np.argmax(np.bincount(cores.ravel())[1:]))
-    return mask & (ndimage.distance_transform_edt(~largest, spacing) <= radius)
+    return mask & (ndimage.distance_transform_edt(~core, spacing) <= radius)
 
 
 def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np.ndarray:

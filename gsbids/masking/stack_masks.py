@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform
-from gsbids.imaging.masks import resample_mask, same_grid
+from gsbids.imaging.masks import largest_region, resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 from gsbids.masking.network import DOUBTFUL, load_network, segment_stack, weights_file
 
@@ -184,10 +184,9 @@ def is_head_in_air(image: np.ndarray, affine: np.ndarray) -> bool:
     affine : ndarray, (4, 4)
     """
     image = np.asarray(image, np.float32)
-    labels, count = ndimage.label(ndimage.uniform_filter(image, (3, 3, 1)) > AIR * np.percentile(image, 98))
-    if count == 0:
+    body = largest_region(ndimage.uniform_filter(image, (3, 3, 1)) > AIR * np.percentile(image, 98))
+    if not body.any():
         return False
-    body = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     seen = body[:, :, body.any((0, 1))]
     sides = [side.mean() for side in (seen[:3], seen[-3:], seen[:, :3], seen[:, -3:])]
     lit = [np.flatnonzero(body.any(axes)) for axes in ((1, 2), (0, 2))]
@@ -280,10 +279,7 @@ def otsu_mask(image: np.ndarray) -> np.ndarray:
     valid = (below > 0) & (above > 0)
     gap = sums[:-1][valid] / below[valid] - (sums[-1] - sums[:-1][valid]) / above[valid]
     between[valid] = below[valid] * above[valid] * gap**2
-    labels, regions = ndimage.label(image > edges[1:-1][np.argmax(between)])
-    if regions == 0:
-        return np.zeros(image.shape, dtype=bool)
-    return _filled(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]))
+    return _filled(largest_region(image > edges[1:-1][np.argmax(between)]))
 
 
 def full_mask(image: np.ndarray) -> np.ndarray:

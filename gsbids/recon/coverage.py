@@ -5,6 +5,7 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.imaging.geometry import slice_frames
+from gsbids.imaging.masks import largest_region
 from gsbids.imaging.stack import Stack
 from gsbids.recon.result import SvrResult
 
@@ -103,7 +104,4 @@ def _slab(to_slice: np.ndarray, pixels, thickness: float, shape):
 
 
 def _tidy(mask: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(mask)
-    if count > 1:
-        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    return ndimage.binary_fill_holes(mask)
+    return ndimage.binary_fill_holes(largest_region(mask))
