@@ -39,7 +39,7 @@ class Canvas:
     def ellipsoid(self, label: int, middle, axes, turn=None, bumps=0.0) -> None:
         """Fill an ellipsoid; ``turn`` (3, 3) has its axes as columns, ``bumps`` is added to its equation."""
         middle, axes = np.asarray(middle, float), np.asarray(axes, float)
-        box = self._box(middle, axes.max() * 1.15)
+        box = self.box(middle, axes.max() * 1.15)
         away = self.at[(slice(None), *box)] - middle[:, None, None, None].astype(np.float32)
         if turn is not None:
             away = np.tensordot(np.asarray(turn, np.float32).T, away, 1)
@@ -52,7 +52,7 @@ class Canvas:
         start, end = np.asarray(start, float), np.asarray(end, float)
         length = max(np.linalg.norm(end - start), 1e-3)
         direction = ((end - start) / length).astype(np.float32)
-        box = self._box((start + end) / 2, length / 2 + radius)
+        box = self.box((start + end) / 2, length / 2 + radius)
         away = self.at[(slice(None), *box)] - start[:, None, None, None].astype(np.float32)
         along = np.tensordot(direction, away, 1)
         beside = away - direction[:, None, None, None] * np.clip(along, 0, length)
@@ -62,7 +62,8 @@ class Canvas:
         if bands:
             view[here & (np.floor(along / bands[1]) % 2 == 0)] = bands[0]
 
-    def _box(self, middle, reach: float):
+    def box(self, middle, reach: float) -> tuple[slice, slice, slice]:
+        """Voxels within a distance (mm) of a place along every axis, as far as they are there."""
         low = np.floor((middle - reach) / VOXEL + (SIDE - 1) / 2).astype(int)
         high = np.ceil((middle + reach) / VOXEL + (SIDE - 1) / 2).astype(int) + 1
         return tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))
@@ -256,7 +257,7 @@ def face(rng, head: Head) -> None:
 def brain_in_skull(rng, head: Head, brain: Brain, scale, texture: np.ndarray) -> None:
     """Skin, skull, fluid and brain; the brain's image becomes the texture there."""
     canvas = head.canvas
-    box = canvas._box(head.place, float(head.half.max()) + 25)
+    box = canvas.box(head.place, float(head.half.max()) + 25)
     away = canvas.at[(slice(None), *box)] - head.place[:, None, None, None].astype(np.float32)
     shape = away.shape[1:]
     bent = away + np.stack([field(rng, shape, 14) for _ in range(3)]) * rng.uniform(0, 2.5)
