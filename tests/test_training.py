@@ -15,9 +15,22 @@ sys.path.insert(0, str(TRAINING))
 
 import phantom  # noqa: E402
 import train  # noqa: E402
-from generator import BRAIN, PIXEL, SIZE, Mixture, Palette, Plane, acquired, cut, draw, palette, scenes  # noqa: E402
-from sampling import sample  # noqa: E402
-from sources import CSF, REAL, Brain, is_brain, read_stack, scene_of, transplanted  # noqa: E402
+from generator import (  # noqa: E402
+    BRAIN,
+    PIXEL,
+    SIZE,
+    Mixture,
+    Palette,
+    Plane,
+    acquired,
+    cut,
+    draw,
+    palette,
+    scenes,
+    view,
+)
+from sampling import NO_INNER, sample  # noqa: E402
+from sources import AROUND, CSF, REAL, Brain, Inner, is_brain, read_stack, scene_of, surrounded, transplanted  # noqa: E402
 
 from gsbids.masking.network import load_network  # noqa: E402
 
@@ -57,15 +70,20 @@ def ball_scene():
 
 
 def test_a_made_up_scene_holds_a_brain_of_a_fetus_in_fluid_skull_and_skin(made):
-    inside = is_brain(made.labels)
-    assert 45 < inside.sum() * 2.5**3 / 1e3 < 700
-    assert {phantom.SKIN, phantom.SKULL, phantom.FAT, phantom.BODY, CSF} <= set(np.unique(made.labels))
+    head = made.inner
+    inside = is_brain(head.labels)
+    millilitres = inside.sum() * np.prod(head.spacing) / 1e3
+    assert 45 < millilitres < 700
+    assert {phantom.SKIN, phantom.SKULL, CSF} <= set(np.unique(head.labels))
+    assert {phantom.FAT, phantom.BODY} <= set(np.unique(made.labels))
     assert ndimage.label(inside)[1] == 1
-    np.testing.assert_allclose(made.middle, np.argwhere(inside).mean(0))
+    np.testing.assert_allclose(made.middle * made.spacing, np.argwhere(inside).mean(0) * head.spacing + head.start)
+    assert made.radius == pytest.approx(np.cbrt(millilitres * 750 / np.pi))
 
 
 def test_a_scene_without_a_fetus_holds_no_brain(brain):
     empty = phantom.phantom(np.random.default_rng(3), [brain], empty=True)
+    assert empty.inner is None
     assert not is_brain(empty.labels).any()
     assert phantom.FLUID in empty.labels
 
@@ -100,18 +118,23 @@ def test_slices_have_the_area_of_the_cut_through_a_ball():
     assert (shares > 0.5).sum() * PIXEL**2 == pytest.approx(np.pi * 60**2, rel=0.1)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_samples_are_those_of_linear_interpolation(stack, mirror):
+def shown(colours):
+    return colours.offset, colours.gain, BRAIN
+
+
+@pytest.fixture
+def as_it_is():
+    """Colours that show the image."""
+    return Palette(np.zeros(len(BRAIN), np.float32), np.ones(len(BRAIN), np.float32))
+
+
+def test_samples_are_those_of_linear_interpolation(stack, as_it_is):
     rng = np.random.default_rng(1)
     frame = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     matrix = np.column_stack([frame[:, :2] * 0.7, [40.0, 30, 9]])
-    colours = Palette(np.zeros(len(BRAIN), np.float32), np.ones(len(BRAIN), np.float32))
-    values, shares = sample(stack.image, stack.labels, matrix[None, None], colours.offset, colours.gain, BRAIN, mirror,
-                            50)
+    values, shares = sample((stack.image, stack.labels), NO_INNER, matrix[None, None], shown(as_it_is), 50)
     i, j = np.meshgrid(np.arange(50), np.arange(50), indexing="ij")
     index = np.tensordot(matrix, np.stack([i, j, np.ones_like(i)]), 1)
-    if mirror:
-        index[2] = 23 - np.abs(np.abs(index[2]) % 46 - 23)
     expected = ndimage.map_coordinates(stack.image, index, np.float32, order=1)
     inside = ((index >= 0) & (index <= np.array(stack.image.shape)[:, None, None] - 1)).all(0)
     assert inside.sum() > 500
@@ -119,6 +142,56 @@ def test_samples_are_those_of_linear_interpolation(stack, mirror):
     nearest = ndimage.map_coordinates(stack.labels, index, order=0) == REAL
     assert (nearest[inside] == (shares[0][inside] > 0.5)).mean() > 0.999
     assert not values[0][~inside].any()
+
+
+def test_a_finer_volume_is_seen_where_it_lies_and_the_scene_elsewhere(as_it_is):
+    inner = Inner(np.full((20, 20, 20), 200, np.uint8), np.full((20, 20, 20), REAL, np.uint8), np.array([30.0, 30, 30]),
+                  np.array([1.0, 1.0, 2.0]))
+    scene = scene_of("two", np.full((60, 60, 60), 50, np.uint8), np.zeros((60, 60, 60), np.uint8), (2.0,) * 3, False,
+                     inner)
+    np.testing.assert_allclose(scene.middle * 2, (39.5, 39.5, 49))
+    plane = Plane(np.eye(3), np.array([39.5, 39.5, 49]), 30.0, 0.0, 1.0)
+    _, shares = cut(np.random.default_rng(0), scene, as_it_is, plane, 3)
+    assert not shares[[0, 2]].any()
+    assert shares[1].sum() * PIXEL**2 == pytest.approx(19**2, rel=0.15)
+
+
+def test_before_and_behind_a_stack_lies_what_another_shows():
+    x, y, z = np.meshgrid(*[np.arange(70.0)] * 3, indexing="ij")
+    world = 120 + 50 * np.sin(x / 8) * np.cos(y / 9) + 50 * np.sin(z / 8)
+    labels = np.zeros(world.shape, np.uint8)
+    labels[28:42, 28:42, 28:42] = REAL
+    thick = (slice(None), slice(None), slice(26, 44, 3))
+    made = [scene_of("one", world[thick].astype(np.uint8), labels[thick], (1, 1, 3), True),
+            scene_of("other", np.transpose(world, (0, 2, 1))[thick].astype(np.uint8),
+                     np.transpose(labels, (0, 2, 1))[thick], (1, 1, 3), True)]
+    one = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 26], [0, 0, 0, 1.0]])
+    other = np.array([[1, 0, 0, 0], [0, 0, 3, 26], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+    scene = surrounded(made[0], one, made[1], other)
+    np.testing.assert_array_equal(scene.inner.labels, made[0].labels)
+    step = AROUND[1]
+    below = 26 - scene.inner.start[2]  # where the scene begins, along z of the world
+    for deep in (12, 35, 60):  # below, within and above the stack
+        at = np.rint((np.array([35, 35, deep]) - [0, 0, below]) / step).astype(int)
+        place = at * step + [0, 0, below]
+        expected = ndimage.map_coordinates(world, place[:, None], order=1)[0]
+        assert scene.image[tuple(at)] == pytest.approx(expected, abs=5)
+    assert not scene.image[:, 0].any(), "the other stack shows a slab"
+    assert is_brain(scene.labels).any()
+
+
+def test_what_is_left_of_a_slice_holds_the_brain():
+    brain = np.zeros((SIZE, SIZE), bool)
+    brain[60:90, 50:100] = True
+    for share, least, most in (("alone", 30 * 50, 60 * 80), ("close", 34 * 54, 70 * 90)):
+        mixture = Mixture(**{"narrow": 0.0, "close": 0.0, "alone": 0.0} | {share: 1.0})
+        for seed in range(20):
+            left = view(np.random.default_rng(seed), brain, mixture)
+            assert left[brain].all()
+            assert least <= left.sum() <= most
+    whole = view(np.random.default_rng(0), brain, Mixture(narrow=0, close=0, alone=0))
+    assert whole.all()
+    assert not view(np.random.default_rng(1), brain, Mixture(narrow=1, close=0, alone=0)).all()
 
 
 def test_a_transplanted_brain_fills_the_mask_and_leaves_the_rest(brain, stack):
@@ -146,9 +219,11 @@ def test_a_stack_comes_with_its_slices_on_the_third_axis(tmp_path):
     mask[3:7, 20:40, 10:30] = 1
     for name, volume in (("a", data), ("m", mask)):
         nib.save(nib.Nifti1Image(volume, np.diag([4, 1.0, 1.0, 1])), tmp_path / f"{name}.nii.gz")
-    scene = read_stack(tmp_path / "a.nii.gz", tmp_path / "m.nii.gz")
+    scene, affine = read_stack(tmp_path / "a.nii.gz", tmp_path / "m.nii.gz")
     assert scene.image.shape == (40, 33, 10)
     assert scene.spacing == (1.5, 1.5, 4)
+    np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), (1.5, 1.5, 4), rtol=0.02)
+    np.testing.assert_allclose(affine[:3, :3] @ scene.middle + affine[:3, 3], (4 * 4.5, 29.5, 19.5), atol=0.5)
     volume = is_brain(scene.labels).sum() * np.prod(scene.spacing)
     assert volume == pytest.approx(mask.sum() * 4, rel=0.2)
 

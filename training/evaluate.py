@@ -5,13 +5,17 @@
     python training/evaluate.py training/config.toml WEIGHTS.safetensors --json OUT.json --figures DIR
 
 Real stacks by their manual masks; brains of atlas ages that were left out, in made-up surroundings; and where nothing
-should be found: such surroundings without a brain, and the parts of real stacks that hold none.
+should be found: such surroundings without a brain, and the parts of real stacks that hold none. With --validate nothing
+of that, but made-up stacks of the ages of the training, to choose by.
 """
 
 import argparse
 import json
+import platform
 import time
 import tomllib
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import nibabel as nib
@@ -19,13 +23,41 @@ import numpy as np
 import torch
 from generator import PIXEL, Mixture, Plane, acquired, cut, palette
 from phantom import phantom
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sources import brains
 
 from gsbids.masking.network import DOUBTFUL, load_network, segment_stack
 
 SLICES = 24
-SIMULATED = {"simulated, T2-weighted": 40, "simulated, any contrast": 20, "no brain, simulated": 12}
+VALIDATION = 770_000  # seeds; those of the scores begin with 10 000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of made-up stacks.
+
+    Attributes
+    ----------
+    count : int
+        How many there are.
+    odd : float
+        Chance that any tissue has any brightness, instead of one near to that of T2-weighted images.
+    empty : bool
+        Whether there is no brain.
+    seen : str
+        "all"; "box", what a field of view close around the brain shows; "head", what lies within 10 mm of the brain.
+    """
+
+    count: int
+    odd: float = 0.0
+    empty: bool = False
+    seen: str = "all"
+
+
+SIMULATED = {"simulated, T2-weighted": Kind(40), "simulated, any contrast": Kind(20, odd=1.0),
+             "simulated, narrow field of view": Kind(12, seen="box"), "simulated, head alone": Kind(12, seen="head"),
+             "no brain, simulated": Kind(12, empty=True)}
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -48,15 +80,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figures", type=Path)
+    parser.add_argument("--validate", action="store_true", help="other stacks, to choose by")
     parser.add_argument("--all-runs", action="store_true", help="the runs of the training as well")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     told = tomllib.loads(args.config.read_text())
     network, shape = load_network(args.weights)
-    runs = told["evaluate"]["runs"] + (told["train"]["runs"] if args.all_runs else [])
+    if args.validate:
+        stacks = made_up(args.data, told["train"]["weeks"], VALIDATION)
+    else:
+        stacks = cases(args.data, told, told["train"]["runs"] if args.all_runs else [])
     rows = []
-    for name, kind, image, affine, truth in cases(args.data, told, runs):
+    for name, kind, image, affine, truth in stacks:
         start = time.process_time()
         found = segment_stack(image, affine, network, shape)
         rows.append({"stack": name, "kind": kind, "dice": dice(found.mask, truth),
@@ -65,17 +101,18 @@ def main() -> None:
         print(rows[-1], flush=True)
         if args.figures:
             draw_stack(args.figures / f"{name}.png", image, found.mask, truth)
-    result = {"weights": args.weights.name, "config": told, "rows": rows, "summary": summary(rows)}
+    result = {"weights": args.weights.name, "date": date.today().isoformat(), "machine": platform.platform(),
+              "threads": args.threads, "config": told, "rows": rows, "summary": summary(rows)}
     print(json.dumps(result["summary"], indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
 
 
-def cases(data: Path, told: dict, runs):
-    """Name, kind, image, affine and true mask of every stack to score."""
+def cases(data: Path, told: dict, trained):
+    """Name, kind, image, affine and true mask of every stack to score, and of so many runs of the training."""
     folder = data / "fetal-stacks-mialsrtk"
     masks = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
-    for run in runs:
+    for run in [*told["evaluate"]["runs"], *trained]:
         loaded = nib.load(folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz")
         truth = np.asarray(nib.load(masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz").dataobj) > 0
         image = np.asarray(loaded.dataobj, np.float32)
@@ -83,13 +120,17 @@ def cases(data: Path, told: dict, runs):
         yield f"run-{run}", "left out" if left_out else "trained on", image, loaded.affine, truth
         if left_out:
             yield from brainless(f"run-{run}", image, loaded.affine, truth)
-    atlas = brains(data / "fetal-atlas-spinabifida", told["evaluate"]["weeks"])
-    for kind, count in SIMULATED.items():
-        for number in range(count):
-            odd, empty = float("any" in kind), "no brain" in kind
-            image, truth, gap = simulated(np.random.default_rng((10_000, number)), atlas, odd, empty)
-            name = kind.replace(", ", "-").replace(" ", "-")
-            yield f"{name}-{number}", kind, image, np.diag([PIXEL, PIXEL, gap, 1]), truth
+    yield from made_up(data, told["evaluate"]["weeks"], 10_000)
+
+
+def made_up(data: Path, weeks, seed: int):
+    """As :func:`cases`, stacks of brains of the atlas of some ages in made-up surroundings."""
+    atlas = brains(data / "fetal-atlas-spinabifida", weeks)
+    for name, kind in SIMULATED.items():
+        for number in range(kind.count):
+            image, truth, gap = simulated(np.random.default_rng((seed, number)), atlas, kind)
+            label = f"{name.replace(', ', '-').replace(' ', '-')}-{number}"
+            yield label, name, image, np.diag([PIXEL, PIXEL, gap, 1]), truth
 
 
 def brainless(name: str, image, affine, truth):
@@ -121,18 +162,22 @@ def summary(rows: list[dict]) -> dict:
     return out
 
 
-def simulated(rng, atlas, odd: float, empty: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """A stack of a brain of an atlas in made-up surroundings, its mask, and the distance of its slices, mm.
-
-    ``odd`` is the chance that any tissue has any brightness, instead of one near to that of T2-weighted images.
-    """
-    scene = phantom(rng, atlas, empty)
+def simulated(rng, atlas, kind: Kind) -> tuple[np.ndarray, np.ndarray, float]:
+    """A stack of a brain of an atlas in made-up surroundings, its mask, and the distance of its slices, mm."""
+    scene = phantom(rng, atlas, kind.empty)
     frame = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
     gap = float(max(rng.uniform(2.5, 5), 2.5 * scene.radius / SLICES))
     middle = scene.middle * np.array(scene.spacing) + frame @ rng.uniform(-20, 20, 3)
     plane = Plane(frame, middle, gap, gap, 1.0)
-    images, shares = cut(rng, scene, palette(rng, Mixture(odd=odd)), plane, SLICES)
-    return np.moveaxis(acquired(rng, images), 0, 2), np.moveaxis(shares > 0.5, 0, 2), gap
+    images, shares = cut(rng, scene, palette(rng, Mixture(odd=kind.odd)), plane, SLICES)
+    image, truth = np.moveaxis(acquired(rng, images), 0, 2), np.moveaxis(shares > 0.5, 0, 2)
+    if kind.seen == "head":
+        image = image * (ndimage.distance_transform_edt(~truth, (PIXEL, PIXEL, gap)) <= 10)
+    if kind.seen == "box":
+        box = tuple(slice(max(0, one.start - int(rng.integers(3, 12))), one.stop + int(rng.integers(3, 12)))
+                    for one in ndimage.find_objects(truth.astype(np.uint8))[0][:2])
+        image, truth = image[box], truth[box]
+    return image, truth, gap
 
 
 def draw_stack(path: Path, image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> None:

@@ -40,7 +40,7 @@ from phantom import (
     field,
     phantom,
 )
-from sampling import sample
+from sampling import NO_INNER, sample
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sources import CSF, REAL, TOP, Brain, Scene, is_brain, transplanted
@@ -77,6 +77,12 @@ class Mixture:
         Share of the atlas' brains whose contrast is drawn tissue by tissue.
     odd : float
         Share of slices where any tissue can have any brightness.
+    narrow : float
+        Share of slices of a narrow field of view.
+    close : float
+        Share of slices whose field of view is a box around the brain.
+    alone : float
+        Share of slices that show little but the brain.
     """
 
     real: float = 0.3
@@ -85,6 +91,9 @@ class Mixture:
     empty: float = 0.1
     labels: float = 0.5
     odd: float = 0.3
+    narrow: float = 0.25
+    close: float = 0.08
+    alone: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -159,15 +168,31 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
     images, shares = cut(rng, scene, palette(rng, mixture), plane, slices)
     images = acquired(rng, images)
     mask = (shares[slices // 2] > 0.5).astype(np.float32)
-    if rng.random() < 0.3:  # a narrow field of view
-        edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
-        for part in (images, mask):
-            part[..., :edge[0], :], part[..., SIZE - edge[1]:, :] = 0, 0
-            part[..., :edge[2]], part[..., SIZE - edge[3]:] = 0, 0
+    seen = view(rng, mask > 0, mixture)
+    images, mask = images * seen, mask * seen
     for k in range(slices):  # a stack ends, or a slice is lost
         if k != slices // 2 and rng.random() < 0.08:
             images[k] = 0
     return np.stack([normalised(image) for image in images]), mask
+
+
+def view(rng, brain: np.ndarray, mixture: Mixture) -> np.ndarray:
+    """What is left of a slice, (SIZE, SIZE): mostly all; a narrow field of view, close around the brain or anywhere;
+    or nothing but the brain, with what lies at most 20 mm around it."""
+    left = np.ones((SIZE, SIZE), bool)
+    kind = rng.random()
+    if kind < mixture.alone and brain.any():
+        width = rng.choice((0.0, rng.uniform(0, 20)))
+        left = ndimage.distance_transform_edt(~brain, PIXEL) <= width
+    elif kind < mixture.alone + mixture.close and brain.any():
+        box = ndimage.find_objects(brain.astype(np.uint8))[0]
+        margin = rng.integers(2, 20, 4)
+        left[:max(0, box[0].start - margin[0])], left[box[0].stop + margin[1]:] = False, False
+        left[:, :max(0, box[1].start - margin[2])], left[:, box[1].stop + margin[3]:] = False, False
+    elif kind > 1 - mixture.narrow:
+        edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
+        left[:edge[0]], left[SIZE - edge[1]:], left[:, :edge[2]], left[:, SIZE - edge[3]:] = False, False, False, False
+    return left
 
 
 def drawn_plane(rng, scene: Scene) -> Plane:
@@ -180,10 +205,12 @@ def drawn_plane(rng, scene: Scene) -> Plane:
         frame = tilt @ spin
     frame = frame @ np.diag((rng.choice((-1, 1)), 1, 1))
     size = np.exp(rng.uniform(np.log(0.75), np.log(1.4))) if scene.real else 1.0
-    spacing = np.array(scene.spacing)
-    middle = scene.middle * spacing
+    acquired_as = scene.inner or scene  # a real stack lies in what others show around it
+    spacing = np.array(acquired_as.spacing)
+    middle = scene.middle * np.array(scene.spacing)
     if native:
-        middle[2] = rng.uniform(0, scene.labels.shape[2] - 1) * spacing[2]
+        start = 0.0 if scene.inner is None else scene.inner.start[2]
+        middle[2] = start + rng.uniform(0, acquired_as.labels.shape[2] - 1) * spacing[2]
     else:
         reach = 1.25 * scene.radius if rng.random() < 0.85 else 80
         middle = middle + frame[:, 2] * rng.uniform(-reach, reach)
@@ -231,9 +258,12 @@ def cut(rng, scene: Scene, colours: Palette, plane: Plane, slices: int) -> tuple
             corner = turn @ np.append(beside[:, p] - (SIZE - 1) / 2 * PIXEL, across) + middle
             matrices[k, p] = np.stack([turn[:, 0] * PIXEL, turn[:, 1] * PIXEL, corner], 1)
     matrices /= np.array(scene.spacing)[:, None]
-    gain = colours.gain * np.float32(TOP / 255)
-    mirror = scene.real and rng.random() < 0.5
-    value, share = sample(scene.image, scene.labels, matrices, colours.offset, gain, BRAIN, mirror, SIZE)
+    inner = NO_INNER
+    if scene.inner is not None:
+        fine = scene.inner
+        inner = (fine.image, fine.labels, np.array(scene.spacing) / fine.spacing, -fine.start / fine.spacing)
+    shown = (colours.offset, colours.gain * np.float32(TOP / 255), BRAIN)
+    value, share = sample((scene.image, scene.labels), inner, matrices, shown, SIZE)
     if not scene.real:
         value = ndimage.gaussian_filter(value, (0, 0.5, 0.5))
     return value, share

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from sources import CSF, Brain, Scene, as_bytes, scene_of
+from sources import CSF, Brain, Inner, Scene, as_bytes, scene_of
 
 VOXEL = 2.5  # mm
-SIDE = 128  # voxels
+FINE = 1.25  # mm, of the voxels around a head; larger where it is
+SIDE = 128  # voxels along an edge of either
 # what is no brain
 (AIR, BODY, FAT, WALL, PLACENTA, FLUID, LIMB, CORD, TRUNK, LUNG, LIVER, FLESH, CANAL, SPINE, VERTEBRA, FACE, AIRWAY,
  EYE, LENS, BASE, SKIN, SKULL, ORGAN) = range(10, 33)
@@ -30,11 +31,19 @@ class Canvas:
     ----------
     labels : ndarray, (SIDE, SIDE, SIDE), uint8
     at : ndarray, (3, SIDE, SIDE, SIDE), float32
-        mm from the middle.
+        mm from the middle of the scene.
+    voxel : float
+        Side of the voxels, mm.
     """
 
     labels: np.ndarray
     at: np.ndarray
+    voxel: float
+
+    @property
+    def start(self) -> np.ndarray:
+        """Where the first voxel is, (3,), mm."""
+        return self.at[:, 0, 0, 0].astype(float)
 
     def ellipsoid(self, label: int, middle, axes, turn=None, bumps=0.0) -> None:
         """Fill an ellipsoid; ``turn`` (3, 3) has its axes as columns, ``bumps`` is added to its equation."""
@@ -64,9 +73,26 @@ class Canvas:
 
     def box(self, middle, reach: float) -> tuple[slice, slice, slice]:
         """Voxels within a distance (mm) of a place along every axis, as far as they are there."""
-        low = np.floor((middle - reach) / VOXEL + (SIDE - 1) / 2).astype(int)
-        high = np.ceil((middle + reach) / VOXEL + (SIDE - 1) / 2).astype(int) + 1
+        low = np.floor((middle - reach - self.start) / self.voxel).astype(int)
+        high = np.ceil((middle + reach - self.start) / self.voxel).astype(int) + 1
         return tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))
+
+
+def blank(middle, voxel: float) -> Canvas:
+    """A canvas of air around a place."""
+    flat = ((np.arange(SIDE) - (SIDE - 1) / 2) * voxel).astype(np.float32)
+    at = np.stack(np.meshgrid(*(flat + np.float32(m) for m in middle), indexing="ij"))
+    return Canvas(np.full((SIDE,) * 3, AIR, np.uint8), at, voxel)
+
+
+def closer(canvas: Canvas, texture: np.ndarray, middle, reach: float) -> tuple[Canvas, np.ndarray]:
+    """What is on a canvas, and its texture, in finer voxels around a place, as far as a distance (mm)."""
+    fine = blank(middle, float(np.clip(2 * reach / (SIDE - 1), FINE, VOXEL)))
+    ratio, shift = fine.voxel / canvas.voxel, (fine.start - canvas.start) / canvas.voxel
+    index = np.rint(np.arange(SIDE) * ratio + shift[:, None]).astype(int)
+    fine.labels[...] = canvas.labels[np.ix_(*np.clip(index, 0, SIDE - 1))]
+    seen = ndimage.affine_transform(texture, np.diag(np.full(3, ratio)), shift, order=1, mode="nearest")
+    return fine, seen
 
 
 def field(rng, shape, width: float) -> np.ndarray:
@@ -89,26 +115,30 @@ def phantom(rng, atlas: list[Brain], empty: bool = False) -> Scene:
     empty : bool
         Leave the fetus out.
     """
-    flat = ((np.arange(SIDE) - (SIDE - 1) / 2) * VOXEL).astype(np.float32)
-    at = np.stack(np.meshgrid(flat, flat, flat, indexing="ij"))
-    canvas = Canvas(np.full((SIDE,) * 3, AIR, np.uint8), at)
+    canvas = blank(np.zeros(3), VOXEL)
     pose = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
     place = rng.uniform(-25, 25, 3)
     brain = atlas[rng.integers(len(atlas))]
     volume = np.exp(rng.uniform(np.log(45), np.log(400)))
     scale = np.cbrt(volume / brain.millilitres) * np.exp(rng.normal(0, 0.05, 3))
     half = np.array(brain.labels.shape) / 2 * brain.voxel * scale
-    mother(rng, canvas)
-    womb(rng, canvas, place, float(half.mean()))
+    if empty or rng.random() < 0.92:  # the others are born
+        mother(rng, canvas)
+        womb(rng, canvas, place, float(half.mean()))
     texture = np.clip(0.75 + 0.25 * _texture(rng), 0, None)
+    inner = None
     if not empty:
-        head = Head(canvas, pose, place, half)
-        if rng.random() < 0.85:
-            trunk_and_limbs(rng, head)
-        if rng.random() < 0.9:
-            face(rng, head)
-        brain_in_skull(rng, head, brain, scale, texture)
-    return scene_of(f"{brain.name} made up", as_bytes(texture), canvas.labels, (VOXEL,) * 3, False)
+        fine, seen = closer(canvas, texture, place, float(half.max()) + 18)
+        seed = rng.integers(2**31)
+        for part in (canvas, fine):
+            own, head = np.random.default_rng(seed), Head(part, pose, place, half)
+            if own.random() < 0.85:
+                trunk_and_limbs(own, head)
+            if own.random() < 0.9:
+                face(own, head)
+        brain_in_skull(rng, head, brain, scale, seen)
+        inner = Inner(as_bytes(seen), fine.labels, fine.start - canvas.start, np.full(3, fine.voxel))
+    return scene_of(f"{brain.name} made up", as_bytes(texture), canvas.labels, (VOXEL,) * 3, False, inner)
 
 
 def _texture(rng) -> np.ndarray:
@@ -260,16 +290,17 @@ def brain_in_skull(rng, head: Head, brain: Brain, scale, texture: np.ndarray) ->
     box = canvas.box(head.place, float(head.half.max()) + 25)
     away = canvas.at[(slice(None), *box)] - head.place[:, None, None, None].astype(np.float32)
     shape = away.shape[1:]
-    bent = away + np.stack([field(rng, shape, 14) for _ in range(3)]) * rng.uniform(0, 2.5)
+    wide, narrow = 35 / canvas.voxel, 25 / canvas.voxel
+    bent = away + np.stack([field(rng, shape, wide) for _ in range(3)]) * rng.uniform(0, 2.5)
     own = np.tensordot(head.pose.T.astype(np.float32), bent, 1)
     index = own / (brain.voxel * scale)[:, None, None, None] + ((np.array(brain.labels.shape) - 1) / 2)[:, None, None,
                                                                                                          None]
     tissue = ndimage.map_coordinates(brain.labels, index, order=0)
-    outside = _away_from_closed(tissue > 0, rng.uniform(6, 14))
+    outside = _away_from_closed(tissue > 0, rng.uniform(6, 14), canvas.voxel)
     high = np.clip(own[2] / head.half[2], -1, 1)  # fluid gathers over the brain, bone lies close under it
-    fluid = rng.uniform(0.5, 6) * np.clip(0.6 + 0.5 * high + 0.4 * field(rng, shape, 12), 0, 2)
-    skull = fluid + rng.uniform(1.5, 4) * np.clip(1 + 0.2 * field(rng, shape, 10), 0.5, 2)
-    skin = skull + rng.uniform(1, 5) * np.clip(1 + 0.3 * field(rng, shape, 10), 0.3, 2)
+    fluid = rng.uniform(0.5, 6) * np.clip(0.6 + 0.5 * high + 0.4 * field(rng, shape, 30 / canvas.voxel), 0, 2)
+    skull = fluid + rng.uniform(1.5, 4) * np.clip(1 + 0.2 * field(rng, shape, narrow), 0.5, 2)
+    skin = skull + rng.uniform(1, 5) * np.clip(1 + 0.3 * field(rng, shape, narrow), 0.3, 2)
     view, seen = canvas.labels[box], texture[box]
     open_below = (high < -0.55) & (view >= TRUNK) & (view <= BASE)  # the face and the neck come up to the brain
     view[(outside < skin) & ~open_below] = SKIN
@@ -280,8 +311,9 @@ def brain_in_skull(rng, head: Head, brain: Brain, scale, texture: np.ndarray) ->
     seen[(outside < fluid) & (tissue == 0)] = 1.0
 
 
-def _away_from_closed(inside: np.ndarray, width: float) -> np.ndarray:
+def _away_from_closed(inside: np.ndarray, width: float, voxel: float) -> np.ndarray:
     """Distance (mm) from a shape whose fissures narrower than twice a width (mm) are filled; below 0 within it."""
-    near = ndimage.distance_transform_edt(~inside, VOXEL) < width
-    within = ndimage.distance_transform_edt(near, VOXEL)
-    return np.where(within > width, width - within, ndimage.distance_transform_edt(within <= width, VOXEL)) - VOXEL / 2
+    near = ndimage.distance_transform_edt(~inside, voxel) < width
+    within = ndimage.distance_transform_edt(near, voxel)
+    outside = np.where(within > width, width - within, ndimage.distance_transform_edt(within <= width, voxel))
+    return ndimage.gaussian_filter(outside - voxel / 2, 1 / voxel)  # counted in voxels, its steps would be seen

@@ -4,31 +4,24 @@
 import numba
 import numpy as np
 
-
-@numba.njit(cache=True)
-def _mirrored(x, size):
-    """A coordinate, mirrored at the first and last voxel until it lies within."""
-    last = size - 1.0
-    if last <= 0:
-        return 0.0
-    x = abs(x) % (2 * last)
-    return 2 * last - x if x > last else x
+NO_INNER = (np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0, 0), np.uint8), np.zeros(3), np.zeros(3))
 
 
 @numba.njit(cache=True)
-def sample(image, labels, matrices, offsets, gains, brain, mirror, side):
+def sample(outer, inner, matrices, colours, side):
     """Brightness and share of brain of thick slices.
 
     Parameters
     ----------
-    image, labels : ndarray, (X, Y, Z), uint8
+    outer : tuple of ndarray
+        Image and labels, (X, Y, Z), uint8.
+    inner : tuple of ndarray
+        Image and labels, (U, V, W), uint8, that are seen where they lie: at voxel ``ratio * outer voxel + shift``,
+        both (3,), which follow. :data:`NO_INNER` where there is none.
     matrices : ndarray, (slices, planes, 3, 3)
         Per plane: voxel steps along the first and second pixel axis, and the voxel of pixel (0, 0), as columns.
-    offsets, gains : ndarray, (labels,), float32
-        Brightness is ``offset + gain * image`` of the label.
-    brain : ndarray, (labels,), bool
-    mirror : bool
-        Mirror the volume at its first and last slice; all else outside has label 0 and image 0.
+    colours : tuple of ndarray
+        Offset and gain, (labels,), float32, of the brightness ``offset + gain * image``; and whether it is brain, bool.
     side : int
         Pixels along an edge of a slice.
 
@@ -37,9 +30,9 @@ def sample(image, labels, matrices, offsets, gains, brain, mirror, side):
     values, shares : ndarray, (slices, side, side), float32
     """
     slices, planes = matrices.shape[:2]
+    offsets, gains, brain = colours
     values = np.zeros((slices, side, side), np.float32)
     shares = np.zeros((slices, side, side), np.float32)
-    nx, ny, nz = image.shape
     for k in range(slices):
         for p in range(planes):
             m = matrices[k, p]
@@ -48,16 +41,30 @@ def sample(image, labels, matrices, offsets, gains, brain, mirror, side):
                     x = m[0, 0] * i + m[0, 1] * j + m[0, 2]
                     y = m[1, 0] * i + m[1, 1] * j + m[1, 2]
                     z = m[2, 0] * i + m[2, 1] * j + m[2, 2]
-                    if mirror:
-                        z = _mirrored(z, nz)
-                    if x < 0 or y < 0 or z < 0 or x > nx - 1 or y > ny - 1 or z > nz - 1:
-                        values[k, i, j] += offsets[0]
-                        continue
-                    label = labels[int(x + 0.5), int(y + 0.5), int(z + 0.5)]
-                    seen = _linear(image, x, y, z)
+                    label, seen = _seen(outer, inner, x, y, z)
                     values[k, i, j] += max(offsets[label] + gains[label] * seen, 0.0)
                     shares[k, i, j] += brain[label]
     return values / planes, shares / planes
+
+
+@numba.njit(cache=True)
+def _within(volume, x, y, z):
+    """Whether a place lies between the voxels of a volume."""
+    nx, ny, nz = volume.shape
+    return x >= 0 and y >= 0 and z >= 0 and x <= nx - 1 and y <= ny - 1 and z <= nz - 1
+
+
+@numba.njit(cache=True)
+def _seen(outer, inner, x, y, z):
+    """Label (nearest) and image (linear) at a place; 0 and 0 outside of everything."""
+    image, labels, ratio, shift = inner
+    u, v, w = ratio[0] * x + shift[0], ratio[1] * y + shift[1], ratio[2] * z + shift[2]
+    if _within(labels, u, v, w):
+        return labels[int(u + 0.5), int(v + 0.5), int(w + 0.5)], _linear(image, u, v, w)
+    image, labels = outer
+    if _within(labels, x, y, z):
+        return labels[int(x + 0.5), int(y + 0.5), int(z + 0.5)], _linear(image, x, y, z)
+    return np.uint8(0), 0.0
 
 
 @numba.njit(cache=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from generator import PIXEL, Mixture, draw, scenes
+from generator import PIXEL, SIZE, Mixture, draw, scenes
 from sources import brains, real_stacks
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -80,7 +80,7 @@ class Student:
 
     def __init__(self, shape: NetworkShape, schedule: Schedule, device: str):
         self.shape, self.schedule, self.device = shape, schedule, device
-        self.network = build_network(shape).to(device).train()
+        self.network = build_network(shape).to(device, memory_format=torch.channels_last).train()
         self.mean = torch.optim.swa_utils.AveragedModel(
             self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(schedule.average))
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=schedule.rate, weight_decay=1e-4)
@@ -93,7 +93,8 @@ class Student:
         self.optimiser.zero_grad(set_to_none=True)
         spare = (blocks.shape[1] - self.shape.slices) // 2
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            logit = self.network(blocks[:, spare:spare + self.shape.slices].to(self.device))
+            seen = blocks[:, spare:spare + self.shape.slices].to(self.device)
+            logit = self.network(seen.contiguous(memory_format=torch.channels_last))
         loss = loss_of(logit.float(), mask.to(self.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -152,7 +153,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     counts = told["network"]["slices"]
     students = {args.output / f"slices-{count}.safetensors":
-                Student(NetworkShape(tuple(told["network"]["channels"]), PIXEL, count), schedule, device)
+                Student(NetworkShape(tuple(told["network"]["channels"]), PIXEL, count, SIZE), schedule, device)
                 for count in counts}
     blocks = Blocks(pool, mixture, max(counts), told["seed"] * 10**9)
     loader = DataLoader(blocks, schedule.batch, num_workers=args.workers, prefetch_factor=4 if args.workers else None)

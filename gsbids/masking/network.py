@@ -31,16 +31,19 @@ class NetworkShape:
         Side of the pixels that it sees, mm.
     slices : int
         How many neighbouring slices it sees, to mask the middle one: odd, 1 for one slice alone.
+    side : int
+        Pixels along an edge of the slices of its training; a smaller field of view is padded to them.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)
     pixel: float = 2.0
     slices: int = 1
+    side: int = 160
 
-    @property
-    def multiple(self) -> int:
-        """Pixels along an edge are a multiple of this."""
-        return 2 ** (len(self.channels) - 1)
+    def padding(self, size: int) -> int:
+        """Pixels that a field of view of so many along an edge lacks: it halves whole at every level."""
+        multiple = 2 ** (len(self.channels) - 1)
+        return max(self.side - size, 0) + -max(self.side, size) % multiple
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def load_network(path: str | Path):
         with safe_open(str(path), "pt") as file:
             told = json.loads((file.metadata() or {})["shape"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)))
+        shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)),
+                             int(told.get("side", 160)))
         network = build_network(shape)
         network.load_state_dict(tensors)
     except OSError as error:
@@ -244,8 +248,8 @@ def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np
     scale = np.array(spacing[:2]) / shape.pixel
     small = [ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest") for one in np.moveaxis(image, 2, 0)]
     size = small[0].shape
-    seen = np.pad([normalised(one) for one in small], [(shape.slices // 2,) * 2, *((0, (-n) % shape.multiple)
-                                                                                   for n in size)])
+    beyond = [(shape.slices // 2,) * 2, *((0, shape.padding(n)) for n in size)]
+    seen = np.pad([normalised(one) for one in small], beyond)
     at = np.meshgrid(*((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(image.shape[:2], size, strict=True)),
                      indexing="ij")
     found = np.zeros(image.shape, np.float32)
