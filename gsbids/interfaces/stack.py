@@ -88,9 +88,8 @@ class MaskStack(NodeInterface):
         except NoBrain as error:
             if not self.inputs.may_be_empty:
                 raise
-            found = str(error).partition(";")[0]
             made = MadeMask(np.zeros(image.shape, bool), "There is none.", self.inputs.mode,
-                            f"{found[0].upper()}{found[1:]}.")
+                            f"{error.found[0].upper()}{error.found[1:]}.")
         self._results["out_mask"] = str(
             save_image(self.path(runtime, "mask.nii.gz"), made.mask, affine, dtype="uint8"))
         self._results |= {"reason": made.reason, "method": made.method}

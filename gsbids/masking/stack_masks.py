@@ -29,7 +29,14 @@ AIR, TOUCHED, SMALL_HEAD = 0.1, 0.1, 200.0
 
 
 class NoBrain(InputError):
-    """No mask could be made of a stack; where there are others, it may be left out."""
+    """No mask could be made of a stack: what was found, and what to do; where there are others, it may be left out."""
+
+    def __init__(self, found: str, remedy: str):
+        super().__init__(found, remedy)
+        self.found = found
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 class MadeMask(NamedTuple):
@@ -99,8 +106,8 @@ def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | No
     file = weights_file(weights)
     found = segment_stack(image, affine, *load_network(file))
     if not found.mask.any():
-        raise NoBrain("no brain was found in the stack by the network; give masks with -d/--derivatives, or leave the "
-                      "stack out with --bids-filter-file")
+        raise NoBrain("no brain was found in the stack by the network",
+                      "give masks with -d/--derivatives, or leave the stack out with --bids-filter-file")
     reason = f"Network ({file.name}), confidence {found.confidence:.2f}, {found.millilitres(affine):.0f} ml."
     doubt = ""
     if found.confidence < DOUBTFUL:
@@ -131,11 +138,11 @@ def _found_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | Non
 
 def _check_made(mask: np.ndarray, affine: np.ndarray, mode: str) -> None:
     if not mask.any():
-        raise NoBrain(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image "
-                      "empty?); give masks with -d/--derivatives")
+        raise NoBrain(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image empty?)",
+                      "give masks with -d/--derivatives")
     if litres(mask, affine) > LARGEST_BRAIN:
         raise NoBrain(f"--mask-mode {mode}: the mask made from the stack holds {litres(mask, affine):.1f} litres, more "
-                      "than any brain: it is the body; give brain masks with -d/--derivatives")
+                      "than any brain: it is the body", "give brain masks with -d/--derivatives")
 
 
 def litres(mask: np.ndarray, affine: np.ndarray) -> float:
