@@ -80,7 +80,7 @@ class Mixture:
     narrow : float
         Share of slices of a narrow field of view.
     close : float
-        Share of slices whose field of view is a box around the brain.
+        Share of slices whose field of view is a box around the brain, or anywhere where there is none.
     alone : float
         Share of slices that show little but the brain.
     """
@@ -184,8 +184,11 @@ def view(rng, brain: np.ndarray, mixture: Mixture) -> np.ndarray:
     if kind < mixture.alone and brain.any():
         width = rng.choice((0.0, rng.uniform(0, 20)))
         left = ndimage.distance_transform_edt(~brain, PIXEL) <= width
-    elif kind < mixture.alone + mixture.close and brain.any():
-        box = ndimage.find_objects(brain.astype(np.uint8))[0]
+    elif kind < mixture.alone + mixture.close:
+        corner, size = rng.integers(20, SIZE - 60, 2), rng.integers(15, 60, 2)
+        box = [slice(a, a + n) for a, n in zip(corner, size, strict=True)]  # what lies elsewhere can be shown as close
+        if brain.any():
+            box = ndimage.find_objects(brain.astype(np.uint8))[0]
         margin = rng.integers(2, 20, 4)
         left[:max(0, box[0].start - margin[0])], left[box[0].stop + margin[1]:] = False, False
         left[:, :max(0, box[1].start - margin[2])], left[:, box[1].stop + margin[3]:] = False, False

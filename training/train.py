@@ -21,7 +21,7 @@ from generator import PIXEL, SIZE, Mixture, draw, scenes
 from sources import brains, real_stacks
 from torch.utils.data import DataLoader, IterableDataset
 
-from gsbids.masking.network import NetworkShape, build_network, save_network
+from gsbids.masking.network import NetworkShape, build_network, load_network, save_network
 
 
 class Blocks(IterableDataset):
@@ -78,9 +78,10 @@ def loss_of(logit: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class Student:
     """A network in training: its optimiser, and the moving mean of its weights."""
 
-    def __init__(self, shape: NetworkShape, schedule: Schedule, device: str):
+    def __init__(self, shape: NetworkShape, schedule: Schedule, device: str, start: Path | None = None):
         self.shape, self.schedule, self.device = shape, schedule, device
-        self.network = build_network(shape).to(device, memory_format=torch.channels_last).train()
+        network = load_network(start)[0] if start else build_network(shape)
+        self.network = network.to(device, memory_format=torch.channels_last).train()
         self.mean = torch.optim.swa_utils.AveragedModel(
             self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(schedule.average))
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=schedule.rate, weight_decay=1e-4)
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("output", type=Path, help="folder for the weights, a file for each network")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--start", type=Path, help="weights to go on from; one network only")
+    parser.add_argument("--rate", type=float, help="in the place of the configuration's")
     parser.add_argument("--minutes", type=float, help="in the place of the configuration's")
     parser.add_argument("--batches", type=int, help="in the place of the configuration's")
     parser.add_argument("--log-every", type=int, default=100, help="batches")
@@ -143,7 +146,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     told = tomllib.loads(args.config.read_text())
-    schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches") if (v := getattr(args, k))})
+    schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches", "rate") if (v := getattr(args, k))})
     torch.manual_seed(told["seed"])
     torch.set_num_threads(args.threads)
     mixture = Mixture(**told["mixture"])
@@ -153,7 +156,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     counts = told["network"]["slices"]
     students = {args.output / f"slices-{count}.safetensors":
-                Student(NetworkShape(tuple(told["network"]["channels"]), PIXEL, count, SIZE), schedule, device)
+                Student(NetworkShape(tuple(told["network"]["channels"]), PIXEL, count, SIZE), schedule, device,
+                        args.start)
                 for count in counts}
     blocks = Blocks(pool, mixture, max(counts), told["seed"] * 10**9)
     loader = DataLoader(blocks, schedule.batch, num_workers=args.workers, prefetch_factor=4 if args.workers else None)

@@ -11,9 +11,10 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.imaging.masks import largest_region
 
-LEAST_BRAIN = 5.0  # ml; what is smaller is no brain that could be reconstructed
+LEAST_BRAIN = 15.0  # ml; a brain of 18 weeks has more; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
-NECK = 0.3  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
+LEVEL = 0.4  # probability; under one half, as the Dice of an unsure edge is best there
+NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
 LEAST_CONFIDENCE = 0.65  # below it, what is found is no brain
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
@@ -181,7 +182,7 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     """The brain in a stack.
 
     Probabilities of four mirror images are averaged slice by slice; their logits are smoothed a little across slices,
-    and of the regions above one half the one with the largest sum of probabilities is kept, its holes filled, and what
+    and of the regions above a level the one with the largest sum of probabilities is kept, its holes filled, and what
     hangs on it by a neck cut off.
 
     Parameters
@@ -201,7 +202,7 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
     probability = _probability(image, spacing, network, shape)
     clipped = np.clip(probability, 1e-4, 1 - 1e-4)
     logit = ndimage.gaussian_filter1d(np.log(clipped / (1 - clipped)), ACROSS, axis=2, mode="nearest")
-    labels, count = ndimage.label(logit > 0)
+    labels, count = ndimage.label(logit > np.log(LEVEL / (1 - LEVEL)))
     if count == 0:
         return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
     sums = ndimage.sum_labels(probability, labels, np.arange(1, count + 1))
