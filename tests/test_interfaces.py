@@ -70,7 +70,7 @@ def test_mask_denoise_and_bias(stacks, tmp_path):
     assert mask.method == "derivatives"
     assert mask.reason.startswith("Mask file")
     np.testing.assert_array_equal(load_image(mask.out_mask)[0], load_image(stacks["in_masks"][0])[0])
-    assert run(MaskStack(in_file=image), tmp_path).method == "otsu"
+    assert run(MaskStack(in_file=image, mode="otsu"), tmp_path).method == "otsu"
     for interface in (DenoiseStack, CorrectBias):
         out = run(interface(in_file=image, in_mask=mask.out_mask), tmp_path)
         assert np.isfinite(load_image(out.out_file)[0]).all()

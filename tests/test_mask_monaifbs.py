@@ -22,7 +22,7 @@ from gsbids.errors import InputError
 from gsbids.masking.monaifbs import MonaifbsShape, build_monaifbs, converted, segment_monaifbs
 from gsbids.masking.network import load_network, segment_stack
 
-SPACING = (1.12, 1.28, 15.0)  # 7 / 5 and 8 / 5 of MONAIfbs' pixels; one slice has 38 ml
+SPACING = (1.12, 1.28, 40.0)  # 7 / 5 and 8 / 5 of MONAIfbs' pixels; one slice has 101 ml
 SMALL = MonaifbsShape(window=(32, 32))  # for what does not depend on the size
 
 

@@ -184,14 +184,25 @@ def test_what_is_left_of_a_slice_holds_the_brain():
     brain = np.zeros((SIZE, SIZE), bool)
     brain[60:90, 50:100] = True
     for share, least, most in (("alone", 30 * 50, 60 * 80), ("close", 34 * 54, 70 * 90)):
-        mixture = Mixture(**{"narrow": 0.0, "close": 0.0, "alone": 0.0} | {share: 1.0})
+        mixture = Mixture(**{"narrow": 0.0, "close": 0.0, "alone": 0.0, "beside": 0.0} | {share: 1.0})
         for seed in range(20):
             left = view(np.random.default_rng(seed), brain, mixture)
             assert left[brain].all()
             assert least <= left.sum() <= most
-    whole = view(np.random.default_rng(0), brain, Mixture(narrow=0, close=0, alone=0))
+    whole = view(np.random.default_rng(0), brain, Mixture(narrow=0, close=0, alone=0, beside=0))
     assert whole.all()
-    assert not view(np.random.default_rng(1), brain, Mixture(narrow=1, close=0, alone=0)).all()
+    assert not view(np.random.default_rng(1), brain, Mixture(narrow=1, close=0, alone=0, beside=0)).all()
+
+
+def test_fields_of_view_beside_the_brain_and_boxes_where_there_is_none():
+    brain = np.zeros((SIZE, SIZE), bool)
+    brain[60:90, 50:100] = True
+    for seed in range(20):
+        beside = view(np.random.default_rng(seed), brain, Mixture(narrow=0, close=0, alone=0, beside=1))
+        assert not beside[brain].any()
+        assert beside.sum() >= 40 * SIZE
+        box = view(np.random.default_rng(seed), np.zeros_like(brain), Mixture(narrow=0, close=1, alone=0, beside=0))
+        assert 15**2 <= box.sum() <= 100**2
 
 
 def test_a_transplanted_brain_fills_the_mask_and_leaves_the_rest(brain, stack):

@@ -83,6 +83,8 @@ class Mixture:
         Share of slices whose field of view is a box around the brain, or anywhere where there is none.
     alone : float
         Share of slices that show little but the brain.
+    beside : float
+        Share of slices whose field of view ends before the brain begins.
     """
 
     real: float = 0.3
@@ -94,6 +96,7 @@ class Mixture:
     narrow: float = 0.25
     close: float = 0.08
     alone: float = 0.1
+    beside: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,13 @@ def view(rng, brain: np.ndarray, mixture: Mixture) -> np.ndarray:
         margin = rng.integers(2, 20, 4)
         left[:max(0, box[0].start - margin[0])], left[box[0].stop + margin[1]:] = False, False
         left[:, :max(0, box[1].start - margin[2])], left[:, box[1].stop + margin[3]:] = False, False
+    elif kind < mixture.alone + mixture.close + mixture.beside and brain.any():
+        axis, margin = rng.integers(2), rng.integers(1, 12)
+        box = ndimage.find_objects(brain.astype(np.uint8))[0][axis]
+        before, behind = slice(0, max(0, box.start - margin)), slice(box.stop + margin, SIZE)
+        lines = np.zeros(SIZE, bool)
+        lines[max(before, behind, key=lambda part: part.stop - part.start)] = True
+        left = np.broadcast_to(lines[:, None] if axis == 0 else lines, (SIZE, SIZE))
     elif kind > 1 - mixture.narrow:
         edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
         left[:edge[0]], left[SIZE - edge[1]:], left[:, :edge[2]], left[:, SIZE - edge[3]:] = False, False, False, False

@@ -133,7 +133,7 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], net
     Returns
     -------
     NetworkMask
-        Empty where less than 5 ml are found.
+        Empty where less than 15 ml are found.
     """
     import torch
     from monai.inferers import sliding_window_inference

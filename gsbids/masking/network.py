@@ -16,7 +16,7 @@ ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbo
 LEVEL = 0.4  # probability; under one half, as the Dice of an unsure edge is best there
 NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
-LEAST_CONFIDENCE = 0.65  # below it, what is found is no brain
+LEAST_CONFIDENCE = 0.6  # below it, what is found is no brain
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
 
 
