@@ -96,7 +96,7 @@ class Mixture:
     narrow: float = 0.25
     close: float = 0.08
     alone: float = 0.1
-    beside: float = 0.1
+    beside: float = 0.0
 
 
 @dataclass(frozen=True)
