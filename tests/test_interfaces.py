@@ -50,6 +50,31 @@ def run(interface, folder):
     return interface.run(cwd=str(folder)).outputs
 
 
+def test_what_hangs_on_the_brain_is_cut_off_where_masks_were_made_and_kept_where_they_were_given(stacks, fitted,
+                                                                                                   tmp_path):
+    masks = []
+    for file in stacks["in_masks"]:
+        mask, affine = load_image(file)
+        places = np.moveaxis(np.indices(mask.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+        middle = places[mask > 0].mean(0)
+        spur = (np.abs(places - middle)[..., 1:] < 4).all(-1) & (places[..., 0] > middle[0])  # 8 mm wide
+        masks.append(str(write_nifti(tmp_path / Path(file).name, ((mask > 0) | spur).astype(np.uint8), affine)))
+
+    def right_end(made):
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        choice = folder / "choice.json"
+        choice.write_text(json.dumps({"doubts": {}, "left_out": [], "made": made}))
+        out = run(SampleVolume(result=fitted[2], resolution=2.0, choice=str(choice), **stacks | {"in_masks": masks}),
+                  folder)
+        mask, affine = load_image(out.mask)
+        return (np.argwhere(mask > 0) @ affine[:3, :3].T + affine[:3, 3])[:, 0].max()
+
+    ends = {count: right_end(NAMES[:count]) for count in (0, 1, 3)}
+    assert ends[1] == ends[0]
+    assert ends[3] < ends[0] - 5
+
+
 def test_conform(tmp_path):
     data = np.random.default_rng(0).normal(1, 1, (5, 12, 13)).astype(np.float32)
     affine = np.diag([4.0, 1.0, 1.0, 1.0])

@@ -11,6 +11,7 @@ import torch
 
 from gsbids.cli.main import main
 from gsbids.errors import InputError
+from gsbids.imaging.masks import without_appendages
 from gsbids.masking.network import (
     NetworkShape,
     build_network,
@@ -20,7 +21,6 @@ from gsbids.masking.network import (
     segment,
     segment_stack,
     weights_file,
-    without_appendages,
 )
 from gsbids.masking.stack_masks import make_mask
 

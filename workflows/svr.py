@@ -102,7 +102,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
         workflow.connect([(register, fit, [("out_file", "registration")]),
                           (register, outputnode, [("out_file", "registration")])])
         nodes.append(register)
-    workflow.connect([(inputnode, node, [("choice", "choice")]) for node in nodes if node is not sample])
+    workflow.connect([(inputnode, node, [("choice", "choice")]) for node in nodes])
     # Nipype keeps and changes the lists that it is given: none is given twice.
     for node in nodes:
         workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])

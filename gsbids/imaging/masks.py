@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as arrays on grids: resampling by affine, comparing grids, bounding boxes."""
+"""Masks as arrays on grids: resampling by affine, comparing grids, regions, bounding boxes."""
 
 from itertools import product
 
@@ -7,6 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.errors import InputError
+
+NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 
 
 def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray,
@@ -72,6 +74,27 @@ def largest_region(mask: np.ndarray, corners: bool = False) -> np.ndarray:
     """
     regions, count = ndimage.label(mask, np.ones((3,) * mask.ndim) if corners else None)
     return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:]) if count else mask
+
+
+def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """A mask without what hangs on its largest part by a neck; a morphological opening in mm, its width by volume.
+
+    Parameters
+    ----------
+    mask : ndarray, (X, Y, Z), bool
+    spacing : tuple of float
+        Voxel size, mm.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+        The mask itself where nothing of it is wide enough.
+    """
+    radius = NECK * np.cbrt(mask.sum() * np.prod(spacing) * 0.75 / np.pi)
+    core = largest_region(ndimage.distance_transform_edt(mask, spacing) > radius)
+    if not core.any():
+        return mask
+    return mask & (ndimage.distance_transform_edt(~core, spacing) <= radius)
 
 
 def bounding_box(mask: np.ndarray, margin=0) -> tuple[slice, slice, slice]:

@@ -24,7 +24,7 @@ class ChooseStacksInputSpec(BaseInterfaceInputSpec):
 class ChooseStacksOutputSpec(TraitedSpec):
     """Outputs of :class:`ChooseStacks`."""
 
-    out_file = File(exists=True, desc="JSON: words about doubtful stacks by name, and names of those left out")
+    out_file = File(exists=True, desc="JSON: what choice_of returns")
     facts = traits.List(traits.Dict, desc="those that were given, with what is thought of each mask now")
 
 
@@ -48,14 +48,15 @@ class ChooseStacks(NodeInterface):
 
 
 def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
-    """Words about doubtful stacks by name (``doubts``), and names of those that are left out (``left_out``).
+    """Words about doubtful stacks by name (``doubts``); names of those that are left out (``left_out``), and of those
+    whose masks were made, not given (``made``).
 
     Raises
     ------
     gsbids.errors.InputError
         No stack has a mask.
     """
-    from gsbids.masking.doubt import choose_stacks, mask_length
+    from gsbids.masking.doubt import MADE, choose_stacks, mask_length
     from gsbids.masking.stack_masks import litres
 
     loaded = [load_image(mask) for mask in masks]
@@ -67,12 +68,13 @@ def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
         raise InputError(f"{who}: {choice.doubts[0].rstrip('.')}; give masks with -d/--derivatives")
     words = {name: choice.words(k) for k, name in enumerate(names)}
     return {"doubts": {name: text for name, text in words.items() if text},
-            "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out]}
+            "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out],
+            "made": [name for name, each in zip(names, facts, strict=True) if each["MaskMode"] in MADE]}
 
 
 def read_choice(inputs) -> dict:
-    """The choice of an interface's input ``choice``; nothing doubted where there is none."""
+    """The choice of an interface's input ``choice``; nothing doubted, and all given, where there is none."""
     if not isdefined(inputs.choice):
-        return {"doubts": {}, "left_out": []}
+        return {"doubts": {}, "left_out": [], "made": []}
     with open(inputs.choice, encoding="utf-8") as file:
         return json.load(file)

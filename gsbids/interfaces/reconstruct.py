@@ -152,6 +152,7 @@ class SampleVolume(NodeInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
+        from gsbids.imaging.masks import without_appendages
         from gsbids.kernels.there import release
         from gsbids.recon.coverage import shown_region, vote_mask
         from gsbids.recon.resample import in_order, output_grid, sample_result
@@ -165,6 +166,8 @@ class SampleVolume(NodeInterface):
         here = affine if transform is None else np.linalg.inv(transform) @ affine
         image = sample_result(result, here, shape, self.inputs.device)
         mask, coverage = vote_mask(stacks, result, here, shape)
+        if self._masks_made():  # with fringes of face and neck, other than those that were given
+            mask = without_appendages(mask, np.linalg.norm(here[:3, :3], axis=0))
         shown = shown_region(mask, coverage, here, result.settings["rim"])
         sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
         release(self.inputs.device)
@@ -175,6 +178,12 @@ class SampleVolume(NodeInterface):
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, ordered, dtype))
         self._results["facts"] = result_facts(result) | facts
         return runtime
+
+    def _masks_made(self) -> bool:
+        """Whether most of the masks that voted were made, by network or threshold."""
+        choice = read_choice(self.inputs)
+        voted = set(self.inputs.names) - set(choice["left_out"])
+        return 2 * len(voted & set(choice.get("made", ()))) > len(voted)
 
     def _aligned(self, result, stacks, runtime) -> tuple:
         """Transform to the world of the template and numbers about it; None without a template."""

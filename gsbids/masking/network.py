@@ -9,12 +9,11 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.errors import InputError
-from gsbids.imaging.masks import largest_region
+from gsbids.imaging.masks import without_appendages
 
 LEAST_BRAIN = 15.0  # ml; a brain of 18 weeks has more; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
 LEVEL = 0.4  # probability; under one half, as the Dice of an unsure edge is best there
-NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
 LEAST_CONFIDENCE = 0.6  # below it, what is found is no brain
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
@@ -219,27 +218,6 @@ def judged(mask: np.ndarray, probability: np.ndarray, spacing, least_confidence:
     if small or confidence < least_confidence:
         return NetworkMask(np.zeros(mask.shape, bool), probability, 0.0)
     return NetworkMask(mask, probability, confidence)
-
-
-def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """A mask without what hangs on its largest part by a neck; a morphological opening in mm, its width by volume.
-
-    Parameters
-    ----------
-    mask : ndarray, (X, Y, Z), bool
-    spacing : tuple of float
-        Voxel size, mm.
-
-    Returns
-    -------
-    ndarray, (X, Y, Z), bool
-        The mask itself where nothing of it is wide enough.
-    """
-    radius = NECK * np.cbrt(mask.sum() * np.prod(spacing) * 0.75 / np.pi)
-    core = largest_region(ndimage.distance_transform_edt(mask, spacing) > radius)
-    if not core.any():
-        return mask
-    return mask & (ndimage.distance_transform_edt(~core, spacing) <= radius)
 
 
 def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np.ndarray:
