@@ -194,15 +194,29 @@ def test_what_is_left_of_a_slice_holds_the_brain():
     assert not view(np.random.default_rng(1), brain, Mixture(narrow=1, close=0, alone=0, beside=0)).all()
 
 
-def test_fields_of_view_beside_the_brain_and_boxes_where_there_is_none():
+def test_fields_of_view_beside_the_brain_and_boxes_and_blobs_where_there_is_none():
     brain = np.zeros((SIZE, SIZE), bool)
     brain[60:90, 50:100] = True
+    nothing = np.zeros_like(brain)
+    cut = 0
     for seed in range(20):
-        beside = view(np.random.default_rng(seed), brain, Mixture(narrow=0, close=0, alone=0, beside=1))
-        assert not beside[brain].any()
-        assert beside.sum() >= 40 * SIZE
-        box = view(np.random.default_rng(seed), np.zeros_like(brain), Mixture(narrow=0, close=1, alone=0, beside=0))
-        assert 15**2 <= box.sum() <= 100**2
+        beside = view(np.random.default_rng(seed), brain, Mixture(narrow=0, close=1, alone=0, beside=1))
+        cut += beside[brain].any()
+        box = view(np.random.default_rng(seed), nothing, Mixture(narrow=0, close=1, alone=0, beside=0))
+        for left in (beside, box):
+            rows, columns = np.flatnonzero(left.any(1)), np.flatnonzero(left.any(0))
+            assert left.sum() == len(rows) * len(columns), "a box"
+            assert 20**2 <= left.sum() <= 90**2
+        blob = view(np.random.default_rng(seed), nothing, Mixture(narrow=0, close=0, alone=1, beside=0))
+        assert 0.9 * np.pi * 10**2 <= blob.sum() <= 1.1 * np.pi * 35**2
+    assert cut <= 10
+
+
+def test_things_that_are_built_like_a_brain_are_none(brain):
+    plain, decoys = (phantom.phantom(np.random.default_rng(5), [brain], empty=True, decoys=share) for share in (0, 1))
+    assert not is_brain(decoys.labels).any()
+    assert (plain.labels != decoys.labels).any()
+    assert is_brain(phantom.phantom(np.random.default_rng(5), [brain], decoys=1.0).inner.labels).any()
 
 
 def test_a_transplanted_brain_fills_the_mask_and_leaves_the_rest(brain, stack):

@@ -80,11 +80,13 @@ class Mixture:
     narrow : float
         Share of slices of a narrow field of view.
     close : float
-        Share of slices whose field of view is a box around the brain, or anywhere where there is none.
+        Share of slices whose field of view is a box around the brain or, where there is none, anywhere.
     alone : float
-        Share of slices that show little but the brain.
+        Share of slices that show little but the brain or, where there is none, something as round.
     beside : float
-        Share of slices whose field of view ends before the brain begins.
+        Share of the boxes that lie elsewhere though there is a brain.
+    decoys : float
+        Share of the round things in a mother that have a rim and something folded in it, as brains do.
     """
 
     real: float = 0.3
@@ -97,6 +99,7 @@ class Mixture:
     close: float = 0.08
     alone: float = 0.1
     beside: float = 0.0
+    decoys: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def scenes(seed: int, stacks: list[Scene], atlas: list[Brain], mixture: Mixture,
            workers: int = 1) -> dict[str, list[Scene]]:
     """The scenes of a training, by kind; made up in so many processes."""
     moved = [_moved(seed, k, stacks, atlas) for k in range(max(1, mixture.scenes // 4))]
-    make, numbers = partial(_made, seed, atlas, mixture.empty), range(mixture.scenes)
+    make, numbers = partial(_made, seed, atlas, mixture), range(mixture.scenes)
     if workers == 1:
         made = [make(k) for k in numbers]
     else:
@@ -150,9 +153,9 @@ def _moved(seed: int, k: int, stacks: list[Scene], atlas: list[Brain]) -> Scene:
     return transplanted(rng, stacks[k % len(stacks)], atlas[rng.integers(len(atlas))])
 
 
-def _made(seed: int, atlas: list[Brain], empty: float, k: int) -> Scene:
+def _made(seed: int, atlas: list[Brain], mixture: Mixture, k: int) -> Scene:
     rng = np.random.default_rng((seed, 2, k))
-    return phantom(rng, atlas, rng.random() < empty)
+    return phantom(rng, atlas, rng.random() < mixture.empty, mixture.decoys)
 
 
 def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,31 +183,47 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
 
 
 def view(rng, brain: np.ndarray, mixture: Mixture) -> np.ndarray:
-    """What is left of a slice, (SIZE, SIZE): mostly all; a narrow field of view, close around the brain or anywhere;
-    or nothing but the brain, with what lies at most 20 mm around it."""
-    left = np.ones((SIZE, SIZE), bool)
+    """What is left of a slice, (SIZE, SIZE): mostly all; a narrow field of view, close around the brain or anywhere
+    else; or nothing but the brain, with what lies at most 20 mm around it, or but something else as round."""
     kind = rng.random()
-    if kind < mixture.alone and brain.any():
-        width = rng.choice((0.0, rng.uniform(0, 20)))
-        left = ndimage.distance_transform_edt(~brain, PIXEL) <= width
-    elif kind < mixture.alone + mixture.close:
-        corner, size = rng.integers(20, SIZE - 60, 2), rng.integers(15, 60, 2)
-        box = [slice(a, a + n) for a, n in zip(corner, size, strict=True)]  # what lies elsewhere can be shown as close
-        if brain.any():
-            box = ndimage.find_objects(brain.astype(np.uint8))[0]
-        margin = rng.integers(2, 20, 4)
-        left[:max(0, box[0].start - margin[0])], left[box[0].stop + margin[1]:] = False, False
-        left[:, :max(0, box[1].start - margin[2])], left[:, box[1].stop + margin[3]:] = False, False
-    elif kind < mixture.alone + mixture.close + mixture.beside and brain.any():
-        axis, margin = rng.integers(2), rng.integers(1, 12)
-        box = ndimage.find_objects(brain.astype(np.uint8))[0][axis]
-        before, behind = slice(0, max(0, box.start - margin)), slice(box.stop + margin, SIZE)
-        lines = np.zeros(SIZE, bool)
-        lines[max(before, behind, key=lambda part: part.stop - part.start)] = True
-        left = np.broadcast_to(lines[:, None] if axis == 0 else lines, (SIZE, SIZE))
-    elif kind > 1 - mixture.narrow:
+    if kind < mixture.alone:
+        return _alone(rng, brain)
+    if kind < mixture.alone + mixture.close:
+        return _box(rng, brain, bool(brain.any()) and rng.random() >= mixture.beside)
+    left = np.ones((SIZE, SIZE), bool)
+    if kind > 1 - mixture.narrow:
         edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
         left[:edge[0]], left[SIZE - edge[1]:], left[:, :edge[2]], left[:, SIZE - edge[3]:] = False, False, False, False
+    return left
+
+
+def _alone(rng, brain: np.ndarray) -> np.ndarray:
+    """The brain and a little around it; where there is none, an ellipse, as if that were one."""
+    if brain.any():
+        width = rng.choice((0.0, rng.uniform(0, 20)))
+        return ndimage.distance_transform_edt(~brain, PIXEL) <= width
+    turn = Rotation.from_rotvec((0, 0, rng.uniform(0, np.pi))).as_matrix()[:2, :2]
+    away = np.moveaxis(np.indices((SIZE, SIZE)), 0, -1) - rng.uniform(35, SIZE - 35, 2)
+    return ((away @ turn / rng.uniform(10, 35, 2)) ** 2).sum(-1) < 1
+
+
+def _box(rng, brain: np.ndarray, around: bool) -> np.ndarray:
+    """A box close around the brain; or one elsewhere, mostly without the brain."""
+    left = np.zeros((SIZE, SIZE), bool)
+    if around:
+        found, margin = ndimage.find_objects(brain.astype(np.uint8))[0], rng.integers(2, 20, 4)
+        box = [slice(max(0, one.start - a), one.stop + b)
+               for one, a, b in zip(found, margin[:2], margin[2:], strict=True)]
+        left[tuple(box)] = True
+        return left
+    size = rng.integers(20, 90, 2)  # what lies elsewhere can be shown as close
+    for _ in range(20):
+        corner = rng.integers(10, SIZE - 10 - size)
+        box = tuple(slice(a, a + n) for a, n in zip(corner, size, strict=True))
+        if not brain[box].any():
+            left[box] = True
+            return left
+    left[box] = True
     return left
 
 

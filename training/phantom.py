@@ -104,7 +104,7 @@ def field(rng, shape, width: float) -> np.ndarray:
     return whole / max(float(whole.std()), 1e-6)
 
 
-def phantom(rng, atlas: list[Brain], empty: bool = False) -> Scene:
+def phantom(rng, atlas: list[Brain], empty: bool = False, decoys: float = 0.0) -> Scene:
     """A scene, made up but for the brain.
 
     Parameters
@@ -114,6 +114,8 @@ def phantom(rng, atlas: list[Brain], empty: bool = False) -> Scene:
         One is taken.
     empty : bool
         Leave the fetus out.
+    decoys : float
+        Share of the round things in the mother that are built like a brain.
     """
     canvas = blank(np.zeros(3), VOXEL)
     pose = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
@@ -123,7 +125,7 @@ def phantom(rng, atlas: list[Brain], empty: bool = False) -> Scene:
     scale = np.cbrt(volume / brain.millilitres) * np.exp(rng.normal(0, 0.05, 3))
     half = np.array(brain.labels.shape) / 2 * brain.voxel * scale
     if empty or rng.random() < 0.92:  # the others are born
-        mother(rng, canvas)
+        mother(rng, canvas, decoys)
         womb(rng, canvas, place, float(half.mean()))
     texture = np.clip(0.75 + 0.25 * _texture(rng), 0, None)
     inner = None
@@ -147,7 +149,7 @@ def _texture(rng) -> np.ndarray:
     return 0.5 * grain / grain.std() + 0.5 * field(rng, shape, rng.uniform(3, 8)) + 0.3 * field(rng, shape, 16)
 
 
-def mother(rng, canvas: Canvas) -> None:
+def mother(rng, canvas: Canvas, decoys: float) -> None:
     """A body with fat, and in it organs: regions of random fields, round things, vessels, a spine."""
     shape = canvas.labels.shape
     bumps = 0.08 * field(rng, shape, 20)
@@ -163,6 +165,9 @@ def mother(rng, canvas: Canvas) -> None:
     for _ in range(int(rng.integers(2, 12))):  # round things that are no brains, some with a rim or a core
         centre, size = rng.uniform(-130, 130, 3), rng.uniform(6, 55) * np.exp(rng.normal(0, 0.3, 3))
         own = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+        if decoys and rng.random() < decoys:
+            decoy(rng, canvas, centre, size, own)
+            continue
         for share in (1.0, rng.uniform(0.75, 0.95), rng.uniform(0.2, 0.6))[:int(rng.integers(1, 4))]:
             canvas.ellipsoid(ORGAN + rng.integers(ORGANS), centre, size * share, own)
     for _ in range(int(rng.integers(0, 8))):
@@ -175,6 +180,22 @@ def mother(rng, canvas: Canvas) -> None:
         behind = column - turn @ np.array([0, rng.uniform(22, 30), 0])
         canvas.capsule(CANAL, behind - along, behind + along, rng.uniform(6, 10))
         canvas.capsule(SPINE, behind - along, behind + along, rng.uniform(2, 5))
+
+
+def decoy(rng, canvas: Canvas, centre, size, turn) -> None:
+    """Something round with layers, a rim or a wall around it, and folds or pyramids in it, as kidneys or gut have."""
+    layers = np.sort(np.append(1, rng.uniform(0.6, 0.97, rng.integers(0, 3))))[::-1]
+    for share in layers:
+        canvas.ellipsoid(ORGAN + rng.integers(ORGANS), centre, size * share, turn)
+    box = canvas.box(np.asarray(centre), float(size.max()) * 1.2)
+    shape = canvas.labels[box].shape
+    if min(shape) < 4:
+        return
+    within = Canvas(np.zeros(shape, np.uint8), canvas.at[(slice(None), *box)], canvas.voxel)
+    within.ellipsoid(1, centre, size * layers[-1] * rng.uniform(0.7, 1), turn)
+    for _ in range(int(rng.integers(1, 3))):
+        folds = field(rng, shape, np.exp(rng.uniform(np.log(1.5), np.log(6)))) > rng.uniform(-0.3, 1)
+        canvas.labels[box][folds & (within.labels > 0)] = ORGAN + rng.integers(ORGANS)
 
 
 def womb(rng, canvas: Canvas, place, half: float) -> None:
