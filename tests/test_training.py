@@ -13,6 +13,7 @@ from scipy import ndimage
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
 
+import evaluate  # noqa: E402
 import phantom  # noqa: E402
 import train  # noqa: E402
 from generator import (  # noqa: E402
@@ -267,3 +268,16 @@ def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monk
         assert shape.slices == count
         rows = json.loads((tmp_path / "out" / f"slices-{count}.log.json").read_text())
         assert rows[-1][f"loss_slices-{count}"] < rows[0][f"loss_slices-{count}"]
+
+
+def test_narrow_stacks_to_score_hold_all_of_the_brain_or_none_of_it(brain):
+    for empty in (False, True):
+        kind = evaluate.Kind(1, empty=empty, seen="box")
+        image, truth, _ = evaluate.simulated(np.random.default_rng(2), [brain], kind)
+        assert truth.any() != empty
+        assert max(image.shape[:2]) < SIZE
+        assert image.shape == truth.shape
+        assert (image > 0.1 * image.max()).mean() > 0.2
+        if not empty:
+            assert not truth[[0, -1]].any()
+            assert not truth[:, [0, -1]].any()

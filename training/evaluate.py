@@ -46,7 +46,8 @@ class Kind:
     empty : bool
         Whether there is no brain.
     seen : str
-        "all"; "box", what a field of view close around the brain shows; "head", what lies within 10 mm of the brain.
+        "all"; "box", what a field of view close around the brain shows, or one somewhere where there is none; "head",
+        what lies within 10 mm of the brain.
     """
 
     count: int
@@ -57,7 +58,8 @@ class Kind:
 
 SIMULATED = {"simulated, T2-weighted": Kind(40), "simulated, any contrast": Kind(20, odd=1.0),
              "simulated, narrow field of view": Kind(12, seen="box"), "simulated, head alone": Kind(12, seen="head"),
-             "no brain, simulated": Kind(12, empty=True)}
+             "no brain, simulated": Kind(12, empty=True),
+             "no brain, simulated, narrow field of view": Kind(24, empty=True, seen="box")}
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -174,10 +176,25 @@ def simulated(rng, atlas, kind: Kind) -> tuple[np.ndarray, np.ndarray, float]:
     if kind.seen == "head":
         image = image * (ndimage.distance_transform_edt(~truth, (PIXEL, PIXEL, gap)) <= 10)
     if kind.seen == "box":
-        box = tuple(slice(max(0, one.start - int(rng.integers(3, 12))), one.stop + int(rng.integers(3, 12)))
-                    for one in ndimage.find_objects(truth.astype(np.uint8))[0][:2])
+        if kind.empty:
+            box = somewhere(rng, image)
+        else:
+            box = tuple(slice(max(0, one.start - int(rng.integers(3, 12))), one.stop + int(rng.integers(3, 12)))
+                        for one in ndimage.find_objects(truth.astype(np.uint8))[0][:2])
         image, truth = image[box], truth[box]
     return image, truth, gap
+
+
+def somewhere(rng, image: np.ndarray) -> tuple[slice, slice]:
+    """A narrow field of view, 60 to 160 mm wide, that shows more than air."""
+    lit = image.max(2) > 0.1 * image.max()
+    for _ in range(100):
+        size = rng.integers(60, 160, 2) // int(PIXEL)
+        corner = rng.integers(0, np.array(lit.shape) - size)
+        box = tuple(slice(a, a + n) for a, n in zip(corner, size, strict=True))
+        if lit[box].mean() > 0.7:
+            break
+    return box
 
 
 def draw_stack(path: Path, image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> None:
