@@ -180,9 +180,9 @@ def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape) -> Netw
 def segment(image: np.ndarray, spacing: tuple[float, float, float], network, shape: NetworkShape) -> NetworkMask:
     """The brain in a stack.
 
-    Probabilities of four mirror images are averaged slice by slice; their logits are smoothed a little across slices,
-    and of the regions above a level the one with the largest sum of probabilities is kept, its holes filled, and what
-    hangs on it by a neck cut off.
+    Probabilities of eight views (mirrored, and turned by a right angle) are averaged slice by slice; their logits are
+    smoothed a little across slices, and of the regions above a level the one with the largest sum of probabilities is
+    kept, its holes filled, and what hangs on it by a neck cut off.
 
     Parameters
     ----------
@@ -222,8 +222,6 @@ def judged(mask: np.ndarray, probability: np.ndarray, spacing, least_confidence:
 
 def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np.ndarray:
     """Of brain, slice by slice, (X, Y, Z)."""
-    import torch
-
     scale = np.array(spacing[:2]) / shape.pixel
     small = [ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest") for one in np.moveaxis(image, 2, 0)]
     size = small[0].shape
@@ -236,9 +234,16 @@ def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np
         block = seen[k:k + shape.slices]
         if not seen[k + shape.slices // 2].any():
             continue
-        batch = torch.from_numpy(np.stack([np.flip(block, axes) for axes in MIRRORS]).copy())
-        with torch.inference_mode():
-            mirrored = torch.sigmoid(network(batch))[:, 0].numpy()
-        mean = np.mean([np.flip(one, [a - 1 for a in axes]) for one, axes in zip(mirrored, MIRRORS, strict=True)], 0)
+        mean = (_mirrored_mean(block, network) + _mirrored_mean(block.swapaxes(1, 2), network).T) / 2
         found[..., k] = ndimage.map_coordinates(mean[:size[0], :size[1]], at, order=1, mode="nearest")
     return found
+
+
+def _mirrored_mean(block: np.ndarray, network) -> np.ndarray:
+    """Probability, (A, B), in the middle slice of a block, (slices, A, B): the mean over its mirror images."""
+    import torch
+
+    batch = torch.from_numpy(np.stack([np.flip(block, axes) for axes in MIRRORS]).copy())
+    with torch.inference_mode():
+        found = torch.sigmoid(network(batch))[:, 0].numpy()
+    return np.mean([np.flip(one, [a - 1 for a in axes]) for one, axes in zip(found, MIRRORS, strict=True)], 0)
