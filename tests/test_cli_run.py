@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import ball_stack, write_nifti
 
+from gsbids.cli.executor import make_executor
 from gsbids.cli.main import main
 from gsbids.config import Config
 
@@ -247,6 +248,17 @@ def test_interrupted(tiny_bids, tmp_path, number):
     assert "Traceback" not in err
     (worker,) = workers(tmp_path)
     assert wait_for(lambda: gone(worker))
+
+
+def test_a_stopped_pool_is_closed_before_python_ends(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    executor = make_executor({"n_procs": 2})
+    running = executor.pool.submit(time.sleep, 60)
+    assert wait_for(running.running)
+    manager = executor.pool._executor_manager_thread
+    executor.stop()
+    assert not manager.is_alive()
+    assert running.exception() is not None
 
 
 def test_killed_run_leaves_no_worker(tiny_bids, tmp_path):

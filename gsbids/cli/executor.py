@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 
+LAST_WORDS = 10.0  # s; workers that were terminated are gone long before
+
 
 def start_worker(cwd: str) -> None:
     """First thing in a worker: it leaves Ctrl-C to its parent, dies with it, and prints nothing but errors.
@@ -92,9 +94,13 @@ def make_executor(plugin_args: dict):
         def stop(self):
             for pool in (self.pool, *self._own_pools.values()):
                 # The processes are known to the pool alone, and are forgotten by its shutdown.
+                manager = pool._executor_manager_thread
                 for process in list((pool._processes or {}).values()):
                     process.terminate()
                 pool.shutdown(wait=False, cancel_futures=True)
+                # Python's exit writes to the pool's pipe, without a lock, while this thread may be closing it.
+                if manager is not None:
+                    manager.join(LAST_WORDS)
 
     return MultiProcPlugin()
 
