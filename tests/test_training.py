@@ -33,7 +33,7 @@ from generator import (  # noqa: E402
 from sampling import NO_INNER, sample  # noqa: E402
 from sources import AROUND, CSF, REAL, Brain, Inner, is_brain, read_stack, scene_of, surrounded, transplanted  # noqa: E402
 
-from gsbids.masking.network import load_network  # noqa: E402
+from gsbids.masking.network import NetworkShape, build_network, load_network, save_network  # noqa: E402
 
 SPACING = (1.5, 1.5, 3.0)
 
@@ -268,6 +268,19 @@ def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monk
         assert shape.slices == count
         rows = json.loads((tmp_path / "out" / f"slices-{count}.log.json").read_text())
         assert rows[-1][f"loss_slices-{count}"] < rows[0][f"loss_slices-{count}"]
+
+
+def test_a_training_goes_on_from_weights_of_its_own_network_only(tmp_path, capsys, monkeypatch):
+    shape = NetworkShape((4, 8), PIXEL, 1, SIZE)
+    start = tmp_path / "start.safetensors"
+    save_network(start, build_network(shape), shape, {})
+    assert train.networks_of({"channels": [4, 8], "slices": [1]}, start) == [shape]
+    assert len(train.networks_of({"channels": [4, 8], "slices": [1, 3]}, None)) == 2
+    config = TRAINING / "config_third.toml"
+    monkeypatch.setattr(sys, "argv", ["train", str(config), str(tmp_path), "--start", str(start)])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    assert f"error: {start}: holds NetworkShape(channels=(4, 8)" in capsys.readouterr().err
 
 
 def test_narrow_stacks_to_score_hold_all_of_the_brain_or_none_of_it(brain):

@@ -221,8 +221,7 @@ def _box(rng, brain: np.ndarray, around: bool) -> np.ndarray:
         corner = rng.integers(10, SIZE - 10 - size)
         box = tuple(slice(a, a + n) for a, n in zip(corner, size, strict=True))
         if not brain[box].any():
-            left[box] = True
-            return left
+            break
     left[box] = True
     return left
 

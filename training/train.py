@@ -21,6 +21,7 @@ from generator import PIXEL, SIZE, Mixture, draw, scenes
 from sources import brains, real_stacks
 from torch.utils.data import DataLoader, IterableDataset
 
+from gsbids.errors import InputError
 from gsbids.masking.network import NetworkShape, build_network, load_network, save_network
 
 
@@ -131,13 +132,27 @@ def train(students: dict[Path, Student], loader, schedule: Schedule, facts: dict
         path.with_suffix(".log.json").write_text(json.dumps(rows))
 
 
+def networks_of(told: dict, start: Path | None) -> list[NetworkShape]:
+    """The networks of a configuration, which the weights to start from have to fit.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        They do not.
+    """
+    shapes = [NetworkShape(tuple(told["channels"]), PIXEL, count, SIZE) for count in told["slices"]]
+    if start and shapes != [known := load_network(start)[1]]:
+        raise InputError(f"{start}: holds {known}, not {shapes}; give a configuration of that network alone")
+    return shapes
+
+
 def main() -> None:
     """Train by a configuration."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("output", type=Path, help="folder for the weights, a file for each network")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--start", type=Path, help="weights to go on from; one network only")
+    parser.add_argument("--start", type=Path, help="weights to go on from, of the one network of the configuration")
     parser.add_argument("--rate", type=float, help="in the place of the configuration's")
     parser.add_argument("--minutes", type=float, help="in the place of the configuration's")
     parser.add_argument("--batches", type=int, help="in the place of the configuration's")
@@ -147,6 +162,10 @@ def main() -> None:
     args = parser.parse_args()
     told = tomllib.loads(args.config.read_text())
     schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches", "rate") if (v := getattr(args, k))})
+    try:
+        shapes = networks_of(told["network"], args.start)
+    except InputError as error:
+        parser.error(str(error))
     torch.manual_seed(told["seed"])
     torch.set_num_threads(args.threads)
     mixture = Mixture(**told["mixture"])
@@ -154,12 +173,9 @@ def main() -> None:
                   brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"]), mixture, args.workers + 1)
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    counts = told["network"]["slices"]
-    students = {args.output / f"slices-{count}.safetensors":
-                Student(NetworkShape(tuple(told["network"]["channels"]), PIXEL, count, SIZE), schedule, device,
-                        args.start)
-                for count in counts}
-    blocks = Blocks(pool, mixture, max(counts), told["seed"] * 10**9)
+    students = {args.output / f"slices-{shape.slices}.safetensors": Student(shape, schedule, device, args.start)
+                for shape in shapes}
+    blocks = Blocks(pool, mixture, max(shape.slices for shape in shapes), told["seed"] * 10**9)
     loader = DataLoader(blocks, schedule.batch, num_workers=args.workers, prefetch_factor=4 if args.workers else None)
     train(students, loader, schedule, {"config": args.config.read_text()}, args.log_every)
 

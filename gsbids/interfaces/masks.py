@@ -74,7 +74,8 @@ def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
 
 def read_choice(inputs) -> dict:
     """The choice of an interface's input ``choice``; nothing doubted, and all given, where there is none."""
-    if not isdefined(inputs.choice):
-        return {"doubts": {}, "left_out": [], "made": []}
-    with open(inputs.choice, encoding="utf-8") as file:
-        return json.load(file)
+    choice = {"doubts": {}, "left_out": [], "made": []}
+    if isdefined(inputs.choice):
+        with open(inputs.choice, encoding="utf-8") as file:
+            choice |= json.load(file)  # one that an earlier version left in a work folder does not have all of it
+    return choice

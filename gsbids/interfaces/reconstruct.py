@@ -183,7 +183,7 @@ class SampleVolume(NodeInterface):
         """Whether most of the masks that voted were made, by network or threshold."""
         choice = read_choice(self.inputs)
         voted = set(self.inputs.names) - set(choice["left_out"])
-        return 2 * len(voted & set(choice.get("made", ()))) > len(voted)
+        return 2 * len(voted & set(choice["made"])) > len(voted)
 
     def _aligned(self, result, stacks, runtime) -> tuple:
         """Transform to the world of the template and numbers about it; None without a template."""
