@@ -13,7 +13,9 @@ from scipy import ndimage
 TRAINING = Path(__file__).resolve().parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
 
+import canvas  # noqa: E402
 import evaluate  # noqa: E402
+import mother  # noqa: E402
 import phantom  # noqa: E402
 import train  # noqa: E402
 from generator import (  # noqa: E402
@@ -66,7 +68,7 @@ def ball_scene():
     flat = (np.arange(128) - 63.5) * 2.5
     at = np.stack(np.meshgrid(flat, flat, flat, indexing="ij"))
     inside = (at**2).sum(0) < 40**2
-    return scene_of("ball", np.full(inside.shape, 100, np.uint8), np.where(inside, 1, phantom.BODY).astype(np.uint8),
+    return scene_of("ball", np.full(inside.shape, 100, np.uint8), np.where(inside, 1, canvas.BODY).astype(np.uint8),
                     (2.5,) * 3, False)
 
 
@@ -75,8 +77,8 @@ def test_a_made_up_scene_holds_a_brain_of_a_fetus_in_fluid_skull_and_skin(made):
     inside = is_brain(head.labels)
     millilitres = inside.sum() * np.prod(head.spacing) / 1e3
     assert 45 < millilitres < 700
-    assert {phantom.SKIN, phantom.SKULL, CSF} <= set(np.unique(head.labels))
-    assert {phantom.FAT, phantom.BODY} <= set(np.unique(made.labels))
+    assert {canvas.SKIN, canvas.SKULL, CSF} <= set(np.unique(head.labels))
+    assert {canvas.FAT, canvas.BODY} <= set(np.unique(made.labels))
     assert ndimage.label(inside)[1] == 1
     np.testing.assert_allclose(made.middle * made.spacing, np.argwhere(inside).mean(0) * head.spacing + head.start)
     assert made.radius == pytest.approx(np.cbrt(millilitres * 750 / np.pi))
@@ -86,7 +88,7 @@ def test_a_scene_without_a_fetus_holds_no_brain(brain):
     empty = phantom.phantom(np.random.default_rng(3), [brain], empty=True)
     assert empty.inner is None
     assert not is_brain(empty.labels).any()
-    assert phantom.FLUID in empty.labels
+    assert canvas.FLUID in empty.labels
 
 
 def test_the_same_seed_makes_the_same_slices(brain, stack):
@@ -171,10 +173,10 @@ def test_before_and_behind_a_stack_lies_what_another_shows():
     scene = surrounded(made[0], one, made[1], other)
     np.testing.assert_array_equal(scene.inner.labels, made[0].labels)
     step = AROUND[1]
-    below = 26 - scene.inner.start[2]  # where the scene begins, along z of the world
+    begin = np.array([0, 0, 26]) - scene.inner.start  # where the scene begins in the world
     for deep in (12, 35, 60):  # below, within and above the stack
-        at = np.rint((np.array([35, 35, deep]) - [0, 0, below]) / step).astype(int)
-        place = at * step + [0, 0, below]
+        at = np.rint((np.array([35, 35, deep]) - begin) / step).astype(int)
+        place = at * step + begin
         expected = ndimage.map_coordinates(world, place[:, None], order=1)[0]
         assert scene.image[tuple(at)] == pytest.approx(expected, abs=5)
     assert not scene.image[:, 0].any(), "the other stack shows a slab"
@@ -220,6 +222,29 @@ def test_things_that_are_built_like_a_brain_are_none(brain):
     assert is_brain(phantom.phantom(np.random.default_rng(5), [brain], decoys=1.0).inner.labels).any()
 
 
+def test_a_pocket_of_fluid_holds_limbs_and_leaves_what_is_around_it():
+    limbs = 0
+    for seed in range(10):
+        drawn = canvas.blank(np.zeros(3), canvas.VOXEL)
+        drawn.labels[...] = canvas.BODY
+        centre, size = np.array([5.0, 0, -10]), np.array([30.0, 40, 50])
+        mother.pocket(np.random.default_rng(seed), drawn, centre, size, np.eye(3))
+        away = np.linalg.norm((drawn.at - centre[:, None, None, None]) / size[:, None, None, None], axis=0)
+        assert (drawn.labels[away > 1.3] == canvas.BODY).all()
+        assert canvas.FLUID in drawn.labels[away < 0.98]
+        assert set(np.unique(drawn.labels[away < 0.98])) <= {canvas.FLUID, canvas.LIMB, canvas.CORD, canvas.FLESH,
+                                                             canvas.SKULL}
+        limbs += (drawn.labels[away < 0.98] != canvas.FLUID).any()
+    assert limbs >= 6
+
+
+def test_bodies_without_a_head_lie_in_scenes_without_a_brain(brain):
+    empty = phantom.phantom(np.random.default_rng(8), [brain], empty=True, decoys=1.0)
+    assert {canvas.LUNG, canvas.LIVER, canvas.SPINE} & set(np.unique(empty.labels))
+    assert empty.inner is None
+    assert not is_brain(empty.labels).any()
+
+
 def test_a_transplanted_brain_fills_the_mask_and_leaves_the_rest(brain, stack):
     moved = transplanted(np.random.default_rng(0), stack, brain)
     inside = is_brain(stack.labels)
@@ -255,7 +280,7 @@ def test_a_stack_comes_with_its_slices_on_the_third_axis(tmp_path):
 
 
 def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monkeypatch):
-    monkeypatch.setattr(train, "real_stacks", lambda folder, runs: [stack])
+    monkeypatch.setattr(train, "real_scenes", lambda folder, told, head: [stack])
     monkeypatch.setattr(train, "brains", lambda folder, weeks: [brain])
     config = tmp_path / "config.toml"
     config.write_text('seed = 1\n[train]\nruns = [1]\nweeks = [22]\n[mixture]\nscenes = 2\n[network]\n'

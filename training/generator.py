@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
-from phantom import (
+from canvas import (
     AIR,
     AIRWAY,
     BASE,
@@ -38,8 +38,8 @@ from phantom import (
     VERTEBRA,
     WALL,
     field,
-    phantom,
 )
+from phantom import phantom
 from sampling import NO_INNER, sample
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -86,7 +86,10 @@ class Mixture:
     beside : float
         Share of the boxes that lie elsewhere though there is a brain.
     decoys : float
-        Share of the round things in a mother that have a rim and something folded in it, as brains do.
+        Share of the round things in a mother that have a rim and something folded in it, as brains do, or are pockets
+        of fluid with limbs; and of the scenes without a brain that hold a body.
+    away : float
+        Share of the planes, but for those along the slices of stacks, that may pass the brain by far.
     """
 
     real: float = 0.3
@@ -100,6 +103,7 @@ class Mixture:
     alone: float = 0.1
     beside: float = 0.0
     decoys: float = 0.0
+    away: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
     """
     kind = rng.choice(list(pool), p=(mixture.real, mixture.transplanted, 1 - mixture.real - mixture.transplanted))
     scene = pool[kind][rng.integers(len(pool[kind]))]
-    plane = drawn_plane(rng, scene)
+    plane = drawn_plane(rng, scene, mixture.away)
     images, shares = cut(rng, scene, palette(rng, mixture), plane, slices)
     images = acquired(rng, images)
     mask = (shares[slices // 2] > 0.5).astype(np.float32)
@@ -226,24 +230,22 @@ def _box(rng, brain: np.ndarray, around: bool) -> np.ndarray:
     return left
 
 
-def drawn_plane(rng, scene: Scene) -> Plane:
+def drawn_plane(rng, scene: Scene, away: float) -> Plane:
     """Any plane through the scene, mostly through its brain; real stacks are often cut as they were acquired."""
     frame = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
-    native = scene.real and rng.random() < 0.5
+    native = scene.thick and rng.random() < 0.5
     if native:
         spin = Rotation.from_rotvec((0, 0, rng.uniform(0, 2 * np.pi))).as_matrix()
         tilt = Rotation.from_rotvec(np.deg2rad(rng.normal(0, 4, 3))).as_matrix()
         frame = tilt @ spin
     frame = frame @ np.diag((rng.choice((-1, 1)), 1, 1))
     size = np.exp(rng.uniform(np.log(0.75), np.log(1.4))) if scene.real else 1.0
-    acquired_as = scene.inner or scene  # a real stack lies in what others show around it
-    spacing = np.array(acquired_as.spacing)
+    spacing = scene.acquired.spacing
     middle = scene.middle * np.array(scene.spacing)
     if native:
-        start = 0.0 if scene.inner is None else scene.inner.start[2]
-        middle[2] = start + rng.uniform(0, acquired_as.labels.shape[2] - 1) * spacing[2]
+        middle[2] = scene.acquired.start[2] + rng.uniform(0, scene.acquired.labels.shape[2] - 1) * spacing[2]
     else:
-        reach = 1.25 * scene.radius if rng.random() < 0.85 else 80
+        reach = 1.25 * scene.radius if rng.random() > away else 80
         middle = middle + frame[:, 2] * rng.uniform(-reach, reach)
     middle = middle + frame[:, :2] @ rng.uniform(-65, 65, 2)
     gap = rng.uniform(2, 6) if not native else spacing[2] * size

@@ -8,100 +8,35 @@ one another from the outside to the inside.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from canvas import (
+    AIRWAY,
+    BASE,
+    CANAL,
+    EYE,
+    FACE,
+    FLESH,
+    FLUID,
+    LENS,
+    LIMB,
+    LIVER,
+    LUNG,
+    ORGAN,
+    SIDE,
+    SKIN,
+    SKULL,
+    SPINE,
+    TRUNK,
+    VERTEBRA,
+    VOXEL,
+    Canvas,
+    blank,
+    closer,
+    field,
+)
+from mother import mother, womb
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sources import CSF, Brain, Inner, Scene, as_bytes, scene_of
-
-VOXEL = 2.5  # mm
-FINE = 1.25  # mm, of the voxels around a head; larger where it is
-SIDE = 128  # voxels along an edge of either
-# what is no brain
-(AIR, BODY, FAT, WALL, PLACENTA, FLUID, LIMB, CORD, TRUNK, LUNG, LIVER, FLESH, CANAL, SPINE, VERTEBRA, FACE, AIRWAY,
- EYE, LENS, BASE, SKIN, SKULL, ORGAN) = range(10, 33)
-ORGANS = 8  # labels from ORGAN on
-LABELS = ORGAN + ORGANS
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Labels that are drawn on, and where their voxels are.
-
-    Attributes
-    ----------
-    labels : ndarray, (SIDE, SIDE, SIDE), uint8
-    at : ndarray, (3, SIDE, SIDE, SIDE), float32
-        mm from the middle of the scene.
-    voxel : float
-        Side of the voxels, mm.
-    """
-
-    labels: np.ndarray
-    at: np.ndarray
-    voxel: float
-
-    @property
-    def start(self) -> np.ndarray:
-        """Where the first voxel is, (3,), mm."""
-        return self.at[:, 0, 0, 0].astype(float)
-
-    def ellipsoid(self, label: int, middle, axes, turn=None, bumps=0.0) -> None:
-        """Fill an ellipsoid; ``turn`` (3, 3) has its axes as columns, ``bumps`` is added to its equation."""
-        middle, axes = np.asarray(middle, float), np.asarray(axes, float)
-        box = self.box(middle, axes.max() * 1.15)
-        away = self.at[(slice(None), *box)] - middle[:, None, None, None].astype(np.float32)
-        if turn is not None:
-            away = np.tensordot(np.asarray(turn, np.float32).T, away, 1)
-        value = ((away / axes[:, None, None, None].astype(np.float32)) ** 2).sum(0)
-        here = value + (bumps[box] if np.ndim(bumps) else bumps) < 1
-        self.labels[box][here] = label
-
-    def capsule(self, label: int, start, end, radius: float, bands: tuple[int, float] | None = None) -> None:
-        """Fill a capsule; with bands (label, mm) every second piece of that length gets the other label."""
-        start, end = np.asarray(start, float), np.asarray(end, float)
-        length = max(np.linalg.norm(end - start), 1e-3)
-        direction = ((end - start) / length).astype(np.float32)
-        box = self.box((start + end) / 2, length / 2 + radius)
-        away = self.at[(slice(None), *box)] - start[:, None, None, None].astype(np.float32)
-        along = np.tensordot(direction, away, 1)
-        beside = away - direction[:, None, None, None] * np.clip(along, 0, length)
-        here = (beside**2).sum(0) < radius**2
-        view = self.labels[box]
-        view[here] = label
-        if bands:
-            view[here & (np.floor(along / bands[1]) % 2 == 0)] = bands[0]
-
-    def box(self, middle, reach: float) -> tuple[slice, slice, slice]:
-        """Voxels within a distance (mm) of a place along every axis, as far as they are there."""
-        low = np.floor((middle - reach - self.start) / self.voxel).astype(int)
-        high = np.ceil((middle + reach - self.start) / self.voxel).astype(int) + 1
-        return tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))
-
-
-def blank(middle, voxel: float) -> Canvas:
-    """A canvas of air around a place."""
-    flat = ((np.arange(SIDE) - (SIDE - 1) / 2) * voxel).astype(np.float32)
-    at = np.stack(np.meshgrid(*(flat + np.float32(m) for m in middle), indexing="ij"))
-    return Canvas(np.full((SIDE,) * 3, AIR, np.uint8), at, voxel)
-
-
-def closer(canvas: Canvas, texture: np.ndarray, middle, reach: float) -> tuple[Canvas, np.ndarray]:
-    """What is on a canvas, and its texture, in finer voxels around a place, as far as a distance (mm)."""
-    fine = blank(middle, float(np.clip(2 * reach / (SIDE - 1), FINE, VOXEL)))
-    ratio, shift = fine.voxel / canvas.voxel, (fine.start - canvas.start) / canvas.voxel
-    index = np.rint(np.arange(SIDE) * ratio + shift[:, None]).astype(int)
-    fine.labels[...] = canvas.labels[np.ix_(*np.clip(index, 0, SIDE - 1))]
-    seen = ndimage.affine_transform(texture, np.diag(np.full(3, ratio)), shift, order=1, mode="nearest")
-    return fine, seen
-
-
-def field(rng, shape, width: float) -> np.ndarray:
-    """A smooth random field of standard deviation about 1 and of a correlation length in voxels, float32."""
-    coarse = rng.standard_normal([max(3, int(np.ceil(n / width)) + 2) for n in shape]).astype(np.float32)
-    fine = torch.from_numpy(ndimage.zoom(coarse, 2, order=3))[None, None]
-    mode = "trilinear" if len(shape) == 3 else "bilinear"
-    whole = torch.nn.functional.interpolate(fine, size=tuple(shape), mode=mode, align_corners=True)[0, 0].numpy()
-    return whole / max(float(whole.std()), 1e-6)
 
 
 def phantom(rng, atlas: list[Brain], empty: bool = False, decoys: float = 0.0) -> Scene:
@@ -113,9 +48,10 @@ def phantom(rng, atlas: list[Brain], empty: bool = False, decoys: float = 0.0) -
     atlas : list of Brain
         One is taken.
     empty : bool
-        Leave the fetus out.
+        Leave the fetus out, or its head.
     decoys : float
-        Share of the round things in the mother that are built like a brain.
+        Share of the round things in the mother that are built like a brain or a pocket of fluid with limbs, and of
+        the empty scenes with a body.
     """
     canvas = blank(np.zeros(3), VOXEL)
     pose = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
@@ -129,6 +65,8 @@ def phantom(rng, atlas: list[Brain], empty: bool = False, decoys: float = 0.0) -
         womb(rng, canvas, place, float(half.mean()))
     texture = np.clip(0.75 + 0.25 * _texture(rng), 0, None)
     inner = None
+    if empty and decoys and rng.random() < decoys:  # a body whose head lies elsewhere
+        trunk_and_limbs(rng, Head(canvas, pose, place + pose @ (0, 0, rng.uniform(1.5, 3) * half[2]), half))
     if not empty:
         fine, seen = closer(canvas, texture, place, float(half.max()) + 18)
         seed = rng.integers(2**31)
@@ -147,78 +85,6 @@ def _texture(rng) -> np.ndarray:
     shape = (SIDE,) * 3
     grain = ndimage.uniform_filter(rng.standard_normal(shape, np.float32), 2)
     return 0.5 * grain / grain.std() + 0.5 * field(rng, shape, rng.uniform(3, 8)) + 0.3 * field(rng, shape, 16)
-
-
-def mother(rng, canvas: Canvas, decoys: float) -> None:
-    """A body with fat, and in it organs: regions of random fields, round things, vessels, a spine."""
-    shape = canvas.labels.shape
-    bumps = 0.08 * field(rng, shape, 20)
-    axes = rng.uniform((110, 85, 150), (200, 150, 400))
-    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
-    middle = rng.uniform(-50, 50, 3)
-    canvas.ellipsoid(FAT, middle, axes, turn, bumps)
-    canvas.ellipsoid(BODY, middle, axes - rng.uniform(6, 40), turn, bumps)
-    inside = canvas.labels == BODY
-    for _ in range(int(rng.integers(2, 6))):
-        region = field(rng, shape, np.exp(rng.uniform(np.log(4), np.log(25)))) > rng.uniform(-0.3, 1.3)
-        canvas.labels[region & inside] = ORGAN + rng.integers(ORGANS)
-    for _ in range(int(rng.integers(2, 12))):  # round things that are no brains, some with a rim or a core
-        centre, size = rng.uniform(-130, 130, 3), rng.uniform(6, 55) * np.exp(rng.normal(0, 0.3, 3))
-        own = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
-        if decoys and rng.random() < decoys:
-            decoy(rng, canvas, centre, size, own)
-            continue
-        for share in (1.0, rng.uniform(0.75, 0.95), rng.uniform(0.2, 0.6))[:int(rng.integers(1, 4))]:
-            canvas.ellipsoid(ORGAN + rng.integers(ORGANS), centre, size * share, own)
-    for _ in range(int(rng.integers(0, 8))):
-        ends = rng.uniform(-160, 160, (2, 3))
-        canvas.capsule(ORGAN + rng.integers(ORGANS), *ends, rng.uniform(2, 9))
-    if rng.random() < 0.6:
-        column = middle + turn @ np.array([rng.normal(0, 8), -0.55 * axes[1], 0])
-        along = turn @ np.array([0, 0, 150])
-        canvas.capsule(VERTEBRA, column - along, column + along, rng.uniform(15, 24), (ORGAN, rng.uniform(8, 25)))
-        behind = column - turn @ np.array([0, rng.uniform(22, 30), 0])
-        canvas.capsule(CANAL, behind - along, behind + along, rng.uniform(6, 10))
-        canvas.capsule(SPINE, behind - along, behind + along, rng.uniform(2, 5))
-
-
-def decoy(rng, canvas: Canvas, centre, size, turn) -> None:
-    """Something round with layers, a rim or a wall around it, and folds or pyramids in it, as kidneys or gut have."""
-    layers = np.sort(np.append(1, rng.uniform(0.6, 0.97, rng.integers(0, 3))))[::-1]
-    for share in layers:
-        canvas.ellipsoid(ORGAN + rng.integers(ORGANS), centre, size * share, turn)
-    box = canvas.box(np.asarray(centre), float(size.max()) * 1.2)
-    shape = canvas.labels[box].shape
-    if min(shape) < 4:
-        return
-    within = Canvas(np.zeros(shape, np.uint8), canvas.at[(slice(None), *box)], canvas.voxel)
-    within.ellipsoid(1, centre, size * layers[-1] * rng.uniform(0.7, 1), turn)
-    for _ in range(int(rng.integers(1, 3))):
-        folds = field(rng, shape, np.exp(rng.uniform(np.log(1.5), np.log(6)))) > rng.uniform(-0.3, 1)
-        canvas.labels[box][folds & (within.labels > 0)] = ORGAN + rng.integers(ORGANS)
-
-
-def womb(rng, canvas: Canvas, place, half: float) -> None:
-    """A wall, a placenta, fluid, and cords in it; wide, or close around the head."""
-    shape = canvas.labels.shape
-    axes = half * rng.uniform(1.05, 1.9, 3) + rng.uniform(0, 15)
-    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
-    middle = place + rng.normal(0, 0.35, 3) * (axes - half)
-    bumps = 0.12 * field(rng, shape, 14)
-    canvas.ellipsoid(WALL, middle, axes + rng.uniform(2, 10), turn, bumps)
-    canvas.ellipsoid(FLUID, middle, axes, turn, bumps)
-    inside = canvas.labels == FLUID
-    if rng.random() < 0.7:
-        side = rng.standard_normal(3)
-        side /= np.linalg.norm(side)
-        along = np.tensordot(side.astype(np.float32), canvas.at - middle.astype(np.float32)[:, None, None, None], 1)
-        canvas.labels[inside & (along + 8 * field(rng, shape, 12) > rng.uniform(0.2, 0.8) * axes.mean())] = PLACENTA
-    for _ in range(int(rng.integers(0, 5))):
-        point = middle + rng.uniform(-1, 1, 3) * axes
-        for _ in range(4):
-            nearby = point + rng.normal(0, 15, 3)
-            canvas.capsule(CORD, point, nearby, rng.uniform(2, 5))
-            point = nearby
 
 
 @dataclass(frozen=True)

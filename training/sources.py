@@ -79,7 +79,7 @@ class Scene:
     radius : float
         mm, of a ball of the brain's volume; 40 where there is none.
     real : bool
-        Whether the image is an acquired one, so that slices look best along the third axis.
+        Whether the image is an acquired one.
     inner : Inner or None
         What is seen where a smaller, finer volume lies, in the place of the image and the labels.
     """
@@ -92,6 +92,17 @@ class Scene:
     radius: float
     real: bool
     inner: Inner | None = None
+
+
+    @property
+    def acquired(self) -> "Inner":
+        """What is sharpest: the inner volume, or all."""
+        return self.inner or Inner(self.image, self.labels, np.zeros(3), np.array(self.spacing))
+
+    @property
+    def thick(self) -> bool:
+        """Whether this is a stack, so that slices look best along its third axis."""
+        return self.real and self.acquired.spacing[2] > 1.5 * self.acquired.spacing[0]
 
 
 def is_brain(labels: np.ndarray) -> np.ndarray:
@@ -138,18 +149,19 @@ def read_stack(image: Path, mask: Path) -> tuple[Scene, np.ndarray]:
 
 
 def surrounded(stack: Scene, affine: np.ndarray, other: Scene, other_affine: np.ndarray) -> Scene:
-    """A stack, and before its first and behind its last slice what another stack shows there, as far as it does."""
+    """A stack, and around it, mostly before its first and behind its last slice, what another shows there, as far as
+    it does."""
     spacing, (count, step) = np.array(stack.spacing), AROUND
-    start = np.array([0, 0, ((stack.labels.shape[2] - 1) * spacing[2] - (count - 1) * step) / 2])
+    shape = np.maximum(count, np.ceil(np.array(stack.labels.shape) * spacing / step)).astype(int)
+    start = ((np.array(stack.labels.shape) - 1) * spacing - (shape - 1) * step) / 2
     coarse = np.array([step, step, step])
-    shape = (*(int(n * s / step) for n, s in zip(stack.labels.shape[:2], spacing[:2], strict=True)), count)
     to_other = np.linalg.inv(other_affine) @ affine @ np.diag([*(1 / spacing), 1])  # from mm along the stack's axes
     told = {"matrix": to_other[:3, :3] * coarse, "offset": to_other[:3, :3] @ start + to_other[:3, 3],
-            "output_shape": shape}
+            "output_shape": tuple(shape)}
     image = ndimage.affine_transform(other.image, order=1, **told)
     labels = ndimage.affine_transform(other.labels, order=0, **told)
     inner = Inner(stack.image, stack.labels, -start, spacing)
-    return scene_of(stack.name, image, labels, coarse, True, inner)
+    return scene_of(stack.name, image, labels, coarse, stack.real, inner)
 
 
 def read_brain(image: Path, mask: Path, labels: Path) -> Brain:
@@ -163,11 +175,15 @@ def read_brain(image: Path, mask: Path, labels: Path) -> Brain:
     return Brain(image.name, np.clip(data, 0, TOP), tissues, float(loaded.header.get_zooms()[0]))
 
 
-def real_stacks(folder: Path, runs) -> list[Scene]:
-    """Runs of the real subject, by number, each surrounded by the next that crosses it."""
+def stack_files(folder: Path, runs) -> tuple[list[Path], list[Path]]:
+    """Runs of the real subject, by number, and their masks."""
     masks = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
-    read = [read_stack(folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz",
-                       masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz") for run in runs]
+    return ([folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz" for run in runs],
+            [masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in runs])
+
+
+def real_stacks(read: list[tuple[Scene, np.ndarray]]) -> list[Scene]:
+    """Stacks with their affines, each surrounded by the next that crosses it."""
     out = []
     for k, (stack, affine) in enumerate(read):
         after = [*read[k + 1:], *read[:k]]
@@ -193,7 +209,7 @@ def transplanted(rng, stack: Scene, brain: Brain) -> Scene:
     The brain is turned so that its axes lie along those of the real one (either way round), and stretched to fill
     most of the mask; what is left of the mask becomes fluid.
     """
-    near = stack.inner or Inner(stack.image, stack.labels, np.zeros(3), np.array(stack.spacing))
+    near = stack.acquired
     at = near.start + np.argwhere(is_brain(near.labels)) * near.spacing
     middle, (turn, width) = at.mean(0), _axes(at)
     theirs = np.argwhere(brain.labels > 0) * brain.voxel

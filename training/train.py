@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from generator import PIXEL, SIZE, Mixture, draw, scenes
-from sources import brains, real_stacks
+from head import filled_up, head_scene, head_volume
+from sources import Scene, brains, read_stack, real_stacks, stack_files, surrounded
 from torch.utils.data import DataLoader, IterableDataset
 
 from gsbids.errors import InputError
@@ -146,12 +147,26 @@ def networks_of(told: dict, start: Path | None) -> list[NetworkShape]:
     return shapes
 
 
+def real_scenes(folder: Path, told: dict, head: Path) -> list[Scene]:
+    """The stacks of the real subject; and, where the configuration says so, its head as a sharp volume, surrounded by
+    each kind of stack that there is."""
+    stacks, masks = stack_files(folder, told["runs"])
+    read = [read_stack(*pair) for pair in zip(stacks, masks, strict=True)]
+    out = real_stacks(read)
+    if told.get("heads"):
+        volume = head_scene(*head_volume(stacks, masks, head))
+        out += [filled_up(surrounded(*volume, *read[told["runs"].index(run)])) for run in told["heads"]]
+    return out
+
+
 def main() -> None:
     """Train by a configuration."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("output", type=Path, help="folder for the weights, a file for each network")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--head", type=Path, default=Path("work/head"),
+                        help="folder where the sharp volume of the real head is made, and taken from the next time")
     parser.add_argument("--start", type=Path, help="weights to go on from, of the one network of the configuration")
     parser.add_argument("--rate", type=float, help="in the place of the configuration's")
     parser.add_argument("--minutes", type=float, help="in the place of the configuration's")
@@ -169,7 +184,7 @@ def main() -> None:
     torch.manual_seed(told["seed"])
     torch.set_num_threads(args.threads)
     mixture = Mixture(**told["mixture"])
-    pool = scenes(told["seed"], real_stacks(args.data / "fetal-stacks-mialsrtk", told["train"]["runs"]),
+    pool = scenes(told["seed"], real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head),
                   brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"]), mixture, args.workers + 1)
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
