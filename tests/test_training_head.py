@@ -15,6 +15,8 @@ import head
 import train
 from sources import REAL, is_brain, read_stack, surrounded
 
+from gsbids.errors import InputError
+
 QUICK = ("--sloppy", "--no-denoise", "--no-n4", "--nprocs", "1", "--slice-thickness", "3.5")
 BALL = 4 / 3 * np.pi * 20 * 23 * 18  # mm3
 
@@ -28,7 +30,7 @@ def files(tmp_path_factory):
         image, mask, affine = ball_stack(run)
         stacks.append(write_nifti(folder / f"stack{run}.nii.gz", image, affine))
         masks.append(write_nifti(folder / f"mask{run}.nii.gz", mask, affine))
-    return stacks, masks, folder / "kept", head.head_volume(stacks, masks, folder / "kept", QUICK)
+    return stacks, masks, folder / "runs-1-2-3", head.head_volume(stacks, masks, folder / "runs-1-2-3", QUICK)
 
 
 def test_the_volume_shows_the_brain_and_what_is_around_it(files):
@@ -54,7 +56,7 @@ def test_it_is_made_once(files, monkeypatch):
 
 def test_stacks_that_gsbids_refuses_are_an_error_and_leave_no_head(tmp_path, files):
     stacks, masks, _, _ = files
-    with pytest.raises(head.subprocess.CalledProcessError):
+    with pytest.raises(InputError, match="did not reconstruct the head"):
         head.head_volume(stacks, masks, tmp_path / "none", ("--output-resolution", "-1"))
     assert not (tmp_path / "none" / "head_mask.nii.gz").exists()
 
@@ -83,7 +85,7 @@ def test_where_the_head_knows_nothing_lies_what_stacks_show(files):
 def test_a_training_takes_the_head_where_its_configuration_says_so(files, monkeypatch):
     stacks, masks, folder, _ = files
     monkeypatch.setattr(train, "stack_files", lambda place, runs: (stacks, masks))
-    names = [[scene.name for scene in train.real_scenes(folder, {"runs": [1, 2, 3]} | more, folder)]
+    names = [[scene.name for scene in train.real_scenes(folder, {"runs": [1, 2, 3]} | more, folder.parent)]
              for more in ({}, {"heads": [1, 3]})]
     assert names[0] == ["stack1.nii.gz", "stack2.nii.gz", "stack3.nii.gz"]
     assert names[1] == [*names[0], "head", "head"]

@@ -16,6 +16,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 from sources import REAL, Scene, as_bytes, is_brain, scene_of
 
+from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.simulate.compare import align_rigid
 
@@ -43,7 +44,7 @@ def head_volume(stacks: list[Path], masks: list[Path], folder: Path, options=())
 
     Raises
     ------
-    subprocess.CalledProcessError
+    gsbids.errors.InputError
         gsbids failed, and has said why.
     """
     volume, mask = folder / "head.nii.gz", folder / "head_mask.nii.gz"
@@ -79,7 +80,8 @@ def _reconstruct(stacks: list[Path], masks: list[Path], folder: Path, options) -
                "--output-resolution", str(VOXEL), "-w", folder / "work", *options]
     for name, path in out.items():
         command += [f"--output-{name}", path]
-    subprocess.run([str(word) for word in command], check=True)
+    if subprocess.run([str(word) for word in command]).returncode:
+        raise InputError(f"{folder}: gsbids did not reconstruct the head there, for the reason above")
     return out
 
 

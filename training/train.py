@@ -154,7 +154,8 @@ def real_scenes(folder: Path, told: dict, head: Path) -> list[Scene]:
     read = [read_stack(*pair) for pair in zip(stacks, masks, strict=True)]
     out = real_stacks(read)
     if told.get("heads"):
-        volume = head_scene(*head_volume(stacks, masks, head))
+        own = head / f"runs-{'-'.join(map(str, told['runs']))}"
+        volume = head_scene(*head_volume(stacks, masks, own))
         out += [filled_up(surrounded(*volume, *read[told["runs"].index(run)])) for run in told["heads"]]
     return out
 
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the weights, a file for each network")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--head", type=Path, default=Path("work/head"),
-                        help="folder where the sharp volume of the real head is made, and taken from the next time")
+                        help="folder where sharp volumes of the real head are made, and taken from the next time")
     parser.add_argument("--start", type=Path, help="weights to go on from, of the one network of the configuration")
     parser.add_argument("--rate", type=float, help="in the place of the configuration's")
     parser.add_argument("--minutes", type=float, help="in the place of the configuration's")
@@ -179,13 +180,14 @@ def main() -> None:
     schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches", "rate") if (v := getattr(args, k))})
     try:
         shapes = networks_of(told["network"], args.start)
+        real = real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head)
     except InputError as error:
         parser.error(str(error))
     torch.manual_seed(told["seed"])
     torch.set_num_threads(args.threads)
     mixture = Mixture(**told["mixture"])
-    pool = scenes(told["seed"], real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head),
-                  brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"]), mixture, args.workers + 1)
+    atlas = brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"])
+    pool = scenes(told["seed"], real, atlas, mixture, args.workers + 1)
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     students = {args.output / f"slices-{shape.slices}.safetensors": Student(shape, schedule, device, args.start)
