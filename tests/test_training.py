@@ -308,6 +308,15 @@ def test_a_training_goes_on_from_weights_of_its_own_network_only(tmp_path, capsy
     assert f"error: {start}: holds NetworkShape(channels=(4, 8)" in capsys.readouterr().err
 
 
+def test_data_that_are_not_there_are_named_in_one_line(tmp_path, capsys, monkeypatch):
+    config = str(TRAINING / "config_fourth.toml")
+    monkeypatch.setattr(sys, "argv", ["train", config, str(tmp_path / "out"), "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    assert "fetal-stacks-mialsrtk: there is no such data set; give the folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_narrow_stacks_to_score_hold_all_of_the_brain_or_none_of_it(brain):
     for empty in (False, True):
         kind = evaluate.Kind(1, empty=empty, seen="box")

@@ -9,6 +9,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from gsbids.errors import InputError
+
 REAL = 9  # label of a real brain; 1 to 8 are the tissues of the atlas, 10 and more what is no brain
 CSF = 4  # label of the atlas for fluid around the brain
 TOP = 1.5  # the largest intensity; images are kept as bytes
@@ -175,8 +177,14 @@ def read_brain(image: Path, mask: Path, labels: Path) -> Brain:
     return Brain(image.name, np.clip(data, 0, TOP), tissues, float(loaded.header.get_zooms()[0]))
 
 
+def _check_there(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such data set; give the folder that holds it as --data")
+
+
 def stack_files(folder: Path, runs) -> tuple[list[Path], list[Path]]:
     """Runs of the real subject, by number, and their masks."""
+    _check_there(folder)
     masks = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
     return ([folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz" for run in runs],
             [masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in runs])
@@ -199,6 +207,7 @@ def _normal(affine: np.ndarray) -> np.ndarray:
 
 def brains(folder: Path, weeks) -> list[Brain]:
     """Volumes of the atlas, by gestational age."""
+    _check_there(folder)
     return [read_brain(*(next(folder.glob(f"GA{week}_*_{kind}.nii.gz")) for kind in ("srr", "mask", "parcellation")))
             for week in weeks]
 

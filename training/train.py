@@ -181,12 +181,12 @@ def main() -> None:
     try:
         shapes = networks_of(told["network"], args.start)
         real = real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head)
+        atlas = brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"])
     except InputError as error:
         parser.error(str(error))
     torch.manual_seed(told["seed"])
     torch.set_num_threads(args.threads)
     mixture = Mixture(**told["mixture"])
-    atlas = brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"])
     pool = scenes(told["seed"], real, atlas, mixture, args.workers + 1)
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
