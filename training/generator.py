@@ -240,10 +240,10 @@ def drawn_plane(rng, scene: Scene, away: float) -> Plane:
         frame = tilt @ spin
     frame = frame @ np.diag((rng.choice((-1, 1)), 1, 1))
     size = np.exp(rng.uniform(np.log(0.75), np.log(1.4))) if scene.real else 1.0
-    spacing = scene.acquired.spacing
+    spacing = scene.finest.spacing
     middle = scene.middle * np.array(scene.spacing)
     if native:
-        middle[2] = scene.acquired.start[2] + rng.uniform(0, scene.acquired.labels.shape[2] - 1) * spacing[2]
+        middle[2] = scene.finest.start[2] + rng.uniform(0, scene.finest.labels.shape[2] - 1) * spacing[2]
     else:
         reach = 1.25 * scene.radius if rng.random() > away else 80
         middle = middle + frame[:, 2] * rng.uniform(-reach, reach)

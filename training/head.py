@@ -10,14 +10,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.processing import resample_from_to
 from scipy import ndimage
 from sources import REAL, Scene, as_bytes, is_brain, scene_of
 
 from gsbids.errors import InputError
-from gsbids.imaging.nifti import load_image, save_image
+from gsbids.imaging.masks import resample_mask
+from gsbids.imaging.nifti import load_image, read_header, save_image
 from gsbids.simulate.compare import align_rigid
 
 MARGIN = 30.0  # mm around the masks that are reconstructed
@@ -54,14 +53,13 @@ def head_volume(stacks: list[Path], masks: list[Path], folder: Path, options=())
         brain = _reconstruct(stacks, masks, folder / "brain", options)
         head = _reconstruct(stacks, wide, folder / "wide", options)
         image, affine = load_image(brain["volume"])
-        inside = nib.load(brain["mask"])
-        moving = save_image(folder / "moving.nii.gz", (np.maximum(image, 0) + 1) * (inside.get_fdata() > 0), affine)
-        whole = nib.load(head["unmasked"])
-        near = folder / "near.nii.gz"
-        nib.save(resample_from_to(inside, whole, order=0), near)
+        inside = load_image(brain["mask"])[0] > 0
+        shape, wanted = read_header(head["unmasked"])
+        moving = save_image(folder / "moving.nii.gz", (np.maximum(image, 0) + 1) * inside, affine)  # 0: not brain
+        near = save_image(folder / "near.nii.gz", resample_mask(inside, affine, wanted, shape), wanted, "uint8")
         _, filled = align_rigid(moving, head["unmasked"], near)
-        Path(head["unmasked"]).replace(volume)
-        save_image(mask, filled.astype(np.uint8), whole.affine)
+        head["unmasked"].replace(volume)
+        save_image(mask, filled, wanted, "uint8")
     return volume, mask
 
 
@@ -69,7 +67,7 @@ def _widened(mask: Path, out: Path) -> Path:
     """A mask with a margin around it."""
     inside, affine = load_image(mask)
     near = ndimage.distance_transform_edt(inside == 0, np.linalg.norm(affine[:3, :3], axis=0)) <= MARGIN
-    return save_image(out, near.astype(np.uint8), affine)
+    return save_image(out, near, affine, "uint8")
 
 
 def _reconstruct(stacks: list[Path], masks: list[Path], folder: Path, options) -> dict[str, Path]:

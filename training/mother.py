@@ -34,7 +34,7 @@ def mother(rng, canvas: Canvas, decoys: float) -> None:
     canvas.ellipsoid(BODY, middle, axes - rng.uniform(6, 40), turn, bumps)
     inside = canvas.labels == BODY
     for _ in range(int(rng.integers(2, 6))):
-        region = field(rng, shape, np.exp(rng.uniform(np.log(4), np.log(25)))) > rng.uniform(-0.3, 1.3)
+        region = _folds(rng, shape, (4, 25), (-0.3, 1.3))
         canvas.labels[region & inside] = ORGAN + rng.integers(ORGANS)
     for _ in range(int(rng.integers(2, 12))):  # round things that are no brains, some with a rim or a core
         centre, size = rng.uniform(-130, 130, 3), rng.uniform(6, 55) * np.exp(rng.normal(0, 0.3, 3))
@@ -56,6 +56,11 @@ def mother(rng, canvas: Canvas, decoys: float) -> None:
         canvas.capsule(SPINE, behind - along, behind + along, rng.uniform(2, 5))
 
 
+def _folds(rng, shape, widths: tuple[float, float], levels: tuple[float, float]) -> np.ndarray:
+    """Where a random field is above a level; its width (voxels) and the level lie between two each."""
+    return field(rng, shape, np.exp(rng.uniform(*np.log(widths)))) > rng.uniform(*levels)
+
+
 def decoy(rng, canvas: Canvas, centre, size, turn) -> None:
     """Something round with layers, a rim or a wall around it, and folds or pyramids in it, as kidneys or gut have."""
     layers = np.sort(np.append(1, rng.uniform(0.6, 0.97, rng.integers(0, 3))))[::-1]
@@ -68,7 +73,7 @@ def decoy(rng, canvas: Canvas, centre, size, turn) -> None:
     within = Canvas(np.zeros(shape, np.uint8), canvas.at[(slice(None), *box)], canvas.voxel)
     within.ellipsoid(1, centre, size * layers[-1] * rng.uniform(0.7, 1), turn)
     for _ in range(int(rng.integers(1, 3))):
-        folds = field(rng, shape, np.exp(rng.uniform(np.log(1.5), np.log(6)))) > rng.uniform(-0.3, 1)
+        folds = _folds(rng, shape, (1.5, 6), (-0.3, 1))
         canvas.labels[box][folds & (within.labels > 0)] = ORGAN + rng.integers(ORGANS)
 
 
@@ -82,7 +87,7 @@ def pocket(rng, canvas: Canvas, centre, size, turn) -> None:
         box = canvas.box(np.asarray(centre), float(size.max()) * 1.2)
         shape = canvas.labels[box].shape
         if min(shape) >= 4:
-            swirls = field(rng, shape, np.exp(rng.uniform(np.log(1.5), np.log(5)))) > rng.uniform(0.3, 1.5)
+            swirls = _folds(rng, shape, (1.5, 5), (0.3, 1.5))
             canvas.labels[box][swirls] = rng.choice((CORD, FLESH))
     for _ in range(int(rng.integers(0, 6))):
         start = centre + turn @ (rng.uniform(-1, 1, 3) * size)

@@ -95,16 +95,15 @@ class Scene:
     real: bool
     inner: Inner | None = None
 
-
     @property
-    def acquired(self) -> "Inner":
+    def finest(self) -> Inner:
         """What is sharpest: the inner volume, or all."""
         return self.inner or Inner(self.image, self.labels, np.zeros(3), np.array(self.spacing))
 
     @property
     def thick(self) -> bool:
         """Whether this is a stack, so that slices look best along its third axis."""
-        return self.real and self.acquired.spacing[2] > 1.5 * self.acquired.spacing[0]
+        return self.real and self.finest.spacing[2] > 1.5 * self.finest.spacing[0]
 
 
 def is_brain(labels: np.ndarray) -> np.ndarray:
@@ -218,7 +217,7 @@ def transplanted(rng, stack: Scene, brain: Brain) -> Scene:
     The brain is turned so that its axes lie along those of the real one (either way round), and stretched to fill
     most of the mask; what is left of the mask becomes fluid.
     """
-    near = stack.acquired
+    near = stack.finest
     at = near.start + np.argwhere(is_brain(near.labels)) * near.spacing
     middle, (turn, width) = at.mean(0), _axes(at)
     theirs = np.argwhere(brain.labels > 0) * brain.voxel
