@@ -20,7 +20,7 @@ from scipy import ndimage
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.masking.monaifbs import MonaifbsShape, build_monaifbs, converted, segment_monaifbs
-from gsbids.masking.network import load_network, segment_stack
+from gsbids.masking.network import MaskNetwork, load_network, segment_stack
 
 SPACING = (1.12, 1.28, 40.0)  # 7 / 5 and 8 / 5 of MONAIfbs' pixels; one slice has 101 ml
 SMALL = MonaifbsShape(window=(32, 32))  # for what does not depend on the size
@@ -92,7 +92,7 @@ def test_the_same_is_found_as_by_monai_itself(checkpoint, tmp_path):
     network, path = checkpoint
     seen = torch.randn(1, 1, 448, 512)
     with torch.no_grad():
-        torch.testing.assert_close(load_network(path)[0](seen), network(seen), rtol=0, atol=0)
+        torch.testing.assert_close(load_network(path).network(seen), network(seen), rtol=0, atol=0)
     image, affine = stack(), np.diag([*SPACING, 1.0])
     affine[:3, 3] = 5, -7, 9
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "stack.nii.gz")
@@ -109,10 +109,10 @@ def test_the_same_is_found_as_by_monai_itself(checkpoint, tmp_path):
 
 def test_a_wide_stack_is_seen_in_pieces_and_another_axis_of_slices_is_found():
     torch.manual_seed(0)
-    network, image = build_monaifbs(SMALL).eval(), stack((44, 30, 2))
-    found = segment_monaifbs(image, SPACING, network, SMALL)
+    known, image = MaskNetwork(build_monaifbs(SMALL).eval(), SMALL), stack((44, 30, 2))
+    found = segment_monaifbs(image, SPACING, known)
     assert found.probability.shape == found.mask.shape == image.shape
-    turned = segment_stack(np.moveaxis(image, 2, 0), np.diag([SPACING[2], *SPACING[:2], 1]), network, SMALL)
+    turned = segment_stack(np.moveaxis(image, 2, 0), np.diag([SPACING[2], *SPACING[:2], 1]), known)
     np.testing.assert_array_equal(np.moveaxis(turned.mask, 0, 2), found.mask)
     assert 0 <= found.confidence <= 1
 

@@ -13,6 +13,7 @@ from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.imaging.masks import without_appendages
 from gsbids.masking.network import (
+    MaskNetwork,
     NetworkShape,
     build_network,
     load_network,
@@ -32,6 +33,9 @@ class Bright(torch.nn.Module):
 
     def forward(self, image):
         return 20 * (image - 0.5)
+
+
+BRIGHT = MaskNetwork(Bright(), SHAPE)
 
 
 def stack(shape=(90, 80, 16), spacing=(1.1, 1.1, 3.0), radius=22.0, seed=0):
@@ -56,11 +60,11 @@ def overlap(a, b):
 def test_a_ball_is_found_whatever_the_axis_of_the_slices():
     image, ball = stack()
     affine = np.diag([1.1, 1.1, 3.0, 1])
-    found = segment_stack(image, affine, Bright(), SHAPE)
+    found = segment_stack(image, affine, BRIGHT)
     assert overlap(found.mask, ball) > 0.95
     assert found.confidence > 0.9
     assert found.millilitres(affine) == pytest.approx(ball.sum() * 1.1 * 1.1 * 3 / 1e3, rel=0.05)
-    turned = segment_stack(np.moveaxis(image, 2, 0), np.diag([3.0, 1.1, 1.1, 1]), Bright(), SHAPE)
+    turned = segment_stack(np.moveaxis(image, 2, 0), np.diag([3.0, 1.1, 1.1, 1]), BRIGHT)
     np.testing.assert_array_equal(np.moveaxis(turned.mask, 0, 2), found.mask)
 
 
@@ -68,7 +72,7 @@ def test_only_the_largest_region_stays_and_its_holes_are_filled():
     image, _ = stack()
     image[:4, :4] = 800
     image[44:47, 38:41, 7:9] = 100
-    found = segment(image, (1.1, 1.1, 3.0), Bright(), SHAPE).mask
+    found = segment(image, (1.1, 1.1, 3.0), BRIGHT).mask
     assert not found[:4, :4].any()
     assert found[44:47, 38:41, 7:9].all()
 
@@ -94,7 +98,7 @@ def test_a_network_sees_the_neighbours_of_a_slice_and_nothing_beyond_the_ends():
             return 20 * (block[:, :1] - 0.5)
 
     image, ball = stack()
-    found = segment(image, (1.1, 1.1, 3.0), Below(), NetworkShape((4, 8, 8), 2.0, 3))
+    found = segment(image, (1.1, 1.1, 3.0), MaskNetwork(Below(), NetworkShape((4, 8, 8), 2.0, 3)))
     assert not (found.probability[..., 0] > 0.5).any()
     lit = np.flatnonzero(ball.any((0, 1)))  # the others are noise between two percentiles
     assert overlap(found.probability[..., lit + 1] > 0.5, ball[..., lit]) > 0.95
@@ -104,7 +108,7 @@ def test_a_network_sees_the_neighbours_of_a_slice_and_nothing_beyond_the_ends():
     pytest.param(np.zeros((40, 40, 6), np.float32), id="nothing"),
     pytest.param(crumb(), id="smaller than any brain")])
 def test_where_there_is_no_brain_none_is_found(image):
-    found = segment(image, (1.1, 1.1, 3.0), Bright(), SHAPE)
+    found = segment(image, (1.1, 1.1, 3.0), BRIGHT)
     assert not found.mask.any()
     assert found.confidence == 0
 
@@ -114,7 +118,7 @@ def test_gain_of_slices_and_unfit_numbers_do_not_matter():
     gains = np.random.default_rng(1).uniform(0.3, 3, image.shape[2]).astype(np.float32)
     odd = image * gains
     odd[3, 3, 3] = np.nan
-    assert overlap(segment(odd, (1.1, 1.1, 3.0), Bright(), SHAPE).mask, ball) > 0.95
+    assert overlap(segment(odd, (1.1, 1.1, 3.0), BRIGHT).mask, ball) > 0.95
 
 
 def test_intensities_lie_between_percentiles():
@@ -128,11 +132,13 @@ def test_intensities_lie_between_percentiles():
 def test_a_file_of_weights_gives_the_network_back(tmp_path):
     torch.manual_seed(0)
     network = build_network(SHAPE).eval()
-    save_network(tmp_path / "a.safetensors", network, SHAPE, {"config": "seed = 1"})
-    again, shape = load_network(tmp_path / "a.safetensors")
-    assert shape == SHAPE
+    save_network(tmp_path / "a.safetensors", MaskNetwork(network, SHAPE, facts={"config": "seed = 1"}))
+    again = load_network(tmp_path / "a.safetensors")
+    assert again.shape == SHAPE
+    assert again.judge is None
+    assert again.facts == {"config": "seed = 1"}
     image = torch.rand(2, 1, 32, 48)
-    torch.testing.assert_close(again(image), network(image), rtol=0, atol=0)
+    torch.testing.assert_close(again.network(image), network(image), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x10\0\0\0\0\0\0\0" + json.dumps({}).encode()])
@@ -144,7 +150,7 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path, content):
 
 
 def test_weights_that_do_not_fit_and_weights_that_are_not_there(tmp_path):
-    save_network(tmp_path / "a.safetensors", build_network(SHAPE), NetworkShape((4, 8, 16)), {})
+    save_network(tmp_path / "a.safetensors", MaskNetwork(build_network(SHAPE), NetworkShape((4, 8, 16))))
     with pytest.raises(InputError, match="no weights of a mask network"):
         load_network(tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="there are no such weights"):
@@ -154,7 +160,7 @@ def test_weights_that_do_not_fit_and_weights_that_are_not_there(tmp_path):
 def command(tmp_path, *words):
     """The exit code and messages of ``gsbids mask`` with an untrained network, whose answer is anything."""
     torch.manual_seed(0)
-    save_network(tmp_path / "w.safetensors", build_network(SHAPE), SHAPE, {})
+    save_network(tmp_path / "w.safetensors", MaskNetwork(build_network(SHAPE), SHAPE))
     return main(["mask", *map(str, words), "--mask-weights", str(tmp_path / "w.safetensors"), "--nprocs", "1"])
 
 
@@ -192,7 +198,7 @@ def test_bad_input_of_the_command_is_one_line(tmp_path, capsys, caplog):
 
 def untrained(tmp_path):
     torch.manual_seed(0)
-    save_network(tmp_path / "untrained.safetensors", build_network(SHAPE), SHAPE, {})
+    save_network(tmp_path / "untrained.safetensors", MaskNetwork(build_network(SHAPE), SHAPE))
     return tmp_path / "untrained.safetensors"
 
 
@@ -204,7 +210,7 @@ def biased(tmp_path, logit):
             parameter.zero_()
         last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
         last.bias.fill_(logit)
-    save_network(tmp_path / f"{logit}.safetensors", network, SHAPE, {})
+    save_network(tmp_path / f"{logit}.safetensors", MaskNetwork(network, SHAPE))
     return tmp_path / f"{logit}.safetensors"
 
 

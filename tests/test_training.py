@@ -35,7 +35,7 @@ from generator import (  # noqa: E402
 from sampling import NO_INNER, sample  # noqa: E402
 from sources import AROUND, CSF, REAL, Brain, Inner, is_brain, read_stack, scene_of, surrounded, transplanted  # noqa: E402
 
-from gsbids.masking.network import NetworkShape, build_network, load_network, save_network  # noqa: E402
+from gsbids.masking.network import MaskNetwork, NetworkShape, build_network, load_network, save_network  # noqa: E402
 
 SPACING = (1.5, 1.5, 3.0)
 
@@ -289,8 +289,8 @@ def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monk
     monkeypatch.setattr(sys, "argv", ["train", str(config), str(tmp_path / "out"), "--workers=0", "--log-every=20"])
     train.main()
     for count in (1, 3):
-        _, shape = load_network(tmp_path / "out" / f"slices-{count}.safetensors")
-        assert shape.slices == count
+        known = load_network(tmp_path / "out" / f"slices-{count}.safetensors")
+        assert known.shape.slices == count
         rows = json.loads((tmp_path / "out" / f"slices-{count}.log.json").read_text())
         assert rows[-1][f"loss_slices-{count}"] < rows[0][f"loss_slices-{count}"]
 
@@ -298,7 +298,7 @@ def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monk
 def test_a_training_goes_on_from_weights_of_its_own_network_only(tmp_path, capsys, monkeypatch):
     shape = NetworkShape((4, 8), PIXEL, 1, SIZE)
     start = tmp_path / "start.safetensors"
-    save_network(start, build_network(shape), shape, {})
+    save_network(start, MaskNetwork(build_network(shape), shape))
     assert train.networks_of({"channels": [4, 8], "slices": [1]}, start) == [shape]
     assert len(train.networks_of({"channels": [4, 8], "slices": [1, 3]}, None)) == 2
     config = TRAINING / "config_third.toml"
@@ -328,3 +328,34 @@ def test_narrow_stacks_to_score_hold_all_of_the_brain_or_none_of_it(brain):
         if not empty:
             assert not truth[[0, -1]].any()
             assert not truth[:, [0, -1]].any()
+
+
+def test_parts_of_a_real_stack_to_score_hold_no_brain():
+    image, truth = np.full((12, 200, 220), 300, np.float32), np.zeros((12, 200, 220), bool)
+    image[:, :, 180:] = 0  # air
+    truth[3:9, 80:110, 20:60] = True
+    affine = np.diag([4.0, 1.2, 1.5, 1])
+    parts = list(evaluate.brainless("a", image, affine, truth))
+    assert {name for name, *_ in parts} == {"a-y-low", "a-y-high", "a-z-high"}
+    narrow = list(evaluate.boxes(np.random.default_rng(1), "a", image, affine, truth))
+    assert [name for name, *_ in narrow] == [f"a-box-{k}" for k in range(1, evaluate.BOXES + 1)]
+    for _, kind, seen, _, inside in parts + narrow:
+        assert kind.startswith("no brain, real")
+        assert len(seen) == 12
+        assert seen.shape == inside.shape
+        assert not inside.any()
+    for _, _, seen, _, _ in narrow:
+        assert (seen > 0).mean() >= 0.5
+        assert 59 <= seen.shape[1] * 1.2 <= 170
+        assert 58 <= seen.shape[2] * 1.5 <= 170
+    assert not list(evaluate.boxes(np.random.default_rng(1), "a", image, affine, np.ones_like(truth)))
+
+
+def test_scores_of_data_that_are_not_there_are_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    shape = NetworkShape((4, 8), PIXEL, 1, SIZE)
+    save_network(tmp_path / "w.safetensors", MaskNetwork(build_network(shape), shape))
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(TRAINING / "config_fourth.toml"), str(tmp_path / "w.safetensors"),
+                                      "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "fetal-stacks-mialsrtk: there is no such data set; give the folder" in capsys.readouterr().err

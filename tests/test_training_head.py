@@ -12,7 +12,6 @@ from conftest import ball_stack, write_nifti
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 import head
-import train
 from sources import REAL, is_brain, read_stack, surrounded
 
 from gsbids.errors import InputError
@@ -84,8 +83,8 @@ def test_where_the_head_knows_nothing_lies_what_stacks_show(files):
 
 def test_a_training_takes_the_head_where_its_configuration_says_so(files, monkeypatch):
     stacks, masks, folder, _ = files
-    monkeypatch.setattr(train, "stack_files", lambda place, runs: (stacks, masks))
-    names = [[scene.name for scene in train.real_scenes(folder, {"runs": [1, 2, 3]} | more, folder.parent)]
+    monkeypatch.setattr(head, "stack_files", lambda place, runs: (stacks, masks))
+    names = [[scene.name for scene in head.real_scenes(folder, {"runs": [1, 2, 3]} | more, folder.parent)]
              for more in ({}, {"heads": [1, 3]})]
     assert names[0] == ["stack1.nii.gz", "stack2.nii.gz", "stack3.nii.gz"]
     assert names[1] == [*names[0], "head", "head"]

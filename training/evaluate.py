@@ -6,7 +6,7 @@
 
 Real stacks by their manual masks; brains of atlas ages that were left out, in made-up surroundings; and where nothing
 should be found: such surroundings without a brain, and the parts of real stacks that hold none. With --validate nothing
-of that, but made-up stacks of the ages of the training, to choose by.
+of that, but the same of the runs and the ages of the training, to choose by.
 """
 
 import argparse
@@ -16,21 +16,24 @@ import time
 import tomllib
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from generator import PIXEL, Mixture, Plane, acquired, cut, palette
 from phantom import phantom
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from sources import brains
+from sources import brains, stack_files
 
+from gsbids.errors import InputError
+from gsbids.imaging.nifti import load_image
 from gsbids.masking.network import DOUBTFUL, load_network, segment_stack
 
 SLICES = 24
-VALIDATION = 770_000  # seeds; those of the scores begin with 10 000
+SCORED, VALIDATION = 10_000, 770_000  # seeds
+BOXES = 8  # narrow fields of view without a brain in a real stack
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    try:
+        score(args)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def score(args: argparse.Namespace) -> None:
+    """Segment all stacks, and say and keep how well."""
     told = tomllib.loads(args.config.read_text())
-    network, shape = load_network(args.weights)
-    if args.validate:
-        stacks = made_up(args.data, told["train"]["weeks"], VALIDATION)
-    else:
-        stacks = cases(args.data, told, told["train"]["runs"] if args.all_runs else [])
+    network = load_network(args.weights)
+    part, seed = ("train", VALIDATION) if args.validate else ("evaluate", SCORED)
+    also = told["train"]["runs"] if args.all_runs and not args.validate else []
+    stacks = chain(real(args.data, told[part]["runs"], "trained on" if args.validate else "left out", True),
+                   real(args.data, also, "trained on", False),
+                   made_up(args.data, told[part]["weeks"], seed))
     rows = []
     for name, kind, image, affine, truth in stacks:
         start = time.process_time()
-        found = segment_stack(image, affine, network, shape)
+        found = segment_stack(image, affine, network)
         rows.append({"stack": name, "kind": kind, "dice": dice(found.mask, truth),
                      "found": centre_inside(found.mask, truth), "empty": not found.mask.any(),
                      "confidence": found.confidence, "cpu_s": time.process_time() - start})
@@ -110,23 +122,19 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=1))
 
 
-def cases(data: Path, told: dict, trained):
-    """Name, kind, image, affine and true mask of every stack to score, and of so many runs of the training."""
-    folder = data / "fetal-stacks-mialsrtk"
-    masks = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
-    for run in [*told["evaluate"]["runs"], *trained]:
-        loaded = nib.load(folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz")
-        truth = np.asarray(nib.load(masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz").dataobj) > 0
-        image = np.asarray(loaded.dataobj, np.float32)
-        left_out = run in told["evaluate"]["runs"]
-        yield f"run-{run}", "left out" if left_out else "trained on", image, loaded.affine, truth
-        if left_out:
-            yield from brainless(f"run-{run}", image, loaded.affine, truth)
-    yield from made_up(data, told["evaluate"]["weeks"], 10_000)
+def real(data: Path, runs, kind: str, without: bool):
+    """Name, kind, image, affine and true mask of real stacks and, if wanted, of parts of them without a brain."""
+    for number, image, mask in zip(runs, *stack_files(data / "fetal-stacks-mialsrtk", runs), strict=True):
+        (image, affine), (truth, _) = load_image(image), load_image(mask)
+        truth = truth > 0
+        yield f"run-{number}", kind, image, affine, truth
+        if without:
+            yield from brainless(f"run-{number}", image, affine, truth)
+            yield from boxes(np.random.default_rng((BOXES, number)), f"run-{number}", image, affine, truth)
 
 
 def made_up(data: Path, weeks, seed: int):
-    """As :func:`cases`, stacks of brains of the atlas of some ages in made-up surroundings."""
+    """As :func:`real`, stacks of brains of the atlas of some ages in made-up surroundings."""
     atlas = brains(data / "fetal-atlas-spinabifida", weeks)
     for name, kind in SIMULATED.items():
         for number in range(kind.count):
@@ -145,6 +153,23 @@ def brainless(name: str, image, affine, truth):
             box = tuple(part if a == axis else slice(None) for a in range(3))
             if image[box].shape[axis] * spacing[axis] > 80:
                 yield f"{name}-{'xyz'[axis]}-{side}", "no brain, real", image[box], affine, truth[box]
+
+
+def boxes(rng, name: str, image, affine, truth):
+    """Narrow fields of view, 60 to 170 mm wide, anywhere beside the brain where there is more than air."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    plane = np.flatnonzero(spacing < spacing.max())
+    lit, found = image > 0.05 * np.percentile(image, 99), 0
+    for _ in range(400):
+        box = [slice(None)] * 3
+        for axis in plane:
+            size = min(int(rng.uniform(60, 170) / spacing[axis]), image.shape[axis])
+            start = rng.integers(0, image.shape[axis] - size + 1)
+            box[axis] = slice(start, start + size)
+        box = tuple(box)
+        if found < BOXES and not truth[box].any() and lit[box].mean() >= 0.5:
+            found += 1
+            yield f"{name}-box-{found}", "no brain, real, narrow field of view", image[box], affine, truth[box]
 
 
 def summary(rows: list[dict]) -> dict:

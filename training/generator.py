@@ -169,11 +169,10 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
     -------
     image : ndarray, (slices, SIZE, SIZE), float32
         As :func:`normalised` gives it, slice by slice.
-    mask : ndarray, (SIZE, SIZE), float32
+    mask : ndarray, (1, SIZE, SIZE), float32
         0 or 1, of the middle slice.
     """
-    kind = rng.choice(list(pool), p=(mixture.real, mixture.transplanted, 1 - mixture.real - mixture.transplanted))
-    scene = pool[kind][rng.integers(len(pool[kind]))]
+    scene = drawn_scene(rng, pool, mixture)
     plane = drawn_plane(rng, scene, mixture.away)
     images, shares = cut(rng, scene, palette(rng, mixture), plane, slices)
     images = acquired(rng, images)
@@ -183,17 +182,25 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
     for k in range(slices):  # a stack ends, or a slice is lost
         if k != slices // 2 and rng.random() < 0.08:
             images[k] = 0
-    return np.stack([normalised(image) for image in images]), mask
+    return np.stack([normalised(image) for image in images]), mask[None]
 
 
-def view(rng, brain: np.ndarray, mixture: Mixture) -> np.ndarray:
-    """What is left of a slice, (SIZE, SIZE): mostly all; a narrow field of view, close around the brain or anywhere
-    else; or nothing but the brain, with what lies at most 20 mm around it, or but something else as round."""
+def drawn_scene(rng, pool: dict[str, list[Scene]], mixture: Mixture) -> Scene:
+    """Any scene of a kind."""
+    kind = rng.choice(list(pool), p=(mixture.real, mixture.transplanted, 1 - mixture.real - mixture.transplanted))
+    return pool[kind][rng.integers(len(pool[kind]))]
+
+
+def view(rng, brain: np.ndarray, mixture: Mixture, gap: float = PIXEL) -> np.ndarray:
+    """What is left of a slice, (SIZE, SIZE), or of slices, (Z, SIZE, SIZE), so far (mm) apart: mostly all; a narrow
+    field of view, close around the brain or anywhere else; or nothing but the brain, with what lies at most 20 mm
+    around it, or but something else as round. What is left of all slices alike has but one."""
     kind = rng.random()
     if kind < mixture.alone:
-        return _alone(rng, brain)
+        return _alone(rng, brain, gap)
     if kind < mixture.alone + mixture.close:
-        return _box(rng, brain, bool(brain.any()) and rng.random() >= mixture.beside)
+        flat = brain.reshape(-1, SIZE, SIZE).any(0)
+        return _box(rng, flat, bool(flat.any()) and rng.random() >= mixture.beside)
     left = np.ones((SIZE, SIZE), bool)
     if kind > 1 - mixture.narrow:
         edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
@@ -201,11 +208,11 @@ def view(rng, brain: np.ndarray, mixture: Mixture) -> np.ndarray:
     return left
 
 
-def _alone(rng, brain: np.ndarray) -> np.ndarray:
+def _alone(rng, brain: np.ndarray, gap: float) -> np.ndarray:
     """The brain and a little around it; where there is none, an ellipse, as if that were one."""
     if brain.any():
         width = rng.choice((0.0, rng.uniform(0, 20)))
-        return ndimage.distance_transform_edt(~brain, PIXEL) <= width
+        return ndimage.distance_transform_edt(~brain, (gap, PIXEL, PIXEL)[-brain.ndim:]) <= width
     turn = Rotation.from_rotvec((0, 0, rng.uniform(0, np.pi))).as_matrix()[:2, :2]
     away = np.moveaxis(np.indices((SIZE, SIZE)), 0, -1) - rng.uniform(35, SIZE - 35, 2)
     return ((away @ turn / rng.uniform(10, 35, 2)) ** 2).sum(-1) < 1

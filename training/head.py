@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from sources import REAL, Scene, as_bytes, is_brain, scene_of
+from sources import REAL, Scene, as_bytes, is_brain, read_stack, real_stacks, scene_of, stack_files, surrounded
 
 from gsbids.errors import InputError
 from gsbids.imaging.masks import resample_mask
@@ -102,3 +102,16 @@ def filled_up(scene: Scene) -> Scene:
     gain = scene.image[is_brain(scene.labels)].mean() / head.image[inside].mean()
     image = np.where(known, np.rint(np.clip(head.image * gain, 0, 255)), far).astype(np.uint8)
     return replace(scene, inner=replace(head, image=image))
+
+
+def real_scenes(folder: Path, told: dict, head: Path) -> list[Scene]:
+    """The stacks of the real subject; and, where the configuration says so, its head as a sharp volume, surrounded by
+    each kind of stack that there is."""
+    stacks, masks = stack_files(folder, told["runs"])
+    read = [read_stack(*pair) for pair in zip(stacks, masks, strict=True)]
+    out = real_stacks(read)
+    if told.get("heads"):
+        own = head / f"runs-{'-'.join(map(str, told['runs']))}"
+        volume = head_scene(*head_volume(stacks, masks, own))
+        out += [filled_up(surrounded(*volume, *read[told["runs"].index(run)])) for run in told["heads"]]
+    return out

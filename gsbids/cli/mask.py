@@ -56,7 +56,7 @@ def _mask(args: argparse.Namespace) -> int:
     weights = weights_file(args.mask_weights)
     image, affine = load_image(args.input)
     torch.set_num_threads(args.nprocs or len(os.sched_getaffinity(0)))
-    found = segment_stack(image, affine, *load_network(weights))
+    found = segment_stack(image, affine, load_network(weights))
     if args.probability:
         save_image(args.probability, found.probability, affine)
     if not found.mask.any():

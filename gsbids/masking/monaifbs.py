@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.masks import largest_region
-from gsbids.masking.network import NetworkMask, judged
+from gsbids.masking.network import MaskNetwork, NetworkMask, judged
 
 SUFFIXES = (".pt", ".pth")
 NESTED = ("net", "state_dict", "model")  # where a checkpoint may keep the weights, beside those of the optimiser
@@ -68,7 +68,7 @@ def build_monaifbs(shape: MonaifbsShape):
                    upsample_kernel_size=strides[1:], norm_name=("INSTANCE", {"affine": True}), res_block=False)
 
 
-def load_monaifbs(path: str | Path):
+def load_monaifbs(path: str | Path) -> tuple:
     """Network and shape from a checkpoint of MONAIfbs; nothing in the file is executed.
 
     Raises
@@ -114,8 +114,7 @@ def converted(state: dict, wanted: dict, path: str | Path) -> dict:
     return {name: own[name] for name in names}
 
 
-def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], network,
-                     shape: MonaifbsShape) -> NetworkMask:
+def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
     """The brain in a stack as MONAIfbs finds it.
 
     The stack is resampled in the plane and brought to mean 0 and variance 1 as a whole; scores of four mirror images
@@ -127,8 +126,8 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], net
         Slices on the third axis.
     spacing : tuple of float
         Voxel size, mm.
-    network, shape
-        As :func:`load_monaifbs` gives them.
+    known : MaskNetwork
+        With a network and a shape of :func:`load_monaifbs`.
 
     Returns
     -------
@@ -138,6 +137,7 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], net
     import torch
     from monai.inferers import sliding_window_inference
 
+    network, shape = known.network, known.shape
     image = np.nan_to_num(np.asarray(image, np.float32))
     step = shape.pixel / np.array(spacing[:2])
     size = np.rint((np.array(image.shape[:2]) - 1) / step + 1).astype(int)

@@ -2,7 +2,7 @@
 """Brain masks of stacks by a small network: slice by slice, mirrored, made one across slices, with its own doubt."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,15 @@ from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.masks import without_appendages
+from gsbids.masking.judge import block_about, build_judge, judge_block
 
 LEAST_BRAIN = 15.0  # ml; a brain of 18 weeks has more; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
 LEVEL = 0.4  # probability; under one half, as the Dice of an unsure edge is best there
+CANDIDATES = 3  # regions, the largest, that may be the brain
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
 LEAST_CONFIDENCE = 0.6  # below it, what is found is no brain
+JUDGE = "judge."  # how names of its weights begin
 DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
 
 
@@ -44,6 +47,26 @@ class NetworkShape:
         """Pixels that a field of view of so many along an edge lacks: it halves whole at every level."""
         multiple = 2 ** (len(self.channels) - 1)
         return max(self.side - size, 0) + -max(self.side, size) % multiple
+
+
+@dataclass(frozen=True)
+class MaskNetwork:
+    """A mask network as it is read from a file.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+    shape : NetworkShape or gsbids.masking.monaifbs.MonaifbsShape
+    judge : torch.nn.Module or None
+        Says whether what was found is a brain (:mod:`gsbids.masking.judge`).
+    facts : dict of str to str
+        How it was trained, in the header of its file.
+    """
+
+    network: object
+    shape: object
+    judge: object = None
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,21 +104,24 @@ def build_network(shape: NetworkShape):
                 strides=(2,) * (len(shape.channels) - 1), num_res_units=1, norm="INSTANCE", act="PRELU")
 
 
-def save_network(path: str | Path, network, shape: NetworkShape, facts: dict[str, str]) -> None:
-    """Weights as safetensors; shape and facts (text) in its header."""
+def save_network(path: str | Path, known: MaskNetwork) -> None:
+    """Weights as safetensors, those of a judge under :data:`JUDGE`; shape and facts in its header."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, str(path), {"shape": json.dumps(asdict(shape)), **facts})
+    state = dict(known.network.state_dict())
+    if known.judge is not None:
+        state |= {JUDGE + name: tensor for name, tensor in known.judge.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, str(path), {"shape": json.dumps(asdict(known.shape)), **known.facts})
 
 
-def load_network(path: str | Path):
-    """A network and its shape from a file of weights, our own or, by its suffix, a checkpoint of MONAIfbs.
+def load_network(path: str | Path) -> MaskNetwork:
+    """A network from a file of weights, our own or, by its suffix, a checkpoint of MONAIfbs.
 
     Returns
     -------
-    torch.nn.Module
-    NetworkShape or gsbids.masking.monaifbs.MonaifbsShape
+    MaskNetwork
+        With a judge if there is one in the file.
 
     Raises
     ------
@@ -110,21 +136,27 @@ def load_network(path: str | Path):
         raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
                          "FILE, or give masks")
     if Path(path).suffix in SUFFIXES:
-        return load_monaifbs(path)
+        return MaskNetwork(*load_monaifbs(path))
     try:
         with safe_open(str(path), "pt") as file:
-            told = json.loads((file.metadata() or {})["shape"])
+            facts = file.metadata() or {}
+            told = json.loads(facts.pop("shape"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)),
                              int(told.get("side", 160)))
+        of_judge = {name: tensors.pop(name) for name in list(tensors) if name.startswith(JUDGE)}
         network = build_network(shape)
         network.load_state_dict(tensors)
+        judge = build_judge() if of_judge else None
+        if judge:
+            judge.load_state_dict({name.removeprefix(JUDGE): tensor for name, tensor in of_judge.items()})
+            judge.eval()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
                          "file that training/train.py has written") from error
-    return network.eval(), shape
+    return MaskNetwork(network.eval(), shape, judge, facts)
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
@@ -146,7 +178,7 @@ def normalised(image: np.ndarray) -> np.ndarray:
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1.5).astype(np.float32)
 
 
-def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape) -> NetworkMask:
+def segment_stack(image: np.ndarray, affine: np.ndarray, known: MaskNetwork) -> NetworkMask:
     """The brain in a stack, whatever the axis of its slices.
 
     See :func:`segment`, and :func:`gsbids.masking.monaifbs.segment_monaifbs`.
@@ -156,8 +188,7 @@ def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape) -> Netw
     image : ndarray, (X, Y, Z)
         Slices along the axis with the largest voxel side.
     affine : ndarray, (4, 4)
-    network, shape
-        As :func:`load_network` gives them.
+    known : MaskNetwork
 
     Returns
     -------
@@ -172,17 +203,18 @@ def segment_stack(image: np.ndarray, affine: np.ndarray, network, shape) -> Netw
     across = int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing.min() else 2
     order = [axis for axis in range(3) if axis != across] + [across]
     back = np.argsort(order)
-    find = segment if isinstance(shape, NetworkShape) else segment_monaifbs
-    found = find(np.transpose(image, order), tuple(spacing[order]), network, shape)
+    find = segment if isinstance(known.shape, NetworkShape) else segment_monaifbs
+    found = find(np.transpose(image, order), tuple(spacing[order]), known)
     return NetworkMask(np.transpose(found.mask, back), np.transpose(found.probability, back), found.confidence)
 
 
-def segment(image: np.ndarray, spacing: tuple[float, float, float], network, shape: NetworkShape) -> NetworkMask:
+def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
     """The brain in a stack.
 
     Probabilities of eight views (mirrored, and turned by a right angle) are averaged slice by slice; their logits are
-    smoothed a little across slices, and of the regions above a level the one with the largest sum of probabilities is
-    kept, its holes filled, and what hangs on it by a neck cut off.
+    smoothed a little across slices. Of the regions above a level the holes are filled, and what hangs on them by a neck
+    is cut off; a judge sees each of the largest with its surroundings. The region with the largest sum of
+    probabilities, times the belief of the judge, is kept, and is as sure as both are.
 
     Parameters
     ----------
@@ -190,47 +222,78 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], network, sha
         Slices on the third axis.
     spacing : tuple of float
         Voxel size, mm.
-    network, shape
-        As :func:`load_network` gives them.
+    known : MaskNetwork
 
     Returns
     -------
     NetworkMask
     """
     image = np.nan_to_num(np.asarray(image, np.float32))
-    probability = _probability(image, spacing, network, shape)
+    seen = seen_slices(image, spacing, known.shape.pixel)
+    probability = _probability(seen, image.shape[:2], known.network, known.shape)
+    labels, sums = regions(probability, LEVEL)
+    best, largest = NetworkMask(np.zeros(image.shape, bool), probability, 0.0), 0.0
+    for label in 1 + np.argsort(-sums)[:CANDIDATES]:
+        mask = labels == label
+        mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], 2)
+        found = judged(without_appendages(mask, spacing), probability, spacing)
+        if not found.mask.any():
+            continue
+        belief = _belief(found.mask, seen, spacing, known.judge)
+        if sums[label - 1] * belief > largest:
+            largest, best = sums[label - 1] * belief, replace(found, confidence=found.confidence * belief)
+    if best.confidence < LEAST_CONFIDENCE:
+        return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
+    return best
+
+
+def _belief(mask: np.ndarray, seen: np.ndarray, spacing, judge) -> float:
+    """1 where there is no judge or it takes a mask, (X, Y, Z), for a brain; less, the more it does not."""
+    if judge is None:
+        return 1.0
+    scale = np.array([*np.divide(seen.shape[1:], mask.shape[:2]), 1])
+    centre = (np.array(ndimage.center_of_mass(mask)) + 0.5) * scale - 0.5
+    return min(1.0, 2 * judge_block(block_about(np.moveaxis(seen, 0, 2), np.divide(spacing, scale), centre), judge))
+
+
+def regions(probability: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where probabilities, (X, Y, Z), smoothed across slices, are above a level.
+
+    Returns
+    -------
+    labels : ndarray, (X, Y, Z), int32
+        1 to N in N connected regions, 0 outside.
+    sums : ndarray, (N,)
+        Of the probabilities in each.
+    """
     clipped = np.clip(probability, 1e-4, 1 - 1e-4)
     logit = ndimage.gaussian_filter1d(np.log(clipped / (1 - clipped)), ACROSS, axis=2, mode="nearest")
-    labels, count = ndimage.label(logit > np.log(LEVEL / (1 - LEVEL)))
-    if count == 0:
-        return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
-    sums = ndimage.sum_labels(probability, labels, np.arange(1, count + 1))
-    mask = labels == 1 + int(np.argmax(sums))
-    mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], 2)
-    mask = without_appendages(mask, spacing)
-    return judged(mask, probability, spacing, LEAST_CONFIDENCE)
+    labels, count = ndimage.label(logit > np.log(level / (1 - level)))
+    return labels, ndimage.sum_labels(probability, labels, np.arange(1, count + 1))
 
 
-def judged(mask: np.ndarray, probability: np.ndarray, spacing, least_confidence: float = 0.0) -> NetworkMask:
-    """A mask with its confidence; empty where it is too small for a brain, or less sure than that."""
-    small = mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN
-    confidence = 0.0 if small else float(np.mean(np.abs(2 * probability[mask] - 1)))
-    if small or confidence < least_confidence:
+def judged(mask: np.ndarray, probability: np.ndarray, spacing) -> NetworkMask:
+    """A mask with its confidence; empty where it is too small for a brain."""
+    if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN:
         return NetworkMask(np.zeros(mask.shape, bool), probability, 0.0)
-    return NetworkMask(mask, probability, confidence)
+    return NetworkMask(mask, probability, float(np.mean(np.abs(2 * probability[mask] - 1))))
 
 
-def _probability(image: np.ndarray, spacing, network, shape: NetworkShape) -> np.ndarray:
-    """Of brain, slice by slice, (X, Y, Z)."""
-    scale = np.array(spacing[:2]) / shape.pixel
-    small = [ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest") for one in np.moveaxis(image, 2, 0)]
-    size = small[0].shape
+def seen_slices(image: np.ndarray, spacing, pixel: float) -> np.ndarray:
+    """Slices, (Z, A, B), of a stack, (X, Y, Z), as the network sees them: by size of pixels and by intensities."""
+    scale = np.array(spacing[:2]) / pixel
+    return np.stack([normalised(ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest"))
+                     for one in np.moveaxis(image, 2, 0)])
+
+
+def _probability(seen: np.ndarray, wanted, network, shape: NetworkShape) -> np.ndarray:
+    """Of brain in slices, (Z, A, B), on the wanted grid, (X, Y, Z)."""
+    count, *size = seen.shape
     beyond = [(shape.slices // 2,) * 2, *((0, shape.padding(n)) for n in size)]
-    seen = np.pad([normalised(one) for one in small], beyond)
-    at = np.meshgrid(*((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(image.shape[:2], size, strict=True)),
-                     indexing="ij")
-    found = np.zeros(image.shape, np.float32)
-    for k in range(image.shape[2]):
+    seen = np.pad(seen, beyond)
+    at = np.meshgrid(*((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(wanted, size, strict=True)), indexing="ij")
+    found = np.zeros((*wanted, count), np.float32)
+    for k in range(count):
         block = seen[k:k + shape.slices]
         if not seen[k + shape.slices // 2].any():
             continue

@@ -104,7 +104,7 @@ def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | No
         It finds nothing.
     """
     file = weights_file(weights)
-    found = segment_stack(image, affine, *load_network(file))
+    found = segment_stack(image, affine, load_network(file))
     if not found.mask.any():
         raise NoBrain("no brain was found in the stack by the network",
                       "give masks with -d/--derivatives, or leave the stack out with --bids-filter-file")
