@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole stacks cut from scenes, with places in them where a brain is and where none is, whatever a network thinks."""
+"""Whole stacks cut from scenes; places in them in a brain, where a network is mistaken for one, and anywhere else."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from generator import PIXEL, Mixture, Plane, acquired, cut, drawn_plane, drawn_scene, palette, view
 from scipy import ndimage
-from sources import TOP, Scene
+from sources import Scene, as_bytes
 
 from gsbids.masking.network import MaskNetwork, normalised, regions
 
@@ -67,8 +67,7 @@ def drawn_stack(rng, pool: dict[str, list[Scene]], mixture: Mixture, known: Mask
     whole = 4 / 3 * np.pi * (scene.radius * plane.size) ** 3
     inside = places_in(rng, brain, spacing) if brain.sum() * np.prod(spacing) > SEEN * whole else []
     held, mistaken = places_found(probability, brain, spacing)
-    dark = np.rint(images * (255 / TOP)).astype(np.uint8)
-    return Stack(dark, spacing, _table([*inside, *(held if inside else [])]), _table(mistaken),
+    return Stack(as_bytes(images), spacing, _table([*inside, *(held if inside else [])]), _table(mistaken),
                  _table(places_out(rng, images, brain, spacing)))
 
 
@@ -97,8 +96,8 @@ def stack_plane(rng, scene: Scene, away: float) -> tuple[Plane, int]:
 def _probability(images: np.ndarray, network) -> np.ndarray:
     """Of brain in slices, (Z, X, Y), by one view of each."""
     with torch.inference_mode():
-        found = [torch.sigmoid(network(torch.from_numpy(images[k:k + 8, None])))[:, 0] for k in range(0, MOST, 8)]
-    return torch.cat(found).numpy()
+        batches = torch.from_numpy(images[:, None]).split(8)
+        return torch.cat([torch.sigmoid(network(batch))[:, 0] for batch in batches]).numpy()
 
 
 def places_in(rng, brain: np.ndarray, spacing) -> list:

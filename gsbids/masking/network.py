@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain masks of stacks by a small network: slice by slice, mirrored, made one across slices, with its own doubt."""
+"""Brain masks of stacks by a small network: slice by slice, mirrored, made one across slices, judged as a whole."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -79,7 +79,7 @@ class NetworkMask:
         Empty where no brain is found: nothing, too little, or too uncertain.
     probability : ndarray, (X, Y, Z), float32
     confidence : float
-        Mean over the voxels of the mask of how far they are from undecided, 0 to 1.
+        Mean over the voxels of the mask of how far they are from undecided, 0 to 1; times the belief of a judge.
     """
 
     mask: np.ndarray
@@ -155,7 +155,7 @@ def load_network(path: str | Path) -> MaskNetwork:
         raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
-                         "file that training/train.py has written") from error
+                         "file that training/train.py or judge.py has written") from error
     return MaskNetwork(network.eval(), shape, judge, facts)
 
 
