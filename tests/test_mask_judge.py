@@ -115,6 +115,13 @@ def test_what_the_judge_takes_for_no_brain_is_none(brightness, sure, found):
     assert known.confidence == pytest.approx(plain.confidence if found else 0.0, abs=1e-3)
 
 
+def test_a_large_region_that_is_half_believed_is_not_in_the_way_of_a_brain():
+    image, (small, large) = balls(((60, 110, 40), 22, 50.0), ((145, 110, 40), 30, 95.0))
+    known = MaskNetwork(Bright(), SHAPE, Opinion(0.9))  # 0.71 for the small one, 0.29 for the large one
+    assert large.sum() * 2 * 0.29 > 1.2 * small.sum()
+    assert overlap(segment(image, SPACING, known).mask, small) > 0.95
+
+
 def test_of_two_regions_the_one_is_kept_that_the_judge_believes():
     image, (small, large) = balls(((60, 110, 40), 22, 50.0), ((145, 110, 40), 30, 95.0))
     assert overlap(segment(image, SPACING, MaskNetwork(Bright(), SHAPE)).mask, large) > 0.95

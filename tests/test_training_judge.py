@@ -83,14 +83,16 @@ def test_regions_of_a_network_are_told_apart_by_where_the_brain_is():
     brain[20:40, 20:40, 5:15] = True
     wrong[60:80, 60:80, 5:15] = True
     probability = np.where(brain | wrong, 0.9, 0.01).astype(np.float32)
-    held, mistaken = stacks.places_found(probability, brain, (2, 2, 3))
+    away = stacks.distance(brain, (2, 2, 3))
+    held, mistaken = stacks.places_found(probability, brain, away, (2, 2, 3))
     np.testing.assert_allclose(held, [(29.5, 29.5, 9.5)], atol=0.1)
     np.testing.assert_allclose(mistaken, [(69.5, 69.5, 9.5)], atol=0.1)
-    held, mistaken = stacks.places_found(probability, np.zeros_like(brain), (2, 2, 3))
+    nothing = np.zeros_like(brain)
+    held, mistaken = stacks.places_found(probability, nothing, stacks.distance(nothing, (2, 2, 3)), (2, 2, 3))
     assert (len(held), len(mistaken)) == (0, 2)
     crumb = np.zeros_like(probability)
     crumb[:4, :4, :4] = 0.9
-    assert stacks.places_found(crumb, brain, (2, 2, 3)) == ([], [])
+    assert stacks.places_found(crumb, brain, away, (2, 2, 3)) == ([], [])
 
 
 def test_other_places_are_lit_and_not_near_the_brain():
@@ -99,11 +101,11 @@ def test_other_places_are_lit_and_not_near_the_brain():
     images = np.zeros(brain.shape, np.float32)
     images[:80] = 0.5
     away = ndimage.distance_transform_edt(~brain, (2, 2, 3))
-    places = [place for seed in range(9) for place in stacks.places_out(np.random.default_rng(seed), images, brain,
-                                                                        (2, 2, 3))]
+    np.testing.assert_array_equal(stacks.distance(brain, (2, 2, 3)), away)
+    places = [place for seed in range(9) for place in stacks.places_out(np.random.default_rng(seed), images, away)]
     assert len(places) > 20
     assert all(away[tuple(place)] > stacks.FAR and place[0] < 80 for place in places)
-    assert stacks.places_out(np.random.default_rng(0), 0 * images, brain, (2, 2, 3)) == []
+    assert stacks.places_out(np.random.default_rng(0), 0 * images, away) == []
 
 
 def test_examples_say_what_is_in_their_middle(made):
@@ -145,3 +147,15 @@ def test_a_short_training_adds_a_judge_to_the_weights(tmp_path, pool, monkeypatc
     assert known.facts["judge_config"] == config.read_text()
     rows = json.loads(out.with_suffix(".log.json").read_text())
     assert rows[-1]["loss_judged"] < rows[0]["loss_judged"]
+
+
+@pytest.mark.parametrize("shape", [NetworkShape((4, 8), 2.0, 3), NetworkShape((4, 8), 1.5)])
+def test_a_network_that_sees_otherwise_than_the_stacks_are_made_is_refused(tmp_path, shape, capsys, monkeypatch):
+    save_network(tmp_path / "w.safetensors", MaskNetwork(build_network(shape), shape))
+    config = str(Path(judge.__file__).with_name("config_judge.toml"))
+    files = [str(tmp_path / name) for name in ("w.safetensors", "o.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["judge", config, *files])
+    with pytest.raises(SystemExit, match="2"):
+        judge.main()
+    assert "w.safetensors: a judge is trained for a network that sees one slice in" in capsys.readouterr().err
+    assert not (tmp_path / "o.safetensors").exists()

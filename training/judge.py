@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from generator import Mixture, scenes
+from generator import PIXEL, Mixture, scenes
 from head import real_scenes
 from sources import TOP, brains
 from stacks import Stack, drawn_stack
-from student import Schedule, Student, batches, train
+from student import Schedule, Student, add_arguments, batches, train
 from torch.utils.data import DataLoader, Dataset
 
 from gsbids.errors import InputError
 from gsbids.masking.judge import SIDE, VOXEL, block_about, build_judge
-from gsbids.masking.network import MaskNetwork, load_network, save_network
+from gsbids.masking.network import MaskNetwork, NetworkShape, load_network, save_network
 
 SHARES = {"brain": 0.5, "mistaken": 0.3, "other": 0.2}  # of the blocks, by what is in the middle
 UNSURE = 0.02  # what is true is at most so near to 0 and 1
@@ -98,6 +98,21 @@ def made_stacks(drawn: Drawn, workers: int) -> list[Stack]:
     return list(DataLoader(drawn, batch_size=None, num_workers=workers, collate_fn=lambda stack: stack))
 
 
+def to_be_judged(path: Path) -> MaskNetwork:
+    """The mask network of a file of weights.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        It sees other than what stacks are made of.
+    """
+    known = load_network(path)
+    if not isinstance(known.shape, NetworkShape) or (known.shape.slices, known.shape.pixel) != (1, PIXEL):
+        raise InputError(f"{path}: a judge is trained for a network that sees one slice in pixels of {PIXEL:g} mm, not "
+                         f"for {known.shape}; give weights of train.py")
+    return known
+
+
 def loss_of(judge, block: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
     """Cross entropy."""
     device = next(judge.parameters()).device
@@ -111,16 +126,12 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("weights", type=Path, help="of the mask network")
     parser.add_argument("output", type=Path, help="file for the mask network with its judge")
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--head", type=Path, default=Path("work/head"), help="as of train.py")
-    parser.add_argument("--log-every", type=int, default=100, help="batches")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1)
+    add_arguments(parser)
     args = parser.parse_args()
     told = tomllib.loads(args.config.read_text())
     schedule, mixture = Schedule(**told["schedule"]), Mixture(**told["mixture"])
     try:
-        known = load_network(args.weights)
+        known = to_be_judged(args.weights)
         real = real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head)
         atlas = brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"])
     except InputError as error:

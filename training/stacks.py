@@ -66,9 +66,10 @@ def drawn_stack(rng, pool: dict[str, list[Scene]], mixture: Mixture, known: Mask
     images = np.moveaxis(images, 0, 2)
     whole = 4 / 3 * np.pi * (scene.radius * plane.size) ** 3
     inside = places_in(rng, brain, spacing) if brain.sum() * np.prod(spacing) > SEEN * whole else []
-    held, mistaken = places_found(probability, brain, spacing)
+    away = distance(brain, spacing)
+    held, mistaken = places_found(probability, brain, away, spacing)
     return Stack(as_bytes(images), spacing, _table([*inside, *(held if inside else [])]), _table(mistaken),
-                 _table(places_out(rng, images, brain, spacing)))
+                 _table(places_out(rng, images, away)))
 
 
 def _table(places) -> np.ndarray:
@@ -106,11 +107,10 @@ def places_in(rng, brain: np.ndarray, spacing) -> list:
     return [place for place in near if _inside(brain, place)]
 
 
-def places_found(probability: np.ndarray, brain: np.ndarray, spacing) -> tuple[list, list]:
-    """Middles of the largest regions of a network that hold a brain, and of those that do not."""
+def places_found(probability: np.ndarray, brain: np.ndarray, away: np.ndarray, spacing) -> tuple[list, list]:
+    """Middles of the largest regions of a network that hold a brain, so far (mm) away, and of those that do not."""
     labels, sums = regions(probability, SUSPECT)
-    voxel, away = float(np.prod(spacing)), _distance(brain, spacing)
-    held, mistaken = [], []
+    voxel, held, mistaken = float(np.prod(spacing)), [], []
     for label in 1 + np.argsort(-sums)[:4]:
         region = labels == label
         if region.sum() * voxel / 1e3 < LEAST:
@@ -124,16 +124,15 @@ def places_found(probability: np.ndarray, brain: np.ndarray, spacing) -> tuple[l
     return held, mistaken
 
 
-def places_out(rng, images: np.ndarray, brain: np.ndarray, spacing) -> list:
-    """Six places that are lit and not near the brain, or fewer."""
+def places_out(rng, images: np.ndarray, away: np.ndarray) -> list:
+    """Six places that are lit and not near the brain, so far (mm) away, or fewer."""
     lit = np.argwhere(images[::4, ::4] > 0.07) * (4, 4, 1)
     if not len(lit):
         return []
-    away = _distance(brain, spacing)
     return [place for place in lit[rng.integers(len(lit), size=6)] if away[tuple(place)] > FAR]
 
 
-def _distance(brain: np.ndarray, spacing) -> np.ndarray:
+def distance(brain: np.ndarray, spacing) -> np.ndarray:
     """mm to the brain; infinite where there is none."""
     return ndimage.distance_transform_edt(~brain, spacing) if brain.any() else np.full(brain.shape, np.inf)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in training: Adam with a rate that falls as a cosine, and the moving mean of the weights, which is kept."""
 
+import argparse
 import json
 import math
 import time
@@ -36,6 +37,16 @@ class Schedule:
     batch: int
     rate: float
     average: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every training is told."""
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--head", type=Path, default=Path("work/head"),
+                        help="folder where sharp volumes of the real head are made, and taken from the next time")
+    parser.add_argument("--log-every", type=int, default=100, help="batches")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
 
 
 class Endless(IterableDataset):

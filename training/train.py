@@ -16,7 +16,7 @@ import torch
 from generator import PIXEL, SIZE, Mixture, draw, scenes
 from head import real_scenes
 from sources import brains
-from student import Schedule, Student, batches, train
+from student import Schedule, Student, add_arguments, batches, train
 
 from gsbids.errors import InputError
 from gsbids.masking.network import MaskNetwork, NetworkShape, build_network, load_network, save_network
@@ -30,7 +30,7 @@ def loss_of(logit: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(logit, mask) + (1 - dice)
 
 
-def student(shape: NetworkShape, schedule: Schedule, device: str, start: Path | None = None) -> Student:
+def mask_student(shape: NetworkShape, schedule: Schedule, device: str, start: Path | None = None) -> Student:
     """A mask network to be trained on the middle slices of blocks, from its own weights or from a file of them."""
     network = load_network(start).network if start else build_network(shape)
 
@@ -66,16 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("output", type=Path, help="folder for the weights, a file for each network")
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--head", type=Path, default=Path("work/head"),
-                        help="folder where sharp volumes of the real head are made, and taken from the next time")
     parser.add_argument("--start", type=Path, help="weights to go on from, of the one network of the configuration")
     parser.add_argument("--rate", type=float, help="in the place of the configuration's")
     parser.add_argument("--minutes", type=float, help="in the place of the configuration's")
     parser.add_argument("--batches", type=int, help="in the place of the configuration's")
-    parser.add_argument("--log-every", type=int, default=100, help="batches")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1)
+    add_arguments(parser)
     args = parser.parse_args()
     told = tomllib.loads(args.config.read_text())
     schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches", "rate") if (v := getattr(args, k))})
@@ -91,7 +86,7 @@ def main() -> None:
     pool = scenes(told["seed"], real, atlas, mixture, args.workers + 1)
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    students = {args.output / f"slices-{shape.slices}.safetensors": student(shape, schedule, device, args.start)
+    students = {args.output / f"slices-{shape.slices}.safetensors": mask_student(shape, schedule, device, args.start)
                 for shape in shapes}
     slices = max(shape.slices for shape in shapes)
     loader = batches(partial(draw, pool=pool, mixture=mixture, slices=slices), told["seed"] * 10**9, schedule.batch,

@@ -213,8 +213,9 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskN
 
     Probabilities of eight views (mirrored, and turned by a right angle) are averaged slice by slice; their logits are
     smoothed a little across slices. Of the regions above a level the holes are filled, and what hangs on them by a neck
-    is cut off; a judge sees each of the largest with its surroundings. The region with the largest sum of
-    probabilities, times the belief of the judge, is kept, and is as sure as both are.
+    is cut off; a judge sees each of the largest with its surroundings, and a region is as sure as network and judge
+    are. Of those that are sure enough the one with the largest sum of probabilities, times the belief of the judge, is
+    kept.
 
     Parameters
     ----------
@@ -240,10 +241,9 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskN
         if not found.mask.any():
             continue
         belief = _belief(found.mask, seen, spacing, known.judge)
-        if sums[label - 1] * belief > largest:
-            largest, best = sums[label - 1] * belief, replace(found, confidence=found.confidence * belief)
-    if best.confidence < LEAST_CONFIDENCE:
-        return NetworkMask(np.zeros(image.shape, bool), probability, 0.0)
+        found = replace(found, confidence=found.confidence * belief)
+        if found.confidence >= LEAST_CONFIDENCE and sums[label - 1] * belief > largest:
+            best, largest = found, sums[label - 1] * belief
     return best
 
 
