@@ -2,7 +2,7 @@
 """A workflow that computes nothing, for tests of the command line alone.
 
 ``python -m fakes ARGS`` runs the command line with it. The variable ``GSBIDS_FAKE`` says, by subject, what
-its only step does: ``{"02": "raise"}``.
+its only step does: ``{"02": "raise"}``. A verdict (``"do not use"``) is written beside the volume.
 """
 
 import json
@@ -35,6 +35,9 @@ def step(paths, behaviour, note):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w") as file:
                 file.write("x")
+        if behaviour in ("do not use", "look at it"):
+            with open(paths[0].replace(".nii.gz", ".json"), "w") as file:
+                json.dump({"Verdict": behaviour, "VerdictReasons": ["It is blurred.", "It is upside down."]}, file)
     return len(paths)
 
 

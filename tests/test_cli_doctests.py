@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.parametrize("name", ["atomic", "bids.group", "bids.names", "bids.sink", "cli.main", "cli.plan",
                                   "qc.crashes", "cli.progress", "cli.super_resolve", "imaging.bias", "qc.boilerplate",
-                                  "qc.group", "qc.group_page", "recon.sr_setup"])
+                                  "qc.group", "qc.group_page", "qc.verdict", "recon.sr_setup"])
 def test_examples(name):
     outcome = doctest.testmod(importlib.import_module(f"gsbids.{name}"))
     assert outcome.attempted > 0

@@ -93,6 +93,18 @@ def test_a_step_that_fails(files, capsys, fake):
     assert (files / "work").is_dir()
 
 
+def test_a_volume_not_to_be_used_is_written_all_the_same(files, capsys, fake):
+    fake(out="do not use")
+    assert main(["reconstruct", *STACKS, *MASKS, *OUT, *QUICK]) == 3
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "wrote out.nii.gz", "gsbids: error: out.nii.gz: do not use this volume: It is blurred. It is upside down."]
+    assert (files / "out.nii.gz").read_text() == "x"
+    assert list((files / "tmp").glob("gsbids-*")) == []
+    fake(out="look at it")
+    assert main(["reconstruct", *STACKS, *MASKS, *OUT, *QUICK]) == 0
+    assert "gsbids: warning: out.nii.gz: look at this volume before you use it: It is" in capsys.readouterr().err
+
+
 def test_thickness(files, fake, capsys):
     from gsbids.cli.reconstruct import make_plan, parse
 

@@ -112,6 +112,30 @@ def test_a_failure_stops_nobody_else(run, tiny_bids, tmp_path):
         assert (tmp_path / "out" / f"sub-{other}.html").read_text() == "x"
 
 
+def test_a_volume_not_to_be_used_is_told_and_ends_with_a_code_of_its_own(run, tiny_bids, tmp_path):
+    tiny = tiny_bids(subjects=("01", "02", "03"))
+    for _ in range(2):  # computed, and then kept from before
+        code, _, err = run(tiny, fake={"02": "do not use", "03": "look at it"})
+        assert code == 3
+        lines = err.splitlines()
+        assert "gsbids: error: sub-02_T2w: do not use this volume: It is blurred. It is upside down." in lines
+        assert ("gsbids: warning: sub-03_T2w: look at this volume before you use it: It is blurred. It is upside down."
+                in lines)
+        assert not [line for line in lines if "error" in line and "sub-02" not in line]
+        assert lines[-1] == ("3 of 3 reconstructions done, 1 of them not to be used; results in "
+                             f"{tmp_path / 'out'}")
+    assert len(workers(tmp_path, "note-sub-02_T2w")) == 1
+    (volume,) = (tmp_path / "out" / "sub-02" / "anat").glob("*_desc-preproc_T2w.nii.gz")
+    assert volume.read_text() == "x"
+    logs = (tmp_path / "out" / "sub-02" / "log").glob("*/gsbids.log")
+    assert all("do not use this volume" in log.read_text() for log in logs)
+    # A subject that failed wins; a doubtful one alone is no failure.
+    code, _, err = run(tiny, "--clean-workdir", fake={"01": "raise", "02": "do not use"})
+    assert code == 1
+    assert "2 of 3 reconstructions done, 1 of them not to be used" in err
+    assert run(tiny, "--participant-label", "03", fake={"03": "look at it"})[0] == 0
+
+
 def test_missing_output_is_a_failure(run, tiny_bids):
     code, _, err = run(tiny_bids(), fake={"01": "write nothing"})
     assert code == 1

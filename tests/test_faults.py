@@ -199,9 +199,9 @@ def test_outputs_that_are_gone_at_the_end_are_a_failure(tmp_path, caplog):
     table = sink.write("motion", stack.entities, b"")
     sink.write("report", task.entities, b"")
     write_nifti(tmp_path / "out" / volume_path(config, task), np.ones((2, 2, 2), np.float32), np.eye(4))
-    assert report_outcome(config, [task], finished=True) is False
+    assert report_outcome(config, [task], finished=True) == 0
     table.unlink()
-    assert report_outcome(config, [task], finished=True) is True
+    assert report_outcome(config, [task], finished=True) == 1
     assert f"sub-01_T2w: outputs that were written are gone (1), as {table}" in caplog.text
 
 

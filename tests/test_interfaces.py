@@ -17,6 +17,7 @@ from gsbids.imaging.nifti import load_image, read_header
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative, SubjectReport
 from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SampleVolume, SimulateStack
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
+from gsbids.qc.verdict import judge
 from gsbids.recon.motion_table import COLUMNS, motion_table, slice_transforms
 from gsbids.recon.result import SvrResult
 
@@ -179,13 +180,18 @@ def test_metrics_and_report(fitted, stacks, tmp_path):
     _, registration, result, volume = fitted
     qc = run(QcMetrics(result=result, volume=volume.volume, mask=volume.mask, coverage=volume.coverage,
                        in_files=stacks["in_files"], in_masks=stacks["in_masks"], thicknesses=stacks["thicknesses"],
-                       name="sub-01"), tmp_path)
+                       name="sub-01", facts={"RandomSeed": 1}), tmp_path)
     header, values = (line.split("\t") for line in Path(qc.table).read_text().splitlines())
     assert "n/a" not in values
     assert 0.5 < float(values[header.index("stack_agreement")]) <= 1
     assert header[0] == "bids_name"
     assert values[0] == "sub-01"
-    assert set(header) == set(qc.columns)
+    assert list(header) == list(qc.columns)
+    # The verdict stands in the table, in the sidecar of the volume, and on the page.
+    verdict = judge(json.loads(Path(qc.metrics).read_text()))
+    assert (header[-1], values[-1]) == ("verdict", verdict.level)
+    assert values[-1] in qc.columns["verdict"]["Levels"]
+    assert qc.facts == {"RandomSeed": 1, "Verdict": verdict.level, "VerdictReasons": list(verdict.reasons)}
     fixed = {"content": {"title": "sub 01", "task": "sub-01_T2w", "warnings": ("a <b>",)},
              "facts": {"versions": {"gsbids": "1"}, "n_stacks": 3, "resolution": (2.0,) * 3},
              "panels": [{"name": name, "slice_times": None, "facts": (("File", "x"),)} for name in NAMES]}
@@ -196,6 +202,7 @@ def test_metrics_and_report(fitted, stacks, tmp_path):
                             mask=volume.mask, metrics=qc.metrics), tmp_path)
     page = Path(out.out_file).read_text()
     assert "by hand" in page
+    assert f"<strong>{verdict.words}.</strong>" in page
     assert "Uncertainty: black 0" in page
     assert "a &lt;b&gt;" in page
     assert str(tmp_path) not in page

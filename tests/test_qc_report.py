@@ -18,8 +18,18 @@ import pytest
 from qc_samples import ball, grid, sample_content, sample_result
 
 from gsbids.imaging.nifti import save_image
-from gsbids.qc.report import TEMPLATES, ReportContent, StackPanel, registration_rows, render_report, write_report
+from gsbids.qc.report import (
+    TEMPLATES,
+    ReportContent,
+    SrPanel,
+    StackPanel,
+    registration_rows,
+    render_report,
+    verdict_of,
+    write_report,
+)
 from gsbids.qc.usage import StepUsage
+from gsbids.qc.verdict import judge
 
 SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
 EVIL = '<script>alert("x")</script> & \'quotes\' </pre></style>'
@@ -125,6 +135,37 @@ def test_readable_without_eyes_or_mouse(complete):
     assert all(a.get("aria-label") for a in sliders)
     hidden = [a for a in page.all("label") if a.get("class") == "cut"]
     assert all("hidden" in a for a in hidden), "without the script there is nothing that does nothing"
+
+
+GOOD = {"ncc_median": 0.97, "ncc_worst_stack": 0.95, "stack_agreement": 0.9, "slices_rejected": 0.1}
+
+
+@pytest.mark.parametrize(("metrics", "warnings", "badges"), [
+    (GOOD, (), ["Usable", "Finished without warnings"]), (GOOD, ("look here",), ["Usable", "Finished with 1 warning"]),
+    (GOOD | {"slices_rejected": 0.6}, (), ["Look at it"]),
+    (GOOD | {"stack_agreement": 0.4}, (), ["Do not use"]), (None, (), ["Look at it"]),
+    (GOOD | {"stack_agreement": 0.4}, ("look here",), ["Do not use", "Finished with 1 warning"])])
+def test_the_verdict_comes_first(complete, metrics, warnings, badges):
+    text = render_report(ReportContent("a", "b", volume=complete[0].volume, metrics=metrics, warnings=warnings))
+    assert [Page(part).text for part in re.findall(r'<p class="badge .*?</p>', text)] == badges
+    assert ("without warnings" in text) == (badges[0] == "Usable" and not warnings)
+    # The first thing of the summary, with every reason as a sentence.
+    summary = Page(text.partition('id="h-summary"')[2].partition("</section>")[0]).text
+    verdict = judge(metrics or {})
+    assert summary.startswith(f">Summary {badges[0]}. ")
+    assert all(reason in summary for reason in verdict.reasons)
+    assert ("None besides the verdict" in Page(text).text) == (verdict.level != "usable" and not warnings)
+
+
+def test_no_good_verdict_on_what_failed_and_none_on_super_resolution(complete):
+    failed = ReportContent("a", "b", metrics=GOOD, crashes=("x",))
+    assert verdict_of(failed) is None
+    assert "Usable" not in render_report(failed)
+    bad = replace(failed, metrics=GOOD | {"ncc_median": 0.2})
+    assert "Do not use" in Page(render_report(bad)).text
+    fine = ReportContent("a", "b", volume=complete[0].volume, metrics={"hidden_gain": 1.0}, super_resolution=SrPanel())
+    assert verdict_of(fine) is None
+    assert "Finished without warnings" in Page(render_report(fine)).text
 
 
 def test_everything_quoted_is_escaped(tmp_path):

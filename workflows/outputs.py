@@ -23,7 +23,7 @@ VOLUME_IMAGES = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "vol
 
 
 def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
-    """Measure the reconstruction, and save its images, its model and its metrics.
+    """Measure and judge the reconstruction, and save its images, its model and its metrics.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     own = {"mask": sources | place,
            "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA} | place}
     workflow.connect([(inputnode, qc, [(name, name) for name in ("result", "volume", "mask", "coverage", "in_files",
-                                                           "in_masks")]),
+                                                                 "in_masks", "facts")]),
                       (qc, outputnode, [("metrics", "metrics")])])
     for field, kind in VOLUME_IMAGES.items():
         save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)
@@ -65,7 +65,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         if field == "volume":
             save.inputs.supersedes = "preview"  # also one that a run left that was killed
         if field in ("volume", "unmasked"):
-            workflow.connect(inputnode, "facts", save, "more")
+            workflow.connect(qc, "facts", save, "more")  # no volume without its verdict
     save_model = save_node(config, task.entities, "model", "save_model", sources)
     save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})
     if template:

@@ -11,6 +11,7 @@ from gsbids.bids.names import derivative_path, sidecar_path, subject_folder
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config
 from gsbids.errors import InputError
+from gsbids.qc.verdict import VERDICT_COLUMN
 from gsbids.workflows.names import volume_extra
 from gsbids.workflows.report import left_files, left_sr_files, report_inputs, sr_report_inputs
 from gsbids.workflows.usage import kept_usage
@@ -172,7 +173,7 @@ def _merge(left: dict, saved: dict) -> dict:
 
 
 def _metrics_json(table: Path, path: Path) -> Path:
-    """The row of metrics of an output as the JSON of ``QcMetrics``; without what is no number."""
+    """The numbers in the row of metrics of an output, as the JSON of ``QcMetrics``; the verdict follows from them."""
     lines = [line.split("\t") for line in table.read_text(encoding="utf-8", errors="replace").splitlines()]
     row = {}
     for name, text in zip(*lines[:2], strict=False) if len(lines) > 1 else ():
@@ -180,7 +181,7 @@ def _metrics_json(table: Path, path: Path) -> Path:
             value = float(text)
         except ValueError:
             value = math.nan
-        if name != "bids_name":
+        if name not in ("bids_name", *VERDICT_COLUMN):
             row[name] = value if math.isfinite(value) else None
     path.write_text(json.dumps(row), encoding="utf-8")
     return path

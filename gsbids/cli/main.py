@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 all done; 1 a subject failed; 2 options or data cannot be used; 70 the workflow could not be
-        built; 127 a command is missing; 130 interrupted; 141 nobody reads the standard output.
+        0 all done; 1 a subject failed; 2 options or data cannot be used; 3 all was computed, but the volume of at
+        least one subject is marked "do not use"; 70 the workflow could not be built; 127 a command is missing; 130
+        interrupted; 141 nobody reads the standard output.
     """
     try:
         try:

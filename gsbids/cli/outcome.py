@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After the run: which tasks have their outputs, which crashed, and what people are told."""
+"""After the run: which tasks have their outputs, which crashed, which volumes not to use, and what people are told."""
 
+import json
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from gsbids.bids.description import FILE
-from gsbids.bids.names import derivative_path, log_folder
+from gsbids.bids.names import derivative_path, log_folder, sidecar_path
 from gsbids.config import Config
 from gsbids.qc.crashes import crash_summary
+from gsbids.qc.verdict import DO_NOT_USE, LOOK, Verdict, verdict_of_fields
 from gsbids.workflows.names import registry_folder, volume_path, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
+#: Exit codes of a run in which something failed, and of one that computed everything, but a volume is not to be used.
+FAILED, NOT_TO_BE_USED = 1, 3
 
-def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int = 0) -> bool:
-    """Say what became of every task, and write the report of those that crashed.
+
+def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int = 0) -> int:
+    """Say what became of every task and what is to be thought of its volume; write the report of those that crashed.
 
     Parameters
     ----------
@@ -29,16 +34,40 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int
 
     Returns
     -------
-    bool
-        Whether any task failed.
+    int
+        The exit code: ``FAILED`` where any task failed or was not begun, else ``NOT_TO_BE_USED`` where a volume is not
+        to be used, else 0.
     """
-    failed = [task for task in tasks if not _report_task(config, task)]
-    done = len(tasks) - len(failed)
-    LOGGER.info("%d of %d reconstructions done; results in %s", done, len(tasks) + refused,
-                config.execution.output_dir)
-    if not finished and not failed:
+    done = [task for task in tasks if _report_task(config, task)]
+    spoilt = sum(tell_verdict(task.name, find_verdict(config, task)) for task in done)
+    LOGGER.info("%d of %d reconstructions done%s; results in %s", len(done), len(tasks) + refused,
+                f", {spoilt} of them not to be used" if spoilt else "", config.execution.output_dir)
+    if not finished and len(done) == len(tasks):
         LOGGER.error("a step failed that belongs to no subject; run again with -vv to see which")
-    return bool(failed) or not finished
+    if refused or not finished or len(done) < len(tasks):
+        return FAILED
+    return NOT_TO_BE_USED if spoilt else 0
+
+
+def find_verdict(config: Config, task) -> Verdict | None:
+    """The verdict on the volume of a task, as its sidecar says; None where it says none (super-resolution)."""
+    path = sidecar_path(config.execution.output_dir / volume_path(config, task))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return verdict_of_fields(found) if isinstance(found, dict) else None
+
+
+def tell_verdict(name: str, verdict: Verdict | None) -> bool:
+    """Say what is to be thought of a volume, unless it is usable; whether it is not to be used."""
+    reasons = " ".join(verdict.reasons) if verdict else ""
+    if verdict and verdict.level == DO_NOT_USE:
+        LOGGER.error("%s: do not use this volume: %s", name, reasons)
+        return True
+    if verdict and verdict.level == LOOK:
+        LOGGER.warning("%s: look at this volume before you use it: %s", name, reasons)
+    return False
 
 
 def find_crashes(config: Config, task) -> list[Path]:

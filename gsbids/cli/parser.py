@@ -13,6 +13,7 @@ DESCRIPTION = ("Reconstruct volumes from stacks of slices that were acquired whi
                "super-resolve single volumes.")
 EPILOG = ("Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help, gsbids sample --help. "
           "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
+          "3 everything was computed, but the volume of at least one subject is marked 'do not use'; "
           "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
 
 RESOLUTION_RANGE = (0.2, 5.0)

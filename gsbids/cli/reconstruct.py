@@ -120,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0; 1 when a step failed (its work folder is kept); 130 when interrupted.
+        0; 1 when a step failed (its work folder is kept); 3 when the volume is written, but not to be used; 130 when
+        interrupted.
 
     Raises
     ------
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = {option: getattr(args, option) for option in ("output_volume", *EXTRA) if getattr(args, option)}
     _check_outputs(args, outputs)
     work = args.work_dir.resolve() if args.work_dir else _temporary_work()
-    keep = args.work_dir is not None
+    keep, code = args.work_dir is not None, 0
     try:
         with writable_places(work / ".cache"):
             plan = make_plan(args, work)
@@ -140,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
                 _deliver(plan, outputs)
                 for folder in write_slice_folders(plan, args):
                     LOGGER.info("wrote %s", folder)
+                code = _tell_verdict(plan, args.output_volume)
     except KeyboardInterrupt:
         LOGGER.error("interrupted; %s", "the same command goes on from here" if keep else "nothing is kept without -w")
         return INTERRUPTED
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
             shutil.rmtree(work, ignore_errors=True)
     if failed:
         LOGGER.error("%s: not written; what the steps left is in %s", args.output_volume, work)
-    return int(failed)
+    return int(failed) or code
 
 
 def _temporary_work() -> Path:
@@ -249,6 +251,13 @@ def _execute(plan) -> bool:
             return False
         report_outcome(config, plan.tasks, finished)
     return True
+
+
+def _tell_verdict(plan, volume: Path) -> int:
+    """Say what is to be thought of the volume; the exit code that follows."""
+    from gsbids.cli.outcome import NOT_TO_BE_USED, find_verdict, tell_verdict
+
+    return NOT_TO_BE_USED if tell_verdict(str(volume), find_verdict(plan.config, plan.tasks[0])) else 0
 
 
 def _deliver(plan, outputs: dict[str, Path]) -> None:

@@ -59,7 +59,7 @@ def run_plan(plan: Plan) -> int:
     Returns
     -------
     int
-        0, or 1 when a task failed or was refused.
+        0; 1 when a task failed or was refused; 3 when all was computed, but a volume is not to be used.
 
     Raises
     ------
@@ -90,8 +90,7 @@ def run_plan(plan: Plan) -> int:
             if config.execution.write_graph:
                 write_graphs(workflow, free)
             finished = execute(workflow, free)
-            failed = report_outcome(config, free.tasks, finished, len(free.refused))
-    return int(bool(free.refused) or failed)
+            return report_outcome(config, free.tasks, finished, len(free.refused))
 
 
 def build(plan: Plan):

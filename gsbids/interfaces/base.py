@@ -113,15 +113,15 @@ class ProgressNote:
 
 
 def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) -> dict:
-    """Write one row of metrics as ``metrics.tsv`` and ``metrics.json``.
+    """Write one row of metrics as ``metrics.tsv``, and its numbers as ``metrics.json``.
 
     Parameters
     ----------
     folder : path
     name : str
         First column: name of the reconstruction.
-    row : dict of str to float
-        NaN where there is no number.
+    row : dict of str to float or str
+        NaN where there is no number. Words stand in the table only.
     descriptions : dict
         BIDS description of every column.
 
@@ -130,9 +130,11 @@ def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) 
     dict
         Outputs of a node: paths ``table`` and ``metrics``, and ``columns``.
     """
-    shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in row.values()]
+    numbers = {key: value for key, value in row.items() if not isinstance(value, str)}
+    shown = [value if isinstance(value, str) else f"{value:.6g}" if math.isfinite(value) else "n/a"
+             for value in row.values()]
     text = "\t".join(["bids_name", *row]) + "\n" + "\t".join([name, *shown]) + "\n"
-    plain = {key: value if math.isfinite(value) else None for key, value in row.items()}
+    plain = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
     first = {"LongName": "Name", "Description": "Name of the reconstruction"}
     return {"table": write_text(os.path.join(folder, "metrics.tsv"), text),
             "metrics": write_text(os.path.join(folder, "metrics.json"), json.dumps(plain, indent=1)),

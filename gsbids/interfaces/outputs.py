@@ -29,6 +29,7 @@ class QcMetricsInputSpec(BaseInterfaceInputSpec):
     in_masks = InputMultiObject(File(exists=True), desc="their brain masks")
     thicknesses = InputMultiObject(traits.Float, desc="their slice thicknesses in mm")
     name = traits.Str(mandatory=True, desc="first column of the table: name of the reconstruction")
+    facts = traits.Dict(usedefault=True, desc="numbers of the reconstruction for the sidecar of the volume")
 
 
 class QcMetricsOutputSpec(TraitedSpec):
@@ -37,10 +38,11 @@ class QcMetricsOutputSpec(TraitedSpec):
     table = File(exists=True, desc="TSV of one row")
     metrics = File(exists=True, desc="JSON, null where there is no number")
     columns = traits.Dict(desc="BIDS description of the columns")
+    facts = traits.Dict(desc="those that were given, with the verdict and its reasons")
 
 
 class QcMetrics(NodeInterface):
-    """Numbers that describe the reconstruction."""
+    """Numbers that describe the reconstruction, and the verdict that they make."""
 
     input_spec = QcMetricsInputSpec
     output_spec = QcMetricsOutputSpec
@@ -49,6 +51,7 @@ class QcMetrics(NodeInterface):
         import numpy as np
 
         from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
+        from gsbids.qc.verdict import VERDICT_COLUMN, judge
         from gsbids.recon.result import SvrResult
 
         inputs, result = self.inputs, SvrResult.load(self.inputs.result)
@@ -61,7 +64,10 @@ class QcMetrics(NodeInterface):
             stacks = [read_stack(*part) for part in parts]
         row = reconstruction_metrics(result, volume, load_image(inputs.mask)[0] > 0,
                                      np.linalg.norm(affine[:3, :3], axis=0), coverage, stacks)
-        self._results |= write_metrics(runtime.cwd, inputs.name, row, METRIC_DESCRIPTIONS)
+        verdict = judge(row)
+        self._results |= write_metrics(runtime.cwd, inputs.name, row | {"verdict": verdict.level},
+                                       METRIC_DESCRIPTIONS | VERDICT_COLUMN)
+        self._results["facts"] = inputs.facts | verdict.fields()
         return runtime
 
 

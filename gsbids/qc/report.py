@@ -15,6 +15,7 @@ from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
 from gsbids.qc.report_figures import Figures, draw_figures
 from gsbids.qc.usage import StepUsage, usage_rows, usage_total
+from gsbids.qc.verdict import LEVELS, USABLE, Verdict, judge
 
 LOGGER = logging.getLogger("gsbids.qc")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -167,6 +168,7 @@ def render_report(content: ReportContent) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page_template("report.html.j2", number=format_number).render(
         content=content, figures=figures, methods=pieces, references=references, state=state(content),
+        verdict=verdict_of(content), meaning=LEVELS, looks=VERDICT_LOOKS,
         missing=_missing(content, figures), highlights=highlights(content.metrics),
         metric_rows=metric_rows(content.metrics), registration=registration_rows(content), script=script,
         digest=digest, usage=usage_rows(content.usage), usage_total=usage_total(content.usage),
@@ -184,8 +186,24 @@ def page_template(name: str, **filters):
     return environment.get_template(name)
 
 
+#: Classes of the page by the level of a verdict; words say the same.
+VERDICT_LOOKS = dict(zip(LEVELS, ("good", "warn", "bad"), strict=True))
+
+
+def verdict_of(content: ReportContent) -> Verdict | None:
+    """The verdict on the volume of a report, by the rules of this version; None where there is nothing to judge.
+
+    A super-resolved volume has none. A run that failed has no good one, a volume without metrics neither.
+    """
+    failed = content.crashes or content.volume is None
+    if content.super_resolution is not None or (failed and not content.metrics):
+        return None
+    verdict = judge(content.metrics or {})
+    return None if failed and verdict.level == USABLE else verdict
+
+
 def state(content: ReportContent) -> tuple[str, str]:
-    """(class, words) of the badge under the title."""
+    """(class, words) of the badge that tells how the run ended; no words where the verdict says enough."""
     if content.crashes:
         count = len(content.crashes)
         return "bad", f"Failed: {count} step{'s' if count > 1 else ''} ended in an error"
@@ -196,7 +214,8 @@ def state(content: ReportContent) -> tuple[str, str]:
     if content.warnings:
         count = len(content.warnings)
         return "warn", f"Finished with {count} warning{'s' if count > 1 else ''}"
-    return "good", "Finished without warnings"
+    verdict = verdict_of(content)
+    return "good", "Finished without warnings" if verdict is None or verdict.level == USABLE else ""
 
 
 #: Factor, decimal places and sign of the units of the metrics.
