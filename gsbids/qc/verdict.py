@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a reconstruction may be used, as its own numbers say: one word, and the reasons for it in sentences."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+USABLE, LOOK, DO_NOT_USE = "usable", "look at it", "do not use"
+
+#: What each level means, the best first.
+LEVELS = {
+    USABLE: "None of the numbers speaks against the volume. This does not prove that it is right",
+    LOOK: "Something is unusual: look at the volume and at its report before you use it",
+    DO_NOT_USE: "The numbers are those of reconstructions that went wrong: the volume should not be used"}
+
+#: BIDS description of the column of the QC table that holds the level.
+VERDICT_COLUMN = {"verdict": {
+    "LongName": "Verdict", "Description": "Whether the volume may be used, as the metrics of its row say; the reasons "
+    "are in the sidecar of the volume and in the report", "Levels": LEVELS}}
+
+NOTHING_KNOWN = "None of the numbers that the verdict rests on could be computed, so nothing speaks for the volume."
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A limit of one metric, and what it means to be beyond it.
+
+    Attributes
+    ----------
+    metric : str
+        A key of :data:`gsbids.qc.metrics.METRIC_DESCRIPTIONS`.
+    limit : float
+    below : bool
+        Whether values below the limit are bad; else values above it are. The limit itself is good.
+    level : str
+        ``"do not use"`` or ``"look at it"``.
+    words : str
+        A sentence with places for ``value`` and ``limit``.
+    """
+
+    metric: str
+    limit: float
+    below: bool
+    level: str
+    words: str
+
+    def holds(self, value: float | None) -> bool:
+        """Whether a value is on the bad side of the limit; what is not known never is."""
+        if not known(value):
+            return False
+        return value < self.limit if self.below else value > self.limit
+
+    def sentence(self, value: float) -> str:
+        """The rule in words, with the value that it holds for.
+
+        The value is rounded away from the limit, so that no sentence says that 0.90 is below 0.90.
+
+        Examples
+        --------
+        >>> Rule("ncc_median", 0.9, True, "do not use", "{value:.2f} is below {limit:.2f}.").sentence(0.8999)
+        '0.89 is below 0.90.'
+        """
+        hundredths = round(100 * value, 6)
+        shown = (math.floor(hundredths) if self.below else math.ceil(hundredths)) / 100
+        return self.words.format(value=shown, limit=self.limit)
+
+
+#: All rules, and the one place where they stand.
+RULES: tuple[Rule, ...] = (
+    # Source: docs/benchmarks.md (section to come); provisional.
+    Rule("ncc_median", 0.90, True, DO_NOT_USE,
+         "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); below "
+         "{limit:.2f} the volume does not explain the slices."),
+    # Source: docs/benchmarks.md (section to come); provisional.
+    Rule("stack_agreement", 0.60, True, DO_NOT_USE,
+         "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
+         "many slices lie in wrong places."),
+    # Source: docs/benchmarks.md (section to come); provisional.
+    Rule("ncc_worst_stack", 0.85, True, LOOK,
+         "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
+         "below {limit:.2f} the stack may lie in a wrong place, or be spoilt."),
+    # Source: docs/benchmarks.md (section to come); provisional.
+    Rule("slices_rejected", 0.25, False, LOOK,
+         "{value:.0%} of the slices were rejected; with more than {limit:.0%}, parts of the brain may rest on few "
+         "slices."),
+    # Source: docs/benchmarks.md (section to come); provisional.
+    Rule("stack_agreement", 0.75, True, LOOK,
+         "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
+         "some slices may lie in wrong places."))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`judge` finds.
+
+    Attributes
+    ----------
+    level : str
+        A key of :data:`LEVELS`.
+    reasons : tuple of str
+        Sentences, the worst level first; none where the volume is usable.
+    rules : tuple of str
+        Metrics that gave the reasons, in their order.
+    """
+
+    level: str
+    reasons: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The level, to begin a line with: ``Do not use``."""
+        return self.level.capitalize()
+
+    def fields(self) -> dict:
+        """The verdict as fields of a JSON sidecar."""
+        return {"Verdict": self.level, "VerdictReasons": list(self.reasons)}
+
+
+def judge(metrics: Mapping[str, float | None]) -> Verdict:
+    """The verdict on a reconstruction.
+
+    Parameters
+    ----------
+    metrics : mapping
+        Row of :func:`gsbids.qc.metrics.reconstruction_metrics`. On a metric that is missing, None or NaN, as the
+        agreement of a lone stack, its rules are silent.
+
+    Returns
+    -------
+    Verdict
+        The worst level of all rules that hold. Of two rules of one metric only the worse one speaks. Where no rule
+        has a number to look at, the volume is to be looked at.
+
+    Examples
+    --------
+    >>> judge({"ncc_median": 0.97, "stack_agreement": float("nan")}).level
+    'usable'
+    >>> judge({"ncc_median": 0.97, "stack_agreement": 0.5, "slices_rejected": 0.3}).rules
+    ('stack_agreement', 'slices_rejected')
+    """
+    if not any(known(metrics.get(rule.metric)) for rule in RULES):
+        return Verdict(LOOK, (NOTHING_KNOWN,))
+    order = list(LEVELS)[::-1]
+    spoke: dict[str, Rule] = {}
+    for rule in sorted(RULES, key=lambda rule: order.index(rule.level)):
+        if rule.holds(metrics.get(rule.metric)):
+            spoke.setdefault(rule.metric, rule)
+    if not spoke:
+        return Verdict(USABLE)
+    worst = next(iter(spoke.values())).level
+    return Verdict(worst, tuple(rule.sentence(metrics[name]) for name, rule in spoke.items()), tuple(spoke))
+
+
+def verdict_of_fields(fields: Mapping[str, object]) -> Verdict | None:
+    """The verdict that a sidecar holds; None where it holds none that can be understood.
+
+    Examples
+    --------
+    >>> verdict_of_fields(Verdict("look at it", ("Few slices are left.",)).fields())
+    Verdict(level='look at it', reasons=('Few slices are left.',), rules=())
+    """
+    level, reasons = fields.get("Verdict"), fields.get("VerdictReasons")
+    if not isinstance(level, str) or level not in LEVELS:
+        return None
+    return Verdict(level, tuple(map(str, reasons)) if isinstance(reasons, list) else ())
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a number."""
+    return isinstance(value, int | float) and not math.isnan(value)
