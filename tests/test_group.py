@@ -16,6 +16,7 @@ from gsbids.cli.main import main
 from gsbids.qc.group import metric_spread
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
+from gsbids.qc.verdict import LEVELS
 
 
 def write_row(out, sub, ses="", name=None, **changes):
@@ -126,6 +127,41 @@ def test_columns_of_other_versions(group, folders):
     row = read(folders[1])[1]
     assert (row["later"], row["undescribed"], read(folders[1])[0]["later"]) == ("5", "n/a", "n/a")
     assert "<b>Later" not in (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+
+
+def test_verdicts_are_words_in_the_table_and_counted_on_the_page(group, folders):
+    """Rows of other versions and super-resolved volumes have none."""
+    for n, verdict in ((1, "usable"), (2, "do not use"), (4, "look at it"), (5, "do not use"), (6, "n/a")):
+        write_row(folders[1], f"{n:02d}", **({"stack_agreement": "0.31"} if n == 5 else {}), verdict=verdict)
+    code, said = group()
+    assert code == 0
+    assert "gsbids: warning: 2 not to be used, as their verdict says: sub-02, sub-05\n" in said
+    assert [row["verdict"] for row in read(folders[1])] == [
+        "usable", "do not use", "n/a", "look at it", "do not use", "n/a", "n/a", "n/a", "n/a"]
+    described = json.loads((folders[1] / f"{GROUP_STEM}.json").read_text())
+    assert list(described)[-2:] == ["verdict", "outliers"]
+    assert list(described["verdict"]["Levels"]) == list(LEVELS)
+    text = (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+    page = Page(text)
+    badges = [Page(part).text for part in re.findall(r'<p class="badge .*?</p>', text)]
+    assert badges == ["Do not use: 2", "Look at it: 1", "1 missing or broken"]
+    assert "2 with the verdict “do not use”" in page.text
+    rows = re.findall(r'<tr id="r(\d)".*?</tr>', text, re.S)
+    assert len(rows) == 9
+    (spoilt,) = re.findall(r'<tr id="r4".*?</tr>', text, re.S)
+    assert "Do not use" in Page(spoilt).text
+    assert "spoilt" in Page(spoilt).all("tr")[0]["class"]
+    # Those with the worst verdict are the first to look at, with the reasons where the numbers give them.
+    first = Page(text.partition('id="h-first"')[2].partition("</section>")[0]).text
+    assert re.findall(r"sub-\d\d (?:Do not use|Look at it)|sub-\d\d(?= Similarity)", first) == [
+        "sub-05 Do not use", "sub-02 Do not use", "sub-04 Look at it", "sub-03"]
+    assert "resemble one another by only 0.31" in first
+    # A table is read again as it was written, and a word that is none is named.
+    write_row(folders[1], "07", verdict="splendid")
+    code, said = group()
+    assert code == 0
+    assert "verdict is 'splendid', none of: usable, look at it, do not use; the row is left out" in said
+    assert len(read(folders[1])) == 8
 
 
 def test_methods_are_compared_with_their_own_kind(group, folders):

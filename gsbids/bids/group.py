@@ -24,6 +24,7 @@ _COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _REC = re.compile(rf"(?P<source>.*?)(?P<method>{METHOD}|{SR_METHOD})(?P<suffix>[A-Z][A-Za-z0-9]*)?")
 _LARGEST = 1 << 20  # bytes: a row has some hundred
 _OWN = ("bids_name", "participant_id", "session_id", "outliers")
+_NOTHING = ("n/a", "")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class QcRow:
         Its report, relative to the output folder; empty where there is none.
     method : str
         By the label of ``rec-``: ``gsvr`` or ``gsr``.
+    words : dict of str to str
+        What columns of words say; those that say nothing are left out.
     """
 
     name: str
@@ -53,6 +56,7 @@ class QcRow:
     values: dict[str, float]
     report: str = ""
     method: str = METHOD
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,14 @@ class QcTable:
         BIDS description of every metric of any row.
     troubles : tuple of (str, str)
         What is missing or broken, in words, and a report to look at (relative, may be empty).
+    word_columns : dict of str to dict
+        BIDS description of every column of words; ``Levels`` are those that may stand in it.
     """
 
     rows: tuple[QcRow, ...]
     columns: dict[str, dict]
     troubles: tuple[tuple[str, str], ...] = ()
+    word_columns: Mapping[str, Mapping] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ class GroupSelection:
                 and (not self.sessions or entities.get("ses") in self.sessions))
 
 
-def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mapping]],
-                 selection: GroupSelection) -> QcTable:
+def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mapping]], selection: GroupSelection,
+                 word_columns: Mapping[str, Mapping] | None = None) -> QcTable:
     """Read the rows of all reconstructions below an output folder; images are not looked at.
 
     Parameters
@@ -100,6 +107,8 @@ def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mappin
         the JSON beside their row.
     selection : GroupSelection
         ``expected`` are participants that should have a row, as those of the input.
+    word_columns : mapping, optional
+        BIDS descriptions, with ``Levels``, of columns that hold words; rows need not have them.
 
     Returns
     -------
@@ -108,12 +117,12 @@ def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mappin
     """
     root = Path(output_dir)
     rows: dict[str, QcRow] = {}
-    found, troubles = {}, []
+    found, troubles, word_columns = {}, [], word_columns or {}
     for path in sorted((path for pattern in _ROWS for path in root.glob(pattern)), key=_natural):
         if not selection.takes(parse_name(path.name)):
             continue
         try:
-            row, names = _read_row(root, path), _descriptions(path)
+            row, names = _read_row(root, path, word_columns), _descriptions(path)
             if row.name in rows:
                 raise ValueError(f"{row.name} has a row already")
         except (OSError, ValueError, csv.Error) as error:
@@ -129,7 +138,7 @@ def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mappin
     told = {row.report for row in ordered} | {report for _, report in troubles}
     broken = {parse_name(words.partition(":")[0])["sub"] for words, _ in troubles}
     have = {row.participant for row in ordered} | broken
-    return QcTable(ordered, columns, (*troubles, *_missing(root, told, have, selection)))
+    return QcTable(ordered, columns, (*troubles, *_missing(root, told, have, selection)), word_columns)
 
 
 def _known_columns(known: Mapping[str, Mapping[str, Mapping]], found: Mapping) -> dict[str, dict]:
@@ -165,24 +174,26 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
     """
     path = Path(output_dir) / f"{GROUP_STEM}.tsv"
     sessions = any(row.session for row in table.rows)
-    lines = [["bids_name", "participant_id", *(["session_id"] if sessions else []), *table.columns, "outliers"]]
+    lines = [["bids_name", "participant_id", *(["session_id"] if sessions else []), *table.columns,
+              *table.word_columns, "outliers"]]
     for row in table.rows:
         marks = ",".join(outliers.get(row.name, ())) or "n/a"
         session = [f"ses-{row.session}" if row.session else "n/a"] if sessions else []
         numbers = (row.values.get(name, math.nan) for name in table.columns)
         shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in numbers]
-        lines.append([row.name, f"sub-{row.participant}", *session, *shown, marks])
+        words = (row.words.get(name, "n/a") for name in table.word_columns)
+        lines.append([row.name, f"sub-{row.participant}", *session, *shown, *words, marks])
     own = {"bids_name": {"LongName": "Name", "Description": "Name of the reconstruction"},
            "participant_id": {"LongName": "Participant", "Description": "Participant"},
            **({"session_id": {"LongName": "Session", "Description": "Session"}} if sessions else {})}
     last = {"outliers": {"LongName": "Outliers", "Description": "Metrics by which the row stands out among the rows "
                          "of its method, separated by commas; the rule is on the HTML page beside it"}}
-    write_atomic(sidecar_path(path), to_json(own | table.columns | last))
+    write_atomic(sidecar_path(path), to_json(own | table.columns | dict(table.word_columns) | last))
     write_atomic(path, ("\n".join("\t".join(line) for line in lines) + "\n").encode())
     return path
 
 
-def _read_row(root: Path, path: Path) -> QcRow:
+def _read_row(root: Path, path: Path, word_columns: Mapping[str, Mapping]) -> QcRow:
     """The one row of a table; ValueError says what is wrong with it."""
     if path.stat().st_size > _LARGEST:
         raise ValueError("much too large for one row")
@@ -202,15 +213,24 @@ def _read_row(root: Path, path: Path) -> QcRow:
     name, entities = cells[0], parse_name(path.name)
     if not _NAME.fullmatch(name) or any(parse_name(name).get(key) != entities.get(key) for key in ("sub", "ses")):
         raise ValueError(f"the row is of {name!r}, not of sub-{entities.get('sub')}")
-    values = {key: _number(key, cell) for key, cell in zip(header[1:], cells[1:], strict=True)}
+    pairs = dict(zip(header[1:], cells[1:], strict=True))
+    values = {key: _number(key, cell) for key, cell in pairs.items() if key not in word_columns}
+    words = {key: _word(key, pairs[key], entry) for key, entry in word_columns.items()
+             if pairs.get(key, "").strip().lower() not in _NOTHING}
     label, report = _label_and_report(name)
     method = _REC.fullmatch(parse_name(name).get("rec", ""))
     return QcRow(name, label, entities["sub"], entities.get("ses", ""), values,
-                 report if (root / report).is_file() else "", method["method"] if method else METHOD)
+                 report if (root / report).is_file() else "", method["method"] if method else METHOD, words)
+
+
+def _word(name: str, text: str, entry: Mapping) -> str:
+    if text.strip() not in entry["Levels"]:
+        raise ValueError(f"{name} is {text!r}, none of: {', '.join(entry['Levels'])}")
+    return text.strip()
 
 
 def _number(name: str, text: str) -> float:
-    if text.strip().lower() in ("n/a", ""):
+    if text.strip().lower() in _NOTHING:
         return math.nan
     try:
         value = float(text)

@@ -40,12 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from gsbids.qc.group_page import GroupContent, GroupRow, render_group
     from gsbids.qc.metrics import METRIC_DESCRIPTIONS
     from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
+    from gsbids.qc.verdict import DO_NOT_USE, VERDICT_COLUMN
 
     check_folders(bids_dir, output_dir)
     participants, sessions = tuple(dict.fromkeys(args.participant_label)), tuple(dict.fromkeys(args.session_label))
     expected = () if participants else _subjects(bids_dir)
     known = {METHOD: METRIC_DESCRIPTIONS, SR_METHOD: SR_METRIC_DESCRIPTIONS}
-    table = collect_rows(output_dir, known, GroupSelection(participants, sessions, expected))
+    table = collect_rows(output_dir, known, GroupSelection(participants, sessions, expected), VERDICT_COLUMN)
     for words, _ in table.troubles:
         LOGGER.warning("%s", words)
     if not table.rows:
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     spreads = {method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
                for method in methods}
     marks = {row.name: outliers(spreads[row.method], row.values) for row in table.rows}
-    rows = [GroupRow(row.label, row.name, row.report, row.values, tuple(marks[row.name]), row.method)
-            for row in table.rows]
+    rows = [GroupRow(row.label, row.name, row.report, row.values, tuple(marks[row.name]), row.method,
+                     row.words.get("verdict", "")) for row in table.rows]
+    spoilt = [row.label for row in rows if row.verdict == DO_NOT_USE]
     page = output_dir / f"{GROUP_STEM}.html"
     content = GroupContent(f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}", rows,
                            table.columns, spreads, table.troubles, f"{GROUP_STEM}.tsv", __version__)
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         write_atomic(page, render_group(content).encode(errors="replace"))
     except OSError as error:
         raise InputError(f"{output_dir}: cannot be written to ({error.strerror}); make it writable") from error
+    if spoilt:
+        LOGGER.warning("%d not to be used, as their verdict says: %s", len(spoilt), ", ".join(spoilt))
     LOGGER.info("%d reconstructions, %d marked, %d missing or broken", len(rows),
                 sum(bool(names) for names in marks.values()), len(table.troubles))
     LOGGER.info("table in %s, page in %s", tsv, page)

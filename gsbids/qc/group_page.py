@@ -11,7 +11,8 @@ from urllib.parse import quote
 import numpy as np
 
 from gsbids.qc.group import RULE, Spread
-from gsbids.qc.report import TEMPLATES, format_number, page_template
+from gsbids.qc.report import TEMPLATES, VERDICT_LOOKS, format_number, page_template
+from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, USABLE, judge
 
 #: Metrics that are shown without asking.
 MAIN = ("ncc_median", "ncc_p10", "stack_agreement", "residual_median", "slices_rejected", "motion_mean", "motion_max",
@@ -39,6 +40,8 @@ class GroupRow:
         Metrics by which it stands out.
     method : str
         A key of ``METHOD_NAMES``.
+    verdict : str
+        A key of ``LEVELS``; empty where its row has none.
     """
 
     label: str
@@ -47,6 +50,17 @@ class GroupRow:
     values: Mapping[str, float]
     marked: tuple[str, ...] = ()
     method: str = "gsvr"
+    verdict: str = ""
+
+    @property
+    def rank(self) -> int:
+        """By which verdicts are sorted, the worst highest; -1 without one."""
+        return list(LEVELS).index(self.verdict) if self.verdict else -1
+
+    @property
+    def to_look_at(self) -> bool:
+        """Whether it is among those to look at first."""
+        return bool(self.marked) or self.verdict in (LOOK, DO_NOT_USE)
 
 
 @dataclass(frozen=True)
@@ -86,12 +100,16 @@ def render_group(content: GroupContent) -> str:
               for method in content.spreads}
     heads = [(chart["median"], long_name(content, name), method) for method, drawn in charts.items()
              for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]]
-    worst = sorted((row for row in content.rows if row.marked), key=lambda row: (-len(row.marked), row.label))
+    worst = sorted((row for row in content.rows if row.to_look_at),
+                   key=lambda row: (-max(row.rank, 0), -len(row.marked), row.label))
     return page_template("group.html.j2", address=quote).render(
         content=content, method_names=METHOD_NAMES, heads=heads, main=main,
         more=[name for name in content.columns if name not in MAIN], charts=charts,
         cells=[[cell(content, row, name) for name in content.columns] for row in content.rows],
-        notes=[(row, [note(content, row, name) for name in row.marked]) for row in worst], first=FIRST,
+        notes=[(row, [*verdict_reasons(row), *(note(content, row, name) for name in row.marked)]) for row in worst],
+        first=FIRST, levels=LEVELS, looks=VERDICT_LOOKS, usable=USABLE,
+        look=LOOK, do_not_use=DO_NOT_USE,
+        counts={level: sum(row.verdict == level for row in content.rows) for level in LEVELS},
         rule=RULE, script=script, digest=digest, width=WIDTH, height=HEIGHT, row_count=len(content.rows))
 
 
@@ -124,6 +142,16 @@ def note(content: GroupContent, row: GroupRow, name: str) -> str:
     middle = content.spreads[row.method][name].median
     value, median = (shown(content, name, number) for number in (row.values[name], middle))
     return f"{long_name(content, name)} {value} (median {median})"
+
+
+def verdict_reasons(row: GroupRow) -> tuple[str, ...]:
+    """Reasons for the verdict on a row; none where it was given by other rules than those of this version.
+
+    >>> verdict_reasons(GroupRow("sub-01", "", "", {"ncc_median": 0.99}, verdict="do not use"))
+    ()
+    """
+    verdict = judge(row.values)
+    return verdict.reasons if row.verdict == verdict.level else ()
 
 
 def distribution(content: GroupContent, name: str, method: str) -> dict | None:

@@ -53,15 +53,18 @@ class Rule:
     def sentence(self, value: float) -> str:
         """The rule in words, with the value that it holds for.
 
-        The value is rounded away from the limit, so that no sentence says that 0.90 is below 0.90.
+        The value has two digits, and is rounded away from the limit where it would not be beyond it otherwise: no
+        sentence says that 0.90 is below 0.90.
 
         Examples
         --------
-        >>> Rule("ncc_median", 0.9, True, "do not use", "{value:.2f} is below {limit:.2f}.").sentence(0.8999)
-        '0.89 is below 0.90.'
+        >>> rule = Rule("ncc_median", 0.9, True, "do not use", "{value:.2f} is below {limit:.2f}.")
+        >>> rule.sentence(0.858), rule.sentence(0.8999)
+        ('0.86 is below 0.90.', '0.89 is below 0.90.')
         """
-        hundredths = round(100 * value, 6)
-        shown = (math.floor(hundredths) if self.below else math.ceil(hundredths)) / 100
+        shown = round(value, 2)
+        if self.holds(value) and not self.holds(shown):
+            shown = round(shown + (-0.01 if self.below else 0.01), 2)
         return self.words.format(value=shown, limit=self.limit)
 
 
