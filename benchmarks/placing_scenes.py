@@ -35,7 +35,7 @@ SIDE = 190.0  # mm: field of view in the plane
 MARGIN = 10.0  # mm of a stack before and behind the head's usual place
 NODES = np.linspace(-1.6, 1.6, 5)  # standard deviations of the slice profile at which it is sampled
 THICKNESSES = (2.0, 3.0, 4.0)
-TURNS = (0, 30, 60, 90, 120, 150, 180)  # degrees between stacks
+TURNS = (0, 40, 80, 110, 140, 160, 180)  # degrees between stacks
 ORIENTATIONS = ("axial", "coronal", "sagittal")
 MASKS = ("tight", "network", "grown-3", "grown-6", "face", "leaky", "third")
 STEADY = 6.0  # mm around a real brain from which on its stack is taken for the mother
@@ -91,7 +91,9 @@ class Scene:
     faces : list of ndarray
         Masks of the face in each stack.
     transforms : list of ndarray, (Z, 4, 4)
-        Scanner -> head, mm.
+        Scanner -> head, mm; NaN where the stack does not show this head.
+    given : list of ndarray or None
+        Masks that somebody has drawn; None: the tight ones.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Scene:
     stacks: list[Stack]
     faces: list[np.ndarray]
     transforms: list[np.ndarray]
+    given: list[np.ndarray] | None = None
 
 
 def atlas() -> list[Brain]:
@@ -187,7 +190,7 @@ def scene(seed: int) -> Scene:
     real = seed % 2 == 1
     behind = real_mother(rng, int(rng.integers(1, 7))) if real else made_mother(rng, head)
     turn, thickness = TURNS[seed % len(TURNS)], float(rng.choice(THICKNESSES))
-    count = 2 + int(rng.random() < 0.5)
+    count = 2 + int(rng.random() < 0.35)
     how = Acquisition(in_plane=float(rng.uniform(1.0, 1.3)), thickness=thickness,
                       spacing=thickness * rng.choice((1.0, 1.1)), noise=float(rng.uniform(0.01, 0.04)))
     extent = np.ptp(np.argwhere(head.brain), axis=0).max() * FINE + 2 * MARGIN
@@ -237,7 +240,7 @@ def acquired(rng, head: MovingHead, behind: Volume, how: Acquisition, where, pos
     transforms = rigid_about(np.zeros(3), walk[:, :3], walk[:, 3:]) @ still
     image, brain, side = _slices(head, behind, affine, shape, how, transforms)
     gain = np.exp(0.03 * rng.standard_normal(depth))
-    lost = rng.random(depth) < 0.12
+    lost = rng.random(depth) < 0.2
     gain[lost] *= rng.uniform(0.4, 0.8, lost.sum())
     peak = np.percentile(image[brain], 99)
     noise = how.noise * peak * rng.standard_normal((2, *shape))
@@ -276,6 +279,8 @@ def _slices(head: MovingHead, behind: Volume, affine, shape, how: Acquisition, t
 def masks(found: Scene, kind: str, seed: int) -> list[np.ndarray | None]:
     """Masks of a kind for the stacks of a scene; None where none is found."""
     rng = np.random.default_rng((22, seed))
+    if kind == "given":
+        return found.given or [stack.mask for stack in found.stacks]
     return [_mask(rng, stack, side, kind) for stack, side in zip(found.stacks, found.faces, strict=True)]
 
 

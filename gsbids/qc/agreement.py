@@ -57,7 +57,7 @@ def pairwise_agreement(result: SvrResult, stacks: list[Stack]) -> np.ndarray:
     result, stacks
         As for :func:`agreement_metrics`.
     """
-    count = len(stacks)
+    stacks, count = result.as_fitted(stacks), len(stacks)
     table = np.full((count, count), np.nan)
     if not len(result.weight):
         return table

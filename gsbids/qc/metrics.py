@@ -2,6 +2,7 @@
 """Numbers that describe one reconstruction: one row of the QC table."""
 
 import warnings
+from itertools import combinations
 
 import numpy as np
 from scipy import ndimage
@@ -37,6 +38,17 @@ METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
                               "in it"),
     "stack_agreement_worst": column("Agreement of stacks, worst", "arbitrary",
                                     "Lowest of the stacks' median agreements with the others"),
+    "placing_agreement": column("Agreement at placing, worst stack", "arbitrary",
+                                "Lowest of the stacks' agreements with all others, as coarse images of the brain, when "
+                                "their slices had been placed and no detail was fitted yet"),
+    "placing_margin": column("Lead of the chosen places", "arbitrary",
+                             "Mean of these agreements less that of the best other place that was tried for a stack; "
+                             "n/a where all stacks agreed at once"),
+    "crossing_angle": column("Crossing of the stacks", "degree",
+                             "Largest angle between the slices of two stacks, in the anatomy: stacks that are nearly "
+                             "parallel leave detail across their slices unresolved"),
+    "mask_lost": column("Taken from masks, most", "fraction",
+                        "Largest share of a stack's mask that did not move with the head and was left out of the fit"),
     "residual_median": column("Residual, median", "fraction",
                               "Median over slices of the mean absolute difference of acquired and simulated "
                               "slice inside the mask, over the 99th percentile of the intensities"),
@@ -102,7 +114,7 @@ def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarr
     if mask.shape != np.shape(volume):
         raise ValueError(f"the mask is {mask.shape}, the volume {np.shape(volume)}: they must share a grid")
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
-    row = slice_metrics(result) | motion_metrics(result, slice_displacement(result))
+    row = slice_metrics(result) | placing_metrics(result) | motion_metrics(result, slice_displacement(result))
     row |= image_metrics(np.asarray(volume, np.float32), mask, spacing)
     if coverage is not None:
         row |= coverage_metrics(coverage, mask)
@@ -127,6 +139,29 @@ def slice_metrics(result: SvrResult) -> dict[str, float]:
         "ncc_worst_stack": _summary(np.min, np.array(medians)),
         "residual_median": _summary(np.median, result.residual),
     }
+
+
+def placing_metrics(result: SvrResult) -> dict[str, float]:
+    """How sure the places of the stacks are (see ``METRIC_DESCRIPTIONS``)."""
+    found = np.array([np.nan if value is None else value for value in result.settings.get("agreement", [])], float)
+    runner_up, mean = result.settings.get("runner_up", 0.0), _summary(np.mean, found)
+    lost = [change["lost"] for change in result.settings.get("mask_changes", {}).values()]
+    return {
+        "placing_agreement": _summary(np.min, found),
+        "placing_margin": mean - runner_up if runner_up > 0 else np.nan,
+        "crossing_angle": crossing_angle(result),
+        "mask_lost": _summary(np.max, np.array(lost)),
+    }
+
+
+def crossing_angle(result: SvrResult) -> float:
+    """Largest angle (degrees, up to 90) between the mean slice normals of two stacks; NaN for a lone stack."""
+    normals = []
+    for stack in np.unique(result.stack_index):
+        each = result.motion.rotation[result.stack_index == stack][:, :, 2]
+        normals.append(np.linalg.svd(each, full_matrices=False)[2][0])
+    alike = [abs(float(a @ b)) for a, b in combinations(normals, 2)]
+    return float(np.degrees(np.arccos(min(min(alike), 1.0)))) if alike else float("nan")
 
 
 def motion_metrics(result: SvrResult, moved: SliceDisplacement) -> dict[str, float]:

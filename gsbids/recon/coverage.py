@@ -9,7 +9,10 @@ from gsbids.imaging.masks import largest_region
 from gsbids.imaging.stack import Stack
 from gsbids.recon.result import SvrResult
 
-LEAST_COVERAGE = 0.15  # slices that must have seen a voxel for it to be shown
+LEAST_COVERAGE = 0.15  # slices that must have seen a voxel of the brain for it to be shown
+LOOKS = 1.2  # the same of the rim, about it on average: one look alone gives streaks
+USUAL_LOOKS = 0.6  # of the usual coverage of the brain, which is enough where there is no more, as of a lone stack
+ABOUT = 2.0  # mm: standard deviation of that average
 
 
 def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
@@ -33,6 +36,7 @@ def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape)
         Slices within whose thickness each voxel lies.
     """
     voxel = float(np.linalg.norm(affine[:3, 0]))
+    stacks = result.as_fitted(stacks)
     votes, seen = np.zeros((2, int(np.prod(shape))), np.float32)
     moves = result.motion.as_affines(result.nominal)
     for n, stack in enumerate(stacks):
@@ -49,9 +53,10 @@ def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape)
 
 
 def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: float) -> np.ndarray:
-    """Where the volume is shown: the brain and the rim around it that was fitted too, as far as slices saw it.
+    """Where the volume is shown: the brain and the rim around it that was fitted too, as far as two looks support it.
 
-    A volume that ends at the mask itself would cut the cortex wherever the mask is a voxel too tight.
+    A volume that ends at the mask itself would cut the cortex wherever the mask is a voxel too tight; where a single
+    slice saw the rim, it would show that slice's own surroundings as a streak.
 
     Parameters
     ----------
@@ -67,7 +72,9 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     near = ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim
-    return mask | (near & (coverage > LEAST_COVERAGE))
+    usual = float(np.median(coverage[mask])) if mask.any() else 0.0
+    looks = ndimage.gaussian_filter(coverage, ABOUT / spacing)
+    return mask | (near & (coverage > LEAST_COVERAGE) & (looks > min(LOOKS, USUAL_LOOKS * usual)))
 
 
 def _slice_affine(stack: Stack, k: int) -> np.ndarray:

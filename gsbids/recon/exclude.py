@@ -52,9 +52,11 @@ def with_excluded(result: SvrResult, names: tuple[str, ...], starts: np.ndarray,
         log_factor = np.zeros((len(out), bias.log_factor.shape[1]))
         log_factor[kept] = bias.log_factor
         bias = replace(bias, log_factor=log_factor)
+    own = dict(zip(kept.tolist(), result.masks, strict=True)) if result.masks else {}
     excluded = [name for name, gone in zip(names, out, strict=True)
                 if gone or name in result.settings.get("excluded", [])]
     return replace(result, stack_names=names, stack_index=kept[result.stack_index], stack_affine=affine, bias=bias,
+                   masks=tuple(own.get(k) for k in range(len(out))) if own else (),
                    settings=result.settings | {"excluded": excluded})
 
 

@@ -19,7 +19,7 @@ from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.misplaced import stack_similarity
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import LEVELS, place_slices
+from gsbids.recon.place import LEVELS, Placing, place_slices
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 from gsbids.recon.stack_bias import StackBias
@@ -70,18 +70,17 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     """
     numba.set_num_threads(min(options.threads, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(1)  # its sums change with the threads; its share of the time is small
-    slices = SliceSet.from_stacks(stacks, transforms, options.rim)
+    given, slices = stacks, SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
-    log, pose, anew = _Log(options, progress, observe), None, []
+    log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}
     if options.motion_correction and options.place:
-        pose, start = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
-        moved = slices.stack_index[(start.translation != slices.start.translation).any(1)]
-        anew, slices = [stacks[k].name for k in np.unique(moved)], replace(slices, start=start)
+        placed = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
+        stacks, slices, pose, notes = placed.stacks, placed.slices, placed.pose, _notes(placed, given, transforms)
     problem = FitProblem.pose(slices, options)
 
     def result(state, fields):
-        return _finish(problem, state, fields, stacks, {"history": log.history, "placed_anew": anew})
+        return _finish(problem, state, fields, stacks, notes | {"history": log.history})
 
     def stage_of(before, state, stage):
         return fit_stage(problem, state, stage, lambda now, record: log.add(
@@ -98,7 +97,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
             return with_excluded(fewer, names, starts, out)
 
         watch = observe and (lambda iteration, now: observe(iteration, lambda: of_all(now())))
-        return of_all(fit_svr([stacks[k] for k in kept], transforms[kept], options, progress, watch))
+        return of_all(fit_svr([given[k] for k in kept], transforms[kept], options, progress, watch))
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -178,6 +177,21 @@ class _Log:
             self.observe(self.observed, result)
 
 
+def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
+    """What the search for the slices' places has changed, and how sure of it one can be."""
+    starts = placed.slices.starts
+    anew = [stack.name for stack, now, before in zip(given, starts, transforms, strict=True)
+            if not np.allclose(now, before, atol=1e-4)]
+    changes = {}
+    for old, new in zip(given, placed.stacks, strict=True):
+        size = max(int(old.mask.sum()), 1)
+        lost, won = (old.mask & ~new.mask).sum() / size, (new.mask & ~old.mask).sum() / size
+        changes[old.name] = {"lost": round(float(lost), 4), "won": round(float(won), 4)}
+    agreement = [None if np.isnan(value) else round(float(value), 4) for value in placed.agreement]
+    return {"placed_anew": anew, "mask_changes": changes, "agreement": agreement,
+            "runner_up": round(placed.runner_up, 4)}
+
+
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
     """The fields of an ensemble as one: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
     return GaussianField(*(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)),
@@ -193,17 +207,17 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
     back = np.linalg.inv(poses.mean_correction(motion, slices.start, slices.mask.sum((1, 2)).astype(float)))
     scale = float(np.median(slices.stack_scale))
     nominal = _at(slices.nominal, slices.origin)
-    starts = _at(slices.start, slices.origin).as_affines(nominal)[np.unique(slices.stack_index, return_index=True)[1]]
     return SvrResult(
         field=move_field(field, back), stack_names=tuple(stack.name for stack in stacks),
         stack_index=slices.stack_index, slice_index=slices.slice_index,
         nominal=nominal, motion=_at(motion.moved(back), slices.origin),
-        stack_affine=starts, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
+        stack_affine=slices.starts, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
         bias=_bias_at(state.stack_bias(problem.nodes), slices.origin), intensity_scale=scale,
-        history={key: list(column) for key, column in notes["history"].items()},
-        settings={**_plain(options), "placed_anew": notes["placed_anew"], "excluded": [], "gaussians": len(field),
+        masks=tuple(stack.mask for stack in stacks),
+        history={key: list(column) for key, column in notes.pop("history").items()},
+        settings={**_plain(options), **notes, "excluded": [], "gaussians": len(field),
                   "gaussians_of_members": [len(f) for f in fields], "pixels": int(slices.region.sum()),
                   "slices": len(slices), "eps": render.eps})
 

@@ -4,6 +4,9 @@
 A sharp field explains slices wherever they are, and holds wrong poses fast. A field of some hundred Gaussians cannot:
 it sees the brain as a blob with a few features, and slices that are a centimetre and fifteen degrees astray slide
 into it. Outside of the masks, within a wide rim, slices count as 0 here, so that outlines take part.
+
+Once slices are about in their places, the stacks show which of what the masks hold moves with the head
+(:mod:`gsbids.recon.consensus`): the masks follow that, and the slices are placed again.
 """
 
 from collections.abc import Callable
@@ -14,16 +17,17 @@ from scipy import ndimage
 
 from gsbids.imaging.stack import Stack
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
-from gsbids.recon.misplaced import look_again
-from gsbids.recon.motion import RigidMotion
+from gsbids.recon.misplaced import look_again, stack_agreement
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.poses import PoseState
 from gsbids.recon.psf import FWHM_TO_SIGMA, IN_PLANE_FACTOR
+from gsbids.recon.refine_masks import gathered_anew, refine_masks
 from gsbids.recon.slices import SliceSet
 
 BRAIN = 58.5  # mm: cube root of the volume for which the sizes below are stated
 RIM = 6.0  # mm around the masks that count as 0
 VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are looked for
+ROUNDS = 2  # of stacks in other places and masks that follow
 POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
 
 
@@ -55,9 +59,33 @@ def coarser(slices: SliceSet, factor: int) -> SliceSet:
                    spacing=slices.spacing * factor, centre=(slices.centre - first) / factor)
 
 
+@dataclass(frozen=True)
+class Placing:
+    """Slices in their places.
+
+    Attributes
+    ----------
+    stacks : list of Stack
+        With the masks that are fitted: those given, refined by what moves with the head.
+    slices : SliceSet
+        Their slices, with the rim that is fitted; ``start`` has other poses for stacks that had been in a wrong place.
+    pose : PoseState
+    agreement : ndarray, (N,)
+        Of every stack's brain with the others, see :func:`gsbids.recon.misplaced.stack_agreement`.
+    runner_up : float
+        Largest mean agreement of another place that was tried for a stack; 0 where none was.
+    """
+
+    stacks: list[Stack]
+    slices: SliceSet
+    pose: PoseState
+    agreement: np.ndarray
+    runner_up: float
+
+
 def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions,
-                 watch: Callable[[FitState, dict], None]) -> tuple[PoseState, RigidMotion]:
-    """Poses of all slices from their outlines and coarse features, level by level.
+                 watch: Callable[[FitState, dict], None]) -> Placing:
+    """Poses of all slices from their outlines and coarse features, level by level, and masks that suit them.
 
     Parameters
     ----------
@@ -70,26 +98,34 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
 
     Returns
     -------
-    PoseState
-        Of the same slices, in the same order, as ``SliceSet.from_stacks(stacks, transforms, ...)``.
-    RigidMotion
-        Their start poses, other ones for stacks that had been in a wrong place.
+    Placing
     """
     size = SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN
+    step, runner_up = VOXEL * LEVELS[0].pixel * size, 0.0
+
+    def coarse(fine, level=LEVELS[0]):
+        return coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
+
+    def place(slices, before, level=LEVELS[0]):
+        problem = FitProblem.pose(slices, replace(options, patience=0))
+        return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
+
     fine = SliceSet.from_stacks(stacks, transforms, RIM * size)
-    state = FitState.start(fine)
-    for level in LEVELS:
-        slices = coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
-
-        def place(slices, before, level=level):
-            problem = FitProblem.pose(slices, replace(options, patience=0))
-            return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
-
-        state = place(slices, state)
-        if level is LEVELS[0]:
-            slices, state = look_again(slices, state, VOXEL * level.pixel * size, place)
-            fine = replace(fine, start=slices.start)
-    return state.pose, fine.start
+    state = place(coarse(fine), FitState.start(fine))
+    for _ in range(ROUNDS):
+        found = look_again(coarse(fine), state, step, place)
+        state, fine, runner_up = found.state, replace(fine, start=found.slices.start), max(runner_up, found.runner_up)
+        before = stacks
+        if options.refine_masks:
+            stacks, fine, state = refine_masks(stacks, fine, state, RIM * size)
+        if stacks is before:
+            break
+        state = place(coarse(fine), state)
+    state = place(coarse(fine, LEVELS[1]), state, LEVELS[1])
+    following = refine_masks if options.refine_masks else gathered_anew
+    stacks, fine, state = following(stacks, fine, state, options.rim)
+    small = coarse(fine)
+    return Placing(stacks, fine, state.pose, stack_agreement(small, _on_pixels_of(state, small), step), runner_up)
 
 
 def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:

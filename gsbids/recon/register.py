@@ -110,7 +110,7 @@ def choose_template(stacks: list[Stack]) -> int:
         for k in range(stack.mask.shape[2] - 1):
             both = (stack.mask[..., k] & stack.mask[..., k + 1]).astype(np.float64)
             if both.sum() >= 50:
-                agreement.append(_correlation(stack.image[..., k].astype(np.float64),
+                agreement.append(correlation(stack.image[..., k].astype(np.float64),
                                               stack.image[..., k + 1].astype(np.float64), both))
         merit.append(volume * (np.mean(agreement) if agreement else 0.01))
     return int(np.argmax(merit))
@@ -185,7 +185,7 @@ def refine(fixed: Volume, moving: Volume, transform: np.ndarray,
         gain = 0.0
         for _ in range(5):
             step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian) + 1e-9), slope)
-            trial = _about(Rotation.from_rotvec(step[:3]).as_matrix(), centre, centre + step[3:]) @ transform
+            trial = about(Rotation.from_rotvec(step[:3]).as_matrix(), centre, centre + step[3:]) @ transform
             value = pair.similarity(trial)
             if value > best:
                 transform, gain, best, damping = trial, value - best, value, max(damping / 5, 1e-6)
@@ -215,7 +215,7 @@ class _Pair:
         _, value, weight = self._seen(transform)
         if np.sum(weight > 0.5) < LEAST_OVERLAP * self.smaller or self.smaller < LEAST_POINTS:
             return 0.0
-        return _correlation(self.value, value, weight)
+        return correlation(self.value, value, weight)
 
     def normal_equations(self, transform):
         """J^T W J (6, 6) and J^T W r (6,) of a small rotation and shift about ``centre``."""
@@ -266,9 +266,9 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8) -> list[np.ndar
     if pair.smaller < LEAST_POINTS:
         return []
     middle, target = fixed.centroid, moving.centroid
-    cover = [_about(turn, middle, target) for turn in rotation_cover(30.0)]
+    cover = [about(turn, middle, target) for turn in rotation_cover(30.0)]
     promise = np.array([pair.similarity(turn) for turn in cover])
-    starts = [np.eye(4), _about(np.eye(3), middle, target)]
+    starts = [np.eye(4), about(np.eye(3), middle, target)]
     starts += [cover[k] for k in np.argsort(-promise, kind="stable")[:turns]]
     found = sorted((refine(fixed, moving, start) for start in starts), key=_merit, reverse=True)
     different = []
@@ -321,7 +321,7 @@ def _judged(volumes: list[Volume], transforms: np.ndarray, template: int) -> Sta
     return StackRegistration(template, transforms, before, after, accepted, tuple(reason))
 
 
-def _correlation(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
     """Weighted normalised cross-correlation; sums without BLAS, whose order depends on its threads."""
     total = weight.sum()
     if total <= 0:
@@ -335,7 +335,7 @@ def _apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.einsum("ij,nj->ni", transform[:3, :3], points) + transform[:3, 3]
 
 
-def _about(turn: np.ndarray, centre: np.ndarray, target: np.ndarray) -> np.ndarray:
+def about(turn: np.ndarray, centre: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Rotation about ``centre``, which goes to ``target``."""
     transform = np.eye(4)
     transform[:3, :3], transform[:3, 3] = turn, target - turn @ centre
@@ -345,7 +345,7 @@ def _about(turn: np.ndarray, centre: np.ndarray, target: np.ndarray) -> np.ndarr
 def _invert(transform: np.ndarray) -> np.ndarray:
     """Inverse of a rigid transform, rotation kept proper to rounding."""
     turn = transform[:3, :3].T
-    return _about(turn, transform[:3, 3], np.zeros(3))
+    return about(turn, transform[:3, 3], np.zeros(3))
 
 
 def _angle(transform: np.ndarray) -> float:

@@ -106,6 +106,7 @@ def output_grid(stacks: list[Stack], result: SvrResult, resolution: float,
         Voxel indices to that other world; ``inv(transform) @ affine`` are the same voxels in the world of the result.
     shape : tuple of int
     """
+    stacks = result.as_fitted(stacks)
     points = brain_points(stacks, result)[~np.repeat(result.rejected, _pixel_counts(stacks, result))]
     if transform is not None:
         points = points @ transform[:3, :3].T + transform[:3, 3]

@@ -2,12 +2,13 @@
 """What a slice-to-volume fit returns, and its file (npz without pickle)."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from gsbids.atomic import replacing
+from gsbids.imaging.stack import Stack
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.stack_bias import StackBias
@@ -44,6 +45,8 @@ class SvrResult:
         Input intensity = ``intensity_scale`` * field intensity.
     bias : StackBias or None
         Smooth factor of each stack besides its slices' gains.
+    masks : tuple of ndarray, (X, Y, Z), bool, or None
+        Masks of the N stacks as they were fitted, None for stacks left out; empty where all were fitted as given.
     history : dict of str to list
         Columns ``iteration, loss, held_out`` and others, one entry a record; no times, so that the
         file is the same to the bit whenever the fit is repeated.
@@ -65,6 +68,7 @@ class SvrResult:
     psf: np.ndarray
     intensity_scale: float
     bias: StackBias | None = None
+    masks: tuple[np.ndarray | None, ...] = ()
     history: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
 
@@ -80,6 +84,13 @@ class SvrResult:
         """Words about stacks with doubtful masks by name (``doubts``), and names of those left out (``left_out``)."""
         return self.settings.get("mask_choice", {"doubts": {}, "left_out": []})
 
+    def as_fitted(self, stacks: list[Stack]) -> list[Stack]:
+        """Stacks, in the order of ``stack_names``, with the masks that were fitted."""
+        if not self.masks:
+            return stacks
+        return [stack if mask is None else replace(stack, mask=mask)
+                for stack, mask in zip(stacks, self.masks, strict=True)]
+
     def save(self, path: str | Path) -> Path:
         """Write as ``.npz`` under a temporary name, then rename."""
         path = Path(path)
@@ -89,7 +100,9 @@ class SvrResult:
             arrays |= {f"{name}_rotation": poses.rotation, f"{name}_translation": poses.translation}
         if self.bias:
             arrays |= {"bias_nodes": self.bias.nodes, "bias_log_factor": self.bias.log_factor}
+        arrays |= {f"mask_{n}": np.packbits(mask) for n, mask in enumerate(self.masks) if mask is not None}
         header = {"format": "gsbids-svr-2", "stack_names": list(self.stack_names),
+                  "masks": [mask if mask is None else list(mask.shape) for mask in self.masks],
                   "intensity_scale": float(self.intensity_scale),
                   "history": self.history, "settings": self.settings}
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -107,6 +120,13 @@ class SvrResult:
                 nominal=RigidMotion(data["nominal_rotation"], data["nominal_translation"]),
                 motion=RigidMotion(data["motion_rotation"], data["motion_translation"]),
                 intensity_scale=header["intensity_scale"],
+                masks=tuple(shape and _unpacked(data[f"mask_{n}"], shape)
+                            for n, shape in enumerate(header.get("masks", []))),
                 bias=StackBias(data["bias_nodes"], data["bias_log_factor"]) if "bias_nodes" in data else None,
                 history=header["history"], settings=header["settings"],
                 **{k: data[k] for k in cls.ARRAYS})
+
+
+def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:
+    """A mask from its bits."""
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)

@@ -112,6 +112,14 @@ class SliceSet:
         ends = np.stack([self.centre, np.array(self.values.shape[1:]) - 1 - self.centre])
         return float((ends * self.spacing).max())
 
+    @property
+    def starts(self) -> np.ndarray:
+        """World transforms scanner -> common space of the stacks as wholes, (N, 4, 4)."""
+        first = np.unique(self.stack_index, return_index=True)[1]
+        nominal, start = (RigidMotion(each.rotation, each.translation + self.origin)[first]
+                          for each in (self.nominal, self.start))
+        return start.as_affines(nominal)
+
     def neighbour(self, offset: int) -> np.ndarray:
         """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
         row = {key: s for s, key in enumerate(zip(self.stack_index, self.slice_index, strict=True))}

@@ -82,7 +82,7 @@ def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, im
     -------
     Uncertainty
     """
-    voxel = float(np.linalg.norm(affine[:3, 0]))
+    stacks, voxel = result.as_fitted(stacks), float(np.linalg.norm(affine[:3, 0]))
     support, noise = data_support(result, stacks, affine, image.shape, device)
     ground = max(1e-3 * float(support.max()), 1e-12)  # beside all slices, residuals are those of the others
     noise = (support * noise + ground * np.average(noise, weights=support + 1e-12)) / (support + ground)
