@@ -5,10 +5,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from qc_samples import sample_result
 from test_recon import QUICK, STILL, acquire, brain
 
 from gsbids.recon.coverage import vote_mask
-from gsbids.recon.exclude import strangers
+from gsbids.recon.exclude import strangers, with_excluded
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_svr import fit_svr
 from gsbids.recon.motion_table import motion_table, slice_transforms
@@ -49,3 +50,17 @@ def test_a_stack_of_another_brain_is_left_out():
     mask, _ = vote_mask(stacks, result, affine, shape)
     sigma = predict_error(result, stacks, affine, np.ones(shape, np.float32)).sigma
     assert np.isfinite(sigma[mask]).all()
+
+
+def test_masks_go_with_their_stacks_and_those_left_out_have_none():
+    one, other = np.zeros((2, 4, 5, 6), bool)
+    one[1:3], other[:, 2:] = True, True
+    fewer = sample_result(("a", "c"), masks=(one, other))
+    result = with_excluded(fewer, ("a", "b", "c", "d"), np.tile(np.eye(4), (4, 1, 1)), np.array([0, 1, 0, 1], bool))
+    assert [mask is None for mask in result.masks] == [False, True, False, True]
+    np.testing.assert_array_equal(result.masks[0], one)
+    np.testing.assert_array_equal(result.masks[2], other)
+    again = with_excluded(result, ("z", "a", "b", "c", "d"), np.tile(np.eye(4), (5, 1, 1)), np.arange(5) == 0)
+    assert [mask is None for mask in again.masks] == [True, False, True, False, True]
+    plain = with_excluded(sample_result(("a", "c")), ("a", "b", "c"), STILL, np.array([0, 1, 0], bool))
+    assert plain.masks == ()

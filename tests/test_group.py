@@ -22,7 +22,7 @@ from gsbids.qc.verdict import LEVELS
 def write_row(out, sub, ses="", name=None, **changes):
     """One row of plausible numbers, with the report that belongs to it."""
     rng = np.random.default_rng(int(sub))
-    values = {key: f"{1 + 0.02 * np.clip(rng.normal(), -2, 2):.6g}" for key in METRIC_DESCRIPTIONS} | changes
+    values = {key: f"{1 + 0.02 * rng.uniform(-2, 2):.6g}" for key in METRIC_DESCRIPTIONS} | changes
     stem = f"sub-{sub}" + (f"_ses-{ses}" if ses else "")
     folder = out / f"sub-{sub}" / (f"ses-{ses}" if ses else "") / "anat"
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from gsbids.qc.displacement import slice_displacement
-from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
+from gsbids.qc.metrics import METRIC_DESCRIPTIONS, crossing_angle, placing_metrics, reconstruction_metrics
 
 
 def moves(count, shift=None, degrees=None, about=(0.0, 0.0, 0.0)):
@@ -106,6 +106,44 @@ def test_rejected_slices_do_not_count_as_motion():
     row = metrics(sample_result(transforms=moves(3 * DEPTH, shift)))
     assert row["motion_max"] == pytest.approx(0, abs=1e-6)
     assert row["motion_neighbour_max"] == pytest.approx(0, abs=1e-6)
+
+
+def test_how_sure_the_places_are():
+    told = {"agreement": [0.95, None, 0.85], "runner_up": 0.7,
+            "mask_changes": {"a": {"lost": 0.1, "won": 0.4}, "b": {"lost": 0.3, "won": 0.0}}}
+    found = placing_metrics(sample_result(settings=told))
+    assert found["placing_agreement"] == pytest.approx(0.85)
+    assert found["placing_margin"] == pytest.approx(0.9 - 0.7)
+    assert found["mask_lost"] == pytest.approx(0.3)
+    # Where all stacks agreed at once there was no other place; of files of other versions nothing is known.
+    assert np.isnan(placing_metrics(sample_result(settings=told | {"runner_up": 0.0}))["placing_margin"])
+    before = placing_metrics(sample_result(settings={}))
+    assert np.isnan([before[name] for name in ("placing_agreement", "placing_margin", "mask_lost")]).all()
+    alone = placing_metrics(sample_result(("a",), settings={"agreement": [None], "runner_up": 0.0}))
+    assert np.isnan(alone["placing_agreement"])
+
+
+@pytest.mark.parametrize(("turns", "angle"), [
+    ([0, 0, 0], 0), ([0, 90, 0], 90), ([0, 30, 0], 30), ([0, 150, 0], 30), ([0, 180, 0], 0), ([0, 20, 45], 45)])
+def test_crossing_is_the_largest_angle_between_slices(turns, angle):
+    """Of parallel stacks, turned about an axis in their planes, as the motion has put them."""
+    result = parallel(turns)
+    assert crossing_angle(result) == pytest.approx(angle, abs=1e-4)
+    jitter = np.random.default_rng(0).normal(0, 1.0, (3 * DEPTH, 3))
+    shaken = result.motion.moved(moves(3 * DEPTH, degrees=jitter))
+    assert crossing_angle(sample_result(nominal=result.nominal, motion=shaken)) == pytest.approx(angle, abs=3)
+
+
+def parallel(turns):
+    """Stacks of parallel slices, each turned by some degrees about the x axis in the anatomy."""
+    axial = sample_result().nominal[np.tile(np.arange(DEPTH), 3)]
+    degrees = np.repeat(np.array(turns, float), DEPTH)[:, None] * [1.0, 0.0, 0.0]
+    return sample_result(nominal=axial, motion=axial.moved(moves(3 * DEPTH, degrees=degrees)))
+
+
+def test_orthogonal_stacks_cross_and_a_lone_one_does_not():
+    assert crossing_angle(sample_result()) == pytest.approx(90)
+    assert np.isnan(crossing_angle(sample_result(("a",))))
 
 
 def test_nothing_to_measure_is_nan_not_an_error():

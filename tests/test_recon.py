@@ -76,12 +76,12 @@ def slow_motion(count, seed, size):
     return walk / walk.std(0) * size
 
 
-def moving_stacks():
+def moving_stacks(seed=0):
     """Field, three stacks, and the true motion (Z, 6) of the slices of each."""
-    field, stacks, motions = brain(), [], []
+    field, stacks, motions = brain(seed), [], []
     for n, orientation in enumerate(AXES):
         count = acquire(field, orientation).image.shape[2]
-        motions.append(slow_motion(count, n, [0.05, 0.05, 0.05, 1.2, 1.2, 1.2]))
+        motions.append(slow_motion(count, n + 10 * seed, [0.05, 0.05, 0.05, 1.2, 1.2, 1.2]))
         stacks.append(acquire(field, orientation, motion=motions[-1], noise=0.01))
     return field, stacks, motions
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the volume is shown around the brain: only where more than a single slice saw the rim."""
+
+import numpy as np
+import pytest
+
+from gsbids.recon.coverage import shown_region
+
+RIM = 3.5  # mm
+
+
+def ball(spacing, radius=14.0):
+    """A ball of brain in the middle of a cube, world positions (X, Y, Z, 3), affine."""
+    count = round(2 * (radius + 10) / spacing) + 1
+    affine = np.diag([spacing] * 3 + [1.0])
+    affine[:3, 3] = -spacing * (count - 1) / 2
+    index = np.stack(np.meshgrid(*[np.arange(count)] * 3, indexing="ij"), -1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    return np.linalg.norm(world, axis=-1) < radius, world, affine
+
+
+@pytest.mark.parametrize("spacing", [0.8, 1.5])
+def test_what_one_slice_alone_saw_of_the_rim_is_not_shown(spacing):
+    """Above the brain, a single slice of one stack saw the rim; all else all of them saw."""
+    brain, world, affine = ball(spacing)
+    above = world[..., 2] > 4
+    coverage = np.where(above & ~brain, 0.0, 3.0)
+    slab = np.abs(world[..., 2] - 11) < 1.5
+    coverage[slab & ~brain] = 1.0
+    shown = shown_region(brain, coverage, affine, RIM)
+    rim = shown_region(brain, np.full_like(coverage, 3.0), affine, RIM) & ~brain
+    assert shown[brain].all()
+    away = np.linalg.norm(world, axis=-1) > 14 + 2  # beside the brain, what saw the brain counts for the rim, too
+    assert not (shown & rim & slab & away).any()
+    assert shown[rim & (world[..., 2] < 0)].all()
+
+
+def test_of_a_lone_stack_the_rim_is_shown():
+    brain, _, affine = ball(1.0)
+    rim = shown_region(brain, np.full(brain.shape, 3.0), affine, RIM) & ~brain
+    assert rim.any()
+    alone = shown_region(brain, np.ones(brain.shape), affine, RIM)
+    np.testing.assert_array_equal(alone & ~brain, rim)
+    assert not (shown_region(brain, np.where(brain, 1.0, 0.0), affine, RIM) & ~brain).any()
+
+
+def test_the_rim_is_as_wide_as_asked_for():
+    brain, world, affine = ball(1.0)
+    far = np.linalg.norm(world, axis=-1)
+    shown = shown_region(brain, np.full(brain.shape, 3.0), affine, RIM)
+    assert shown[far < 14 + RIM - 1].all()
+    assert not shown[far > 14 + RIM + 1].any()
