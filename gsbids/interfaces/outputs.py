@@ -278,12 +278,21 @@ def _summary(result) -> tuple:
     if anew := result.settings.get("placed_anew"):
         rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
                   "and fit better in another place"),)
+    if changes := mask_changes(result):
+        rows += (("Masks refined", f"{'; '.join(changes)}: the fit follows what moves with the head"),)
     out, left_out = result.settings.get("excluded", []), result.mask_choice["left_out"]
     for doubtful, words in ((True, "has a doubtful mask (see Warnings)"),
                             (False, "looks like no part of what the other stacks show")):
         if names := [name for name in out if (name in left_out) == doubtful]:
             rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
     return rows
+
+
+def mask_changes(result) -> list[str]:
+    """What the fit has left out of the stacks' masks and added to them, in words, for those that it changed."""
+    changes = result.settings.get("mask_changes", {})
+    return [f"{name}: {change['lost']:.0%} left out, {change['won']:.0%} added" for name, change in changes.items()
+            if change["lost"] or change["won"]]
 
 
 def as_tuples(fields: dict) -> dict:

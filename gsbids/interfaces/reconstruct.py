@@ -18,6 +18,7 @@ from gsbids.interfaces.base import (
     write_text,
 )
 from gsbids.interfaces.masks import read_choice
+from gsbids.interfaces.outputs import mask_changes
 from gsbids.interfaces.preview import previewer
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -104,6 +105,8 @@ class FitSvr(NodeInterface):
         if anew := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
                            ", ".join(anew))
+        if changes := mask_changes(result):
+            LOGGER.info("masks follow what moves with the head (%s)", "; ".join(changes))
         if strange := result.settings.get("excluded"):
             LOGGER.warning("%s was left out: it looks like no part of what the other stacks show; check that it is of "
                            "this subject and contrast, and its mask", ", ".join(strange))
@@ -154,7 +157,7 @@ class SampleVolume(NodeInterface):
 
         from gsbids.imaging.masks import without_appendages
         from gsbids.kernels.there import release
-        from gsbids.recon.coverage import shown_region, vote_mask
+        from gsbids.recon.coverage import shown_region, vote_mask, without_holes
         from gsbids.recon.resample import in_order, output_grid, sample_result
         from gsbids.recon.result import SvrResult
         from gsbids.recon.uncertainty import predict_error
@@ -168,6 +171,7 @@ class SampleVolume(NodeInterface):
         mask, coverage = vote_mask(stacks, result, here, shape)
         if self._masks_made():  # with fringes of face and neck, other than those that were given
             mask = without_appendages(mask, np.linalg.norm(here[:3, :3], axis=0))
+        image = without_holes(image, mask, here)
         shown = shown_region(mask, coverage, here, result.settings["rim"])
         sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
         release(self.inputs.device)

@@ -23,7 +23,7 @@ BLUR = 2.5  # mm: standard deviation of the averages in which stacks are compare
 SEEN = 0.1  # weight of a voxel, over that of the usual one, under which a stack shows nothing there
 SPREAD = 0.75  # of the slice distance: standard deviation with which slices fill the space between them
 VOTE = 0.3  # mean of the masks of those stacks that show a voxel, from which on it can be head
-SHARED = 0.7  # the same, under which stacks must look alike there, as not all masks hold it
+SHARED = 0.7  # the same, under which stacks must look alike for other masks to grow there
 CORE = 0.8  # of every mask: what all agree on tells how much stacks differ where nothing is amiss
 ALIKE = 2.5  # times that difference, up to which stacks look alike
 UNLIKE = 5.0  # times that difference, from which on a voxel does not move with the head
@@ -39,6 +39,9 @@ class HeadRegion:
     Attributes
     ----------
     inside : ndarray, (X, Y, Z), bool
+        What may be head.
+    sure : ndarray, (X, Y, Z), bool
+        What masks that do not hold it should hold.
     foreign : ndarray, (X, Y, Z), bool
         Where the stacks show different things: not head.
     affine : ndarray, (4, 4)
@@ -46,19 +49,19 @@ class HeadRegion:
     """
 
     inside: np.ndarray
+    sure: np.ndarray
     foreign: np.ndarray
     affine: np.ndarray
 
     @cached_property
-    def depth(self) -> np.ndarray:
-        """Distance (mm) from the border of the region, positive inside, (X, Y, Z)."""
-        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
-        within, outside = (ndimage.distance_transform_edt(a, spacing) for a in (self.inside, ~self.inside))
-        return np.where(self.inside, within - spacing[0] / 2, spacing[0] / 2 - outside)
+    def depths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distances (mm) from the borders of what may be head and of what surely is, positive inside."""
+        return tuple(_depth(region, self.affine) for region in (self.inside, self.sure))
 
-    def depth_at(self, points: np.ndarray) -> np.ndarray:
-        """The same at points (P, 3), mm; far outside of the grid it is -1000."""
-        return ndimage.map_coordinates(self.depth, self._index(points), order=1, cval=-1000.0)
+    def depths_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same at points (P, 3), mm; far outside of the grid they are -1000."""
+        index = self._index(points)
+        return tuple(ndimage.map_coordinates(depth, index, order=1, cval=-1000.0) for depth in self.depths)
 
     def foreign_at(self, points: np.ndarray) -> np.ndarray:
         """Whether points (P, 3), mm, lie where the stacks show different things."""
@@ -104,14 +107,14 @@ def find_head(stacks: list[Stack], moves: list[np.ndarray], levels: list[np.ndar
     unlike = _difference(value, seen, count)
     unlike /= max(float(np.median(unlike[core])), 1e-6)
     foreign = (unlike > UNLIKE) & (count >= 2)
-    believed = (votes > SHARED) | ((votes > VOTE) & (unlike < ALIKE))
-    inside = _opened(ndimage.binary_closing(believed & ~foreign, iterations=2) & ~foreign)
+    inside = _opened(ndimage.binary_closing((votes > VOTE) & ~foreign, iterations=2) & ~foreign)
+    sure = _opened(inside & ((votes > SHARED) | (unlike < ALIKE)))
     usual = np.median([s.mask.sum() * abs(np.linalg.det(s.affine[:3, :3])) for s in stacks])
     if not VOLUMES[0] < inside.sum() * STEP**3 / usual < VOLUMES[1]:
         return None
     affine = np.diag([STEP] * 3 + [1.0])
     affine[:3, 3] = low * STEP
-    return HeadRegion(inside, foreign, affine)
+    return HeadRegion(inside, sure, foreign, affine)
 
 
 def refined(stacks: list[Stack], moves: list[np.ndarray], head: HeadRegion) -> list[Stack]:
@@ -127,10 +130,10 @@ def refined(stacks: list[Stack], moves: list[np.ndarray], head: HeadRegion) -> l
     for stack, each in zip(stacks, moves, strict=True):
         near = ndimage.distance_transform_edt(~stack.mask, stack.spacing) <= REACH
         index = np.argwhere(near)
-        depth = head.depth_at(places(index, stack, each))
+        inside, sure = head.depths_at(places(index, stack, each))
         mask = np.zeros_like(stack.mask)
         own = stack.mask[near]
-        mask[tuple(index.T)] = (own & (depth > -SLACK)) | (depth > SLACK)
+        mask[tuple(index.T)] = (own & (inside > -SLACK)) | (sure > SLACK)
         out.append(replace(stack, mask=mask))
     return out
 
@@ -168,6 +171,13 @@ def _difference(value: np.ndarray, seen: np.ndarray, count: np.ndarray) -> np.nd
     spread = (np.abs(value - mean) * seen).sum(0) / np.maximum(count - 1, 1) * both
     weight = ndimage.gaussian_filter(both.astype(float), BLUR / STEP)
     return np.where(both, ndimage.gaussian_filter(spread, BLUR / STEP) / np.maximum(weight, 1e-3), 0)
+
+
+def _depth(region: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Distance (mm) from the border of a region, positive inside."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    within, outside = (ndimage.distance_transform_edt(a, spacing) for a in (region, ~region))
+    return np.where(region, within - spacing[0] / 2, spacing[0] / 2 - outside)
 
 
 def _opened(inside: np.ndarray) -> np.ndarray:

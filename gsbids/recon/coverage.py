@@ -13,6 +13,7 @@ LEAST_COVERAGE = 0.15  # slices that must have seen a voxel of the brain for it 
 LOOKS = 1.2  # the same of the rim, about it on average: one look alone gives streaks
 USUAL_LOOKS = 0.6  # of the usual coverage of the brain, which is enough where there is no more, as of a lone stack
 ABOUT = 2.0  # mm: standard deviation of that average
+FLECK = 1e-3  # of the brightest tissue: up to this a voxel of the brain is a hole
 
 
 def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +76,34 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     usual = float(np.median(coverage[mask])) if mask.any() else 0.0
     looks = ndimage.gaussian_filter(coverage, ABOUT / spacing)
     return mask | (near & (coverage > LEAST_COVERAGE) & (looks > min(LOOKS, USUAL_LOOKS * usual)))
+
+
+def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The volume without black flecks in the brain: voxels that are 0 there get the mean of those about them.
+
+    A field is 0 where its Gaussians are negative, or too far away, as between slices that have moved apart; magnitudes
+    of tissue or fluid never are.
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+    mask : ndarray, (X, Y, Z), bool
+    affine : ndarray, (4, 4)
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+    """
+    if not mask.any():
+        return image
+    level = FLECK * float(np.percentile(image[mask], 95))
+    holes = mask & (image <= level)
+    if not holes.any():
+        return image
+    # From the nearest values that are none, smoothed over the holes alone.
+    nearest = ndimage.distance_transform_edt(~mask | holes, return_distances=False, return_indices=True)
+    smooth = ndimage.gaussian_filter(image[tuple(nearest)], ABOUT / np.linalg.norm(affine[:3, :3], axis=0))
+    return np.where(holes, smooth, image).astype(np.float32)
 
 
 def _slice_affine(stack: Stack, k: int) -> np.ndarray:

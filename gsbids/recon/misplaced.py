@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks that went to a wrong place as a whole: they are looked for anew in the image of the others."""
+"""Stacks that went to a wrong place as a whole: other places are tried, and judged by the agreement of the stacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from gsbids.imaging.stack import Stack, centred, seen_from
 from gsbids.recon import outliers
 from gsbids.recon.fit_field import FitState
-from gsbids.recon.isotropic import Volume
+from gsbids.recon.isotropic import Volume, isotropic_volume
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.poses import FIRST_DAMPING, PoseState, mean_correction
-from gsbids.recon.register import about, correlation, likely_places, refine, similarity
+from gsbids.recon.register import about, correlation, likely_places, mean_volume, refine, search_step
 from gsbids.recon.slices import SliceSet
 
 # Agreement of the stacks from which on none is looked for elsewhere; brains in wrong places reach 0.85.
 SURE = 0.9
 GAIN = 0.01  # of agreement, that a stack moves for
 TRIALS = 12
-PLACES = 4  # tried for every stack
+PLACES = 6  # tried for every stack
+TURNS = 16  # rotations of the cover that are refined
 ELSEWHERE = 25.0  # degrees by which another place is turned, at least
 LEAST_SHARED = 0.7  # of the smaller brain, that stacks must share: agreement in less counts in proportion
 SPREAD = 0.8  # voxels: standard deviation with which a pixel fills the image
@@ -80,102 +80,127 @@ def _agreement(one: Volume, other: Volume) -> float:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What came of looking for stacks in other places.
+class Placed:
+    """Slices where they have been placed from given starts.
 
     Attributes
     ----------
     slices : SliceSet
-        With the start poses that the found places have.
     state : FitState
     agreement : ndarray, (N,)
         See :func:`stack_agreement`.
+    transforms : ndarray, (N, 4, 4)
+        World, scanner -> common space: where the stacks started.
     runner_up : float
-        Largest mean agreement of another place that was tried; 0 where none was.
+        Largest mean agreement of other places that were tried; 0 where none was.
     """
 
     slices: SliceSet
     state: FitState
     agreement: np.ndarray
+    transforms: np.ndarray
     runner_up: float = 0.0
 
+    @property
+    def mean(self) -> float:
+        """Mean agreement; 1 for a lone stack."""
+        return float(np.nanmean(self.agreement)) if np.isfinite(self.agreement).any() else 1.0
 
-def look_again(slices: SliceSet, state: FitState, step: float,
-               place: Callable[[SliceSet, FitState], FitState]) -> Found:
-    """Take stacks out, the worst first, and place them anew as long as the stacks agree better then.
+    def better(self, other: "Placed") -> "Placed":
+        """The one in which the stacks agree more, with the other as its runner-up."""
+        best, rest = (other, self) if other.mean > self.mean + GAIN else (self, other)
+        return replace(best, runner_up=max(best.runner_up, rest.runner_up, rest.mean))
+
+
+def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray], Placed]) -> Placed:
+    """Try other places for stacks that do not agree with the others, the worst first; the best agreement wins.
 
     Parameters
     ----------
-    slices : SliceSet
-    state : FitState
-        Placed slices.
-    step : float
-        Voxel size (mm) of the images in which a stack is looked for.
+    stacks : list of Stack
+    first : Placed
     place : callable
-        ``place(slices, state)`` places slices from the poses of ``state``.
+        ``place(transforms)`` places all slices from other starts of the stacks.
 
     Returns
     -------
-    Found
+    Placed
     """
-    best, left, moved = Found(slices, state, stack_agreement(slices, state, step)), TRIALS, True
-    while moved and left > 0 and np.nanmin(best.agreement, initial=1.0) < SURE:
-        moved = False
-        for *trial, stack in islice(_trials(best.slices, best.state, best.agreement, step), left):
+    best, left, images = first, TRIALS, None
+    for k in np.argsort(first.agreement)[:1 if len(stacks) == 2 else None]:
+        if np.nanmin(best.agreement, initial=1.0) >= SURE:
+            break
+        if not best.agreement[k] < SURE:
+            continue
+        images = images or StackImages.of(stacks)
+        for transform in images.other_places(best.transforms, int(k))[:min(PLACES, left)]:
             left -= 1
-            found = place(*trial)
-            now = stack_agreement(slices, found, step)
-            other = float(np.nanmean(now))
-            if moved := other > np.nanmean(best.agreement) + GAIN:
-                before = float(np.nanmean(best.agreement))
-                best = Found(_start_at(best.slices, found, stack), found, now, max(best.runner_up, before))
+            starts = best.transforms.copy()
+            starts[k] = transform
+            best = best.better(place(starts))
+            if best.agreement.min() >= SURE:
                 break
-            best = replace(best, runner_up=max(best.runner_up, other))
     return best
 
 
-def _trials(slices: SliceSet, state: FitState, agreement: np.ndarray, step: float):
-    """Slices, state and number of a stack that is in another likely place; the best place of the worst stack first."""
-    worst = [k for k in np.argsort(agreement) if agreement[k] < SURE]
-    places = {}
-    for rank in range(PLACES):
-        for k in worst:
-            own = slices.stack_index == k
-            if k not in places:
-                places[k] = _other_places(slices, state, own, step)
-            if rank < len(places[k]):
-                moved = places[k][rank]
-                pose = PoseState(moved, np.full(len(slices), FIRST_DAMPING)).where(own, state.pose)
-                yield _from(slices, own, moved), replace(state, pose=pose), k
+@dataclass(frozen=True)
+class StackImages:
+    """Stacks as they were scanned, on isotropic grids, in which they are looked for.
 
-
-def _other_places(slices: SliceSet, state: FitState, own: np.ndarray, step: float) -> list[RigidMotion]:
-    """Poses that the slices of a stack would have in other places where it looks like the others, the best first.
-
-    The stack is looked for as it was scanned, by its brain with the outline and by what is within alone, as masks may
-    be wrong; and, as it has been placed, turned by 180 degrees about each of its long axes: brains look alike upside
-    down.
+    Attributes
+    ----------
+    coarse, fine : list of Volume
+        Of every stack.
+    origin : ndarray, (3,)
+        World RAS+ mm that is 0 in them.
     """
-    found = []
-    for seen in (slices, replace(slices, region=slices.mask)):
-        there = image_of(seen, state, ~own, state.pose.motion, step)
-        scanned = image_of(seen, state, own, slices.nominal, step)
-        found += [(slices.nominal.moved(np.linalg.inv(place)), similarity(there, scanned, place))
-                  for place in likely_places(there, scanned)[:PLACES]]
-    placed = image_of(seen, state, own, state.pose.motion, step)
-    for turn in half_turns(placed.points):
-        place, value = refine(there, placed, turn)
-        found.append((state.pose.motion.moved(np.linalg.inv(place)), value))
-    different, row = [state.pose.motion], int(np.argmax(own * slices.mask.sum((1, 2))))
-    for motion, _ in sorted(found, key=lambda pair: pair[1], reverse=True):
-        if all(_apart(motion, other, row) > ELSEWHERE for other in different):
-            different.append(motion)
-    return different[1:]
+
+    coarse: list[Volume]
+    fine: list[Volume]
+    origin: np.ndarray
+
+    @classmethod
+    def of(cls, stacks: list[Stack]) -> "StackImages":
+        """Blur and sample stacks."""
+        (stacks, origin), step = centred(stacks), search_step(stacks)
+        return cls([isotropic_volume(stack, 2 * step, 3 * step) for stack in stacks],
+                   [isotropic_volume(stack, step) for stack in stacks], origin)
+
+    def other_places(self, transforms: np.ndarray, k: int) -> list[np.ndarray]:
+        """Other places where a stack looks like the rest, the best first.
+
+        Looked for among all rotations, and, as brains look alike upside down, among those by 180 degrees about the
+        long axes of the stack's brain where it is.
+
+        Parameters
+        ----------
+        transforms : ndarray, (N, 4, 4)
+            World, scanner -> common space, of all stacks.
+        k : int
+
+        Returns
+        -------
+        list of ndarray, (4, 4)
+            World, scanner -> common space; each turned by more than :data:`ELSEWHERE` against the others and the place
+            that the stack has.
+        """
+        here = seen_from(transforms, self.origin)
+        coarse, fine = (mean_volume(each, here, skip=k) for each in (self.coarse, self.fine))
+        starts = likely_places(coarse, self.coarse[k], TURNS)
+        points = self.coarse[k].points
+        starts += [refine(coarse, self.coarse[k], turn @ np.linalg.inv(here[k]))[0] for turn in half_turns(points)]
+        found = sorted((refine(fine, self.fine[k], start) for start in starts), key=lambda pair: pair[1], reverse=True)
+        different = [here[k]]
+        for place, _ in found:
+            back = np.linalg.inv(place)
+            if all(_apart(back, other) > ELSEWHERE for other in different):
+                different.append(back)
+        return [seen_from(place, -self.origin) for place in different[1:]]
 
 
-def _apart(one: RigidMotion, other: RigidMotion, row: int) -> float:
-    """Angle (degrees) between two poses of a slice."""
-    return float(np.degrees(Rotation.from_matrix(one.rotation[row].T @ other.rotation[row]).magnitude()))
+def _apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Angle (degrees) between two transforms."""
+    return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
 
 
 def half_turns(points: np.ndarray) -> list[np.ndarray]:
@@ -183,20 +208,6 @@ def half_turns(points: np.ndarray) -> list[np.ndarray]:
     middle = points.mean(0)
     axes = np.linalg.eigh(np.cov((points - middle).T))[1].T
     return [about(Rotation.from_rotvec(np.pi * axis).as_matrix(), middle, middle) for axis in axes]
-
-
-def _from(slices: SliceSet, own: np.ndarray, moved: RigidMotion) -> SliceSet:
-    """Slices, some of which (S,) start elsewhere."""
-    return replace(slices, start=RigidMotion(np.where(own[:, None, None], moved.rotation, slices.start.rotation),
-                                             np.where(own[:, None], moved.translation, slices.start.translation)))
-
-
-def _start_at(slices: SliceSet, state: FitState, stack: int) -> SliceSet:
-    """Slices, those of one stack starting from the mean of where they are: the gauge of the fit follows the starts."""
-    own = slices.stack_index == stack
-    pixels = slices.mask[own].sum((1, 2)).astype(float)
-    mean = mean_correction(state.pose.motion[own], slices.nominal[own], pixels)
-    return _from(slices, own, slices.nominal.moved(mean))
 
 
 def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: RigidMotion, step: float) -> Volume:

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from gsbids.imaging.stack import Stack
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
-from gsbids.recon.misplaced import look_again, stack_agreement
+from gsbids.recon.misplaced import Placed, look_again, stack_agreement
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.poses import PoseState
 from gsbids.recon.psf import FWHM_TO_SIGMA, IN_PLANE_FACTOR
@@ -27,6 +27,8 @@ from gsbids.recon.slices import SliceSet
 BRAIN = 58.5  # mm: cube root of the volume for which the sizes below are stated
 RIM = 6.0  # mm around the masks that count as 0
 VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are looked for
+TRUSTED = 0.75  # mean agreement from which on places are good enough to say what moves with the head
+WORSE = 0.02  # of agreement, by which masks that follow that may be worse
 ROUNDS = 2  # of stacks in other places and masks that follow
 POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
 
@@ -101,31 +103,46 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     Placing
     """
     size = SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN
-    step, runner_up = VOXEL * LEVELS[0].pixel * size, 0.0
+    step = VOXEL * LEVELS[0].pixel * size
 
     def coarse(fine, level=LEVELS[0]):
         return coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
 
-    def place(slices, before, level=LEVELS[0]):
+    def fitted(fine, before, level=LEVELS[0]):
+        slices = coarse(fine, level)
         problem = FitProblem.pose(slices, replace(options, patience=0))
         return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
 
-    fine = SliceSet.from_stacks(stacks, transforms, RIM * size)
-    state = place(coarse(fine), FitState.start(fine))
+    def agreement(fine, state):
+        small = coarse(fine)
+        return stack_agreement(small, _on_pixels_of(state, small), step)
+
+    def placed(fine, before):
+        state = fitted(fine, before)
+        return Placed(fine, state, agreement(fine, state), fine.starts)
+
+    def from_starts(transforms):
+        fine = SliceSet.from_stacks(stacks, transforms, RIM * size)
+        return replace(placed(fine, FitState.start(fine)), transforms=transforms)
+
+    best = from_starts(transforms)
     for _ in range(ROUNDS):
-        found = look_again(coarse(fine), state, step, place)
-        state, fine, runner_up = found.state, replace(fine, start=found.slices.start), max(runner_up, found.runner_up)
+        best = look_again(stacks, best, from_starts)
+        if not options.refine_masks or best.mean < TRUSTED:
+            break
         before = stacks
-        if options.refine_masks:
-            stacks, fine, state = refine_masks(stacks, fine, state, RIM * size)
+        stacks, fine, state = refine_masks(stacks, best.slices, best.state, RIM * size)
         if stacks is before:
             break
-        state = place(coarse(fine), state)
-    state = place(coarse(fine, LEVELS[1]), state, LEVELS[1])
-    following = refine_masks if options.refine_masks else gathered_anew
-    stacks, fine, state = following(stacks, fine, state, options.rim)
-    small = coarse(fine)
-    return Placing(stacks, fine, state.pose, stack_agreement(small, _on_pixels_of(state, small), step), runner_up)
+        after = placed(fine, state)
+        if after.mean < best.mean - WORSE:
+            stacks = before
+            break
+        best = replace(after, runner_up=best.runner_up)
+    state = fitted(best.slices, best.state, LEVELS[1])
+    following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_anew
+    stacks, fine, state = following(stacks, best.slices, state, options.rim)
+    return Placing(stacks, fine, state.pose, agreement(fine, state), best.runner_up)
 
 
 def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:

@@ -76,8 +76,7 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
     """
     (stacks, origin), count = centred(stacks), len(stacks)
     template = choose_template(stacks)
-    millilitres = max(float(np.sum(s.mask) * abs(np.linalg.det(s.affine[:3, :3]))) for s in stacks)
-    step = max(2.0, float(np.cbrt(millilitres / POINTS)))
+    step = search_step(stacks)
     fine = [isotropic_volume(stack, step) for stack in stacks]
     coarse = [isotropic_volume(stack, 2 * step, 3 * step) for stack in stacks]
     transforms = np.tile(np.eye(4), (count, 1, 1))
@@ -95,6 +94,12 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
             transforms[k] = _invert(refine(mean, fine[k], _invert(transforms[k]))[0])
     found = _judged(fine, transforms, template)
     return replace(found, transforms=seen_from(found.transforms, -origin))
+
+
+def search_step(stacks: list[Stack]) -> float:
+    """Voxel size (mm) of the fine grid on which stacks are compared: at least 2, more for larger brains."""
+    cubic_mm = max(float(np.sum(s.mask) * abs(np.linalg.det(s.affine[:3, :3]))) for s in stacks)
+    return max(2.0, float(np.cbrt(cubic_mm / POINTS)))
 
 
 def choose_template(stacks: list[Stack]) -> int:
