@@ -112,11 +112,11 @@ def test_what_the_stacks_show_differently_is_foreign(scene):
     given = scene.with_masks({0: scene.stacks[0].mask | scene.still[0]})
     head = find_head(given, scene.moves, scene.levels)
     ball = places(np.argwhere(scene.still[0]), given[0], scene.moves[0])
-    middle = ball.mean(0, keepdims=True)
+    middle, heart = ball.mean(0, keepdims=True), np.zeros((1, 3))
     assert head.foreign_at(middle).all()
-    assert head.depth_at(middle) < 0
-    assert not head.foreign_at(np.zeros((1, 3))).any()
-    assert head.depth_at(np.zeros((1, 3))) > 10
+    assert not head.foreign_at(heart).any()
+    assert max(head.depths_at(middle)) < 0
+    assert min(head.depths_at(heart)) > 10
 
 
 def test_a_piece_that_one_mask_lacks_joins_it(scene):
@@ -154,12 +154,13 @@ def test_depth_is_positive_inside_and_counts_from_the_border():
     affine[:3, 3] = [-30, -29, -28]
     index = np.stack(np.meshgrid(*[np.arange(31)] * 3, indexing="ij"), -1)
     far = np.linalg.norm(index @ affine[:3, :3].T + affine[:3, 3], axis=-1)
-    head = HeadRegion(far < 16, far > 24, affine)
+    head = HeadRegion(far < 16, far < 11, far > 24, affine)
     points = np.array([[0.0, 0, 0], [10, 0, 0], [0, -14, 0], [0, 0, 18], [20, 0, 0], [200, 0, 0]])
-    depth = head.depth_at(points)
-    np.testing.assert_allclose(depth[:5], [16, 6, 2, -2, -4], atol=2.0)  # a voxel
-    assert depth[5] == -1000
+    for depth, radius in zip(head.depths_at(points), (16, 11), strict=True):
+        np.testing.assert_allclose(depth[:5], radius - np.linalg.norm(points[:5], axis=1), atol=2.0)  # a voxel
+        assert depth[5] == -1000
     np.testing.assert_array_equal(head.foreign_at(points), [False, False, False, False, False, False])
     assert head.foreign_at(np.array([[27.0, 0, 0]])).all()
-    border = head.depth[1:][np.diff(head.inside.astype(int), axis=0) != 0]
-    assert np.abs(border).max() <= 1.0 + 1e-9
+    for depth, region in zip(head.depths, (head.inside, head.sure), strict=True):
+        np.testing.assert_array_equal(depth > 0, region)
+        assert np.abs(depth[1:][np.diff(region.astype(int), axis=0) != 0]).max() <= 1.0 + 1e-9

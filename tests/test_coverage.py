@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the volume is shown around the brain: only where more than a single slice saw the rim."""
+"""The volume that is shown: the rim only where more than a single slice saw it, and no black flecks in the brain."""
 
 import numpy as np
 import pytest
 
-from gsbids.recon.coverage import shown_region
+from gsbids.recon.coverage import shown_region, without_holes
 
 RIM = 3.5  # mm
 
@@ -50,3 +50,23 @@ def test_the_rim_is_as_wide_as_asked_for():
     shown = shown_region(brain, np.full(brain.shape, 3.0), affine, RIM)
     assert shown[far < 14 + RIM - 1].all()
     assert not shown[far > 14 + RIM + 1].any()
+
+
+def test_black_flecks_in_the_brain_are_filled_and_nothing_else_changes():
+    brain, world, affine = ball(1.0)
+    image = np.where(brain, 500 + 5 * world[..., 0], 0).astype(np.float32)
+    holes = (np.linalg.norm(world - [4, -3, 2], axis=-1) < 2.5) | (np.linalg.norm(world - [13, 0, 0], axis=-1) < 1.5)
+    holes &= brain
+    found = without_holes(np.where(holes, 0, image).astype(np.float32), brain, affine)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[~holes], image[~holes])
+    np.testing.assert_allclose(found[holes], image[holes], rtol=0.06)
+    assert without_holes(image, brain, affine) is image
+    none = np.zeros_like(brain)
+    assert without_holes(image, none, affine) is image
+
+
+def test_a_brain_that_is_black_throughout_stays_black():
+    brain, _, affine = ball(1.0)
+    black = np.zeros(brain.shape, np.float32)
+    np.testing.assert_array_equal(without_holes(black, brain, affine), black)

@@ -8,7 +8,6 @@ import pytest
 from scipy.spatial.transform import Rotation
 from test_consensus import SPACING, make_scene, share
 
-from gsbids.errors import InputError
 from gsbids.recon.fit_field import FitState
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.poses import PoseState
@@ -166,13 +165,19 @@ def test_a_stack_that_shows_nothing_of_the_head_spoils_no_mask(scene):
 
 
 def test_a_stack_that_would_lose_too_much_keeps_its_mask(scene, monkeypatch):
-    _, given, slices, state = with_stranger(scene)
-    stacks, _, _ = refine_masks(given, slices, state, RIM)
-    assert stacks is not given
-    assert stacks[3] is given[3]
-    monkeypatch.setattr("gsbids.recon.refine_masks.LEAST_LEFT", -1.0)
-    with pytest.raises(InputError, match="stranger: its mask is empty"):
-        refine_masks(given, slices, state, RIM)
+    slices, state = gathered(scene, scene.stacks)
+
+    def smaller(stacks, *_):
+        return [dataclasses.replace(stack, mask=stack.mask & (anatomy[..., 0] > low))
+                for stack, anatomy, low in zip(stacks, scene.anatomy, (11.0, -12.0, -99.0), strict=True)]
+
+    cut = smaller(scene.stacks)
+    lost = [1 - share(stack.mask, new.mask) for stack, new in zip(scene.stacks, cut, strict=True)]
+    assert lost[0] > 0.7 > 0.4 > lost[1] > 0.03
+    monkeypatch.setattr("gsbids.recon.refine_masks.refined", smaller)
+    stacks, _, _ = refine_masks(scene.stacks, slices, state, RIM)
+    assert stacks[0] is scene.stacks[0]
+    np.testing.assert_array_equal(stacks[1].mask, cut[1].mask)
 
 
 def with_stranger(scene):
