@@ -29,6 +29,8 @@ RIM = 6.0  # mm around the masks that count as 0
 VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are looked for
 TRUSTED = 0.75  # mean agreement from which on places are good enough to say what moves with the head
 WORSE = 0.02  # of agreement, by which masks that follow that may be worse
+AGAIN = 2  # new coarse fields from the places found: few stacks that drift together come back slowly
+TIE = 0.02  # pull to the neighbours' motion while slices are looked for, see SvrOptions.neighbour_tie
 ROUNDS = 2  # of stacks in other places and masks that follow
 POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
 
@@ -110,7 +112,7 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
 
     def fitted(fine, before, level=LEVELS[0]):
         slices = coarse(fine, level)
-        problem = FitProblem.pose(slices, replace(options, patience=0))
+        problem = FitProblem.pose(slices, replace(options, patience=0, neighbour_tie=TIE))
         return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
 
     def agreement(fine, state):
@@ -139,7 +141,10 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
             stacks = before
             break
         best = replace(after, runner_up=best.runner_up)
-    state = fitted(best.slices, best.state, LEVELS[1])
+    state = best.state
+    for _ in range(AGAIN):
+        state = fitted(best.slices, state)
+    state = fitted(best.slices, state, LEVELS[1])
     following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_anew
     stacks, fine, state = following(stacks, best.slices, state, options.rim)
     return Placing(stacks, fine, state.pose, agreement(fine, state), best.runner_up)
