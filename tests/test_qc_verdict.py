@@ -11,7 +11,8 @@ import pytest
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, RULES, USABLE, judge, verdict_of_fields
 
-GOOD = dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {rule.metric: float(rule.below) for rule in RULES}
+GOOD = dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {
+    rule.metric: rule.limit + (1 if rule.below else -0.05) for rule in RULES}
 
 
 def beyond(rule, by=0.01):

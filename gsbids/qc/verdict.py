@@ -68,28 +68,34 @@ class Rule:
         return self.words.format(value=shown, limit=self.limit)
 
 
-#: All rules, and the one place where they stand.
+#: All rules, and the one place where they stand. Limits: docs/benchmarks.md, "Placing, and the verdict".
 RULES: tuple[Rule, ...] = (
-    # Source: docs/benchmarks.md (section to come); provisional.
-    Rule("ncc_median", 0.90, True, DO_NOT_USE,
+    Rule("ncc_median", 0.95, True, DO_NOT_USE,
          "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); below "
          "{limit:.2f} the volume does not explain the slices."),
-    # Source: docs/benchmarks.md (section to come); provisional.
-    Rule("stack_agreement", 0.60, True, DO_NOT_USE,
+    Rule("stack_agreement", 0.73, True, DO_NOT_USE,
          "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
          "many slices lie in wrong places."),
-    # Source: docs/benchmarks.md (section to come); provisional.
-    Rule("ncc_worst_stack", 0.85, True, LOOK,
+    Rule("ncc_median", 0.96, True, LOOK,
+         "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); volumes that "
+         "came right have mostly more than {limit:.2f}."),
+    Rule("stack_agreement", 0.80, True, LOOK,
+         "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
+         "some slices may lie in wrong places."),
+    Rule("ncc_worst_stack", 0.93, True, LOOK,
          "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
          "below {limit:.2f} the stack may lie in a wrong place, or be spoilt."),
-    # Source: docs/benchmarks.md (section to come); provisional.
+    Rule("placing_margin", 0.03, True, LOOK,
+         "A stack fits nearly as well in another place: the stacks agree there by {value:.2f} less; with less than "
+         "{limit:.2f} it may have been put into the wrong one."),
+    Rule("crossing_angle", 30.0, True, LOOK,
+         "The stacks are nearly parallel (they cross by at most {value:.2f} degrees): detail across their slices is "
+         "not resolved."),
     Rule("slices_rejected", 0.25, False, LOOK,
          "{value:.0%} of the slices were rejected; with more than {limit:.0%}, parts of the brain may rest on few "
          "slices."),
-    # Source: docs/benchmarks.md (section to come); provisional.
-    Rule("stack_agreement", 0.75, True, LOOK,
-         "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
-         "some slices may lie in wrong places."))
+    Rule("not_covered", 0.10, False, LOOK,
+         "{value:.0%} of the brain was seen by no slice that was used; its values come from their surroundings."))
 
 
 @dataclass(frozen=True)
