@@ -48,7 +48,7 @@ def sample_result(names=NAMES, transforms=None, middle=(0.0, 0.0, 0.0), **change
         "residual": rng.uniform(0.02, 0.06, count), "psf": np.ones((count, 3)), "intensity_scale": 100.0,
         "history": {"iteration": [0, 1, 2, 3], "loss": [0.3, 0.1, 0.06, 0.05],
                     "held_out": [0.3, 0.12, 0.07, None]},
-        "settings": {"seed": 1, "placed_anew": [], "agreement": [0.97, 0.95, 0.93][:len(names)], "runner_up": 0.82,
+        "settings": {"seed": 1, "placed_anew": [], "agreement": [0.97, 0.95, 0.93][:len(names)], "placing_margin": 0.82,
                      "mask_changes": {name: {"lost": 0.02 * n, "won": 0.01} for n, name in enumerate(names)}}}
     return SvrResult(**(values | changes))
 

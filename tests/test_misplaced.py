@@ -149,7 +149,6 @@ def test_places_that_agree_less_are_left_and_told(still, monkeypatch):
     assert len(tried) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="what slides back to the chosen place counts as another place")
 def test_what_slides_back_is_no_other_place(still):
     first = left_at(still, turned(90))
     assert misplaced.look_again(still, first, lambda _: first).runner_up == 0

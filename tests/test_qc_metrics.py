@@ -109,17 +109,17 @@ def test_rejected_slices_do_not_count_as_motion():
 
 
 def test_how_sure_the_places_are():
-    told = {"agreement": [0.95, None, 0.85], "runner_up": 0.7,
+    told = {"agreement": [0.95, None, 0.85], "placing_margin": 0.2,
             "mask_changes": {"a": {"lost": 0.1, "won": 0.4}, "b": {"lost": 0.3, "won": 0.0}}}
     found = placing_metrics(sample_result(settings=told))
     assert found["placing_agreement"] == pytest.approx(0.85)
-    assert found["placing_margin"] == pytest.approx(0.9 - 0.7)
+    assert found["placing_margin"] == pytest.approx(0.2)
     assert found["mask_lost"] == pytest.approx(0.3)
     # Where all stacks agreed at once there was no other place; of files of other versions nothing is known.
-    assert np.isnan(placing_metrics(sample_result(settings=told | {"runner_up": 0.0}))["placing_margin"])
+    assert np.isnan(placing_metrics(sample_result(settings=told | {"placing_margin": None}))["placing_margin"])
     before = placing_metrics(sample_result(settings={}))
     assert np.isnan([before[name] for name in ("placing_agreement", "placing_margin", "mask_lost")]).all()
-    alone = placing_metrics(sample_result(("a",), settings={"agreement": [None], "runner_up": 0.0}))
+    alone = placing_metrics(sample_result(("a",), settings={"agreement": [None], "placing_margin": None}))
     assert np.isnan(alone["placing_agreement"])
 
 

@@ -156,7 +156,6 @@ def test_slices_without_a_say_move_no_mask(scene):
     assert stacks is given
 
 
-@pytest.mark.xfail(strict=True, reason="a stack that shows nothing of what all agree on makes every difference NaN")
 def test_a_stack_that_shows_nothing_of_the_head_spoils_no_mask(scene):
     """Its mask is on something far from the head. The others' follow the head all the same."""
     missing, given, slices, state = with_stranger(scene)

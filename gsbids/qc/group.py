@@ -14,6 +14,7 @@ WIDER = 5.0  # the limit of n values is wider by (1 + WIDER / n): of few values,
 BAD_SIDE = {
     "n_stacks": "low", "n_slices": "low", "slices_used": "low", "slices_rejected": "high", "ncc_median": "low",
     "ncc_p10": "low", "ncc_worst_stack": "low", "stack_agreement": "low", "stack_agreement_worst": "low",
+    "placing_agreement": "low", "placing_margin": "low", "crossing_angle": "low", "mask_lost": "high",
     "residual_median": "high", "motion_mean": "high", "motion_max": "high", "rotation_mean": "high",
     "rotation_max": "high", "motion_neighbour_mean": "high", "motion_neighbour_max": "high",
     "rotation_neighbour_mean": "high", "coverage_mean": "low", "not_covered": "high", "sharpness": "low",

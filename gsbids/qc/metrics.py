@@ -144,11 +144,11 @@ def slice_metrics(result: SvrResult) -> dict[str, float]:
 def placing_metrics(result: SvrResult) -> dict[str, float]:
     """How sure the places of the stacks are (see ``METRIC_DESCRIPTIONS``)."""
     found = np.array([np.nan if value is None else value for value in result.settings.get("agreement", [])], float)
-    runner_up, mean = result.settings.get("runner_up", 0.0), _summary(np.mean, found)
+    margin = result.settings.get("placing_margin")
     lost = [change["lost"] for change in result.settings.get("mask_changes", {}).values()]
     return {
         "placing_agreement": _summary(np.min, found),
-        "placing_margin": mean - runner_up if runner_up > 0 else np.nan,
+        "placing_margin": np.nan if margin is None else margin,
         "crossing_angle": crossing_angle(result),
         "mask_lost": _summary(np.max, np.array(lost)),
     }

@@ -28,6 +28,7 @@ CORE = 0.8  # of every mask: what all agree on tells how much stacks differ wher
 ALIKE = 2.5  # times that difference, up to which stacks look alike
 UNLIKE = 5.0  # times that difference, from which on a voxel does not move with the head
 OPENING = 3.0  # mm: what hangs on the head by less than twice that is no part of it
+LEAST_SHARED = 100  # voxels of the core that a stack must show to have a say
 SLACK = 1.5  # mm: masks that are so near to the region that stacks agree on stay as they are
 VOLUMES = (0.4, 2.0)  # of the region, over that of the usual mask, within which it is believed
 
@@ -101,8 +102,13 @@ def find_head(stacks: list[Stack], moves: list[np.ndarray], levels: list[np.ndar
     count = seen.sum(0)
     votes = (vote * seen).sum(0) / np.maximum(count, 1)
     core = (count >= 2) & ((vote > CORE) | ~seen).all(0)
-    if core.sum() < 100:
+    shared = np.array([(core & s).sum() for s in seen])
+    if (shared >= LEAST_SHARED).sum() < 2:
         return None
+    seen = seen & (shared >= LEAST_SHARED)[:, None, None, None]  # others show something else
+    count, votes = seen.sum(0), (vote * seen).sum(0) / np.maximum(seen.sum(0), 1)
+    value = value[shared >= LEAST_SHARED]
+    seen = seen[shared >= LEAST_SHARED]
     value /= np.array([np.median(v[core & s]) for v, s in zip(value, seen, strict=True)])[:, None, None, None]
     unlike = _difference(value, seen, count)
     unlike /= max(float(np.median(unlike[core])), 1e-6)

@@ -74,7 +74,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
     log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}
-    if options.motion_correction and options.place:
+    if options.motion_correction and options.place and np.ndim(transforms) == 3:  # else every slice has its place
         placed = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
         stacks, slices, pose, notes = placed.stacks, placed.slices, placed.pose, _notes(placed, given, transforms)
     problem = FitProblem.pose(slices, options)
@@ -188,8 +188,8 @@ def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
         lost, won = (old.mask & ~new.mask).sum() / size, (new.mask & ~old.mask).sum() / size
         changes[old.name] = {"lost": round(float(lost), 4), "won": round(float(won), 4)}
     agreement = [None if np.isnan(value) else round(float(value), 4) for value in placed.agreement]
-    return {"placed_anew": anew, "mask_changes": changes, "agreement": agreement,
-            "runner_up": round(placed.runner_up, 4)}
+    margin = None if np.isnan(placed.margin) else round(placed.margin, 4)
+    return {"placed_anew": anew, "mask_changes": changes, "agreement": agreement, "placing_margin": margin}
 
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:

@@ -13,12 +13,13 @@ from gsbids.recon import outliers
 from gsbids.recon.fit_field import FitState
 from gsbids.recon.isotropic import Volume, isotropic_volume
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.poses import mean_correction
 from gsbids.recon.register import about, correlation, likely_places, mean_volume, refine, search_step
 from gsbids.recon.slices import SliceSet
 
 # Agreement of the stacks from which on none is looked for elsewhere; brains in wrong places reach 0.85.
 SURE = 0.9
-GAIN = 0.01  # of agreement, that a stack moves for
+GAIN, GAIN_OF_HALF_TURN = 0.02, 0.06  # of agreement, that a stack moves for; and more, by the angle that it is turned
 TRIALS = 12
 PLACES = 6  # tried for every stack
 TURNS = 16  # rotations of the cover that are refined
@@ -106,10 +107,38 @@ class Placed:
         """Mean agreement; 1 for a lone stack."""
         return float(np.nanmean(self.agreement)) if np.isfinite(self.agreement).any() else 1.0
 
+    @property
+    def margin(self) -> float:
+        """By how much the stacks agree more than in the best other place that was tried; NaN where none was."""
+        return self.mean - self.runner_up if self.runner_up > 0 else np.nan
+
+    def apart(self, other: "Placed") -> float:
+        """Largest angle (degrees) between how a stack lies against the first one here and in another placing."""
+        everyone = range(len(self.transforms))
+        means = [settled(each.slices, each.state, everyone).starts for each in (self, other)]
+        mine, others = (np.linalg.inv(each[0]) @ each for each in means)
+        return max(_apart(a, b) for a, b in zip(mine, others, strict=True))
+
     def better(self, other: "Placed") -> "Placed":
-        """The one in which the stacks agree more, with the other as its runner-up."""
-        best, rest = (other, self) if other.mean > self.mean + GAIN else (self, other)
-        return replace(best, runner_up=max(best.runner_up, rest.runner_up, rest.mean))
+        """The one in which the stacks agree more, clearly so if it is turned far; the other one is its runner-up."""
+        angle = self.apart(other)
+        lead = GAIN + GAIN_OF_HALF_TURN * angle / 180
+        best, rest = (other, self) if other.mean > self.mean + lead else (self, other)
+        tried = rest.mean if angle > ELSEWHERE else 0.0  # what slides back is no other place
+        return replace(best, runner_up=max(best.runner_up, rest.runner_up, tried))
+
+
+def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:
+    """Slices, some of whose stacks (numbers) start from the mean of where their slices are: the gauge of the fit
+    follows the starts."""
+    start = slices.start
+    for stack in stacks:
+        own = slices.stack_index == stack
+        pixels = slices.mask[own].sum((1, 2)).astype(float)
+        moved = slices.nominal.moved(mean_correction(state.pose.motion[own], slices.nominal[own], pixels))
+        start = RigidMotion(np.where(own[:, None, None], moved.rotation, start.rotation),
+                            np.where(own[:, None], moved.translation, start.translation))
+    return replace(slices, start=start)
 
 
 def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray], Placed]) -> Placed:

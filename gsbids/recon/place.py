@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from gsbids.imaging.stack import Stack
+from gsbids.imaging.stack import Stack, centred, seen_from
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
-from gsbids.recon.misplaced import Placed, look_again, stack_agreement
+from gsbids.recon.misplaced import Placed, look_again, settled, stack_agreement
 from gsbids.recon.options import SvrOptions
 from gsbids.recon.poses import PoseState
 from gsbids.recon.psf import FWHM_TO_SIGMA, IN_PLANE_FACTOR
@@ -76,15 +76,15 @@ class Placing:
     pose : PoseState
     agreement : ndarray, (N,)
         Of every stack's brain with the others, see :func:`gsbids.recon.misplaced.stack_agreement`.
-    runner_up : float
-        Largest mean agreement of another place that was tried for a stack; 0 where none was.
+    margin : float
+        By how much the stacks agreed more than in the best other place that was tried for one; NaN where none was.
     """
 
     stacks: list[Stack]
     slices: SliceSet
     pose: PoseState
     agreement: np.ndarray
-    runner_up: float
+    margin: float
 
 
 def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions,
@@ -104,8 +104,11 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     -------
     Placing
     """
+    given = stacks
+    stacks, corner = centred(stacks)
+    transforms = np.round(seen_from(transforms, corner), 9)  # nothing depends on where the scanner's origin is
     size = SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN
-    step = VOXEL * LEVELS[0].pixel * size
+    step, margin = VOXEL * LEVELS[0].pixel * size, np.nan
 
     def coarse(fine, level=LEVELS[0]):
         return coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
@@ -129,25 +132,30 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
 
     best = from_starts(transforms)
     for _ in range(ROUNDS):
+        before = best.transforms
         best = look_again(stacks, best, from_starts)
+        moved = [k for k in range(len(stacks)) if not np.array_equal(best.transforms[k], before[k])]
+        best = replace(best, slices=settled(best.slices, best.state, moved))
+        margin = np.fmin(margin, best.margin)
         if not options.refine_masks or best.mean < TRUSTED:
             break
-        before = stacks
+        as_before = stacks
         stacks, fine, state = refine_masks(stacks, best.slices, best.state, RIM * size)
-        if stacks is before:
+        if stacks is as_before:
             break
         after = placed(fine, state)
         if after.mean < best.mean - WORSE:
-            stacks = before
+            stacks = as_before
             break
-        best = replace(after, runner_up=best.runner_up)
+        best = after
     state = best.state
     for _ in range(AGAIN):
         state = fitted(best.slices, state)
     state = fitted(best.slices, state, LEVELS[1])
     following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_anew
     stacks, fine, state = following(stacks, best.slices, state, options.rim)
-    return Placing(stacks, fine, state.pose, agreement(fine, state), best.runner_up)
+    return Placing([replace(old, mask=new.mask) for old, new in zip(given, stacks, strict=True)],
+                   replace(fine, origin=fine.origin + corner), state.pose, agreement(fine, state), float(margin))
 
 
 def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:

@@ -153,7 +153,7 @@ def as_stacks(groups: list[list[PlacedSlice]]) -> tuple[list[Stack], np.ndarray]
 
 def placed_slices(stacks: list[Stack], result: SvrResult) -> Iterator[tuple[int, PlacedSlice]]:
     """The slices of a reconstruction where it found them: row of the result and slice, intensities as in the stacks."""
-    moves = result.motion.as_affines(result.nominal)
+    stacks, moves = result.as_fitted(stacks), result.motion.as_affines(result.nominal)
     for number, row in enumerate(np.lexsort((result.slice_index, result.stack_index))):
         stack, k = stacks[result.stack_index[row]], int(result.slice_index[row])
         affine = moves[row] @ stack.affine
