@@ -78,7 +78,8 @@ def _reconstruct(stacks: list[Path], masks: list[Path], folder: Path, options) -
                "--output-resolution", str(VOXEL), "-w", folder / "work", *options]
     for name, path in out.items():
         command += [f"--output-{name}", path]
-    if subprocess.run([str(word) for word in command]).returncode:
+    # 3: made, and not to be used: wide masks hold what does not move with the head, which is wanted here.
+    if subprocess.run([str(word) for word in command]).returncode not in (0, 3):
         raise InputError(f"{folder}: gsbids did not reconstruct the head there, for the reason above")
     return out
 

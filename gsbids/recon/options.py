@@ -25,7 +25,8 @@ class SvrOptions:
     place : bool
         Begin with outlines and coarse features (:mod:`gsbids.recon.place`), where slices moved far.
     refine_masks : bool
-        Let the masks follow what moves with the head (:mod:`gsbids.recon.consensus`); only with ``place``.
+        Let the masks follow what moves with the head (:mod:`gsbids.recon.consensus`); only with ``place``. Off: in masks
+        30 mm too wide a fit fell apart with it, and its gain has not been measured by itself.
     pose_start, pose_every : int
         First iteration with a pose step, and iterations from one to the next.
     neighbour_turns : tuple of int
@@ -69,7 +70,7 @@ class SvrOptions:
     iterations: int = 120
     motion_correction: bool = True
     place: bool = True
-    refine_masks: bool = True
+    refine_masks: bool = False
     pose_start: int = 4
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
