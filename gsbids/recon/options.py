@@ -25,7 +25,7 @@ class SvrOptions:
     place : bool
         Begin with outlines and coarse features (:mod:`gsbids.recon.place`), where slices moved far.
     refine_masks : bool
-        Let the masks follow what moves with the head (:mod:`gsbids.recon.consensus`); only with ``place``. Off: in masks
+        Let the masks follow what moves with the head (:mod:`gsbids.recon.consensus`), with ``place``. Off: in masks
         30 mm too wide a fit fell apart with it, and its gain has not been measured by itself.
     pose_start, pose_every : int
         First iteration with a pose step, and iterations from one to the next.
