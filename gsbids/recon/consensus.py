@@ -100,7 +100,6 @@ def find_head(stacks: list[Stack], moves: list[np.ndarray], levels: list[np.ndar
     sigma = SPREAD * max(stack.spacing[2] for stack in stacks) / STEP
     seen, value, vote = (np.stack(a) for a in zip(*(_image(*look, (low, shape, sigma)) for look in looks), strict=True))
     count = seen.sum(0)
-    votes = (vote * seen).sum(0) / np.maximum(count, 1)
     core = (count >= 2) & ((vote > CORE) | ~seen).all(0)
     shared = np.array([(core & s).sum() for s in seen])
     if (shared >= LEAST_SHARED).sum() < 2:
