@@ -40,7 +40,7 @@ def main() -> None:
     """Run what was asked for; what is known is written after each case."""
     args = parse()
     wanted = [(part, seed) for part in args.parts for seed in (args.pairs if part == "real" else args.seeds)]
-    found = json.loads(args.json.read_text())["cases"] if args.keep and args.json and args.json.exists() else []
+    found = kept(args.json) if args.keep and args.json and args.json.exists() else []
     there = {(case["part"], case["seed"], case["masks"]) for case in found}
     jobs = [(part, seed, kind, args.figures) for part, seed in wanted for kind in kinds(part, args.masks)
             if (part, seed, kind) not in there]
@@ -49,9 +49,8 @@ def main() -> None:
         for future in as_completed(waiting):
             found.append(future.result())
             say(line(found[-1]))
-            if args.json:
-                write_json(args.json, {"benchmark": "placing", "machine": machine(), "summary": summary(found),
-                                       "cases": found})
+            write(args.json, found)
+    write(args.json, found)
     print(json.dumps(summary(found), indent=1))
 
 
@@ -65,9 +64,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--masks", nargs="+", choices=scenes.MASKS, default=scenes.MASKS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--figures", type=Path, help="folder for a picture of every case that is not right")
-    parser.add_argument("--keep", action="store_true", help="go on from what is in the JSON")
+    parser.add_argument("--keep", action="store_true", help="go on from what is in the JSON; cases are judged again")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
+
+
+def kept(path: Path) -> list[dict]:
+    """The cases of a JSON, each with the verdict of today's rules on its metrics."""
+    from gsbids.qc.verdict import judge
+
+    cases = json.loads(path.read_text())["cases"]
+    for case in cases:
+        if "metrics" in case:
+            verdict = judge(case["metrics"])
+            case |= {"verdict": verdict.level, "spoke": list(verdict.rules)}
+    return cases
+
+
+def write(path: Path | None, found: list[dict]) -> None:
+    """What is known so far."""
+    if path:
+        write_json(path, {"benchmark": "placing", "machine": machine(), "summary": summary(found), "cases": found})
 
 
 def kinds(part: str, wanted) -> tuple[str, ...]:

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that are shown to people: one line, what was found where, what to do."""
 
+from contextlib import suppress
+from pathlib import Path
+
+# What files begin with that stand for a content kept elsewhere, and what fetches it.
+_POINTERS = {b"/annex/objects/": "datalad get or git annex get", b"version https://git-lfs": "git lfs pull"}
+
 
 class GsbidsError(Exception):
     """A problem with one readable line and an exit code.
@@ -30,3 +36,22 @@ class DeviceError(GsbidsError):
     """The compute device that was asked for cannot be used (exit code 126)."""
 
     exit_code = 126
+
+
+def not_fetched(path: str | Path) -> str:
+    """One line about a file whose content is not here: a link without a target, a pointer of git-annex or Git LFS.
+
+    Returns
+    -------
+    str
+        Empty where the file has its content, or where there is no such file.
+    """
+    path = Path(path)
+    if path.is_symlink() and not path.exists():
+        return f"{path}: the target of this link is not here; get its content, as with datalad get, or remove the link"
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(32)
+        for sign, command in _POINTERS.items():
+            if start.startswith(sign):
+                return f"{path}: the content of this file was not fetched; get it with {command}, or remove the file"
+    return ""

@@ -76,7 +76,7 @@ def tiny_bids(tmp_path):
     def make(subjects=("01",), stacks: int = 3, thickness: float | None = 3.5, name="bids") -> TinyBids:
         tiny = TinyBids(tmp_path / name, tmp_path / f"{name}-masks")
         for root, kind in ((tiny.root, "raw"), (tiny.masks, "derivative")):
-            root.mkdir()
+            root.mkdir(parents=True)
             fields = {"Name": "tiny", "BIDSVersion": "1.10.1", "DatasetType": kind}
             if kind == "derivative":
                 fields["GeneratedBy"] = [{"Name": "hand"}]

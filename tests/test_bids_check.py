@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ball_stack, write_nifti
+from scipy import ndimage
 
 from gsbids.bids.check import CheckOptions, check_task, fill_thickness
 from gsbids.bids.query import Selection, find_tasks
@@ -36,6 +37,113 @@ def test_gap_between_slices_is_said_once(tiny_bids):
     (line,) = check(tiny_bids(thickness=4.4, name="overlap"), thickness_given=True)
     assert "(--slice-thickness)" in line
     assert "an overlap of 0.4 mm" in line
+
+
+def test_negative_intensities_are_said(tiny_bids):
+    tiny = tiny_bids(thickness=4.0)
+    for run in (1, 3):
+        image, _, affine = ball_stack(run)
+        write_nifti(tiny.stack(run=run), image.astype(np.float32) / 100 - 9 * run, affine)
+    (line,) = check(tiny)
+    assert line.startswith("run-1, run-3: negative intensities (down to -26.")
+    assert "the outputs are on the scale of the input" in line
+
+
+@pytest.mark.parametrize(("largest", "threshold"), [
+    (0.06, 0.03), (0.45, 0.225), (0.8, 0.4), (97, 48.5), (100, 50), (254, 127), (255, 127.5)])
+def test_soft_masks_are_taken_at_half_of_their_largest_value_and_it_is_said(tiny_bids, largest, threshold):
+    from gsbids.masking.stack_masks import read_mask
+
+    tiny = tiny_bids(thickness=4.0)
+    _, mask, affine = ball_stack(2)
+    blurred = ndimage.gaussian_filter(mask.astype(float), (2, 2, 1))
+    soft = (largest * blurred / blurred.max()).astype(np.float32)
+    soft = np.rint(soft).astype(np.uint8) if largest > 1 else soft
+    write_nifti(tiny.mask(run=2), soft, affine)
+    (line,) = check(tiny)
+    assert line == f"run-2: the mask is soft (largest value {largest:g}); brain is where it is at least half of that"
+    found, reason = read_mask(tiny.mask(run=2), affine, soft.shape)
+    np.testing.assert_array_equal(found, soft >= threshold)
+    assert "the mask is soft" in reason
+
+
+def test_masks_without_shares_are_not_soft(tiny_bids):
+    tiny = tiny_bids(thickness=4.0)
+    for run, value in ((1, 1), (2, 255), (3, 41)):  # one label each
+        _, mask, affine = ball_stack(run)
+        write_nifti(tiny.mask(run=run), mask * np.uint8(value), affine)
+    assert check(tiny) == []
+    places = np.stack(np.indices(mask.shape)) // 4
+    write_nifti(tiny.mask(run=3), mask * (1 + places[0] + 7 * places[1]).astype(np.uint8), affine)  # a parcellation
+    assert check(tiny) == []
+
+
+@pytest.mark.parametrize(("value", "reason"), [
+    (0.03, "the mask has no value above 0.03, which is too little for a share of brain (more than 0.05)"),
+    (-1, "the mask is empty (no voxel is above 0, the largest is 0)"), (0, "the mask is empty (all voxels are 0)")])
+def test_the_true_reason_of_a_mask_that_is_none(tiny_bids, value, reason):
+    tiny = tiny_bids()
+    _, mask, affine = ball_stack(2)
+    write_nifti(tiny.mask(run=2), mask.astype(np.float32) * np.float32(value), affine)
+    assert refusal(tiny).startswith(f"{tiny.mask(run=2)}: {reason}; give a mask with the brain in it")
+
+
+def test_inverted_masks_and_masks_of_everything_are_said(tiny_bids):
+    tiny = tiny_bids(thickness=4.0)
+    for run, change in ((1, lambda mask: 1 - mask), (3, np.ones_like)):
+        _, mask, affine = ball_stack(run)
+        write_nifti(tiny.mask(run=run), change(mask), affine)
+    inverted, everything = sorted(check(tiny))
+    assert inverted.startswith("run-1: the mask holds 100% of the borders of the image, so that it looks inverted")
+    assert everything.startswith("run-3: the mask holds the whole image and shows no brain; it is taken as it is")
+
+
+def test_a_sidecar_that_contradicts_the_voxels_is_said(tiny_bids):
+    tiny = tiny_bids(thickness=4.0)
+    image, mask, affine = ball_stack(2)
+    order = [2, 0, 1, 3]  # transposed by a tool that left the sidecar alone
+    write_nifti(tiny.stack(run=2), image.transpose(2, 0, 1), affine[:, order])
+    write_nifti(tiny.mask(run=2), mask.transpose(2, 0, 1), affine[:, order])
+    fields = json.loads(tiny.sidecar(run=2).read_text())
+    tiny.sidecar(run=2).write_text(json.dumps(fields | {"SliceEncodingDirection": "k"}))
+    (line, _) = sorted(check(tiny), key=lambda text: "apart" in text)
+    assert line.startswith("run-2: SliceEncodingDirection is k, but voxels are longest along i (4 mm, along k 2 mm); "
+                           "slices along k are taken, as the sidecar says: correct it")
+    tiny.sidecar(run=2).write_text(json.dumps(fields | {"SliceEncodingDirection": "i"}))
+    assert check(tiny) == []
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"SpacingBetweenSlices": 3.5}, "SpacingBetweenSlices is 3.5 mm, but slices are 4 mm apart by the header; the "),
+    ({"SliceTiming": [0.0]}, "SliceTiming has 1 times, but the stack has 14 slices; when each was acquired is not "),
+    ({"SliceTiming": [0.1] * 28}, "SliceTiming has 28 times, but the stack has 14 slices; "),
+    ({"SliceTiming": "alt+z"}, "SliceTiming is no list of times, but the stack has 14 slices; "),
+    ({"ImageType": ["DERIVED", "PRIMARY", "MPR", "NORM"]}, "ImageType has MPR: its slices were not acquired like "),
+    ({"ImageType": "DERIVED\\SECONDARY\\REFORMATTED"}, "ImageType has REFORMATTED: its slices "),
+    ({"SpacingBetweenSlices": 4.05, "SliceTiming": [0.1] * 14, "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ""),
+    ({"SpacingBetweenSlices": "4", "SliceTiming": [], "ImageType": 3}, ""),
+    ({"SpacingBetweenSlices": 0}, ""), ({"SpacingBetweenSlices": 10**400}, "")])
+def test_what_the_sidecar_says_against_the_image_is_said(tiny_bids, fields, said):
+    tiny = tiny_bids(thickness=4.0)
+    tiny.sidecar(run=2).write_text(json.dumps({"SliceThickness": 4.0} | fields))
+    assert [line.startswith(f"run-2: {said}") for line in check(tiny)] == [True] * bool(said)
+
+
+def test_one_image_as_two_stacks_is_said(tiny_bids):
+    tiny = tiny_bids(thickness=4.0, stacks=4)
+    image, _, affine = ball_stack(1)
+    write_nifti(tiny.stack(run=4), image, affine)
+    assert check(tiny) == ["run-1, run-4: every voxel is the same, so that one image counts 2 times; leave all but one "
+                           "out with --bids-filter-file"]
+
+
+def test_the_distance_of_slices_is_across_them(tiny_bids):
+    tiny = tiny_bids(thickness=4.0)
+    for change, path in ((0, tiny.stack(run=1)), (1, tiny.mask(run=1))):
+        image, affine = ball_stack(1)[change], ball_stack(1)[2]
+        affine[1, 2] = 4 * np.tan(np.radians(30))  # each slice is moved along itself
+        write_nifti(path, image, affine)
+    assert [line for line in check(tiny) if "apart" in line] == []
 
 
 def test_one_stack_only(tiny_bids):

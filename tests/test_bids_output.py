@@ -21,6 +21,7 @@ STACK = TASK | {"run": "3"}
 # The golden tree: kind, path.
 TREE = {
     "volume": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz",
+    "volume_brain": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-brain_T2w.nii.gz",
     "volume_unmasked": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-unmasked_T2w.nii.gz",
     "volume_mask": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-brain_mask.nii.gz",
     "coverage": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-coverage_T2w.nii.gz",
@@ -102,7 +103,7 @@ def test_sink_writes_data_and_sidecar(tmp_path):
     assert path.read_bytes() == source.read_bytes()
     fields = json.loads((path.parent / path.name.replace(".nii.gz", ".json")).read_text())
     assert fields == {
-        "Description": DESCRIPTIONS["preproc"], "SpatialReference": "orig", "SkullStripped": True,
+        "Description": DESCRIPTIONS["preproc"], "SpatialReference": "orig", "SkullStripped": False,
         "Resolution": "0.8 mm isotropic", "Sources": ["bids:raw:a"], "NumberOfGaussians": 5,
         "Shift": [0.0, 0.0]}
     assert not list(tmp_path.rglob("*.tmp"))
@@ -212,7 +213,7 @@ def test_validator_passes(full_tree, official_errors):
 def test_every_source_resolves(full_tree):
     links = json.loads((full_tree / "dataset_description.json").read_text())["DatasetLinks"]
     sidecars = [path for path in full_tree.rglob("*.json") if path.parent.name == "anat"]
-    assert len(sidecars) == 9 + 3 * 4 + 3 * 6
+    assert len(sidecars) == 10 + 3 * 4 + 3 * 6
     for sidecar in sidecars:
         for uri in json.loads(sidecar.read_text())["Sources"]:
             dataset, relative = re.fullmatch(r"bids:([a-z]*):(.+)", uri).groups()

@@ -45,7 +45,7 @@ def test_empty_bids_dir(refuse, tmp_path):
     assert refuse(tmp_path / "empty").startswith(f"{tmp_path / 'empty'}: no sub-<label> folder in it; give")
 
 
-@pytest.mark.parametrize("where", ["", "derivatives/gsbids"])
+@pytest.mark.parametrize("where", ["", "out", "derivatives", "derivatives/other", "derivatives/gsbids/more"])
 def test_output_in_the_input(refuse, tiny_bids, where):
     tiny = tiny_bids()
     line = refuse(tiny.root, out=tiny.root / where)
@@ -66,6 +66,8 @@ def test_work_in_the_input(refuse, tiny_bids, tmp_path, monkeypatch):
     assert refuse(tiny.root, work="work").endswith("give another with -w")
     assert refuse(tiny.root, work=tmp_path / "out").endswith("is the same as output_dir; give another with -w")
     assert refuse(tiny.root, "--bids-database-dir", "index").startswith("--bids-database-dir ")
+    own = tiny.root / "derivatives" / "gsbids"
+    assert refuse(tiny.root, out=own, work=own / "work").startswith(f"--work-dir {own / 'work'}: is inside")
 
 
 def test_output_that_is_a_file(refuse, tiny_bids, tmp_path):
@@ -189,6 +191,8 @@ def test_derivatives(refuse, tiny_bids, tmp_path):
     assert "the name 'raw' is taken" in refuse(tiny.root, "-d", f"raw={tiny.masks}")
     assert "the name 'm' is taken" in refuse(tiny.root, "-d", f"m={tiny.masks}", f"m={tiny.masks}")
     assert "no *_mask.nii.gz in it" in refuse(tiny.root, "-d", tiny.root)
+    (tmp_path / "own" / "masks").mkdir(parents=True)
+    assert "lies in output_dir" in refuse(tiny.root, "-d", tmp_path / "own" / "masks", out=tmp_path / "own")
     assert "needs data sets with masks" in refuse(tiny.root, "--mask-mode", "derivatives")
 
 

@@ -81,6 +81,21 @@ def test_derivatives_have_names(tmp_path):
     assert named == {"masks": tmp_path / "m", "manualmasks": tmp_path / "manual_masks"}
 
 
+def test_a_path_that_exists_is_a_path(tmp_path, monkeypatch):
+    """Also where it could be read as a name and a path."""
+    for name in ("data=v2/masks", "v2/masks", "data=masks"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse_derivatives(["data=v2/masks"]) == {"masks": tmp_path / "data=v2" / "masks"}
+    assert parse_derivatives([f"a={tmp_path / 'data=v2' / 'masks'}"]) == {"a": tmp_path / "data=v2" / "masks"}
+    assert parse_derivatives(["data=masks", "b=v2/masks"]) == {
+        "datamasks": tmp_path / "data=masks", "b": tmp_path / "v2" / "masks"}
+    with pytest.raises(InputError, match=r"^--derivatives my_masks=v2/masks: a NAME holds letters and digits only"):
+        parse_derivatives(["my_masks=v2/masks"])
+    with pytest.raises(InputError, match=r"^--derivatives c=v3/masks: there is no such folder"):
+        parse_derivatives(["c=v3/masks"])
+
+
 def test_config_file_gives_defaults(tiny_bids, tmp_path):
     tiny = tiny_bids(stacks=2)
     filters = tmp_path / "f.json"

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import fakes
 import numpy as np
 import pytest
 from conftest import ball_stack, write_nifti
+from trees import checksums
 
+from gsbids.bids.query import Selection, find_tasks
 from gsbids.cli.executor import make_executor
 from gsbids.cli.main import main
 from gsbids.config import Config
@@ -26,9 +29,9 @@ def run(monkeypatch, tmp_path, capsys):
     for name, module in fakes.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
 
-    def call(tiny, *options, fake=None):
+    def call(tiny, *options, fake=None, out=None):
         monkeypatch.setenv("GSBIDS_FAKE", json.dumps(fake or {}))
-        code = main([str(tiny.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
+        code = main([str(tiny.root), str(out or tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
                      "--nprocs", "1", *map(str, options)])
         return code, *capsys.readouterr()
 
@@ -110,6 +113,50 @@ def test_a_failure_stops_nobody_else(run, tiny_bids, tmp_path):
     assert "ValueError: the reconstruction" in (tmp_path / "out" / "sub-02.html").read_text()
     for other in ("01", "03"):
         assert (tmp_path / "out" / f"sub-{other}.html").read_text() == "x"
+
+
+def test_files_that_cannot_be_read_stop_their_own_subject_only(run, tiny_bids, tmp_path):
+    """Text in another encoding, links without targets, and what git-annex and Git LFS leave in the place of a file."""
+    subjects = [f"{number:02}" for number in range(1, 9)]
+    tiny = tiny_bids(subjects=subjects)
+    tiny.sidecar("01").write_bytes('{"SliceThickness": 3.5, "ProtocolName": "Schädel"}'.encode("latin-1"))
+    tiny.sidecar("02").write_bytes('{"SliceThickness": 3.5}'.encode("utf-16"))
+    for path in (tiny.sidecar("03"), tiny.stack("04"), tiny.mask("05")):
+        path.unlink()
+        path.symlink_to("../../.git/annex/objects/xx/MD5E-s1--0")
+    tiny.stack("06").write_text("/annex/objects/MD5E-s1--0\n")
+    tiny.sidecar("07").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    code, _, err = run(tiny, "-d", f"masks={tiny.masks}")
+    assert code == 1
+    link = "the target of this link is not here; get its content"
+    pointer = "the content of this file was not fetched; get"
+    expected = [(tiny.sidecar("01"), "not a JSON file in UTF-8"), (tiny.sidecar("02"), "not a JSON file in UTF-8"),
+                (tiny.sidecar("03"), link), (tiny.stack("04"), link), (tiny.mask("05"), link),
+                (tiny.stack("06"), pointer), (tiny.sidecar("07"), pointer)]
+    lines = [line for line in err.splitlines() if line.startswith("gsbids: error: ")]
+    for line, (path, what) in zip(lines, expected, strict=True):
+        assert line.startswith(f"gsbids: error: {path}: {what}")
+    assert err.splitlines()[-1].startswith("1 of 8 reconstructions done")
+    assert (tmp_path / "out" / "sub-08.html").is_file()
+
+
+def test_the_place_of_derivatives_in_the_input_is_output_and_never_input(run, tiny_bids, tmp_path):
+    tiny = tiny_bids()
+    out = tiny.root / "derivatives" / "gsbids"
+    shutil.copytree(tiny.masks, tiny.root / "derivatives" / "hand")
+    before = checksums(tiny.root, skip=("gsbids",))
+    for _ in range(2):
+        code, _, err = run(tiny, "-d", tiny.root / "derivatives", out=out)
+        assert code == 0, err
+        # Better masks than those by hand, by their names, and stacks: the second run must see none of them.
+        for name in ("sub-01_run-1_T2w", "sub-01_run-7_T2w", "sub-01_acq-x_T2w", "sub-01_run-1_desc-brain_mask"):
+            shutil.copy(tiny.stack(), out / "sub-01" / "anat" / f"{name}.nii.gz")
+    (task,) = find_tasks(tiny.root, Selection(mask_datasets={"d": tiny.root / "derivatives"}, output_dir=out))
+    assert [stack.path for stack in task.stacks] == [tiny.stack(run=run) for run in (1, 2, 3)]
+    assert [stack.mask.parts[-4] for stack in task.stacks] == ["hand"] * 3
+    assert (out / "sub-01.html").is_file()
+    (out.parent / "note-sub-01_T2w").unlink()  # by the workflow that computes nothing
+    assert checksums(tiny.root, skip=("gsbids",)) == before
 
 
 def test_a_volume_not_to_be_used_is_told_and_ends_with_a_code_of_its_own(run, tiny_bids, tmp_path):

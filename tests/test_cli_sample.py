@@ -97,6 +97,17 @@ def test_files(model, result, tmp_path):
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+def test_a_grid_elsewhere_is_refused_with_both_places(model, tmp_path, capsys):
+    grid, out = tmp_path / "grid.nii.gz", tmp_path / "out.nii.gz"
+    write_nifti(grid, np.zeros((7, 8, 9), np.uint8), moved(AFFINE, 500))
+    assert main(["sample", str(model), str(out), "--like", str(grid)]) == 2
+    line = capsys.readouterr().err.strip()
+    assert f"--like {grid} lies at x " in line
+    assert f"and {model} at x " in line
+    assert len(line.splitlines()) == 1
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["MODEL", "out.nii.gz"], "one of --spacing, --factor and --like is required"),
     (["MODEL", "out.nii.gz", "--spacing", "1", "--factor", "2"], "not allowed with"),

@@ -81,6 +81,56 @@ def test_thickness_from_the_sidecar_or_the_option(tmp_path, capsys):
     np.testing.assert_array_equal(volumes[1], volumes[2])
 
 
+def test_a_grid_elsewhere_is_refused_with_both_places(image, tmp_path, capsys):
+    grid, out = tmp_path / "grid.nii.gz", tmp_path / "out.nii.gz"
+    affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    affine[0, 3] += 60
+    write_nifti(grid, np.zeros((24, 28, 22), np.float32), affine)
+    assert main(["super-resolve", str(image), str(out), "--like", str(grid), "--sr-quality", "fast"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert f"{image}: the grid of --like lies at x 42 to 66, y -8 to 20, z 0 to 22 mm" in line
+    assert "the image at x -18 to 6, y -8 to 20, z 0 to 22 mm" in line
+    assert len(line.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_grids_that_hardly_touch_are_said(caplog):
+    """Over 0.8 mm of 20 in every direction; grids of an atlas around the image are none of these."""
+    from gsbids.imaging.masks import check_overlap
+
+    image, corner, around = ((20, 20, 20), np.eye(4)), np.eye(4), np.diag([10, 10, 10, 1.0])
+    corner[:3, 3], around[:3, 3] = 19.2, -250
+    check_overlap(((50, 50, 50), around), image, ("like", "image"))
+    assert not caplog.messages
+    check_overlap(((20, 20, 20), corner), image, ("like", "image"))
+    (line,) = caplog.messages
+    assert line.startswith("like lies at x 19 to 39, y 19 to 39, z 19 to 39 mm, and image at x 0 to 20, y 0")
+    assert "they hardly touch" in line
+
+
+@pytest.mark.parametrize("kind", ["background 0", "CT", "magnitudes"])
+def test_beyond_the_field_of_view_is_background(tmp_path, kind):
+    """0, also where tissue is negative; the least of an image whose background is."""
+    data, inside = phantom((12, 14, 11)), np.zeros((12, 14, 11), bool)
+    inside[2:-2, 2:-2, 2:-2] = True
+    data, expected = {"background 0": (np.where(inside, data - data.mean(), 0), 0), "CT": (data - 1024, -1024),
+                      "magnitudes": (data + 50, 0)}[kind]
+    data[0, 0, 0] = expected if kind == "CT" else data[0, 0, 0]
+    source = write_nifti(tmp_path / "in.nii.gz", data.astype(np.float32), AFFINE)
+    affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    affine[:3, 3] = (AFFINE @ [-4, -4, -4, 1])[:3]
+    grid = write_nifti(tmp_path / "grid.nii.gz", np.zeros((40, 44, 38), np.float32), affine)
+    out, model, again = (tmp_path / name for name in ("out.nii.gz", "model.npz", "again.nii.gz"))
+    assert main(["super-resolve", str(source), str(out), "--like", str(grid), "--sr-quality", "fast", "--model",
+                 str(model)]) == 0
+    found, _ = load_image(out)
+    assert (found[:6] == expected).all()
+    assert (found[-6:] == expected).all()
+    np.testing.assert_allclose(found[8:32:2, 8:36:2, 8:30:2], data, atol=0.35 * np.ptp(data))
+    assert main(["sample", str(model), str(again), "--like", str(grid)]) == 0
+    np.testing.assert_array_equal(load_image(again)[0], found)
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["IN", "out.nii.gz"], "required"), (["IN", "out.nii.gz", "--factor", "2", "3"], "one number or three"),
     (["IN", "out.nii.gz", "--factor", "-2"], "not a positive"), (["IN", "out.nii.gz", "--factor", "0.5"], "factor is"),

@@ -3,8 +3,12 @@
 
 import numpy as np
 import pytest
+from qc_samples import sample_result
+from test_recon import RADIUS, acquire, brain, slow_motion
 
-from gsbids.recon.coverage import shown_region, without_holes
+from gsbids.imaging.geometry import slice_frames
+from gsbids.recon.coverage import reproject_mask, shown_region, without_holes
+from gsbids.recon.motion import RigidMotion
 
 RIM = 3.5  # mm
 
@@ -70,3 +74,27 @@ def test_a_brain_that_is_black_throughout_stays_black():
     brain, _, affine = ball(1.0)
     black = np.zeros(brain.shape, np.float32)
     np.testing.assert_array_equal(without_holes(black, brain, affine), black)
+
+
+@pytest.mark.parametrize("orientation", ["axial", "coronal"])
+def test_a_mask_of_the_volume_is_seen_in_every_slice_where_it_had_moved(orientation):
+    """Also in slices that were not fitted, about as in their neighbours."""
+    count = acquire(brain(), orientation).image.shape[2]
+    motion = slow_motion(count, 3, [0.1, 0.1, 0.1, 3.0, 3.0, 3.0])
+    stack = acquire(brain(), orientation, motion=motion)
+    still = RigidMotion(*slice_frames(stack.affine, stack.image.shape))
+    fitted = np.array([k for k in range(count) if k not in (4, 5)])
+    result = sample_result(nominal=still[fitted], motion=still.step(motion[:, :3], motion[:, 3:])[fitted],
+                           stack_index=np.ones(len(fitted), int), slice_index=fitted)
+    affine = np.diag([0.8, 0.8, 0.8, 1.0])
+    affine[:3, 3] = -24.0
+    world = np.moveaxis(np.indices((61, 61, 61)), 0, -1) * 0.8 - 24.0
+    found = reproject_mask(((world / RADIUS) ** 2).sum(-1) < 1, affine, stack, 1, result)
+    per_slice = 2 * (found & stack.mask).sum((0, 1)) / (found.sum((0, 1)) + stack.mask.sum((0, 1)) + 1e-9)
+    large = stack.mask.sum((0, 1)) > 0.5 * stack.mask.sum((0, 1)).max()
+    others = large & ~np.isin(np.arange(count), (4, 5))
+    assert per_slice[others].min() > 0.96
+    assert per_slice[large].min() > 0.85
+    unmoved = acquire(brain(), orientation).mask
+    assert 2 * (unmoved & stack.mask).sum() / (unmoved.sum() + stack.mask.sum()) < 0.96
+    assert not reproject_mask(np.ones((61, 61, 61), bool), affine, stack, 0, result).any()

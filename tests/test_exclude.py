@@ -9,7 +9,7 @@ from qc_samples import sample_result
 from test_recon import QUICK, STILL, acquire, brain
 
 from gsbids.recon.coverage import vote_mask
-from gsbids.recon.exclude import strangers, with_excluded
+from gsbids.recon.exclude import apart_from_all, strangers, with_excluded
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_svr import fit_svr
 from gsbids.recon.motion_table import motion_table, slice_transforms
@@ -25,6 +25,24 @@ NEAR = dataclasses.replace(QUICK, place=False)
     ([0.74, 0.71, 0.87], [0, 0, 0]), ([0.85, 0.78, 0.92], [0, 0, 0])])
 def test_a_stranger_is_one_that_stands_out(similarity, out):
     np.testing.assert_array_equal(strangers(np.array(similarity)), np.array(out, bool))
+
+
+@pytest.mark.parametrize(("agreement", "rest", "out"), [
+    ([0.6, 0.5, 0.4], 0.85, [0, 0, 1]), ([0.8, 0.8, 0.7], 0.95, [0, 0, 0]), ([0.6, 0.5, 0.4], 0.5, [0, 0, 0]),
+    ([0.64, 0.7, 0.75], 0.76, [0, 0, 0]), ([0.3, 0.3], np.nan, [0, 0])])
+def test_a_stack_is_apart_where_the_others_agree_without_it(agreement, rest, out):
+    np.testing.assert_array_equal(apart_from_all(np.array(agreement), rest), np.array(out, bool))
+
+
+def test_a_stack_of_another_brain_is_left_out_where_it_was_placed():
+    """Before any fine fit: nobody who watches is shown a volume with it."""
+    own = [acquire(brain(), orientation, noise=0.01) for orientation in ("axial", "coronal", "sagittal")]
+    other = dataclasses.replace(acquire(brain(seed=9), "axial", noise=0.01), name="other")
+    seen = []
+    result = fit_svr([own[0], other, *own[1:]], np.tile(np.eye(4), (4, 1, 1)), QUICK,
+                     observe=lambda iteration, now: seen.append(set(now().stack_index)))
+    assert result.settings["excluded"] == ["other"]
+    assert set(map(frozenset, seen)) == {frozenset({0, 2, 3})}
 
 
 def test_a_stack_of_another_brain_is_left_out():

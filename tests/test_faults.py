@@ -66,7 +66,6 @@ def test_corrupted_input_has_a_message_or_a_result(case, good, tmp_path, in_proc
 
 
 @pytest.mark.parametrize(("text", "what"), [
-    ('{"IntendedFor": true}', "IntendedFor is 'True', a path or a list of paths is expected"),
     ('[{"SliceThickness": 3}]', "holds no JSON object"), ("[" * 5000 + "]" * 5000, "not a JSON file"),
     ("", "not a JSON file"), ('{"a": "b"', "not a JSON file")])
 def test_sidecar_that_is_none_is_named(text, what, tmp_path, in_process):

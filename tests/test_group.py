@@ -189,7 +189,8 @@ def test_methods_are_compared_with_their_own_kind(group, folders):
 def test_nothing_there_is_one_line(tmp_path, capsys):
     bids, out = tmp_path / "bids", tmp_path / "out"
     cases = [((bids, out), "bids_dir"), ((bids, out), "output_dir"), ((bids, out), "no metrics (sub-*"),
-             ((bids, bids), "is the same as"), ((bids, bids / "out"), "is the same as or inside")]
+             ((bids, bids), "is the same as"), ((bids, bids / "out"), "is inside"),
+             ((bids, bids / "derivatives" / "gsbids"), "no metrics (sub-*")]
     for n, (arguments, words) in enumerate(cases):
         assert main([*map(str, arguments), "group"]) == 2
         said = capsys.readouterr().err
@@ -198,7 +199,8 @@ def test_nothing_there_is_one_line(tmp_path, capsys):
         assert words in said
         if n < 2:
             (bids, out)[n].mkdir()
-        (bids / "out").mkdir(exist_ok=True)
+        for inside in ("out", "derivatives/gsbids"):
+            (bids / inside).mkdir(parents=True, exist_ok=True)
     assert list(out.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import pytest
 from test_recon import AXES, QUICK, acquire, brain, error_of, gauge, slow_motion
 
 from gsbids.imaging.stack import Stack
+from gsbids.qc.metrics import crossing_angle
 from gsbids.recon.fit_svr import fit_svr
 from gsbids.recon.register import register_stacks
 
@@ -63,6 +64,34 @@ def test_twelve_stacks_are_better_than_three(usual):
 def test_thickness_gap_and_overlap(thickness, distance):
     field, stacks, motions = stacks_of(AXES, thickness=thickness, distance=distance)
     assert error(field, stacks, motions) < {2.0: 0.1, 4.0: 0.13, 3.0: 0.14, 6.0: 0.22}[thickness]
+
+
+def test_a_stack_of_three_slices_does_no_harm(usual):
+    field, stacks, motions, error_before = usual
+    middle = stacks[2].image.shape[2] // 2
+    few = slice(middle - 1, middle + 2)
+    origin = stacks[2].affine.copy()
+    origin[:3, 3] += (middle - 1) * origin[:3, 2]
+    short = dataclasses.replace(stacks[2], name="run-4", image=stacks[2].image[..., few] * np.float32(1.3),
+                                mask=stacks[2].mask[..., few], affine=origin)
+    assert error(field, [*stacks, short], [*motions, motions[2][few]]) < 1.1 * error_before
+
+
+def test_two_parallel_stacks_are_better_than_one():
+    field, stacks, motions = stacks_of(["axial", "axial"])
+    result = fit_svr(stacks, register_stacks(stacks).transforms, NEAR)
+    assert error_of(field, result, gauge(stacks, motions, result)) < 0.4
+    assert crossing_angle(result) < 10  # which the verdict tells
+
+
+def test_pixels_of_two_sizes():
+    """Two stacks of 0.8 mm and one of 1.3 mm pixels are better than all of 1.3 mm."""
+    errors = []
+    for sizes in ((0.8, 1.3, 0.8), (1.3, 1.3, 1.3)):
+        cases = [stacks_of(AXES, size=size) for size in (0.8, 1.3)]
+        chosen = [cases[0 if size == 0.8 else 1] for size in sizes]
+        errors.append(error(cases[0][0], *([case[part][n] for n, case in enumerate(chosen)] for part in (1, 2))))
+    assert errors[0] < errors[1] < 0.2
 
 
 def test_gains_of_stacks_and_bands_of_slices_change_little(usual):

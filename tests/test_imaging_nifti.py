@@ -125,3 +125,83 @@ def test_singular_affine(tmp_path, data, affine):
         file.write(b"\0" * 4 + data.tobytes(order="F"))
     path = tmp_path / "z.nii"
     refused(path, "zero or singular")
+
+
+def test_two_affines_that_contradict_each_other_are_said_and_the_sform_is_taken(tmp_path, caplog):
+    sform, qform = np.diag([2.0, 2, 4, 1]), np.diag([2.0, 2, 4, 1])
+    sform[:3, 3] = 5, 5, 5
+    for name, shift in (("same", 0.2), ("apart", 30)):
+        qform[:3, 3] = 5, 5, 5 + shift
+        image = nib.Nifti1Image(np.ones((4, 5, 6), np.float32), sform)
+        image.set_sform(sform, 1)
+        image.set_qform(qform, 1)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+        np.testing.assert_allclose(load_image(tmp_path / f"{name}.nii.gz")[1], sform)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{tmp_path / 'apart.nii.gz'}: sform and qform put it 30 mm apart; the sform is taken: ")
+
+
+@pytest.mark.parametrize(("unit", "factor", "words"), [
+    ("meter", 1e-3, "its lengths are in m; they are converted to mm"),
+    ("micron", 1e3, "its lengths are in micrometres; they are converted to mm"),
+    ("micron", 1.0, "they are taken as mm: correct xyzt_units"), ("mm", 1.0, ""), ("unknown", 1.0, "")])
+def test_headers_in_other_units_are_read_in_mm(tmp_path, data, caplog, unit, factor, words):
+    image = nib.Nifti1Image(data, None)
+    image.set_sform(np.diag([factor, factor, factor, 1]) @ AFFINE, code=1)
+    image.header.set_zooms(factor * np.linalg.norm(AFFINE[:3, :3], axis=0))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(load_image(tmp_path / "a.nii.gz")[1], AFFINE, rtol=1e-6)
+    assert [line.startswith(f"{tmp_path / 'a.nii.gz'}: ") and words in line for line in caplog.messages] == [
+        True] * bool(words)
+
+
+def test_voxel_sizes_that_contradict_each_other_are_said_and_the_sform_is_taken(tmp_path, data, caplog):
+    image = nib.Nifti1Image(data, None)
+    image.set_sform(np.diag([1.0, 1, 1, 1]), code=1)
+    image.header.set_zooms((1.1, 1.2, 3.0))
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.nii")[1], np.eye(4))
+    assert caplog.messages == [f"{tmp_path / 'a.nii'}: voxels are 1 x 1 x 1 mm by the sform and 1.1 x 1.2 x 3 mm by "
+                               "pixdim; the sform is taken: correct the header if the stacks have the wrong size"]
+
+
+def test_unsigned_numbers_that_were_stored_as_signed_ones_are_taken_as_unsigned(tmp_path, caplog):
+    bright = np.linspace(0, 40000, 6 * 7 * 50).reshape(6, 7, 50).round()
+    for name, dtype in (("wrapped", "<i2"), ("swapped", ">i2")):
+        nib.save(nib.Nifti1Image(bright.astype(np.uint16).astype(dtype), AFFINE), tmp_path / f"{name}.nii.gz")
+        np.testing.assert_array_equal(load_image(tmp_path / f"{name}.nii.gz")[0], bright)
+        assert f"{name}.nii.gz: {(bright > 32767).sum()} voxels are negative, as those brighter than 32767" in (
+            caplog.messages[-1])
+    caplog.clear()
+    signed = np.linspace(-32700, 32700, 6 * 7 * 50).reshape(6, 7, 50).astype(np.int16)
+    nib.save(nib.Nifti1Image(signed, AFFINE), tmp_path / "signed.nii.gz")
+    np.testing.assert_array_equal(load_image(tmp_path / "signed.nii.gz")[0], signed)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("dtype", "value", "least", "background"), [
+    (np.int16, -32768, 0, 0), (np.float32, -32768, 0, 0),
+    (np.int32, -2**31, 0, 0), (np.int32, 2**31 - 1, 0, 0), (np.int16, -32768, -1000, -1000),
+    (np.float32, np.finfo(np.float32).max, 0, 0), (np.float32, np.finfo(np.float32).min, -1000, -1000)])
+def test_values_that_stand_for_none_are_background(tmp_path, caplog, dtype, value, least, background):
+    voxels = np.linspace(least, 1500, 6 * 7 * 5).reshape(6, 7, 5).astype(dtype)
+    voxels[0] = value
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii.gz")
+    found = load_image(tmp_path / "a.nii.gz")[0]
+    rest = voxels[1:].astype(np.float32)
+    np.testing.assert_array_equal(found[1:], rest)
+    assert (found[0] == (background and rest.min())).all()
+    assert caplog.messages == [f"{tmp_path / 'a.nii.gz'}: 35 voxels have the value {np.float32(value):g}, which stands "
+                               f"for no value, and are set to {found[0, 0, 0]:g}"]
+
+
+def test_a_quaternion_that_is_longer_than_1_by_rounding(tmp_path, data):
+    header = nib.Nifti1Image(data, None).header
+    header["qform_code"], header["magic"], header["vox_offset"] = 1, b"n+1\0", 352
+    header["pixdim"][:4] = 1, 1, 1, 3
+    header["quatern_b"], header["quatern_c"] = 0.6, 0.8000005
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + b"\0" * 4 + data.tobytes(order="F"))
+    found = load_image(path)[1][:3, :3] / [1, 1, 3]
+    np.testing.assert_allclose(found, [[-0.28, 0.96, 0], [0.96, 0.28, 0], [0, 0, -1]], atol=1e-5)

@@ -15,6 +15,7 @@ from gsbids.bids.names import derivative_path
 from gsbids.imaging.geometry import conform
 from gsbids.imaging.itk import read_itk_transforms
 from gsbids.imaging.nifti import load_image, read_header
+from gsbids.interfaces.base import read_stack
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative, SubjectReport
 from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SampleVolume, SimulateStack
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
@@ -83,12 +84,114 @@ def test_conform(tmp_path):
     path = write_nifti(tmp_path / "a.nii.gz", data, affine)
     out = run(ConformStack(in_file=str(path)), tmp_path)
     made, made_affine = load_image(out.out_file)
-    expected, expected_affine = conform(np.maximum(data, 0), affine, 0)
+    expected, expected_affine = conform(data, affine, 0)
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_allclose(made_affine, expected_affine)
     (tmp_path / "k").mkdir()
     out = run(ConformStack(in_file=str(path), slice_encoding_direction="k"), tmp_path / "k")
     assert read_header(out.out_file)[0] == (5, 12, 13)
+
+
+def changed(stacks, folder, change):
+    """The stacks prepared as in the workflow, after ``change(image, mask)``: conformed, denoised, bias corrected."""
+    files = []
+    for name, file, mask in zip(NAMES, stacks["in_files"], stacks["in_masks"], strict=True):
+        place = folder / name
+        place.mkdir(parents=True)
+        image, affine = load_image(file)
+        file = write_nifti(place / "raw.nii.gz", change(image, load_image(mask)[0] > 0).astype(np.float32), affine)
+        file = run(ConformStack(in_file=str(file), slice_encoding_direction="k"), place).out_file
+        for step in (DenoiseStack, CorrectBias):
+            file = run(step(in_file=file, in_mask=mask), place).out_file
+        files.append(file)
+    return stacks | {"in_files": files}
+
+
+def reconstructed(stacks, folder):
+    """Brain of the volume, and the first stack as simulated, of a short fit."""
+    registration = run(RegisterStacks(**stacks), folder).out_file
+    options = {"iterations": 20, "n_gaussians": 600, "members": 1, "seed": 3, "place": False}
+    result = run(FitSvr(registration=registration, options=options, **stacks), folder).out_file
+    out = run(SampleVolume(result=result, resolution=2.0, **stacks), folder)
+    simulated = run(SimulateStack(result=result, index=0, in_file=stacks["in_files"][0],
+                                  in_mask=stacks["in_masks"][0], thickness=3.5), folder).out_file
+    inside = load_image(stacks["in_masks"][0])[0] > 0
+    volume, mask = load_image(out.volume)[0], load_image(out.mask)[0] > 0
+    return volume[mask], load_image(simulated)[0][inside], SvrResult.load(result), load_image(out.unmasked)[0]
+
+
+@pytest.fixture(scope="module")
+def positive(stacks, tmp_path_factory):
+    """What is reconstructed of stacks that were not changed."""
+    folder = tmp_path_factory.mktemp("positive")
+    return reconstructed(changed(stacks, folder, lambda image, mask: image), folder)
+
+
+@pytest.mark.parametrize(("kind", "shifted"), [("brain to mean 0", True), ("stack to mean 0", False),
+                                               ("all negative", True)])
+def test_negative_intensities_are_shifted_for_the_fit_and_given_back(stacks, positive, tmp_path, kind, shifted):
+    image, inside = load_image(stacks["in_files"][0])[0], load_image(stacks["in_masks"][0])[0] > 0
+    middle, scale = {"brain to mean 0": (image[inside].mean(), image[inside].std()),
+                     "stack to mean 0": (image.mean(), image.std()), "all negative": (5000.0, 1.0)}[kind]
+    found, simulated, result, everywhere = reconstructed(
+        changed(stacks, tmp_path, lambda image, mask: (image - middle) / scale), tmp_path)
+    expected, spread = (np.percentile(positive[0], (5, 50, 95)) - middle) / scale, np.std(positive[0]) / scale
+    assert np.abs(np.percentile(found, (5, 50, 95)) - expected).max() < 0.15 * spread
+    assert np.std(found) > 0.9 * spread
+    assert np.sqrt(np.mean((simulated - (positive[1] - middle) / scale) ** 2)) < 0.3 * spread
+    assert (found < result.intensity_offset + 0.01 * spread).mean() < 0.01  # nothing of the brain is cut off
+    assert everywhere.min() >= result.intensity_offset
+    assert set(result.settings["shifts"]) == (set(NAMES) if shifted else set())
+    assert np.median(result.ncc) > 0.95
+
+
+def test_a_slice_without_information_has_no_part_in_the_fit(stacks, tmp_path):
+    from gsbids.interfaces.masks import ChooseStacks
+    from gsbids.qc.exclusions import empty_slices
+    from gsbids.qc.metrics import slice_metrics
+    from gsbids.recon.slices import SliceSet
+
+    image, affine = load_image(stacks["in_files"][1])
+    image[:, :, 7] = 0
+    files = [stacks["in_files"][0], str(write_nifti(tmp_path / "lost.nii.gz", image, affine)), stacks["in_files"][2]]
+    made = []
+    for name, file, mask in zip(NAMES, files, stacks["in_masks"], strict=True):
+        (tmp_path / name).mkdir()
+        made.append(run(MaskStack(in_file=file, mask_file=mask, of_slices=True), tmp_path / name))
+    assert [each.facts.get("EmptySlices") for each in made] == [None, [7], None]
+    masks = [each.out_mask for each in made]
+    chosen = run(ChooseStacks(in_masks=masks, facts=[each.facts for each in made], names=NAMES), tmp_path)
+    assert chosen.facts[1]["EmptySlices"] == [7]  # for the sidecar of the mask
+    given = {**stacks, "in_files": files, "in_masks": masks, "choice": chosen.out_file}
+    registration = run(RegisterStacks(**given), tmp_path).out_file
+    options = {"iterations": 12, "n_gaussians": 400, "members": 1, "seed": 3, "place": False}
+    file = run(FitSvr(registration=registration, options=options, **given), tmp_path).out_file
+    result = SvrResult.load(file)
+    fitted = result.slice_index[result.stack_index == 1]
+    assert {6, 8} <= set(fitted.tolist())
+    assert 7 not in fitted
+    assert slice_metrics(result)["n_slices"] == sum(int(load_image(mask)[0].any((0, 1)).sum()) for mask in masks)
+    table = run(MotionTable(result=file, index=1, in_file=files[1], slice_timing=[]), tmp_path).table
+    rows = Path(table).read_text().splitlines()
+    assert rows[8].split("\t")[2:] == ["n/a"] * (len(COLUMNS) - 2)
+    (excluded,) = empty_slices(result)
+    assert (excluded.stack, excluded.what) == ("run-2", "slice 7")
+    assert excluded.reason.startswith("One intensity in the whole mask")
+    # Masks that grow with the head do not bring it back.
+    whole = [replace(s, mask=np.ones_like(s.mask), empty=(7,) if n == 1 else ()) for n, s in enumerate(
+        [read_stack(f, m, n, 3.5) for f, m, n in zip(files, masks, NAMES, strict=True)])]
+    gathered = SliceSet.from_stacks(whole, np.tile(np.eye(4), (3, 1, 1)))
+    assert 7 not in gathered.slice_index[gathered.stack_index == 1]
+    assert 7 in gathered.slice_index[gathered.stack_index == 0]
+
+
+def test_few_broken_voxels_do_not_shift_a_brain(stacks, tmp_path):
+    image, affine = load_image(stacks["in_files"][0])
+    image[14, 14, 7] = -30000
+    path = write_nifti(tmp_path / "a.nii.gz", image, affine)
+    stack = read_stack(str(path), stacks["in_masks"][0], "", 3.5)
+    assert stack.offset == 0
+    assert stack.image.min() == 0
 
 
 def test_mask_denoise_and_bias(stacks, tmp_path):
@@ -127,6 +230,7 @@ def test_volume_and_simulated_stack(fitted, stacks, tmp_path):
     assert beyond.any()
     assert not image[beyond].any()
     assert load_image(volume.unmasked)[0][mask == 0].any()
+    np.testing.assert_array_equal(load_image(volume.brain)[0], np.where(mask, image, 0))
     assert load_image(volume.coverage)[0].shape == image.shape
     sigma, sigma_affine = load_image(volume.uncertainty)
     np.testing.assert_array_equal(sigma_affine, affine)

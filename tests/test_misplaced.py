@@ -10,11 +10,12 @@ from scipy.spatial.transform import Rotation
 from test_place import slice_errors
 from test_recon import AXES, STILL, acquire, brain, moving_stacks
 
-from gsbids.recon import misplaced
+from gsbids.recon import misplaced, place, place_search
 from gsbids.recon.fit_field import FitState
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import coarser, place_slices
+from gsbids.recon.place import place_slices
+from gsbids.recon.place_search import coarser
 from gsbids.recon.slices import SliceSet
 
 
@@ -44,6 +45,8 @@ def test_a_stack_turned_wrongly_is_found_again(monkeypatch):
     assert np.mean(errors > 2) < 0.1
     assert apart < 30
     monkeypatch.setattr(misplaced, "TRIALS", 0)
+    monkeypatch.setattr(place, "ENOUGH", -1.0)
+    monkeypatch.setattr(place_search, "REPEATS", 0)
     errors, apart = placed(turned(75))
     assert np.mean(errors > 2) > 0.5
     assert apart == pytest.approx(75)
@@ -135,18 +138,26 @@ def test_places_that_agree_less_are_left_and_told(still, monkeypatch):
     first, worse, tried = left_at(still, turned(90)), left_at(still, turned(60)), []
     first, worse = (replace(each, agreement=np.full(3, value)) for each, value in ((first, 0.8), (worse, 0.7)))
 
-    def place(transforms):
+    def place_at(transforms):
         tried.append(transforms)
         return worse
 
-    found = misplaced.look_again(still, first, place)
+    found = misplaced.look_again(still, first, place_at)
     assert found.state is first.state
     assert found.runner_up == pytest.approx(0.7)
     assert 1 < len(tried) <= misplaced.TRIALS
     monkeypatch.setattr(misplaced, "TRIALS", 2)
     tried.clear()
-    misplaced.look_again(still, first, place)
+    misplaced.look_again(still, first, place_at)
     assert len(tried) == 2
+
+
+def test_clearly_worse_places_are_not_tried_to_the_end(still, monkeypatch):
+    monkeypatch.setattr(misplaced, "HOPELESS", 1)
+    first, tried = left_at(still, turned(90)), []
+    first, worse = (replace(first, agreement=np.full(3, value)) for value in (0.8, 0.8 - misplaced.LESS - 0.01))
+    misplaced.look_again(still, first, lambda transforms: tried.append(transforms) or worse)
+    assert len(tried) == 3  # one for each stack
 
 
 def test_what_slides_back_is_no_other_place(still):
@@ -154,20 +165,40 @@ def test_what_slides_back_is_no_other_place(still):
     assert misplaced.look_again(still, first, lambda _: first).runner_up == 0
 
 
-def test_other_places_are_other_places(still):
+def test_other_places_are_other_places(still, monkeypatch):
     """Wherever the scanner has its origin."""
+    monkeypatch.setattr(misplaced, "LESS_ALIKE", 2.0)  # all of them
     move, home = np.eye(4), np.eye(4)
     move[:3, 3], home[:3, 3] = [300.0, -120.0, 55.0], [-300.0, 120.0, -55.0]
     away = [replace(stack, affine=move @ stack.affine) for stack in still]
     here = turned(90)
     places = misplaced.StackImages.of(still).other_places(here, 2)
     assert len(places) > 2
-    for k, place in enumerate(places):
+    for k, found in enumerate(places):
         for other in (here[2], *places[:k]):
-            turn = Rotation.from_matrix(place[:3, :3].T @ other[:3, :3]).magnitude()
+            turn = Rotation.from_matrix(found[:3, :3].T @ other[:3, :3]).magnitude()
             assert np.degrees(turn) > misplaced.ELSEWHERE
     there = misplaced.StackImages.of(away).other_places(move @ here @ home, 2)
     np.testing.assert_allclose(home @ np.array(there) @ move, places, atol=1e-6)
+
+
+def test_places_that_look_clearly_worse_as_scanned_are_not_proposed(still, monkeypatch):
+    images = misplaced.StackImages.of(still)
+    right, wrong = (images.other_places(turned(angle), 2) for angle in (0, 90))
+    monkeypatch.setattr(misplaced, "LESS_ALIKE", 2.0)
+    every = images.other_places(turned(0), 2)
+    assert len(right) < len(every)
+    home = np.degrees(Rotation.from_matrix(wrong[0][:3, :3]).magnitude())  # where the stack belongs comes first
+    assert home < 15
+
+
+def test_a_stack_is_called_turned_against_the_others_only():
+    everyone = np.tile(np.eye(4), (4, 1, 1))
+    common = turned(70)[2]
+    assert not misplaced.turned_elsewhere(common @ everyone, everyone).any()
+    now = common @ everyone
+    now[1] = now[1] @ turned(40)[2]
+    np.testing.assert_array_equal(misplaced.turned_elsewhere(now, everyone), [False, True, False, False])
 
 
 def test_half_turns_are_turns_by_180_degrees_about_the_middle():

@@ -5,20 +5,23 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from test_recon import AXES, STILL, acquire, brain, gauge, slow_motion
 
 from gsbids.imaging.geometry import slice_frames
 from gsbids.kernels import ops
 from gsbids.recon import neighbours, poses
 from gsbids.recon.field import GaussianField
+from gsbids.recon.fit_field import FitState
 from gsbids.recon.fit_svr import fit_svr
 from gsbids.recon.isotropic import even_slices
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import coarser
+from gsbids.recon.place import anchored
+from gsbids.recon.place_search import coarser, displaced, inside
 from gsbids.recon.slices import SliceSet
 
-FAR = [0.07, 0.07, 0.07, 3.0, 3.0, 3.0]  # standard deviations, rad and mm
+FAR = [0.065, 0.065, 0.065, 2.75, 2.75, 2.75]  # standard deviations, rad and mm
 
 
 def slice_errors(stacks, motions, result):
@@ -41,10 +44,11 @@ def test_slices_that_moved_far_find_their_places():
         motions.append(slow_motion(count, n + 10, FAR))
         stacks.append(acquire(field, orientation, motion=motions[-1], noise=0.01))
     options = SvrOptions(iterations=60, n_gaussians=900, members=1, patience=0, threads=2)
-    found, lost = (np.mean(slice_errors(stacks, motions, fit_svr(stacks, STILL, each)) > 2)
-                   for each in (options, dataclasses.replace(options, place=False)))
+    results = [fit_svr(stacks, STILL, each) for each in (options, dataclasses.replace(options, place=False))]
+    found, lost = (np.mean(slice_errors(stacks, motions, result) > 2) for result in results)
     assert lost > 0.2
     assert found == 0
+    assert results[0].settings["excluded"] == []
 
 
 def test_coarser_slices_are_the_slices_through_larger_pixels():
@@ -139,3 +143,39 @@ def test_dropped_slices_are_evened_out_and_others_left():
     assert np.median(even[..., k][stack.mask[..., k]]) == pytest.approx(
         np.median(stack.image[..., k][stack.mask[..., k]]), rel=0.15)
     np.testing.assert_array_equal(even[..., k - 3], image[..., k - 3])
+
+
+def test_the_inner_part_of_a_mask_is_its_deepest_pixels():
+    stack = acquire(brain(), "axial")
+    inner = inside(stack, 0.6)
+    assert not (inner.mask & ~stack.mask).any()
+    for mask, whole in zip(inner.mask.T, stack.mask.T, strict=True):
+        if whole.sum() > 100:
+            assert mask.sum() / whole.sum() == pytest.approx(0.6, abs=0.1)  # pixels as deep as the last one come along
+            depth = ndimage.distance_transform_edt(whole)
+            assert depth[mask].min() >= depth[whole & ~mask].max()
+
+
+def test_slices_are_carried_back_to_where_the_stacks_were_put():
+    """All at once, so that they lie to one another as before; stacks that stayed start where they were put."""
+    stacks = [acquire(brain(), each) for each in AXES]
+    put = STILL.copy()
+    put[0, :3, 3] = [0, 0, 4.0]
+    angle = np.radians(30)
+    common = np.eye(4)
+    common[:2, :2], common[:3, 3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], [20.0, -5.0, 8.0]
+    slices = SliceSet.from_stacks(stacks, common @ put)
+    back, state = anchored(slices, FitState.start(slices), put, common @ put)
+    np.testing.assert_allclose(back.starts, put, atol=1e-6)
+    np.testing.assert_allclose(state.pose.motion.translation, back.start.translation, atol=1e-6)
+    np.testing.assert_allclose(state.pose.motion.rotation, back.start.rotation, atol=1e-6)
+
+
+def test_how_far_stacks_are_displaced_does_not_count_what_all_have_in_common():
+    stacks = [acquire(brain(), each) for each in AXES]
+    common = np.eye(4)
+    common[:3, 3] = [30.0, 0, 0]
+    assert displaced(stacks, STILL, common @ STILL) == pytest.approx(0)
+    moved = STILL.copy()
+    moved[1, :3, 3] = [0, 3.0, 4.0]
+    assert displaced(stacks, STILL, moved) == pytest.approx(5)

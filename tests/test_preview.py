@@ -17,7 +17,7 @@ from gsbids.imaging.nifti import load_image
 from gsbids.interfaces.outputs import SaveDerivative
 from gsbids.interfaces.preview import EarlyPreview, PreviewFile
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks
-from gsbids.recon.fit_svr import fit_svr
+from gsbids.recon.fit_svr import SETTLING, fit_svr
 from gsbids.recon.preview import Previewer, PreviewVolume
 from gsbids.recon.resample import sample_result
 
@@ -100,7 +100,8 @@ def test_the_fit_keeps_the_file_up_to_date(stack_files, tmp_path):
     assert made["with"][0] == made["without"][0]
     assert made["with"][1].read_bytes() == made["without"][1].read_bytes()
     fields = json.loads(sidecar_path(preview_file(out)).read_text())
-    assert 24 <= fields["Iteration"] <= 24 + 2 * 20
+    detail = OPTIONS["members"] - 1 + SETTLING
+    assert 24 <= fields["Iteration"] <= OPTIONS["iterations"] + detail * OPTIONS["detail_iterations"]
     assert fields["Stage"] == "prepared stacks"
     assert fields["Sources"] == ["bids:raw:sub-01/x.nii.gz"]
     image, affine = load_image(preview_file(out))

@@ -82,7 +82,7 @@ def test_by_method_as_users_of_fetpype(layout, trees):
     query = {"subject": "01", "reconstruction": "gsvr", "datatype": "anat", "extension": ".nii.gz"}
     assert found(layout, suffix="T2w", desc="preproc", **query) == [VOLUME.format("01")]
     assert found(layout, suffix="mask", **query) == ["sub-01_rec-gsvr_res-0p8_desc-brain_mask.nii.gz"]
-    assert len(found(layout, suffix="T2w", **query)) == 4  # preproc, unmasked, coverage, uncertainty
+    assert len(found(layout, suffix="T2w", **query)) == 5  # preproc, brain, unmasked, coverage, uncertainty
     names = [path.name for path in trees[1].glob("sub-01/anat/*_rec-gsvr*_desc-preproc_T2w.nii.gz")]
     assert names == [VOLUME.format("01")]
 
@@ -104,5 +104,7 @@ def test_metadata_is_that_of_the_sidecar_and_nothing_else(layout):
     (file,) = layout.get(subject="01", **SMRIPREP["t2w_preproc"], **scope)
     sidecar = json.loads(sidecar_path(file.path).read_text(encoding="utf-8"))
     assert file.get_metadata() == sidecar
-    assert sidecar["SkullStripped"] is True
+    assert sidecar["SkullStripped"] is False  # a rim around the brain is shown
+    (brain,) = layout.get(subject="01", suffix="T2w", desc="brain", space=None, extension=".nii.gz", **scope)
+    assert brain.get_metadata()["SkullStripped"] is True
     assert sidecar["Resolution"] == "0.8 mm isotropic"

@@ -80,7 +80,7 @@ def test_read_again_the_geometry_is_the_same(fitted, folder):
 
 def test_a_fit_of_the_folder_gives_the_image_of_the_stacks(fitted, folder):
     stacks, result = fitted
-    options = replace(QUICK, place=False)
+    options = replace(QUICK, place=False, iterations=2 * QUICK.iterations)  # both have to settle
     depth = max(stack.image.shape[2] for stack in stacks)
     known = np.array([slice_transforms(result, n, depth) for n in range(len(stacks))])
     of_stacks = fit_svr(stacks, known, options)

@@ -92,7 +92,7 @@ def sampled(moving_brain, folder, **options):
 def test_radiological_is_another_order_of_the_same_voxels(moving_brain, tmp_path):
     usual = sampled(moving_brain, tmp_path / "usual")
     other = sampled(moving_brain, tmp_path / "other", orientation="radiological")
-    for name in ("volume", "unmasked", "mask", "coverage", "uncertainty"):
+    for name in ("volume", "brain", "unmasked", "mask", "coverage", "uncertainty"):
         (data, affine), (turned, turned_affine) = (load_image(getattr(each, name)) for each in (usual, other))
         np.testing.assert_array_equal(turned, data[::-1])
         assert np.sign(np.diag(turned_affine)).tolist() == [-1, 1, 1, 1]
@@ -157,7 +157,7 @@ def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors)
              "--no-denoise", "--no-n4", "--nprocs", "1", "--output-resolution", "2", "--template", str(atlas)]
     assert main(words) == 0
     anat = out / "sub-01" / "anat"
-    for name in ("preproc_T2w", "unmasked_T2w", "brain_mask", "coverage_T2w", "uncertainty_T2w"):
+    for name in ("preproc_T2w", "brain_T2w", "unmasked_T2w", "brain_mask", "coverage_T2w", "uncertainty_T2w"):
         path = anat / f"sub-01_rec-gsvr_space-template_res-2_desc-{name}.nii.gz"
         assert json.loads(sidecar_path(path).read_text())["SpatialReference"] == "bids:template:old brain.nii.gz"
         assert path.is_file()

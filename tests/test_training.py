@@ -280,7 +280,7 @@ def test_a_stack_comes_with_its_slices_on_the_third_axis(tmp_path):
 
 
 def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monkeypatch):
-    monkeypatch.setattr(train, "real_scenes", lambda folder, told, head: [stack])
+    monkeypatch.setattr(train, "real_scenes", lambda folder, told, head, labels: [stack])
     monkeypatch.setattr(train, "brains", lambda folder, weeks: [brain])
     config = tmp_path / "config.toml"
     config.write_text('seed = 1\n[train]\nruns = [1]\nweeks = [22]\n[mixture]\nscenes = 2\n[network]\n'

@@ -156,3 +156,18 @@ def test_crash_leaves_a_report(setting):
     assert table.name == "sub-01_T2w_usage.tsv"
     assert "run_2 conform" in [step.name for step in read_usage(table)]
     assert ">Time and memory</h2>" in page
+
+
+def test_sloppy_with_motion_correction_is_better_than_without():
+    """Slices find their places in the coarse field, too."""
+    from test_recon import STILL, error_of, gauge, moving_stacks
+
+    from gsbids.recon.fit_svr import fit_svr
+    from gsbids.workflows.svr import fit_options
+
+    field, stacks, motions = moving_stacks()
+    errors = []
+    for corrected in (True, False):
+        result = fit_svr(stacks, STILL, fit_options(WorkflowOptions(sloppy=True, motion_correction=corrected)))
+        errors.append(error_of(field, result, gauge(stacks, motions, result)))
+    assert errors[0] < 0.8 * errors[1]

@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--validate", action="store_true", help="other stacks, to choose by")
     parser.add_argument("--all-runs", action="store_true", help="the runs of the training as well")
+    parser.add_argument("--labels", type=Path, help="folder of intracranial masks (labels.py), in the place of the "
+                        "manual masks of the real stacks")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -102,14 +104,16 @@ def score(args: argparse.Namespace) -> None:
     network = load_network(args.weights)
     part, seed = ("train", VALIDATION) if args.validate else ("evaluate", SCORED)
     also = told["train"]["runs"] if args.all_runs and not args.validate else []
-    stacks = chain(real(args.data, told[part]["runs"], "trained on" if args.validate else "left out", True),
-                   real(args.data, also, "trained on", False),
+    kind = "trained on" if args.validate else "left out"
+    stacks = chain(real(args.data, told[part]["runs"], kind, True, args.labels),
+                   real(args.data, also, "trained on", False, args.labels),
                    made_up(args.data, told[part]["weeks"], seed))
     rows = []
     for name, kind, image, affine, truth in stacks:
         start = time.process_time()
         found = segment_stack(image, affine, network)
         rows.append({"stack": name, "kind": kind, "dice": dice(found.mask, truth),
+                     "volume_over_true": float(found.mask.sum() / truth.sum()) if truth.any() else None,
                      "found": centre_inside(found.mask, truth), "empty": not found.mask.any(),
                      "confidence": found.confidence, "cpu_s": time.process_time() - start})
         print(rows[-1], flush=True)
@@ -122,9 +126,9 @@ def score(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(result, indent=1))
 
 
-def real(data: Path, runs, kind: str, without: bool):
+def real(data: Path, runs, kind: str, without: bool, labels: Path | None):
     """Name, kind, image, affine and true mask of real stacks and, if wanted, of parts of them without a brain."""
-    for number, image, mask in zip(runs, *stack_files(data / "fetal-stacks-mialsrtk", runs), strict=True):
+    for number, image, mask in zip(runs, *stack_files(data / "fetal-stacks-mialsrtk", runs, labels), strict=True):
         (image, affine), (truth, _) = load_image(image), load_image(mask)
         truth = truth > 0
         yield f"run-{number}", kind, image, affine, truth
@@ -184,6 +188,7 @@ def summary(rows: list[dict]) -> dict:
         else:
             out[kind] |= {"dice_median": float(np.median([r["dice"] for r in those])),
                           "dice_least": min(r["dice"] for r in those),
+                          "volume_median": float(np.median([r["volume_over_true"] for r in those])),
                           "dice_least_sure": min((r["dice"] for r in sure), default=None),
                           "found": float(np.mean([r["found"] for r in those]))}
     return out
@@ -222,14 +227,14 @@ def somewhere(rng, image: np.ndarray) -> tuple[slice, slice]:
     return box
 
 
-def draw_stack(path: Path, image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> None:
-    """A PNG of six slices with both masks: found in red, true in green."""
+def draw_stack(path: Path, image: np.ndarray, found: np.ndarray, truth: np.ndarray, across: int | None = None) -> None:
+    """A PNG of six slices with both masks, found in red, true in green; across the axis of fewest voxels, or one."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    across = int(np.argmin(image.shape))
+    across = int(np.argmin(image.shape)) if across is None else across
     image, found, truth = (np.moveaxis(a, across, 0) for a in (image, found, truth))
     lit = np.flatnonzero((truth | found).any((1, 2)))
     chosen = np.linspace(lit[0], lit[-1], 6).astype(int) if len(lit) else np.arange(6)

@@ -90,6 +90,8 @@ class Mixture:
         of fluid with limbs; and of the scenes without a brain that hold a body.
     away : float
         Share of the planes, but for those along the slices of stacks, that may pass the brain by far.
+    lost : float
+        Share of slices whose head has lost 20 to 60 % of its signal, all of it or a part.
     """
 
     real: float = 0.3
@@ -104,6 +106,7 @@ class Mixture:
     beside: float = 0.0
     decoys: float = 0.0
     away: float = 0.15
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,8 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
     scene = drawn_scene(rng, pool, mixture)
     plane = drawn_plane(rng, scene, mixture.away)
     images, shares = cut(rng, scene, palette(rng, mixture), plane, slices)
+    if mixture.lost and rng.random() < mixture.lost:
+        images = images * kept_signal(rng, shares)
     images = acquired(rng, images)
     mask = (shares[slices // 2] > 0.5).astype(np.float32)
     seen = view(rng, mask > 0, mixture)
@@ -183,6 +188,19 @@ def draw(rng, pool: dict[str, list[Scene]], mixture: Mixture, slices: int) -> tu
         if k != slices // 2 and rng.random() < 0.08:
             images[k] = 0
     return np.stack([normalised(image) for image in images]), mask[None]
+
+
+def kept_signal(rng, shares: np.ndarray) -> np.ndarray:
+    """What a head that moved between excitation and echo keeps of its signal, (slices, SIZE, SIZE): 0.4 to 1.
+
+    The surroundings keep theirs; in half of the slices it fades across the head.
+    """
+    head = ndimage.distance_transform_edt(shares < 0.5, (1e3, PIXEL, PIXEL)) <= rng.uniform(3, 12)
+    part = ndimage.gaussian_filter(head.astype(np.float32), (0, 2, 2))
+    if rng.random() < 0.5:
+        across = field(rng, shares.shape[1:], rng.uniform(40, 120))
+        part = part / (1 + np.exp(-4 * across))
+    return 1 - rng.uniform(0.2, 0.6, (len(shares), 1, 1)) * part
 
 
 def drawn_scene(rng, pool: dict[str, list[Scene]], mixture: Mixture) -> Scene:

@@ -105,14 +105,16 @@ def filled_up(scene: Scene) -> Scene:
     return replace(scene, inner=replace(head, image=image))
 
 
-def real_scenes(folder: Path, told: dict, head: Path) -> list[Scene]:
+def real_scenes(folder: Path, told: dict, head: Path, labels: Path | None = None) -> list[Scene]:
     """The stacks of the real subject; and, where the configuration says so, its head as a sharp volume, surrounded by
-    each kind of stack that there is."""
-    stacks, masks = stack_files(folder, told["runs"])
+    each kind of stack that there is. With the manual masks, or, where it says ``intracranial``, with those of
+    ``labels``."""
+    labels = labels if told.get("intracranial") else None
+    stacks, masks = stack_files(folder, told["runs"], labels)
     read = [read_stack(*pair) for pair in zip(stacks, masks, strict=True)]
     out = real_stacks(read)
     if told.get("heads"):
-        own = head / f"runs-{'-'.join(map(str, told['runs']))}"
+        own = head / f"runs-{'-'.join(map(str, told['runs']))}{'-intracranial' if labels else ''}"
         volume = head_scene(*head_volume(stacks, masks, own))
         out += [filled_up(surrounded(*volume, *read[told["runs"].index(run)])) for run in told["heads"]]
     return out

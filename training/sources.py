@@ -181,10 +181,12 @@ def _check_there(folder: Path) -> None:
         raise InputError(f"{folder}: there is no such data set; give the folder that holds it as --data")
 
 
-def stack_files(folder: Path, runs) -> tuple[list[Path], list[Path]]:
-    """Runs of the real subject, by number, and their masks."""
+def stack_files(folder: Path, runs, labels: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """Runs of the real subject, by number, and their masks: those of the data set, or of ``labels`` (labels.py)."""
     _check_there(folder)
-    masks = folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
+    masks = labels or folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
+    if labels and not labels.is_dir():
+        raise InputError(f"{labels}: there are no masks; make them with training/labels.py {labels}")
     return ([folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz" for run in runs],
             [masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in runs])
 
@@ -206,9 +208,13 @@ def _normal(affine: np.ndarray) -> np.ndarray:
 
 def brains(folder: Path, weeks) -> list[Brain]:
     """Volumes of the atlas, by gestational age."""
+    return [read_brain(*atlas_files(folder, week)) for week in weeks]
+
+
+def atlas_files(folder: Path, week: int) -> list[Path]:
+    """Volume, mask and labels of the atlas at a gestational age."""
     _check_there(folder)
-    return [read_brain(*(next(folder.glob(f"GA{week}_*_{kind}.nii.gz")) for kind in ("srr", "mask", "parcellation")))
-            for week in weeks]
+    return [next(folder.glob(f"GA{week}_*_{kind}.nii.gz")) for kind in ("srr", "mask", "parcellation")]
 
 
 def transplanted(rng, stack: Scene, brain: Brain) -> Scene:

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--head", type=Path, default=Path("work/head"),
                         help="folder where sharp volumes of the real head are made, and taken from the next time")
+    parser.add_argument("--labels", type=Path, default=Path("work/labels"),
+                        help="folder of intracranial masks, made by labels.py, for configurations that ask for them")
     parser.add_argument("--log-every", type=int, default=100, help="batches")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)

@@ -31,20 +31,27 @@ def loss_of(logit: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def mask_student(shape: NetworkShape, schedule: Schedule, device: str, start: Path | None = None) -> Student:
-    """A mask network to be trained on the middle slices of blocks, from its own weights or from a file of them."""
-    network = load_network(start).network if start else build_network(shape)
+    """A mask network to be trained on the middle slices of blocks, from its own weights or from a file of them, whose
+    judge is kept."""
+    known = load_network(start) if start else MaskNetwork(build_network(shape), shape)
+    network = known.network
 
     def loss(network, blocks, mask):
         spare = (blocks.shape[1] - shape.slices) // 2
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or has_bfloat16()):
             seen = blocks[:, spare:spare + shape.slices].to(device)
             logit = network(seen.contiguous(memory_format=torch.channels_last))
         return loss_of(logit.float(), mask.to(device))
 
     def write(path, network, facts):
-        save_network(path, MaskNetwork(network, shape, facts=facts))
+        save_network(path, MaskNetwork(network, shape, known.judge, known.facts | facts))
 
     return Student(network.to(device, memory_format=torch.channels_last), loss, write, schedule)
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies numbers of 16 bits; one that has to imitate it takes seven times as long."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def networks_of(told: dict, start: Path | None) -> list[NetworkShape]:
@@ -76,7 +83,7 @@ def main() -> None:
     schedule = Schedule(**told["schedule"] | {k: v for k in ("minutes", "batches", "rate") if (v := getattr(args, k))})
     try:
         shapes = networks_of(told["network"], args.start)
-        real = real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head)
+        real = real_scenes(args.data / "fetal-stacks-mialsrtk", told["train"], args.head, args.labels)
         atlas = brains(args.data / "fetal-atlas-spinabifida", told["train"]["weeks"])
     except InputError as error:
         parser.error(str(error))

@@ -18,8 +18,8 @@ PROPAGATED = ("Modality", "MagneticFieldStrength", "Manufacturer", "Manufacturer
               "MRAcquisitionType", "SequenceName", "EchoTime", "RepetitionTime", "FlipAngle")
 
 #: Images of the volume by the names they have in the workflows, and their kinds of output.
-VOLUME_IMAGES = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "volume_mask", "coverage": "coverage",
-                 "uncertainty": "uncertainty"}
+VOLUME_IMAGES = {"volume": "volume", "brain": "volume_brain", "unmasked": "volume_unmasked", "mask": "volume_mask",
+                 "coverage": "coverage", "uncertainty": "uncertainty"}
 
 
 def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -32,7 +32,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
 
     Inputs
     ------
-    volume, unmasked, mask, coverage, uncertainty, template_xfm, result, facts
+    volume, brain, unmasked, mask, coverage, uncertainty, template_xfm, result, facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
     in_files, in_masks
         Prepared stacks and their masks, in the order of the task.
@@ -64,7 +64,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         workflow.connect(inputnode, field, save, "in_file")
         if field == "volume":
             save.inputs.supersedes = "preview"  # also one that a run left that was killed
-        if field in ("volume", "unmasked"):
+        if field in ("volume", "brain", "unmasked"):
             workflow.connect(qc, "facts", save, "more")  # no volume without its verdict
     save_model = save_node(config, task.entities, "model", "save_model", sources)
     save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})

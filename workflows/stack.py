@@ -54,7 +54,7 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, mask_weights=None, d
     direction = stack.metadata.get("SliceEncodingDirection")
     if direction:
         conform.inputs.slice_encoding_direction = str(direction)
-    mask = Node(MaskStack(mode=mask_mode, may_be_empty=True), "mask", mem_gb=0.6)
+    mask = Node(MaskStack(mode=mask_mode, may_be_empty=True, of_slices=True), "mask", mem_gb=0.6)
     if mask_weights:
         mask.inputs.weights = str(mask_weights)
     if stack.mask is not None and mask_mode in ("auto", "derivatives"):

@@ -12,8 +12,9 @@ from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
 from gsbids.recon.options import SvrOptions
 
-#: What ``--sloppy`` does to the fit, by method: enough to see that everything runs.
-SLOPPY = {"default": {"iterations": 40, "n_gaussians": 2000, "members": 1},
+#: What ``--sloppy`` does to the fit, by method: enough to see that everything runs. The fields of the
+#: default method are as dense as the data call for: slices find no hold in one that is much coarser than they are.
+SLOPPY = {"default": {"iterations": 40, "detail_iterations": 40, "doublings": 1, "members": 1},
           "paper": {"iterations": 40, "n_gaussians": 2000}}
 
 #: Options by the values of ``--svr-method``.
@@ -75,7 +76,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
     -------
     registration, result
         JSON of the co-registration; fitted field, poses, gains and weights (npz).
-    volume, unmasked, mask, coverage, uncertainty
+    volume, brain, unmasked, mask, coverage, uncertainty
         Images on the output grid.
     template_xfm
         Transform between scanner and template, if there is one.
@@ -84,7 +85,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
     """
     workflow = Workflow(name="svr_wf")
     inputnode = Node(IdentityInterface(["in_files", "in_masks", "choice"]), "inputnode")
-    images = ("volume", "unmasked", "mask", "coverage", "uncertainty", "template_xfm", "facts")
+    images = ("volume", "brain", "unmasked", "mask", "coverage", "uncertainty", "template_xfm", "facts")
     outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))

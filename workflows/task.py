@@ -16,6 +16,9 @@ from gsbids.workflows.stack import init_stack_prep_wf
 from gsbids.workflows.svr import fit_options, init_svr_wf, sampling_inputs
 from gsbids.workflows.usage import connect_usage
 
+#: Images of the volume that the report takes; the brain is the volume in the mask.
+REPORTED = tuple(field for field in VOLUME_IMAGES if field != "brain")
+
 
 def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     """Everything between the stacks of one task and its files in the output.
@@ -50,7 +53,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
               for field in ("conformed", "prepared", "mask", "reason", "method", "mask_facts")}
     choose = Node(ChooseStacks(names=[stack.label for stack in task.stacks]), "choose", mem_gb=0.3)
     simulated = _join(workflow, stack_outputs, "simulated")
-    images = [f"outputnode.{field}" for field in (*VOLUME_IMAGES, "result")]
+    images = [f"outputnode.{field}" for field in (*REPORTED, "result")]
     workflow.connect([
         (joined["mask"], choose, [("out", "in_masks")]),
         (joined["mask_facts"], choose, [("out", "facts")]),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look at the data of a task before anything is computed."""
 
+import hashlib
 import logging
 import math
 from collections import defaultdict
@@ -13,7 +14,8 @@ import numpy as np
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform, slice_axis, slice_frames
-from gsbids.imaging.masks import resample_mask, same_grid
+from gsbids.imaging.intensity import without_spikes
+from gsbids.imaging.masks import inside_of, oddness, resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 
 # Thinner or thicker slices than this are a mistake in the unit.
@@ -21,6 +23,15 @@ _THICKNESS_RANGE = (0.1, 20.0)
 
 # In ml; far below any brain that is imaged in stacks.
 _SMALLEST_BRAIN = 0.5
+
+# Times the other sides of a voxel: the slices are across this one.
+_LONGER = 1.5
+
+# Of the distance between slices, by which sidecar and header may differ.
+_ROUNDING = 0.02
+
+# What ImageType calls images that were computed from others, or that only serve to plan.
+_NOT_ACQUIRED = {"MPR", "REFORMATTED", "RESAMPLED", "MIP", "PROJECTION IMAGE", "LOCALIZER"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,10 @@ def fill_thickness(task: ReconstructionTask) -> ReconstructionTask:
     Raises
     ------
     gsbids.errors.InputError
-        No stack has a thickness, those that have differ, or one is out of range.
+        What the names and sidecars alone tell against the task; no stack has a thickness, those that have differ, or
+        one is out of range.
     """
+    _check_found(task)
     missing = [stack for stack in task.stacks if math.isnan(stack.thickness)]
     known = sorted({stack.thickness for stack in task.stacks if not math.isnan(stack.thickness)})
     for stack in task.stacks:
@@ -87,23 +100,33 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
         cannot be used, an empty or misplaced mask, a mask that is missing in mode ``derivatives``.
     """
     options = options or CheckOptions()
-    if task.errors:
-        raise InputError(task.errors[0])
+    _check_found(task)
     if len(task.stacks) < 2:
         raise InputError(
             f"{task.stacks[0].path}: {task.name} has this one stack only, and slice-to-volume reconstruction "
             "(SVR) needs two or more; stacks with different acq-, ce- or rec- labels are not put together. "
             "For super-resolution (SR) of a single volume give --mode sr")
     spacings: dict[tuple[float, float], list[StackFile]] = defaultdict(list)
-    regridded, unmasked = [], []
+    regridded, unmasked, negative = [], [], []
+    odd, alike = defaultdict(list), defaultdict(list)
     with _collected("gsbids.imaging") as warnings:
         for stack in task.stacks:
             image, affine = _load_stack(stack)
-            spacings[stack.thickness, _slice_spacing(stack, image.shape, affine)].append(stack)
+            spacing = _slice_spacing(stack, image.shape, affine)
+            spacings[stack.thickness, spacing].append(stack)
+            alike[image.shape, hashlib.sha256(image.tobytes()).digest()].append(stack)
+            if image.min() < 0:
+                negative.append((stack, float(image.min())))
+            for note in _contradictions(stack, image.shape, affine, spacing):
+                odd[note].append(stack)
             if stack.mask is None:
                 unmasked.append(stack)
-            elif not _check_mask(stack, image.shape, affine):
+                continue
+            same, notes = _check_mask(stack, image.shape, affine)
+            if not same:
                 regridded.append(stack)
+            for note in notes:
+                odd[note].append(stack)
     if unmasked and options.mask_mode == "derivatives":
         raise InputError(f"{unmasked[0].path}: no mask for this stack in the data sets of --derivatives; "
                          "add one, leave the stack out with --bids-filter-file, or use another --mask-mode")
@@ -112,6 +135,13 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
                         "a mask is made from the image")
     if regridded:
         warnings.append(f"{_labels(regridded)}: the mask lies on another grid and is resampled by its affine")
+    warnings += [f"{_labels(stacks)}: {note}" for note, stacks in odd.items()]
+    warnings += [f"{_labels(stacks)}: every voxel is the same, so that one image counts {len(stacks)} times; leave all "
+                 "but one out with --bids-filter-file" for stacks in alike.values() if len(stacks) > 1]
+    if negative:
+        warnings.append(f"{_labels(stack for stack, _ in negative)}: negative intensities (down to "
+                        f"{min(low for _, low in negative):.3g}); those of the brain are shifted for the fit, and the "
+                        "outputs are on the scale of the input; what is darker than the brain counts as nothing")
     return warnings + ([] if task.poses else _gap_warnings(spacings, options))
 
 
@@ -134,20 +164,26 @@ def check_volume(task: ReconstructionTask, options: CheckOptions) -> tuple[tuple
     gsbids.errors.InputError
         As :func:`check_task`, but for the number of stacks and the geometry of slices.
     """
-    if task.errors:
-        raise InputError(task.errors[0])
+    _check_found(task)
     (stack,) = task.stacks
     _check_thickness(stack)
     with _collected("gsbids.imaging") as warnings:
         image, affine = _load_stack(stack)
-        if stack.mask is not None and not _check_mask(stack, image.shape, affine):
-            warnings.append("the mask lies on another grid and is resampled by its affine")
+        if stack.mask is not None:
+            same, notes = _check_mask(stack, image.shape, affine)
+            warnings += [] if same else ["the mask lies on another grid and is resampled by its affine"]
+            warnings += notes
     if stack.mask is None and options.mask_mode == "derivatives":
         raise InputError(f"{stack.path}: no mask for this volume in the data sets of --derivatives; add one, or use "
                          "another --mask-mode")
     if stack.mask is None and options.mask_mode == "auto" and options.masks_given:
         warnings.append("no mask in the data sets of --derivatives; none is used")
     return (image.shape, affine), warnings
+
+
+def _check_found(task: ReconstructionTask) -> None:
+    if task.errors:
+        raise InputError(task.errors[0])
 
 
 def _check_thickness(stack: StackFile) -> None:
@@ -161,7 +197,7 @@ def _load_stack(stack: StackFile) -> tuple[np.ndarray, np.ndarray]:
     image, affine = load_image(stack.path)
     if not image.any():
         raise InputError(f"{stack.path}: all voxels are 0; leave the stack out with --bids-filter-file")
-    return image, affine
+    return without_spikes(image, stack.path), affine
 
 
 def _slice_spacing(stack: StackFile, shape, affine: np.ndarray) -> float:
@@ -169,27 +205,66 @@ def _slice_spacing(stack: StackFile, shape, affine: np.ndarray) -> float:
     try:
         axis = slice_axis(shape, affine, stack.metadata.get("SliceEncodingDirection"))
         placeholder, conformed = conform(np.empty(shape, dtype=bool), affine, axis)
-        slice_frames(conformed, placeholder.shape)
+        frames, _ = slice_frames(conformed, placeholder.shape)
     except InputError as error:
         raise InputError(f"{stack.path}: {error}") from error
-    return round(float(np.linalg.norm(affine[:3, axis])), 3)
+    return round(float(abs(frames[0, :, 2] @ affine[:3, axis])), 3)
 
 
-def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> bool:
-    """Whether the mask is on the grid of its stack."""
-    mask, mask_affine = load_image(stack.mask)
-    if not (mask > 0).any():
-        raise InputError(f"{stack.mask}: the mask is empty (all voxels are 0); give a mask with the brain "
-                         "in it, leave the stack out with --bids-filter-file, or use another --mask-mode")
-    volume = (mask > 0).sum() * abs(np.linalg.det(mask_affine[:3, :3])) / 1000
+def _contradictions(stack: StackFile, shape, affine: np.ndarray, spacing: float) -> Iterator[str]:
+    """What the sidecar says that the image does not, or that speaks against its use, in words."""
+    if words := _axis_words(stack, shape, affine):
+        yield words
+    given = stack.metadata.get("SpacingBetweenSlices")
+    number = isinstance(given, int | float) and abs(given) < 1e6
+    # Some converters write the gap.
+    if number and min(abs(given - spacing), abs(given + stack.thickness - spacing)) > _ROUNDING * spacing:
+        yield (f"SpacingBetweenSlices is {given:g} mm, but slices are {spacing:g} mm apart by the header; the header "
+               "is taken: correct the one that is wrong")
+    times = stack.metadata.get("SliceTiming")
+    count = shape[slice_axis(shape, affine, stack.metadata.get("SliceEncodingDirection"))]
+    if times and (not isinstance(times, list) or len(times) != count):
+        found = f"has {len(times)} times" if isinstance(times, list) else "is no list of times"
+        yield (f"SliceTiming {found}, but the stack has {count} slices; when each was acquired is not known from it: "
+               "correct the sidecar")
+    kind = stack.metadata.get("ImageType")
+    words = kind if isinstance(kind, list) else str(kind).split("\\")  # as DICOM has it
+    for word in sorted(_NOT_ACQUIRED & set(map(str, words))):
+        yield (f"ImageType has {word}: its slices were not acquired like this, but made from other images or to plan; "
+               "they are taken as they are: leave the stack out with --bids-filter-file if others hold the same")
+
+
+def _axis_words(stack: StackFile, shape, affine: np.ndarray) -> str:
+    """What is odd about the slice axis that the sidecar names, and what to do; empty where nothing is."""
+    given = stack.metadata.get("SliceEncodingDirection")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axis, longest = slice_axis(shape, affine, given), int(np.argmax(spacing))
+    if longest == axis or spacing[longest] < _LONGER * np.delete(spacing, longest).max():
+        return ""
+    own, other = "ijk"[axis], "ijk"[longest]
+    return (f"SliceEncodingDirection is {given}, but voxels are longest along {other} ({spacing[longest]:.3g} mm, "
+            f"along {own} {spacing[axis]:.3g} mm); slices along {own} are taken, as the sidecar says: correct it, or "
+            "take it out, if the array was transposed")
+
+
+def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> tuple[bool, list[str]]:
+    """Whether the mask is on the grid of its stack, and what is to be said of it."""
+    values, mask_affine = load_image(stack.mask)
+    try:
+        mask, soft = inside_of(values)
+    except InputError as error:
+        raise InputError(f"{stack.mask}: {error}; give a mask with the brain in it, leave the stack out with "
+                         "--bids-filter-file, or use another --mask-mode") from error
+    volume = mask.sum() * abs(np.linalg.det(mask_affine[:3, :3])) / 1000
     if volume < _SMALLEST_BRAIN:
         raise InputError(f"{stack.mask}: the mask holds {volume:.2g} ml, which is no brain (at least "
                          f"{_SMALLEST_BRAIN:g} ml); give a mask with the brain in it, or leave the stack out "
                          "with --bids-filter-file")
-    if not resample_mask(mask, mask_affine, affine, shape).any():
+    there = resample_mask(mask, mask_affine, affine, shape)
+    if not there.any():
         raise InputError(f"{stack.mask}: the mask does not overlap its stack {stack.path}; check the affines "
                          "of both, or that the mask is of this stack")
-    return same_grid(mask.shape, mask_affine, shape, affine)
+    return same_grid(mask.shape, mask_affine, shape, affine), [words for words in (soft, oddness(there)) if words]
 
 
 def _gap_warnings(spacings, options: CheckOptions) -> list[str]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files at the root of the output: what the data set is, and what made it."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from gsbids import __version__
 from gsbids.atomic import write_atomic
+from gsbids.bids.metadata import read_object
 from gsbids.bids.names import DESCRIPTIONS
 from gsbids.bids.sink import to_json
 from gsbids.errors import InputError
@@ -28,8 +28,8 @@ Volumes reconstructed from stacks of slices, or super-resolved from one volume, 
 
 - `sub-<label>[_ses-<label>].html`: report of a reconstruction; opens in any browser, without a network.
 - `*_rec-gsvr_res-<mm>_desc-preproc_*.nii.gz`: the reconstructed volume, `desc-unmasked` the same with what is
-  around the brain, `desc-brain_mask` the brain mask, `desc-coverage` how much the slices say about a voxel,
-  `desc-uncertainty` how far its value is likely to be off.
+  around the brain, `desc-brain` the brain alone, `desc-brain_mask` its mask, `desc-coverage` how much the slices say
+  about a voxel, `desc-uncertainty` how far its value is likely to be off.
 - `*_rec-gsr_*_res-<mm>_desc-preproc_*.nii.gz`: a super-resolved volume; files of it whose suffix does not say the
   contrast have it in `rec-gsr<contrast>`.
 - `*_desc-gaussians_model.npz`: the model; `gsbids sample` puts it on any grid.
@@ -121,12 +121,9 @@ def _generator(description: Mapping) -> Mapping:
 def _read(path: Path) -> dict | None:
     """A JSON object; None where there is no such file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        return read_object(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error}); correct it") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _write_once(path: Path, content: bytes) -> None:

@@ -2,16 +2,30 @@
 """The few things that we ask of pybids: an index of a data set, and queries in it."""
 
 import json
+import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
+from gsbids.bids.metadata import Sidecars
 from gsbids.errors import InputError
+
+LOGGER = logging.getLogger("gsbids.bids")
 
 EXTENSIONS = (".nii", ".nii.gz")
 
 #: Stands for JSON's null in a filter (TOML has no null): the entity must be absent.
 ABSENT = "<none>"
+
+_INDEX = "layout_index.sqlite"  # what pybids calls a kept index
+
+# What pybids does not keep: names that are not in UTF-8.
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
+
+# Of a derivative data set, as by pybids itself.
+_IGNORE_DERIVED = (re.compile(r"^/(code|models|sourcedata|stimuli)"),)
 
 _IGNORE = (
     re.compile(r"/\."),
@@ -20,9 +34,30 @@ _IGNORE = (
     re.compile(r"/(beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet)(/|$)"))
 
 
+class _Loop:
+    """What pybids shall not look into, as a pattern that it searches paths for: links to folders that they lie in.
+
+    pybids goes round in such links until the path is too long for the machine, and twice as often for every link.
+    """
+
+    def __init__(self, root: Path):
+        self._root = Path(root).absolute()
+
+    def search(self, below: str) -> bool:
+        """Whether a path below the root is such a link; it is said where it is."""
+        path = self._root / below.lstrip("/")
+        if not path.is_symlink() or not path.is_dir():
+            return False
+        target = path.resolve()
+        loop = any(parent.resolve() == target for parent in path.parents)
+        if loop:
+            LOGGER.warning("%s: left out, as this link leads back to %s, in which it lies; remove it", path, target)
+        return loop
+
+
 def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | None = None,
              database_wipe: bool = False):
-    """Index a raw data set: subjects' anatomical files and sidecars, nothing from ``derivatives/``.
+    """Index the names of a raw data set: subjects' anatomical files, nothing from ``derivatives/``.
 
     Parameters
     ----------
@@ -30,7 +65,7 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
     participants : sequence of str
         Labels; only these are indexed, unless the index is kept for later.
     database_dir : Path, optional
-        Where the index is kept; used again when it is there.
+        Where the index is kept; used again when it is there, as it is: what has changed since is said.
     database_wipe : bool
         Make the kept index anew.
 
@@ -41,38 +76,107 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
     Raises
     ------
     gsbids.errors.InputError
-        A sidecar that is not JSON, or an index of another data set.
+        pybids cannot index the data set, or a kept index cannot be read or is of another data set.
     """
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
-    ignore = list(_IGNORE)
+    ignore = [*_IGNORE, _Loop(root)]
     if participants and database_dir is None:
         labels = "|".join(map(re.escape, participants))
         ignore.append(re.compile(rf"^/sub-(?!({labels})(/|$))"))
+    index = database_dir and Path(database_dir) / _INDEX
+    if index and database_wipe:
+        index.unlink(missing_ok=True)  # pybids would have to read it first
+    kept = bool(index) and index.exists()
     try:
-        layout = BIDSLayout(root, validate=False, derivatives=False, database_path=database_dir,
-                            reset_database=database_wipe,
-                            indexer=BIDSLayoutIndexer(validate=False, ignore=ignore))
-    except (ValueError, OSError, TypeError, AttributeError, RecursionError) as error:
-        # pybids raises these and their subclasses on sidecars and indices that it cannot read, and names no file.
-        raise InputError(_broken_sidecar(Path(root)) or
-                         f"{root}: pybids cannot index the data set ({one_line(error)})") from error
+        layout = _open(root, ["bids"], ignore, database_path=database_dir, reset_database=database_wipe)
+    except InputError as error:
+        if not kept:
+            raise
+        raise InputError(f"--bids-database-dir {database_dir}: the index there cannot be read; add "
+                         "--bids-database-wipe to make it anew") from error
     if Path(layout.root).resolve() != Path(root).resolve():
         raise InputError(f"--bids-database-dir {database_dir}: holds the index of {layout.root}; "
                          "add --bids-database-wipe or give another folder")
+    if kept and not _is_ours(layout):
+        LOGGER.warning("--bids-database-dir %s: the index there is of another tool or version; it is not used, and the "
+                       "data set is looked through; add --bids-database-wipe to replace it", database_dir)
+        return _open(root, ["bids"], ignore)
+    if kept:
+        _say_what_changed(layout, database_dir)
     return layout
+
+
+def _is_ours(layout) -> bool:
+    """Whether an index was made by our rules."""
+    found = layout.get_entities()
+    return all(entity["name"] in found and found[entity["name"]].pattern == entity["pattern"]
+               for rules in _entity_rules(Path(layout.root), ["bids"]) for entity in rules["entities"])
+
+
+def _say_what_changed(layout, database_dir: Path) -> None:
+    """Name images that a kept index does not know, and those that it knows and that are gone."""
+    there = {path for path in anatomical_files(Path(layout.root)) if path.name.endswith(EXTENSIONS) and is_utf8(path)}
+    known = {Path(file.path) for file in layout.get(datatype="anat", extension=list(EXTENSIONS))}
+    changed = {"new": sorted(there - known), "gone": sorted(path for path in known if not os.path.lexists(path))}
+    words = [f"{len(paths)} {what} (first {paths[0]})" for what, paths in changed.items() if paths]
+    if words:
+        LOGGER.warning("--bids-database-dir %s: images came or went since the index was made, and are left out: %s; "
+                       "add --bids-database-wipe to make it anew", database_dir, ", ".join(words))
 
 
 def open_derivative(root: Path):
     """Index a derivative data set by names only; no ``dataset_description.json`` is needed."""
+    return _open(root, ["bids", "derivatives"], [*_IGNORE_DERIVED, _Loop(root)])
+
+
+def anatomical_files(root: Path, participants: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[Path]:
+    """Files in the folders of anatomical images as they are on the disk, whatever their names, but hidden ones."""
+    subjects = [f"sub-{escape(label)}" for label in participants] or ["sub-*"]
+    within = [f"ses-{escape(label)}/anat" for label in sessions] or ["anat", "ses-*/anat"]
+    return sorted(path for subject in subjects for folder in within for path in root.glob(f"{subject}/{folder}/*")
+                  if not path.name.startswith("."))
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the name of a file and those of its folders are in UTF-8; pybids knows no others."""
+    return not _NOT_UTF8.search(str(path))
+
+
+def _open(root: Path, rules: Sequence[str], ignore: Sequence, **database):
+    """A layout of names; metadata are read by :class:`gsbids.bids.metadata.Sidecars`."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return BIDSLayout(root, validate=False, derivatives=False, config=["bids", "derivatives"],
-                      indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+    root = Path(root).absolute()
+    if not is_utf8(root):
+        raise InputError(f"{root}: the path is not in UTF-8; rename the folder")
+    try:
+        return BIDSLayout(root, validate=False, derivatives=False, config=_entity_rules(root, rules),
+                          indexer=BIDSLayoutIndexer(validate=False, index_metadata=False,
+                                                    ignore=[*ignore, _NOT_UTF8]), **database)
+    except (ValueError, OSError, TypeError, AttributeError, RecursionError, SQLAlchemyError) as error:
+        raise InputError(f"{root}: pybids cannot index the data set ({one_line(error)})") from error
 
 
-def query(layout, values: Mapping, where: str) -> list:
-    """Files that match a filter.
+def _entity_rules(root: Path, names: Sequence[str]) -> list[dict]:
+    """Rules of pybids for the entities of a file, bound to the path below the root.
+
+    By themselves they search the absolute path: below ``run-7/`` every file would be of run 7. Dots may stand in
+    labels, so that such a file is found, and can be named.
+    """
+    from bids.config import get_option
+
+    above = f"^{re.escape(str(root))}(?=/)(?s:.*?)"
+    rules = [json.loads(Path(get_option("config_paths")[name]).read_text(encoding="utf-8")) for name in names]
+    for entity in (entity for rule in rules for entity in rule["entities"]):
+        pattern = entity["pattern"]
+        if entity["name"] in ("suffix", "extension"):
+            pattern = pattern.replace(r"\.[^/\\]+", r"\.[^_/\\]+")
+        entity["pattern"] = f"{above}(?:{pattern})"
+    return rules
+
+
+def query(layout, values: Mapping, where: str) -> list[Path]:
+    """Files whose names match a filter, as far as they are still there.
 
     Parameters
     ----------
@@ -89,25 +193,47 @@ def query(layout, values: Mapping, where: str) -> list:
         pybids does not understand the filter.
     """
     try:
-        return layout.get(**_convert(values))
+        return [Path(file.path) for file in layout.get(**_convert(values)) if os.path.lexists(file.path)]
     except (TypeError, ValueError) as error:
         # The second sentence of pybids is for programmers.
         raise InputError(f"{where}: {one_line(error).partition('. If you')[0]}") from error
 
 
-def _broken_sidecar(root: Path) -> str:
-    """The first JSON file that is no sidecar, and why; empty where all are."""
-    for path in sorted((*root.glob("*.json"), *root.glob("sub-*/**/*.json"))):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            return f"{path}: not a JSON file ({one_line(error)}); correct it"
-        if not isinstance(found, dict):
-            return f"{path}: holds no JSON object {{...}}; correct it"
-        targets = found.get("IntendedFor", [])
-        if not all(isinstance(target, str) for target in (targets if isinstance(targets, list) else [targets])):
-            return f"{path}: IntendedFor is {str(targets)[:80]!r}, a path or a list of paths is expected; correct it"
-    return ""
+def query_with_metadata(layout, default: Mapping, wanted: Mapping, where: str, sidecars: Sidecars) -> list[Path]:
+    """Files that match a filter, whose keys may also be fields of the sidecars.
+
+    Parameters
+    ----------
+    layout, where
+        As for :func:`query`.
+    default : mapping
+        Entities that are asked for in any case.
+    wanted : mapping
+        The filter.
+    sidecars : Sidecars
+        Of the same data set. A file whose sidecar cannot be read is taken: it is for others to say so.
+    """
+    others = [key for key in wanted if key not in layout.get_entities()]
+    metadata = {path: sidecars.readable(path) for path in query(layout, default, where)} if others else {}
+    fields = [key for key in others if any(key in found for found in metadata.values() if found is not None)]
+    found = query(layout, {**default, **{key: wanted[key] for key in wanted if key not in fields}}, where)
+    return [path for path in found if not fields or metadata.get(path) is None
+            or all(_says(metadata[path], key, wanted[key]) for key in fields)]
+
+
+def _says(metadata: Mapping, key: str, value) -> bool:
+    """Whether a field has a value, or one of a list; null and ``"*"`` as for entities."""
+    if isinstance(value, list | tuple):
+        return any(_says(metadata, key, item) for item in value)
+    if value in (None, ABSENT, "*"):
+        return (key in metadata) == (value == "*")
+    return key in metadata and str(metadata[key]) == str(value)
+
+
+def compressed_twin(path: Path, files: Collection[Path]) -> Path | None:
+    """The ``.nii.gz`` among some files that has the name of a ``.nii``: it is taken, as both are one image."""
+    twin = path.with_name(path.name + ".gz")
+    return twin if path.suffix == ".nii" and twin in files else None
 
 
 def one_line(error: BaseException) -> str:

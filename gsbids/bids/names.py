@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+LABEL = re.compile(r"[A-Za-z0-9+]+")
+
 METHOD = "gsvr"
 SR_METHOD = "gsr"
 
@@ -18,11 +20,14 @@ ENTITY_ORDER = (
     "sub", "ses", "sample", "task", "acq", "ce", "trc", "rec", "dir", "run", "mod", "echo", "flip", "inv",
     "mt", "part", "proc", "chunk", "space", "res", "den", "label", "from", "to", "mode", "desc")
 
+# Names with these belong to derivatives, wherever they lie.
+_DERIVED = ("space", "res", "den", "label", "from", "to", "mode", "desc")
+
 #: What the ``desc`` labels of our outputs mean: written to ``descriptions.tsv``.
 DESCRIPTIONS = {
     "preproc": "Reconstructed volume, zero outside the brain and a rim; with rec-gsr super-resolved, and whole",
     "unmasked": "Reconstructed volume, whole field of view",
-    "brain": "Brain mask",
+    "brain": "Brain mask, or the reconstructed volume, zero outside of it",
     "coverage": "Acquired slices within whose thickness each voxel of the reconstructed volume lies",
     "uncertainty": "Predicted standard deviation of the error of the reconstructed volume",
     "preview": "State of the reconstruction on the way to the volume, replaced until that is there",
@@ -71,7 +76,7 @@ class Kind:
 _LABELS = {"task": METHOD, "volume": SR_METHOD}
 
 _IMAGE = {"SpatialReference": "orig", "SkullStripped": False}
-_MASK = {"SpatialReference": "orig", "Type": "Brain"}
+_MASK = {"Description": "Brain mask", "SpatialReference": "orig", "Type": "Brain"}
 _XFM = {"from": "orig", "to": METHOD, "mode": "image"}
 _DIRECTION = ("ITK transform in LPS millimetres: takes points of the reconstructed volume to points of the "
               "acquired stack, so that resampling with it puts the stack onto the volume")
@@ -79,8 +84,9 @@ _DIRECTION = ("ITK transform in LPS millimetres: takes points of the reconstruct
 #: The one pattern list: every file that a reconstruction writes.
 KINDS: dict[str, Kind] = {
     # One file a reconstruction.
-    "volume": Kind("task", ".nii.gz", {"desc": "preproc"}, needs=("res",),
-                   sidecar=_IMAGE | {"SkullStripped": True}),
+    "volume": Kind("task", ".nii.gz", {"desc": "preproc"}, needs=("res",), sidecar=_IMAGE),
+    "volume_brain": Kind("task", ".nii.gz", {"desc": "brain"}, needs=("res",), sidecar=_IMAGE | {
+        "Description": "Reconstructed volume, zero outside the brain mask", "SkullStripped": True}),
     "volume_unmasked": Kind("task", ".nii.gz", {"desc": "unmasked"}, needs=("res",), sidecar=_IMAGE),
     "volume_mask": Kind("task", ".nii.gz", {"desc": "brain"}, "mask", needs=("res",), sidecar=_MASK),
     "coverage": Kind("task", ".nii.gz", {"desc": "coverage"}, needs=("res",), sidecar=_IMAGE),
@@ -147,14 +153,58 @@ def parse_name(name: str) -> dict[str, str]:
     {'sub': '01', 'run': '1', 'suffix': 'T2w', 'extension': '.nii.gz'}
     >>> parse_name("sub-01_T2w_desc-brain_mask.nii.gz")["extra"]
     'T2w'
+    >>> parse_name("sub-01_acq-0.8mm_T2w.nii.gz")
+    {'sub': '01', 'acq': '0.8mm', 'suffix': 'T2w', 'extension': '.nii.gz'}
     """
-    stem, dot, extension = Path(name).name.partition(".")
-    *parts, suffix = stem.split("_")
+    *parts, last = Path(name).name.split("_")
+    suffix, dot, extension = last.partition(".")
     entities: dict[str, str] = {}
     for part in parts:
         key, dash, value = part.partition("-")
         entities[key if dash else "extra"] = value if dash else key
     return entities | {"suffix": suffix, "extension": dot + extension}
+
+
+def entity_value(entities: Mapping[str, str], key: str) -> str | int | None:
+    """Value of an entity as it is compared: ``run-1`` is ``run-01``."""
+    value = entities.get(key)
+    return int(value) if key in ("run", "chunk") and value is not None and value.isdecimal() else value
+
+
+def raw_fault(below: PurePosixPath) -> str:
+    """What keeps the name of a file from being one of raw data; empty where nothing does.
+
+    Parameters
+    ----------
+    below : path
+        Relative to the root of the data set.
+
+    >>> raw_fault(PurePosixPath("sub-01/anat/sub-01_acq-T2-HASTE_T2w.nii.gz"))
+    "acq-T2-HASTE: BIDS labels hold letters, digits and '+' only"
+    >>> raw_fault(PurePosixPath("sub-01/ses-1/anat/sub-01_T2w.nii.gz"))
+    'it lies in ses-1, and the name does not say so'
+    >>> raw_fault(PurePosixPath("sub-01/anat/old/sub-01_T2w.nii.gz"))
+    'it lies in sub-01/anat/old, and images lie in the folder anat of their subject or session'
+    """
+    entities = parse_name(below.name)
+    strange = [repr(value) if key == "extra" else key for key, value in entities.items()
+               if key in _DERIVED or key not in (*ENTITY_ORDER, "suffix", "extension")]
+    if strange:
+        return ", ".join(strange)
+    keys = [part.partition("-")[0] for part in below.name.split("_")[:-1]]
+    for key, value in _without(entities, "suffix", "extension").items():
+        if not LABEL.fullmatch(value):
+            return f"{key}-{value}: BIDS labels hold letters, digits and '+' only"
+        if keys.count(key) > 1:
+            return f"{key}- stands in it twice"
+    for folder in below.parts[:-1]:
+        key, _, label = folder.partition("-")
+        if key in ("sub", "ses") and entities.get(key) != label:
+            return f"it lies in {folder}, and the name does not say so"
+    place = [part for part in below.parts[:-1] if part.partition("-")[0] not in ("sub", "ses")]
+    if place != ["anat"] or below.parts[-2] != "anat":
+        return f"it lies in {below.parent}, and images lie in the folder anat of their subject or session"
+    return ""
 
 
 def build_name(entities: Mapping[str, str], suffix: str, extension: str = "") -> str:
@@ -167,7 +217,7 @@ def build_name(entities: Mapping[str, str], suffix: str, extension: str = "") ->
     if unknown:
         raise ValueError(f"unknown entities: {', '.join(unknown)}")
     for key, value in entities.items():
-        if not re.fullmatch(r"[A-Za-z0-9+]+", value):
+        if not LABEL.fullmatch(value):
             raise ValueError(f"{key}-{value}: labels have letters and digits only")
     parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
     return "_".join([*parts, suffix]) + extension

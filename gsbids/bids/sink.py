@@ -100,7 +100,7 @@ class Sink:
 def complete_sidecar(kind: str, relative: Path, sidecar: Mapping[str, object]) -> dict[str, object]:
     """Fields of a sidecar, with those that follow from the kind and the name.
 
-    >>> fields = complete_sidecar("volume", Path("sub-01_res-0p8_desc-preproc_T2w.nii.gz"), {})
+    >>> fields = complete_sidecar("volume_brain", Path("sub-01_res-0p8_desc-brain_T2w.nii.gz"), {})
     >>> fields["Resolution"], fields["SkullStripped"]
     ('0.8 mm isotropic', True)
     """

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from gsbids import __version__
+from gsbids.cli.plan import check_place
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -82,9 +83,7 @@ def _check(bids_dir: Path, output_dir: Path) -> None:
                               ("output_dir", output_dir, "give the folder that the participant level wrote to")):
         if not folder.is_dir():
             raise InputError(f"{name} {folder}: there is no such folder; {way}")
-    if output_dir == bids_dir or output_dir.is_relative_to(bids_dir):
-        raise InputError(f"output_dir {output_dir}: is the same as or inside bids_dir {bids_dir}, where nothing may "
-                         "be written; give the folder that the participant level wrote to")
+    check_place("output_dir", output_dir, bids_dir, "give the folder that the participant level wrote to")
 
 
 def _subjects(bids_dir: Path) -> tuple[str, ...]:

@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
 def _mask(args: argparse.Namespace) -> int:
     import torch
 
+    from gsbids.imaging.intensity import above_background
     from gsbids.imaging.nifti import load_image, save_image
     from gsbids.masking.network import DOUBTFUL, load_network, segment_stack, weights_file
 
     weights = weights_file(args.mask_weights)
     image, affine = load_image(args.input)
     torch.set_num_threads(args.nprocs or len(os.sched_getaffinity(0)))
-    found = segment_stack(image, affine, load_network(weights))
+    found = segment_stack(above_background(image), affine, load_network(weights))
     if args.probability:
         save_image(args.probability, found.probability, affine)
     if not found.mask.any():

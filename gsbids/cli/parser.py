@@ -97,7 +97,8 @@ def build_parser() -> Parser:
     """The parser, with one group of options a paragraph of ``--help``."""
     parser = Parser(prog="gsbids", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS data set")
-    parser.add_argument("output_dir", type=Path, help="folder for the results, outside bids_dir")
+    parser.add_argument("output_dir", type=Path,
+                        help="folder for the results: outside bids_dir, or its derivatives/gsbids")
     parser.add_argument("analysis_level", type=_level, metavar="{participant,group}",
                         help="participant: reconstruct; group: one table and one page of all that is in output_dir")
     parser.add_argument("--version", action="version", version=f"gsbids {__version__}")

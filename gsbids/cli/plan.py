@@ -21,6 +21,9 @@ LOGGER = logging.getLogger("gsbids.cli")
 
 QUERIES = ("stacks", "masks")
 
+#: The one folder of the input that may be the output; nothing in it is ever read as input.
+OWN_PLACE = Path("derivatives", "gsbids")
+
 #: Plugins of nipype that wait for their jobs, or are made to, and the command that each needs.
 PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "SLURMGraph": "sbatch", "PBS": "qsub",
            "SGE": "qsub", "LSF": "bsub", "OAR": "oarsub", "Condor": "condor_submit"}
@@ -74,6 +77,7 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
         filters=execution.bids_filters,
         filter_file=f"--bids-filter-file {args.bids_filter_file or args.config_file}",
         mask_datasets=execution.derivatives if workflow.mask_mode in ("auto", "derivatives") else {},
+        output_dir=execution.output_dir,
         slice_thickness=workflow.slice_thickness,
         database_dir=execution.bids_database_dir,
         database_wipe=execution.bids_database_wipe)
@@ -84,7 +88,7 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
         settings = partial(settings_of_last_run, config)
     tasks, refused = check_tasks(find_tasks(execution.bids_dir, selection), config, settings)
     found = {task.subject for task in tasks} | {line.subject for line in refused}
-    lines = [str(line) for line in refused]
+    lines = list(dict.fromkeys(str(line) for line in refused))
     lines += [f"--participant-label {label}: no {workflow.modality} image of this participant is selected; "
               "check its files, or leave the label out"
               for label in execution.participant_label if label not in found]
@@ -171,20 +175,23 @@ def _check_sizes(workflow: WorkflowOptions) -> None:
 
 
 def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
-    """Data sets by name from ``[NAME=]PATH``; the name of the folder where none is given.
+    """Data sets by name from ``[NAME=]PATH``; a path that exists is a path, and its last folder gives the name.
 
     >>> parse_derivatives(["masks=/"])
     {'masks': PosixPath('/')}
     """
     datasets: dict[str, Path] = {}
     for value in values:
-        found = re.fullmatch(r"([A-Za-z0-9]+)=(.+)", value)
+        found = None if Path(value).is_dir() else re.fullmatch(r"([A-Za-z0-9]+)=(.+)", value)
         path = Path(found[2] if found else value).resolve()
         name = found[1] if found else re.sub(r"[^A-Za-z0-9]", "", path.name) or "masks"
         if name in ("raw", TEMPLATE) or name in datasets:
             raise InputError(f"--derivatives {value}: the name {name!r} is taken; give another as NAME=PATH")
         if not path.is_dir():
-            raise InputError(f"--derivatives {value}: there is no such folder; give the root of a data set")
+            _, equals, rest = value.partition("=")
+            why = "a NAME holds letters and digits only; give another" if equals and Path(rest).is_dir() else (
+                "there is no such folder; give the root of a data set")
+            raise InputError(f"--derivatives {value}: {why}")
         datasets[name] = path
     return datasets
 
@@ -201,10 +208,7 @@ def _check_folders(execution: Execution) -> None:
         if folder is None:
             continue
         _check_encoding(option, folder)
-        if folder == bids_dir or folder.is_relative_to(bids_dir):
-            where = "the same as" if folder == bids_dir else "inside"
-            raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be "
-                             f"written; {way}")
+        check_place(option, folder, bids_dir, way)
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not existing.is_dir():
             raise InputError(f"{option} {folder}: {existing} is a file, not a folder; give another")
@@ -212,6 +216,15 @@ def _check_folders(execution: Execution) -> None:
             raise InputError(f"{option} {folder}: {existing} cannot be written to; give another")
     if execution.work_dir == execution.output_dir:
         raise InputError(f"--work-dir {execution.work_dir}: is the same as output_dir; give another with -w")
+
+
+def check_place(option: str, folder: Path, bids_dir: Path, way: str) -> None:
+    """InputError where a folder to write to lies in the input, but for the place that BIDS has for the output."""
+    own = option == "output_dir" and folder == bids_dir / OWN_PLACE
+    if folder.is_relative_to(bids_dir) and not own:
+        where = "the same as" if folder == bids_dir else "inside"
+        raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be written but "
+                         f"output_dir {bids_dir / OWN_PLACE}; {way}")
 
 
 def _check_encoding(option: str, folder: Path) -> None:

@@ -226,7 +226,7 @@ class RunLog(logging.Handler):
         own = {path for name, path in self._files.items() if message.startswith((f"{name}:", f"{name} "))}
         line = " ".join(self.format(record).split("\n")) + "\n"
         for path in own or set(self._files.values()):
-            with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            with suppress(OSError), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line)
 
 

@@ -2,7 +2,6 @@
 """``gsbids reconstruct``: stacks in, one volume out, plain files without BIDS; the same workflow behind it."""
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -347,11 +346,10 @@ def _thickness(text: str) -> float | None:
 
 def _sidecar(path: Path) -> dict:
     """The JSON file of the same name beside an image; empty where there is none."""
+    from gsbids.bids.metadata import read_object
+
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     try:
-        found = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+        return read_object(sidecar)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{sidecar}: this is not a JSON file ({error}); correct or remove it") from error
-    return found if isinstance(found, dict) else {}

@@ -68,14 +68,14 @@ def _sample(args: argparse.Namespace) -> int:
     import numba
     import numpy as np
 
-    from gsbids.imaging.nifti import load_image, save_image
+    from gsbids.imaging.nifti import save_image
     from gsbids.recon.models import load_model, sample_model
     from gsbids.recon.resample import in_order
 
     threads = args.nprocs or len(os.sched_getaffinity(0))
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     model = load_model(args.model)
-    mask = load_image(args.mask) if args.mask else None
+    mask = _mask(args.mask) if args.mask else None
     transform = _transform(args, model)
     affine, shape = _grid(args, model, transform)
     if mask and transform is not None:
@@ -90,6 +90,21 @@ def _sample(args: argparse.Namespace) -> int:
     save_image(args.output, image, affine)
     LOGGER.info("wrote %s", args.output)
     return 0
+
+
+def _mask(path: Path) -> tuple:
+    """Voxels inside a mask, and its affine."""
+    from gsbids.imaging.masks import inside_of
+    from gsbids.imaging.nifti import load_image
+
+    values, affine = load_image(path)
+    try:
+        inside, soft = inside_of(values)
+    except InputError as error:
+        raise InputError(f"--mask {path}: {error}; give a mask with the brain in it") from error
+    if soft:
+        LOGGER.warning("--mask %s: %s", path, soft)
+    return inside, affine
 
 
 def _transform(args: argparse.Namespace, model):
@@ -115,12 +130,15 @@ def _transform(args: argparse.Namespace, model):
 
 def _grid(args: argparse.Namespace, model, transform=None):
     """Affine and shape of the grid that is asked for."""
+    from gsbids.imaging.masks import check_overlap
     from gsbids.imaging.nifti import read_header
     from gsbids.recon.models import grid_of_factor, grid_of_spacing, model_grid
     from gsbids.recon.sr_result import SrResult
 
     if args.like:
         shape, affine = read_header(args.like)
+        room, size = model_grid(model, transform)
+        check_overlap((shape, affine), (size, room), (f"--like {args.like}", f"{args.model}"))
     elif args.factor and isinstance(model, SrResult):
         affine, shape = model.coarse_affine, model.filled.shape
     elif args.factor:

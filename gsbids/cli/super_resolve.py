@@ -73,7 +73,10 @@ def _super_resolve(args: argparse.Namespace) -> int:
     data, affine = load_image(args.input)
     like = read_header(args.like) if args.like else None
     target = SrTarget(args.factor, args.output_resolution, like)
-    grid, other = target_grid(data.shape, affine, target)
+    try:
+        grid, other = target_grid(data.shape, affine, target)
+    except InputError as error:
+        raise InputError(f"{args.input}: {error}") from error
     profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
     options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,
                         threads=args.nprocs or len(os.sched_getaffinity(0)), device=resolve_device(args.device))

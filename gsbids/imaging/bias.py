@@ -6,6 +6,7 @@ import os
 import numpy as np
 from scipy import ndimage
 
+from gsbids.imaging.intensity import darkest
 from gsbids.imaging.masks import bounding_box
 
 # Room around the mask, mm: the filters see some of what surrounds the brain.
@@ -51,7 +52,8 @@ def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        Denoised in the box around the mask, as given elsewhere; never negative.
+        Denoised in the box around the mask, as given elsewhere; nothing is darker than 0, or than the darkest
+        of ``image``.
 
     References
     ----------
@@ -67,7 +69,7 @@ def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
                                noise_model="Gaussian").numpy()
     removed = np.where(np.isfinite(clean), part - clean, 0.0)
     share = blend_share(float(np.mean(removed[inside] ** 2)), noise_deviation(part, inside) ** 2)
-    return _pasted(image, part - np.float32(share) * removed, box)
+    return _pasted(image, np.maximum(part - np.float32(share) * removed, min(0.0, float(part.min()))), box)
 
 
 def blend_share(removed: float, noise: float) -> float:
@@ -131,7 +133,8 @@ def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
     it adds a standard deviation of 0.013 (logarithm), against 0.023, 0.05 and 0.08 with two, three and
     four levels, which take contrast of tissues for a bias; of a linear bias of 0.135 it leaves 0.013. On other
     anatomy even the stiff field takes contrast for a bias of 0.03 to 0.04, and a volume then has that shading. So
-    the field is taken to the power :func:`trusted_share`: weak ones are left alone.
+    the field is taken to the power :func:`trusted_share`: weak ones are left alone. Where intensities of the brain
+    are negative, those above the darkest (:func:`gsbids.imaging.intensity.darkest`) are corrected.
 
     Parameters
     ----------
@@ -155,7 +158,8 @@ def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
     ants = load_ants()
     box = _box(mask, affine)
     spacing = _spacing(affine)
-    part = np.ascontiguousarray(image[box], dtype=np.float32)
+    dark = np.float32(darkest(image, mask))
+    part = np.ascontiguousarray(image[box] - dark, dtype=np.float32)
     # The logarithm of the image is fitted: zeros have none.
     inside = mask[box] & (part > 0)
     if not inside.any():
@@ -172,7 +176,8 @@ def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
     bias **= np.float32(trusted_share(float(np.log(bias[inside]).std())))
     corrected = part / bias
     corrected *= np.median(part[inside]) / np.median(corrected[inside])
-    return _pasted(image, corrected, box)
+    # What is darker than nothing has no bias.
+    return _pasted(image, np.where(part > 0, corrected, part) + dark, box)
 
 
 def trusted_share(deviation: float) -> float:
@@ -204,5 +209,5 @@ def _spacing(affine: np.ndarray) -> tuple[float, ...]:
 
 def _pasted(image: np.ndarray, part: np.ndarray, box) -> np.ndarray:
     whole = np.array(image, dtype=np.float32)
-    whole[box] = np.maximum(part, 0.0)
+    whole[box] = part
     return whole

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks as arrays on grids: resampling by affine, comparing grids, regions, bounding boxes."""
 
+import logging
 from itertools import product
 
 import numpy as np
 from scipy import ndimage
 
 from gsbids.errors import InputError
+from gsbids.imaging.intensity import on_faces
 
+LOGGER = logging.getLogger("gsbids.imaging")
+
+LITTLE = 0.05  # share of two grids that lies in the other, below which they hardly touch
+SOFT = 0.05  # largest value of a mask of shares, up to which it shows no brain
+LEVELS = 16  # whole numbers up to which a mask holds labels, however they lie
+BORDER = 0.5  # share of the voxels on the faces of a grid from which on a mask holds what surrounds a brain
 NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 
 
@@ -27,6 +35,106 @@ def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray,
     corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))])
     apart = (corners @ (np.asarray(affine) - np.asarray(other_affine)).T)[:, :3]
     return bool(np.linalg.norm(apart, axis=1).max() <= tolerance)
+
+
+def inside_of(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Voxels inside a mask, and in words how shares were taken; empty for a mask that has none.
+
+    Labels are inside where they are above 0; shares (probabilities, averages, percent) where they are at least half of
+    the largest one. Whole numbers are labels where they are few, or come in regions: shares change from voxel to voxel.
+
+    Parameters
+    ----------
+    values : ndarray, (X, Y, Z)
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        No voxel is inside: what was found, without the file.
+
+    Examples
+    --------
+    >>> inside_of(np.array([0, 0.2, 0.4]))
+    (array([False,  True,  True]), 'the mask is soft (largest value 0.4); brain is where it is at least half of that')
+    """
+    top = float(np.max(values)) + 0.0  # no -0
+    if top <= 0:
+        raise InputError("the mask is empty (all voxels are 0)" if not np.any(values) else
+                         f"the mask is empty (no voxel is above 0, the largest is {top:.3g})")
+    present = np.unique(values[values > 0])
+    whole = np.array_equal(present, np.rint(present))
+    if whole and (len(present) <= LEVELS or _in_regions(values, top)):
+        return values > 0, ""
+    if not whole and top <= SOFT:
+        raise InputError(f"the mask has no value above {top:.2g}, which is too little for a share of brain (more than "
+                         f"{SOFT:g})")
+    return values >= top / 2, f"the mask is soft (largest value {top:.3g}); brain is where it is at least half of that"
+
+
+def _in_regions(values: np.ndarray, top: float) -> bool:
+    """Whether most neighbours within a mask have one value; pairs of the largest value do not count."""
+    same = pairs = 0
+    for axis in range(values.ndim):
+        along = np.moveaxis(values, axis, 0)
+        low, high = np.minimum(along[:-1], along[1:]), np.maximum(along[:-1], along[1:])
+        inside = (low > 0) & (low < top)
+        same, pairs = same + int((inside & (low == high)).sum()), pairs + int(inside.sum())
+    return same > pairs / 2
+
+
+def oddness(inside: np.ndarray) -> str:
+    """What is odd about a mask on the grid of its image, and what to do, in words; empty where it may be a brain.
+
+    Parameters
+    ----------
+    inside : ndarray, (X, Y, Z), bool
+    """
+    if inside.all():
+        return ("the mask holds the whole image and shows no brain; it is taken as it is: give a mask of the brain, or "
+                "another --mask-mode")
+    share = on_faces(inside).mean()
+    if share > BORDER:
+        return (f"the mask holds {share:.0%} of the borders of the image, so that it looks inverted; it is taken as it "
+                "is: exchange 0 and 1 in it if it is")
+    return ""
+
+
+def check_overlap(grid: tuple, other: tuple, names: tuple[str, str]) -> None:
+    """Refuse two grids that have no place in common; a warning where they hardly touch.
+
+    Parameters
+    ----------
+    grid, other : tuple of (shape, affine)
+    names : tuple of str
+        What they are called.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        It says where both lie.
+    """
+    shares = [_inside_grid(np.linalg.inv(b[1]) @ step, count, b[0]).mean()
+              for a, b in ((grid, other), (other, grid)) for count, step in (_thinned(*a),)]
+    where = f"{names[0]} lies at {_extent(*grid)}, and {names[1]} at {_extent(*other)}"
+    if not any(shares):
+        raise InputError(f"{where}: they have no place in common; give a grid in the space of the image, or correct "
+                         "the header that is wrong")
+    if max(shares) < LITTLE:
+        LOGGER.warning("%s: they hardly touch, and the rest is background; look whether both headers are right", where)
+
+
+def _thinned(shape, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a grid of at most 100 voxels along a side, from border to border of another."""
+    count = np.minimum(np.array(shape), 100)
+    step = (np.array(shape) - 1) / np.maximum(count - 1, 1)
+    return tuple(int(n) for n in count), np.asarray(affine, float) @ np.diag([*step, 1.0])
+
+
+def _extent(shape, affine: np.ndarray) -> str:
+    """Where a grid lies, in words."""
+    corners = np.rint([affine[:3, :3] @ c + affine[:3, 3] for c in product(*((-0.5, n - 0.5) for n in shape))]) + 0.0
+    return ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in zip(
+        "xyz", corners.min(0), corners.max(0), strict=True)) + " mm"
 
 
 def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:

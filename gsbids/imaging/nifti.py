@@ -4,6 +4,7 @@
 import gzip
 import logging
 import zlib
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -12,9 +13,19 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from gsbids.atomic import replacing
-from gsbids.errors import InputError
+from gsbids.errors import InputError, not_fetched
+from gsbids.imaging.intensity import RARE
 
 LOGGER = logging.getLogger("gsbids.imaging")
+
+FORMS_APART = 1.0  # mm between the places that sform and qform give to a corner: more is no rounding
+SIZES_DIFFER = 0.05  # of the voxel sizes of sform and pixdim, which say the same in sound headers
+VOXEL_SIZES = (0.05, 50.0)  # mm: what a header in other units is judged by
+UNITS = {1: ("m", 1e3), 3: ("micrometres", 1e-3)}  # codes of xyzt_units other than mm, and their mm
+WRAPPED, UNLIKELY = 32000, 0.001  # bright voxels beyond 2^15 are negative ones; few are between these and 0 then
+
+# Headers whose quaternion is longer than 1 by rounding are sound: nibabel's own limit is three roundings of float32.
+nib.Nifti1Header.quaternion_threshold = -1e-5
 
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError)
 
@@ -46,7 +57,8 @@ def read_header(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
 def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a 3D image.
 
-    Voxels that are NaN or infinite become 0, and a warning is logged that counts them.
+    Voxels that are NaN or infinite, or have the extreme value that stands for none, become background, and a warning is
+    logged that counts them; others where the header contradicts itself, or bright voxels were stored as negative ones.
 
     Parameters
     ----------
@@ -66,9 +78,17 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     image = _open(path)
     shape, affine = _shape(image, path), _affine(image, path)
+    if (apart := _forms_apart(image.header, shape)) > FORMS_APART:
+        LOGGER.warning("%s: sform and qform put it %.0f mm apart; the sform is taken: correct the header if the stacks "
+                       "do not lie on one another", path, apart)
+    if words := _unit(image.header, image.affine)[1]:
+        LOGGER.warning("%s: %s", path, words)
+    if words := _sizes_differ(image.header):
+        LOGGER.warning("%s: voxels are %s mm by the sform and %s mm by pixdim; the sform is taken: correct the header "
+                       "if the stacks have the wrong size", path, *words)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            data = np.asarray(image.dataobj).astype(np.float32).reshape(shape)
+            data = _unwrapped(np.asarray(image.dataobj), path).astype(np.float32).reshape(shape)
     except _READ_ERRORS as error:
         raise InputError(f"{path}: the file is truncated or corrupt ({_first_line(error)}); "
                          "copy it again or leave it out with --bids-filter-file") from error
@@ -82,6 +102,7 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         LOGGER.warning("%s: %d %s NaN or infinite and %s set to 0", path, count, what,
                        "is" if count == 1 else "are")
         data[bad] = 0.0
+    _fill(data, image.get_data_dtype(), path)
     return data, affine
 
 
@@ -125,11 +146,11 @@ def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: st
 
 def _open(path):
     if not Path(path).is_file():
-        raise InputError(f"{path}: there is no such file; check the path")
+        raise InputError(not_fetched(path) or f"{path}: there is no such file; check the path")
     try:
         image = nib.load(path)
     except _READ_ERRORS as error:
-        raise InputError(f"{path}: this is not a readable NIfTI file ({_first_line(error)}); "
+        raise InputError(not_fetched(path) or f"{path}: this is not a readable NIfTI file ({_first_line(error)}); "
                          "copy it again or convert it anew") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(f"{path}: this is {type(image).__name__}, not NIfTI; convert it to .nii.gz")
@@ -152,6 +173,60 @@ def _shape(image, path) -> tuple[int, int, int]:
     return (*shape, 1) if len(shape) == 2 else shape
 
 
+def _forms_apart(header, shape) -> float:
+    """Largest distance (mm) of the places that sform and qform give to one corner; 0 where one of them is not set."""
+    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+        return 0.0
+    try:
+        change = header.get_sform() - header.get_qform()
+    except (ValueError, HeaderDataError):  # a qform that is none, beside a sound sform
+        return 0.0
+    corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))])
+    apart = float(np.linalg.norm((corners @ change.T)[:, :3], axis=1).max())
+    return apart if np.isfinite(apart) else 0.0
+
+
+def _sizes_differ(header) -> tuple[str, str] | None:
+    """Voxel sizes by sform and by pixdim, in words, where they differ and no qform says so as well."""
+    pixdim = np.abs(np.array(header["pixdim"][1:4], float))
+    sound = np.isfinite(pixdim).all() and (pixdim > 0).all()
+    if not sound or header["sform_code"] == 0 or header["qform_code"] > 0:
+        return None
+    size = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+    if not (np.abs(size / pixdim - 1) > SIZES_DIFFER).any():
+        return None
+    return tuple(" x ".join(f"{side:.3g}" for side in sides) for sides in (size, pixdim))
+
+
+def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
+    """Voxels as they were before unsigned numbers of 16 bits were stored as signed ones."""
+    short = voxels.dtype.kind == "i" and voxels.dtype.itemsize == 2
+    if not short or voxels.max() < WRAPPED or voxels.min() > -WRAPPED:
+        return voxels
+    below = voxels[voxels < 0]
+    if (below == below[0]).all() or np.mean((voxels < 0) & (voxels > -WRAPPED / 4)) > UNLIKELY:
+        return voxels
+    LOGGER.warning("%s: %d voxels are negative, as those brighter than 32767 become where unsigned numbers are stored "
+                   "as signed ones; they are taken as unsigned: convert the file anew", path, below.size)
+    return voxels.astype(np.uint16)
+
+
+def _fill(data: np.ndarray, dtype: np.dtype, path) -> None:
+    """Give voxels that hold the most extreme number of their type, as outside of the field of view, the background."""
+    if dtype.kind not in "if" or dtype.itemsize == 1:
+        return
+    limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(np.float32)
+    # 32767 may be a bright voxel; wider types may hold what had 16 bits before.
+    ends = [-32768] if dtype.itemsize == 2 else [limits.min, limits.max, -32768]
+    filled = np.isin(data, np.array(ends, np.float32))
+    if not filled.any() or filled.all():
+        return
+    values, rest = data[filled], data[~filled]
+    data[filled] = 0.0 if np.mean(rest < 0) <= RARE else rest.min()
+    LOGGER.warning("%s: %d voxels have the value %g, which stands for no value, and are set to %g", path, filled.sum(),
+                   values[0], data[filled][0])
+
+
 def _affine(image, path) -> np.ndarray:
     header = image.header
     form = "sform" if header["sform_code"] > 0 else "qform"
@@ -164,7 +239,26 @@ def _affine(image, path) -> np.ndarray:
     if not usable or abs(np.linalg.det(axes / lengths)) < 1e-3:
         raise InputError(f"{path}: the affine ({form}) is zero or singular, so voxels have no place in "
                          "space; correct the header or convert the file anew")
-    return affine
+    return np.diag([*[_unit(header, affine)[0]] * 3, 1.0]) @ affine
+
+
+def _unit(header, affine: np.ndarray) -> tuple[float, str]:
+    """What the lengths of a header are multiplied by to be mm, and what is to be said of it.
+
+    The header is not believed where only mm make voxels of a size that there is.
+    """
+    name, factor = UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    if factor == 1:
+        return 1.0, ""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+
+    def possible(sides):
+        return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()
+
+    if possible(lengths) or not possible(lengths * factor):
+        return 1.0, (f"the header says that its lengths are in {name}, which makes no voxels of an MRI; they are "
+                     "taken as mm: correct xyzt_units")
+    return factor, f"the header says that its lengths are in {name}; they are converted to mm"
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,13 +15,17 @@ class Stack:
     name : str
         Short name for messages and tables, for example ``run-1``.
     image : ndarray, (X, Y, Z), float32
-        Finite, non-negative intensities.
+        Finite, non-negative intensities: those of the file less ``offset``.
     mask : ndarray, (X, Y, Z), bool
         Brain mask on the same grid.
     affine : ndarray, (4, 4), float64
         Voxel indices to world RAS+ millimetres.
     thickness : float
         Slice thickness in mm: full width at half maximum of the slice profile.
+    offset : float
+        Intensity of the file that is 0 in ``image``; 0 unless the brain has negative ones.
+    empty : tuple of int
+        Slices without information, which have no part in any fit whatever their mask.
     """
 
     name: str
@@ -29,11 +33,25 @@ class Stack:
     mask: np.ndarray
     affine: np.ndarray
     thickness: float
+    offset: float = 0.0
+    empty: tuple[int, ...] = ()
 
     @property
     def spacing(self) -> np.ndarray:
         """Distances between neighbouring voxels along the three array axes, (3,), mm."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def common_offset(stacks: list[Stack], scales: np.ndarray) -> float:
+    """Intensity that stands for nothing in what N stacks are put together to: that of the stack of the usual scale.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    scales : ndarray, (N,)
+        Intensity that stands for 1 in each of them; the volume has their median.
+    """
+    return stacks[int(np.argmin(np.abs(scales - np.median(scales))))].offset
 
 
 def centred(stacks: list[Stack]) -> tuple[list[Stack], np.ndarray]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, traits
 
 from gsbids.atomic import write_atomic
+from gsbids.imaging.intensity import darkest
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
 from gsbids.interfaces.usage import measured
@@ -65,10 +66,14 @@ class NodeInterface(SimpleInterface):
 
 
 def read_stack(in_file: str, in_mask: str, name: str, thickness: float) -> Stack:
-    """A stack from its conformed image and mask."""
+    """A stack from its conformed image and mask; a brain with negative intensities is shifted to positive ones."""
+    import numpy as np
+
     image, affine = load_image(in_file)
-    mask, _ = load_image(in_mask)
-    return Stack(name=name, image=image, mask=mask > 0, affine=affine, thickness=thickness)
+    mask = load_image(in_mask)[0] > 0
+    offset = darkest(image, mask)
+    return Stack(name=name, image=np.maximum(image - np.float32(offset), 0), mask=mask, affine=affine,
+                 thickness=thickness, offset=offset)
 
 
 def read_stacks(inputs) -> list[Stack]:

@@ -3,12 +3,13 @@
 
 import json
 import logging
+from dataclasses import replace
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, TraitedSpec, isdefined, traits
 
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image
-from gsbids.interfaces.base import NodeInterface, write_text
+from gsbids.interfaces.base import NodeInterface, read_stacks, write_text
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 
@@ -35,6 +36,8 @@ class ChooseStacks(NodeInterface):
     output_spec = ChooseStacksOutputSpec
 
     def _run_interface(self, runtime):
+        from gsbids.qc.exclusions import empty_words
+
         inputs = self.inputs
         choice, self._results["facts"] = choice_of(inputs.in_masks, inputs.facts, inputs.names), []
         for name, facts in zip(inputs.names, inputs.facts, strict=True):
@@ -42,6 +45,8 @@ class ChooseStacks(NodeInterface):
             told = {"MaskDoubt": choice["doubts"][name]} if name in choice["doubts"] else {}
             if told:
                 LOGGER.warning("%s: %s", name, told["MaskDoubt"])
+            if name in choice["empty"]:
+                LOGGER.warning("%s: %s", name, empty_words(choice["empty"][name]))
             self._results["facts"].append(facts | told)
         self._results["out_file"] = write_text(self.path(runtime, "choice.json"), json.dumps(choice, indent=1))
         return runtime
@@ -49,7 +54,7 @@ class ChooseStacks(NodeInterface):
 
 def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
     """Words about doubtful stacks by name (``doubts``); names of those that are left out (``left_out``), and of those
-    whose masks were made, not given (``made``).
+    whose masks were made, not given (``made``); slices without information by stack (``empty``).
 
     Raises
     ------
@@ -69,12 +74,30 @@ def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
     words = {name: choice.words(k) for k, name in enumerate(names)}
     return {"doubts": {name: text for name, text in words.items() if text},
             "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out],
-            "made": [name for name, each in zip(names, facts, strict=True) if each["MaskMode"] in MADE]}
+            "made": [name for name, each in zip(names, facts, strict=True) if each["MaskMode"] in MADE],
+            "empty": {name: each["EmptySlices"] for name, each in zip(names, facts, strict=True)
+                      if each.get("EmptySlices")}}
+
+
+def chosen_stacks(inputs) -> tuple:
+    """Stacks that have a part in the reconstruction, and which of all have none, (N,), bool.
+
+    Parameters
+    ----------
+    inputs
+        Of :class:`gsbids.interfaces.base.StacksInputSpec`.
+    """
+    import numpy as np
+
+    choice = read_choice(inputs)
+    out = np.isin(inputs.names, choice["left_out"])
+    return [replace(stack, empty=tuple(choice["empty"].get(stack.name, ())))
+            for stack, gone in zip(read_stacks(inputs), out, strict=True) if not gone], out
 
 
 def read_choice(inputs) -> dict:
     """The choice of an interface's input ``choice``; nothing doubted, and all given, where there is none."""
-    choice = {"doubts": {}, "left_out": [], "made": []}
+    choice = {"doubts": {}, "left_out": [], "made": [], "empty": {}}
     if isdefined(inputs.choice):
         with open(inputs.choice, encoding="utf-8") as file:
             choice |= json.load(file)  # one that an earlier version left in a work folder does not have all of it

@@ -278,8 +278,15 @@ def _summary(result) -> tuple:
     if anew := result.settings.get("placed_anew"):
         rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
                   "and fit better in another place"),)
+    if shifts := result.settings.get("shifts"):
+        added = "; ".join(f"{name}: {-offset:.3g} added" for name, offset in shifts.items())
+        rows += (("Negative intensities", f"{added} for the fit; the volume and all other images have those of the "
+                  "input"),)
     if changes := mask_changes(result):
         rows += (("Masks refined", f"{'; '.join(changes)}: the fit follows what moves with the head"),)
+    if empty := result.mask_choice["empty"]:
+        rows += (("Slices without information", "; ".join(f"{name}: {', '.join(map(str, slices))}" for name, slices
+                                                          in empty.items()) + " (see Excluded): no part of the fit"),)
     out, left_out = result.settings.get("excluded", []), result.mask_choice["left_out"]
     for doubtful, words in ((True, "has a doubtful mask (see Warnings)"),
                             (False, "looks like no part of what the other stacks show")):

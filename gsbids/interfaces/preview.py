@@ -2,6 +2,7 @@
 """Previews in the output folder: written by the fit on its way, and by a quick fit before all preparation."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
@@ -114,8 +115,8 @@ class EarlyPreview(NodeInterface):
         files, made = zip(*(self._masked(folder, k) for k in range(len(names))), strict=True)
         choice = choice_of([each.out_mask for each in made], [each.facts for each in made], names)
         parts = zip(files, made, names, self.inputs.thicknesses, strict=True)
-        return [read_stack(file, each.out_mask, name, thickness) for file, each, name, thickness in parts
-                if name not in choice["left_out"]]
+        return [replace(read_stack(file, each.out_mask, name, thickness), empty=tuple(choice["empty"].get(name, ())))
+                for file, each, name, thickness in parts if name not in choice["left_out"]]
 
     def _masked(self, folder: Path, k: int) -> tuple:
         """Conformed image of a stack, and the outputs of its mask."""
@@ -126,5 +127,5 @@ class EarlyPreview(NodeInterface):
         conformed = ConformStack(in_file=inputs.in_files[k], **direction).run(cwd=str(place)).outputs.out_file
         given = {"mask_file": inputs.mask_files[k]} if inputs.mask_files[k] else {}
         given |= {"weights": inputs.mask_weights} if inputs.mask_weights else {}
-        mask = MaskStack(in_file=conformed, mode=inputs.mask_mode, may_be_empty=True, **given)
+        mask = MaskStack(in_file=conformed, mode=inputs.mask_mode, may_be_empty=True, of_slices=True, **given)
         return conformed, mask.run(cwd=str(place)).outputs

@@ -17,7 +17,7 @@ from gsbids.interfaces.base import (
     read_stacks,
     write_text,
 )
-from gsbids.interfaces.masks import read_choice
+from gsbids.interfaces.masks import chosen_stacks, read_choice
 from gsbids.interfaces.outputs import mask_changes
 from gsbids.interfaces.preview import previewer
 
@@ -39,13 +39,10 @@ class RegisterStacks(NodeInterface):
     def _run_interface(self, runtime):
         from dataclasses import asdict
 
-        import numpy as np
-
         from gsbids.recon.exclude import registered_without
         from gsbids.recon.register import register_stacks
 
-        out = np.isin(self.inputs.names, read_choice(self.inputs)["left_out"])
-        stacks = [stack for stack, gone in zip(read_stacks(self.inputs), out, strict=True) if not gone]
+        stacks, out = chosen_stacks(self.inputs)
         found = register_stacks(stacks, self.inputs.num_threads)
         found = asdict(registered_without(found, out, "Left out, as its mask is doubtful."))
         # JSON keeps every bit of a double.
@@ -95,8 +92,7 @@ class FitSvr(NodeInterface):
         transforms = np.array(registration.pop("transforms"))
         options = kind(**self.inputs.options, threads=self.inputs.num_threads, **place)
         choice, settings = read_choice(self.inputs), self.inputs.preview
-        out = np.isin(self.inputs.names, choice["left_out"])
-        stacks = [stack for stack, gone in zip(read_stacks(self.inputs), out, strict=True) if not gone]
+        stacks, out = chosen_stacks(self.inputs)
         observe = None
         if isdefined(settings) and settings:
             observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
@@ -114,7 +110,11 @@ class FitSvr(NodeInterface):
             starts = transforms.reshape(len(out), -1, 4, 4)[:, 0]
             result = with_excluded(result, tuple(self.inputs.names), starts, out)
         # So that the model alone tells all that the report does.
-        told = {"registration": registration} | ({"mask_choice": choice} if choice["doubts"] else {})
+        shifts = {stack.name: stack.offset for stack in stacks if stack.offset}
+        for name, offset in shifts.items():
+            LOGGER.info("%s: %.3g is added to its intensities for the fit, and taken off its outputs", name, -offset)
+        told = {"registration": registration, "shifts": shifts} | (
+            {"mask_choice": choice} if choice["doubts"] or choice["empty"] else {})
         result = replace(result, settings=result.settings | told)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
@@ -134,6 +134,7 @@ class SampleVolumeOutputSpec(TraitedSpec):
     """Outputs of :class:`SampleVolume`."""
 
     volume = File(exists=True, desc="volume, zero outside the brain and a narrow rim")
+    brain = File(exists=True, desc="volume, zero outside the brain mask")
     unmasked = File(exists=True, desc="volume in the whole field of view")
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
@@ -171,13 +172,13 @@ class SampleVolume(NodeInterface):
         mask, coverage = vote_mask(stacks, result, here, shape)
         if self._masks_made():  # with fringes of face and neck, other than those that were given
             mask = without_appendages(mask, np.linalg.norm(here[:3, :3], axis=0))
-        image = without_holes(image, mask, here)
+        image = without_holes(image, mask, here, result.intensity_offset)
         shown = shown_region(mask, coverage, here, result.settings["rim"])
         sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
         release(self.inputs.device)
-        for name, data, dtype in (("volume", image * shown, "float32"), ("unmasked", image, "float32"),
-                                  ("mask", mask, "uint8"), ("coverage", coverage, "float32"),
-                                  ("uncertainty", sigma, "float32")):
+        for name, data, dtype in (("volume", image * shown, "float32"), ("brain", image * mask, "float32"),
+                                  ("unmasked", image, "float32"), ("mask", mask, "uint8"),
+                                  ("coverage", coverage, "float32"), ("uncertainty", sigma, "float32")):
             data, ordered = in_order(data, affine, self.inputs.orientation)
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, ordered, dtype))
         self._results["facts"] = result_facts(result) | facts
@@ -252,13 +253,17 @@ class SimulateStack(NodeInterface):
     output_spec = SimulateStackOutputSpec
 
     def _run_interface(self, runtime):
+        import numpy as np
+
         from gsbids.kernels.there import release
         from gsbids.recon.resample import simulate_stack
         from gsbids.recon.result import SvrResult
 
         limit_threads(self.inputs.num_threads)
         stack = read_stack(self.inputs.in_file, self.inputs.in_mask, "", self.inputs.thickness)
-        image = simulate_stack(SvrResult.load(self.inputs.result), stack, self.inputs.index, self.inputs.device)
+        result, index = SvrResult.load(self.inputs.result), self.inputs.index
+        image = simulate_stack(result, stack, index, self.inputs.device)
+        image[:, :, result.slice_index[result.stack_index == index]] += np.float32(stack.offset)
         release(self.inputs.device)
         self._results["out_file"] = str(
             save_image(self.path(runtime, "simulated.nii.gz"), image, stack.affine))

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes that prepare one stack: conform, mask, denoise, correct the bias field."""
 
-import logging
-
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.interfaces.base import NodeInterface
-
-LOGGER = logging.getLogger("gsbids.interfaces")
 
 
 class ConformStackInputSpec(BaseInterfaceInputSpec):
@@ -16,36 +12,33 @@ class ConformStackInputSpec(BaseInterfaceInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="stack as acquired")
     slice_encoding_direction = traits.Str(desc="BIDS SliceEncodingDirection")
-    keep_as_is = traits.Bool(False, usedefault=True, desc="keep the order of the axes and negative voxels")
+    keep_as_is = traits.Bool(False, usedefault=True, desc="keep the order of the axes")
 
 
 class ConformStackOutputSpec(TraitedSpec):
     """Outputs of :class:`ConformStack`."""
 
-    out_file = File(exists=True, desc="float32, slices along the third axis, no negative voxels")
+    out_file = File(exists=True, desc="float32, finite, slices along the third axis")
 
 
 class ConformStack(NodeInterface):
-    """Move the slice axis to third place and make the voxels finite and non-negative, or only finite."""
+    """Move the slice axis to third place and make the voxels finite and sound, or only that."""
 
     input_spec = ConformStackInputSpec
     output_spec = ConformStackOutputSpec
 
     def _run_interface(self, runtime):
-        import numpy as np
-
         from gsbids.imaging.geometry import conform, slice_axis
+        from gsbids.imaging.intensity import without_spikes
 
         data, affine = load_image(self.inputs.in_file)
+        data = without_spikes(data, self.inputs.in_file)
         given = self.inputs.slice_encoding_direction
-        keep = self.inputs.keep_as_is
-        axis = 2 if keep else slice_axis(data.shape, affine, given if isdefined(given) else None)
+        axis = 2
+        if not self.inputs.keep_as_is:
+            axis = slice_axis(data.shape, affine, given if isdefined(given) else None)
         data, affine = conform(data, affine, axis)
-        negative = 0 if keep else int((data < 0).sum())
-        if negative:
-            LOGGER.warning("%s: %d negative voxels are set to 0", self.inputs.in_file, negative)
-        out_file = self.path(runtime, "conformed.nii.gz")
-        self._results["out_file"] = str(save_image(out_file, data if keep else np.maximum(data, 0.0), affine))
+        self._results["out_file"] = str(save_image(self.path(runtime, "conformed.nii.gz"), data, affine))
         return runtime
 
 
@@ -58,6 +51,7 @@ class MaskStackInputSpec(BaseInterfaceInputSpec):
                        desc="where the mask comes from")
     weights = File(exists=True, desc="of the network, in the place of those of the package")
     may_be_empty = traits.Bool(False, usedefault=True, desc="where no brain is, the mask is empty")
+    of_slices = traits.Bool(False, usedefault=True, desc="slices without information are no part of the mask")
 
 
 class MaskStackOutputSpec(TraitedSpec):
@@ -90,12 +84,32 @@ class MaskStack(NodeInterface):
                 raise
             made = MadeMask(np.zeros(image.shape, bool), "There is none.", self.inputs.mode,
                             f"{error.found[0].upper()}{error.found[1:]}.")
-        self._results["out_mask"] = str(
-            save_image(self.path(runtime, "mask.nii.gz"), made.mask, affine, dtype="uint8"))
+        mask, empty = made.mask, []
+        if self.inputs.of_slices:
+            made, mask, empty = _without_empty_slices(image, made)
+        self._results["out_mask"] = str(save_image(self.path(runtime, "mask.nii.gz"), mask, affine, dtype="uint8"))
         self._results |= {"reason": made.reason, "method": made.method}
         self._results["facts"] = {"MaskMode": made.method, "MaskSource": made.reason} | (
-            {"MaskDoubt": made.doubt} if made.doubt else {})
+            {"MaskDoubt": made.doubt} if made.doubt else {}) | ({"EmptySlices": empty} if empty else {})
         return runtime
+
+
+def _without_empty_slices(image, made) -> tuple:
+    """What was made, its mask without slices that hold no information, and these; a stack of nothing else is doubtful.
+
+    Returns
+    -------
+    gsbids.masking.stack_masks.MadeMask, ndarray of bool, list of int
+    """
+    from gsbids.imaging.intensity import empty_slices
+
+    empty = empty_slices(image, made.mask)
+    mask = made.mask.copy()
+    mask[:, :, empty] = False
+    if empty and not mask.any():
+        found = "Every slice has one intensity in its mask: there is nothing to see in the stack."
+        return made._replace(doubt=f"{made.doubt} {found}".strip()), mask, []
+    return made, mask, empty
 
 
 class FilterStackInputSpec(BaseInterfaceInputSpec):

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform
-from gsbids.imaging.masks import largest_region, resample_mask, same_grid
+from gsbids.imaging.intensity import above_background
+from gsbids.imaging.masks import inside_of, largest_region, resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 from gsbids.masking.network import DOUBTFUL, load_network, segment_stack, weights_file
 
@@ -59,6 +60,7 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str |
         (:func:`is_stripped`); else what the network is sure of; else the threshold of Otsu for a head in air
         (:func:`is_head_in_air`); else what the network finds in doubt; else the threshold of Otsu, as a last resort.
     image : ndarray, (X, Y, Z)
+        Made masks look at how it differs from its background (:func:`gsbids.imaging.intensity.above_background`).
     affine : ndarray, (4, 4)
     mask_file : path-like, optional
         Mask from a derivative dataset, on any grid.
@@ -77,6 +79,7 @@ def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str |
         ``derivatives`` without a file, a mask file without voxels or one that misses the stack, a network without
         weights.
     """
+    image = above_background(image)
     chosen = choose_mode(mode, image, affine, mask_file)
     if chosen == "derivatives":
         return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)
@@ -208,7 +211,7 @@ def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndar
     Parameters
     ----------
     mask_file : path-like
-        Inside where positive, or at least one half if it holds fractions.
+        See :func:`gsbids.imaging.masks.inside_of`.
     affine : ndarray, (4, 4)
         Of the stack.
     shape : tuple of int
@@ -225,11 +228,15 @@ def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndar
         The file cannot be read, is all zero, or misses the stack.
     """
     values, mask_affine = load_image(mask_file)
-    inside = values > 0 if np.array_equal(values, np.rint(values)) else values >= 0.5
-    if not inside.any():
+    if not values.any():
         raise InputError(f"{mask_file}: the mask is all zero; draw the brain or leave the stack out with "
                          "--bids-filter-file")
-    reason = f"Mask file {Path(mask_file).name}."
+    try:
+        inside, soft = inside_of(values)
+    except InputError as error:
+        raise InputError(f"{mask_file}: {error}; draw the brain or leave the stack out with --bids-filter-file"
+                         ) from error
+    reason = f"Mask file {Path(mask_file).name}{f': {soft}' if soft else ''}."
     for axis in (2, 1, 0):
         permuted, permuted_affine = conform(inside, mask_affine, axis)
         if same_grid(permuted.shape, permuted_affine, shape, affine):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gsbids.errors import InputError
+from gsbids.imaging.intensity import above_background, darkest
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
 from gsbids.masking.stack_masks import is_stripped, nonzero_mask, otsu_mask, read_mask
@@ -45,7 +46,7 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
     if min(image.shape) < LEAST_SIDE:
         raise InputError(f"--template {path}: the image has {' x '.join(map(str, image.shape))} voxels, and a volume "
                          "is expected; give a 3D brain")
-    image = np.maximum(image, 0)
+    image = above_background(image)
     if not image.any():
         raise InputError(f"--template {path}: no voxel is above 0; give the image of a brain")
     mask = _mask(path, image, affine, mask_path)
@@ -54,7 +55,9 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
         what = f"--template-mask {mask_path}" if mask_path else f"--template {path}"
         raise InputError(f"{what}: the brain in it has {millilitres:.3g} ml, and {BRAIN[0]:g} to {BRAIN[1]:g} ml are "
                          "expected; give --template-mask with the brain of the template")
-    return Stack("template", image, mask, affine, float(np.linalg.norm(affine[:3, :3], axis=0).max()))
+    offset = darkest(image, mask)
+    image = np.maximum(image - np.float32(offset), 0)
+    return Stack("template", image, mask, affine, float(np.linalg.norm(affine[:3, :3], axis=0).max()), offset)
 
 
 def _mask(path, image: np.ndarray, affine: np.ndarray, mask_path) -> np.ndarray:

@@ -57,8 +57,35 @@ def rejected_slices(result: SvrResult) -> list[Exclusion]:
     return rows
 
 
+def empty_slices(result: SvrResult) -> list[Exclusion]:
+    """Slices that had no part in the fit, as they hold no information."""
+    return [Exclusion(name, *empty_words(numbers).split(": ", 1))
+            for name, numbers in result.mask_choice["empty"].items()]
+
+
+def empty_words(slices: Sequence[int]) -> str:
+    """What is said of slices without information.
+
+    Examples
+    --------
+    >>> empty_words([7])
+    'slice 7: One intensity in the whole mask, as of a slice lost by conversion: no part of the fit. Convert it anew.'
+    """
+    return (f"slice{'s' if len(slices) > 1 else ''} {ranges(slices)}: One intensity in the whole mask, as of a slice "
+            "lost by conversion: no part of the fit. Convert it anew.")
+
+
 def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | None:
-    """Slices of a stack that had no part in the fit, as no brain is in their mask; None if there are none."""
+    """Slices of a stack that had no part in the fit, as no brain is in their mask; None if there are none.
+
+    Parameters
+    ----------
+    name : str
+    fitted : sequence of int
+        Slices that had a part, or that are left out for another reason.
+    depth : int
+        Slices of the stack.
+    """
     left = sorted(set(range(depth)) - {int(k) for k in fitted})
     if not left or len(left) == depth:
         return None

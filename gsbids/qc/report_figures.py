@@ -15,7 +15,7 @@ from gsbids.imaging.nifti import load_image
 from gsbids.qc import figures_curves as curves
 from gsbids.qc.average import plain_average
 from gsbids.qc.displacement import SliceDisplacement, slice_displacement
-from gsbids.qc.exclusions import Exclusion, excluded_stacks, rejected_slices, without_brain
+from gsbids.qc.exclusions import Exclusion, empty_slices, excluded_stacks, rejected_slices, without_brain
 from gsbids.qc.figures_slices import stack_pixel_weights, worst_row, worst_slices
 from gsbids.qc.figures_sr import SrImages, comparison_rows, detail_rows, member_losses, spectrum_curves
 from gsbids.qc.figures_style import inline_svg
@@ -141,7 +141,8 @@ def _draw_stacks(figures: Figures, panels, result: SvrResult | None) -> None:
             fitted = np.zeros(0, int)
             if result is not None and panel.name in result.stack_names:
                 fitted = np.flatnonzero(result.stack_index == result.stack_names.index(panel.name))
-                left = without_brain(panel.name, result.slice_index[fitted], images.acquired.shape[2])
+                known = [*result.slice_index[fitted], *result.mask_choice["empty"].get(panel.name, [])]
+                left = without_brain(panel.name, known, images.acquired.shape[2])
                 figures.brainless += [left] if left else []
             figures.stacks[panel.name] = stack_rows(images, _marks(images, result, fitted), detail)
             pair = StackView(images, detail).correction_pair(middle_slices(images.mask, images.acquired.shape[2])[0])
@@ -297,7 +298,8 @@ def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
             label = f"Shift and rotation of the slices of {stack.name} in the order of their acquisition."
             in_time = _svg(curves.motion_curves(stack, limits, True), f"order{i}", label)
         figures.motion.append((stack.name, drawn, in_time, stack.order.words))
-    figures.excluded_stacks, figures.excluded_slices = excluded_stacks(result), rejected_slices(result)
+    figures.excluded_stacks = excluded_stacks(result)
+    figures.excluded_slices = empty_slices(result) + rejected_slices(result)
     figures.moves = [(name, moved.stack_shift[i].tolist(), moved.stack_turn[i].tolist())
                      for i, name in enumerate(result.stack_names) if np.isfinite(moved.stack_shift[i]).all()]
     strips = (("weight", result.weight, (0.0, 1.0)), ("similarity", result.ncc, (0.5, 1.0)))

@@ -70,12 +70,15 @@ class Rule:
 
 #: All rules, and the one place where they stand. Limits: docs/benchmarks.md, "Placing, and the verdict".
 RULES: tuple[Rule, ...] = (
-    Rule("ncc_median", 0.95, True, DO_NOT_USE,
+    Rule("ncc_median", 0.93, True, DO_NOT_USE,
          "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); below "
          "{limit:.2f} the volume does not explain the slices."),
-    Rule("stack_agreement", 0.73, True, DO_NOT_USE,
+    Rule("stack_agreement", 0.71, True, DO_NOT_USE,
          "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
          "many slices lie in wrong places."),
+    Rule("placing_agreement", 0.70, True, DO_NOT_USE,
+         "When the slices had been placed, the brain of the worst stack resembled the others by only {value:.2f} "
+         "(correlation); below {limit:.2f} it lies in a wrong place, or shows another brain."),
     Rule("ncc_median", 0.96, True, LOOK,
          "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); volumes that "
          "came right have mostly more than {limit:.2f}."),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the slices saw of a grid: the coverage of every voxel, the brain mask, and where the volume is shown."""
+"""What the slices saw of a grid: the coverage of every voxel, the brain mask, and where the volume is shown.
+
+And the way back: a mask of the volume, seen in the slices.
+"""
 
 import numpy as np
 from scipy import ndimage
@@ -13,6 +16,7 @@ LEAST_COVERAGE = 0.15  # slices that must have seen a voxel of the brain for it 
 LOOKS = 1.2  # the same of the rim, about it on average: one look alone gives streaks
 USUAL_LOOKS = 0.6  # of the usual coverage of the brain, which is enough where there is no more, as of a lone stack
 ABOUT = 2.0  # mm: standard deviation of that average
+DEPTHS = 5  # within the slice thickness, at which a pixel looks at a mask
 FLECK = 1e-3  # of the brightest tissue: up to this a voxel of the brain is a hole
 
 
@@ -78,7 +82,7 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     return mask | (near & (coverage > LEAST_COVERAGE) & (looks > min(LOOKS, USUAL_LOOKS * usual)))
 
 
-def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, nothing: float = 0.0) -> np.ndarray:
     """The volume without black flecks in the brain: voxels that are 0 there get the mean of those about them.
 
     A field is 0 where its Gaussians are negative, or too far away, as between slices that have moved apart; magnitudes
@@ -89,6 +93,8 @@ def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
     image : ndarray, (X, Y, Z)
     mask : ndarray, (X, Y, Z), bool
     affine : ndarray, (4, 4)
+    nothing : float
+        What the image has where the field is 0.
 
     Returns
     -------
@@ -96,7 +102,7 @@ def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
     """
     if not mask.any():
         return image
-    level = FLECK * float(np.percentile(image[mask], 95))
+    level = nothing + FLECK * (float(np.percentile(image[mask], 95)) - nothing)
     holes = mask & (image <= level)
     if not holes.any():
         return image
@@ -104,6 +110,47 @@ def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np
     nearest = ndimage.distance_transform_edt(~mask | holes, return_distances=False, return_indices=True)
     smooth = ndimage.gaussian_filter(image[tuple(nearest)], ABOUT / np.linalg.norm(affine[:3, :3], axis=0))
     return np.where(holes, smooth, image).astype(np.float32)
+
+
+def reproject_mask(mask: np.ndarray, affine: np.ndarray, stack: Stack, number: int, result: SvrResult) -> np.ndarray:
+    """A mask of the reconstruction carried back into a stack, through the poses of its slices.
+
+    A pixel is inside where most of what it has averaged over the slice thickness is. Slices that were not fitted lie
+    as the nearest fitted one of their stack.
+
+    Parameters
+    ----------
+    mask : ndarray, (A, B, C), bool
+    affine : ndarray, (4, 4)
+        Of the mask, world RAS+ mm of the reconstruction.
+    stack : Stack
+        As acquired.
+    number : int
+        Of the stack in the result, from 0.
+    result : SvrResult
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), bool
+        On the grid of the stack; nothing where no slice of the stack was fitted.
+    """
+    out = np.zeros(stack.image.shape, bool)
+    rows = np.flatnonzero(result.stack_index == number)
+    if not len(rows):
+        return out
+    moves = result.motion[rows].as_affines(result.nominal[rows])
+    pixels = np.ones((4, *stack.image.shape[:2]))
+    pixels[:2] = np.indices(stack.image.shape[:2])
+    depths = (np.arange(DEPTHS) - (DEPTHS - 1) / 2) * stack.thickness / DEPTHS
+    for k in range(stack.image.shape[2]):
+        move = moves[np.abs(result.slice_index[rows] - k).argmin()]
+        to_mask = np.linalg.inv(affine) @ move @ _slice_affine(stack, k)
+        share = np.zeros(stack.image.shape[:2], np.float32)
+        for pixels[2] in depths:
+            places = np.tensordot(to_mask[:3], pixels, 1)
+            share += ndimage.map_coordinates(mask.astype(np.float32), places, order=1)
+        out[..., k] = share > DEPTHS / 2
+    return out
 
 
 def _slice_affine(stack: Stack, k: int) -> np.ndarray:

@@ -12,6 +12,9 @@ from gsbids.recon.result import SvrResult
 # less than that of the others it must be, and what these must reach: where motion, noise or a field that is still a
 # blur spoil all stacks, none is to blame.
 STRANGE, APART, AGREED = 0.85, 0.08, 0.9
+# Agreement of stacks under which one is at odds with the others, how much less than theirs it must be, and what these
+# must reach without it.
+AT_ODDS, LESS, AT_ONE = 0.65, 0.15, 0.75
 
 
 def strangers(similarity: np.ndarray) -> np.ndarray:
@@ -28,6 +31,25 @@ def strangers(similarity: np.ndarray) -> np.ndarray:
         worst = int(np.nanargmin(similarity))
         others = np.median(np.delete(similarity, worst)[np.delete(known, worst)])
         found[worst] = similarity[worst] < min(STRANGE, others - APART) and others > AGREED
+    return found
+
+
+def apart_from_all(agreement: np.ndarray, rest: float) -> np.ndarray:
+    """Stacks that do not agree with the others, which agree with one another, (N,), bool: at most one, and none of two.
+
+    A stack of another subject, bent slice by slice until it fits the others here and there, is similar to the field.
+
+    Parameters
+    ----------
+    agreement : ndarray, (N,)
+        See :func:`gsbids.recon.misplaced.stack_agreement`.
+    rest : float
+        The least of the others, with the worst stack left out; NaN where there are not enough.
+    """
+    found = np.zeros(len(agreement), bool)
+    if rest > AT_ONE:
+        worst = int(np.nanargmin(agreement))
+        found[worst] = agreement[worst] < min(AT_ODDS, rest - LESS)
     return found
 
 

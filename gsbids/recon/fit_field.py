@@ -14,6 +14,7 @@ from gsbids.recon import outliers, poses
 from gsbids.recon.field import GaussianField
 from gsbids.recon.initialise import initial_field
 from gsbids.recon.options import SvrOptions
+from gsbids.recon.poses_together import step_together
 from gsbids.recon.slices import SliceSet
 from gsbids.recon.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 
@@ -41,6 +42,8 @@ class Stage:
         Iteration from which on outliers lose weight.
     bias_from : int
         Iteration from which on stacks have a bias: a slice in a wrong place is none.
+    together : frozenset of int
+        Iterations that begin with a step of all slices and the field at once, instead.
     """
 
     gaussians: int
@@ -51,6 +54,7 @@ class Stage:
     neighbour_turns: frozenset[int] = frozenset()
     robust_from: int = 0
     bias_from: int = 0
+    together: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -253,14 +257,7 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
     floor, lists = _scale_floor(problem, stage.gaussians), ops.kept_lists(problem.render)
     held_out = []
     for iteration in range(stage.iterations):
-        kept = float("nan")
-        if iteration in stage.pose_turns:
-            step = poses.try_neighbours if iteration in stage.neighbour_turns else poses.pose_step
-            compared = state.compare(problem.on_device)
-            state.pose, moved = step(poses.PoseProblem.of(
-                state.field(problem.slices.origin), compared.slices, compared.acquired.weight, state.gain,
-                problem.render, problem.options.neighbour_tie), state.pose)
-            kept = float(moved.mean())
+        kept = _move_slices(problem, state, stage, iteration)
         rate = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
         loss = _field_step(problem, state, (stage.learning_rate * rate, floor), lists)
         if iteration % REWEIGHT_EVERY == REWEIGHT_EVERY - 1:
@@ -270,6 +267,25 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
         if _has_settled(held_out, problem.options.patience):
             break
     return state.at(there.CPU)
+
+
+def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: int) -> float:
+    """A step of the poses, where one is due; returns the share of slices that took it, NaN without."""
+    if iteration not in stage.pose_turns | stage.together:
+        return math.nan
+    compared = state.compare(problem.on_device)
+    placing = poses.PoseProblem.of(state.field(problem.slices.origin), compared.slices, compared.acquired.weight,
+                                   state.gain, problem.render, problem.options.neighbour_tie)
+    if iteration in stage.together:
+        rng = np.random.default_rng((problem.options.seed, stage.seed, iteration))
+        state.pose, shift = step_together(placing, state.pose, state.slice_weight, rng)
+        with torch.no_grad():
+            mean = state.parameters["mean"]
+            mean += torch.as_tensor(shift, device=mean.device)
+        return 1.0
+    step = poses.try_neighbours if iteration in stage.neighbour_turns else poses.pose_step
+    state.pose, moved = step(placing, state.pose)
+    return float(moved.mean())
 
 
 def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:

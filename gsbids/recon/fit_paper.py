@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from gsbids.errors import InputError
-from gsbids.imaging.stack import Stack
+from gsbids.imaging.stack import Stack, common_offset
 from gsbids.kernels import points
 from gsbids.recon import outliers, poses
 from gsbids.recon.field import GaussianField
@@ -314,6 +314,7 @@ def _finish(model: _Model, stacks, transforms, history) -> SvrResult:
         gain=gain * slices.stack_scale[slices.stack_index] / scale, weight=model.weight.double().numpy(),
         ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, history={key: list(column) for key, column in history.items()},
+        intensity_scale=scale, intensity_offset=common_offset(stacks, slices.stack_scale),
+        history={key: list(column) for key, column in history.items()},
         settings={**settings, "method": "paper", "gaussians": len(field), "pixels": int(slices.mask.sum()),
                   "slices": len(slices), "eps": EPS})

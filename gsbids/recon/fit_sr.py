@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage
 
 from gsbids.errors import InputError
+from gsbids.imaging.intensity import background
 from gsbids.imaging.masks import bounding_box
 from gsbids.kernels import there
 from gsbids.recon.interpolation import interpolate
@@ -102,7 +103,7 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
         settings["magnitude_noise"] = noise
     return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
                     fit.history or {}, settings, fit.choice.weights[0] if fit.fields else 0.0,
-                    np.array(affine, float), whole.filled)
+                    np.array(affine, float), whole.filled, background(data))
 
 
 def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import numba
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from gsbids.errors import InputError
-from gsbids.imaging.stack import Stack
+from gsbids.imaging.stack import Stack, common_offset
 from gsbids.kernels import ops, there
 from gsbids.recon import outliers, poses
-from gsbids.recon.exclude import strangers, with_excluded
+from gsbids.recon.exclude import apart_from_all, strangers, with_excluded
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
-from gsbids.recon.misplaced import stack_similarity
+from gsbids.recon.misplaced import stack_similarity, turned_elsewhere
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.neighbours import lengths, tangents
 from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import LEVELS, Placing, place_slices
+from gsbids.recon.place import Placing, place_slices
+from gsbids.recon.place_search import LEVELS
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 from gsbids.recon.stack_bias import StackBias
@@ -27,6 +30,7 @@ from gsbids.recon.stack_bias import StackBias
 ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
 BIAS_FROM = 0.5  # the same for the stacks' bias: slices are in their places by then
 LEAST_GAUSSIANS = 500
+SETTLING, SETTLED = 3, 0.2  # fields of the first detail at most, and mm that slices must have moved for another
 # Held-out residual of a field over that of one half as dense, under which it is taken, and a denser one tried.
 DENSER_IF, DENSER_AGAIN_IF = 0.99, 0.9
 
@@ -74,8 +78,11 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
     log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}
+    fit = partial(fit_svr, options=options, progress=progress)
     if options.motion_correction and options.place and np.ndim(transforms) == 3:  # else every slice has its place
         placed = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
+        if (out := apart_from_all(placed.agreement, placed.rest)).any():
+            return _without(out, given, transforms, fit, observe)
         stacks, slices, pose, notes = placed.stacks, placed.slices, placed.pose, _notes(placed, given, transforms)
     problem = FitProblem.pose(slices, options)
 
@@ -90,14 +97,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state.pose = pose or state.pose
     state = stage_of((), state, coarse)
     if options.motion_correction and (out := strangers(stack_similarity(slices, state))).any():
-        kept = np.flatnonzero(~out)
-        starts, names = transforms.reshape(len(stacks), -1, 4, 4)[:, 0], tuple(stack.name for stack in stacks)
-
-        def of_all(fewer: SvrResult) -> SvrResult:
-            return with_excluded(fewer, names, starts, out)
-
-        watch = observe and (lambda iteration, now: observe(iteration, lambda: of_all(now())))
-        return of_all(fit_svr([given[k] for k in kept], transforms[kept], options, progress, watch))
+        return _without(out, given, transforms, fit, observe)
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -106,27 +106,48 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     return result(state, fields)
 
 
+def _without(out: np.ndarray, stacks: list[Stack], transforms: np.ndarray, fit: Callable[..., SvrResult],
+             observe: Callable[[int, Callable[[], SvrResult]], None] | None) -> SvrResult:
+    """The result of :func:`fit_svr` (``fit``) for all stacks but some (``out``, (N,), bool), as one of all."""
+    kept = np.flatnonzero(~out)
+    starts, names = transforms.reshape(len(stacks), -1, 4, 4)[:, 0], tuple(stack.name for stack in stacks)
+
+    def of_all(fewer: SvrResult) -> SvrResult:
+        return with_excluded(fewer, names, starts, out)
+
+    watch = observe and (lambda iteration, now: observe(iteration, lambda: of_all(now())))
+    return of_all(fit([stacks[k] for k in kept], transforms[kept], observe=watch))
+
+
 def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
     """Few Gaussians, and many steps of the poses."""
     count = options.n_gaussians or max(LEAST_GAUSSIANS, round(slices.region.sum() / options.pixels_per_gaussian))
     turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
     neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
     return Stage(count, options.iterations, options.learning_rate, options.seed, frozenset(turns),
-                 frozenset(neighbours), *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)))
+                 frozenset(neighbours), *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),
+                 _together(turns, options))
 
 
 def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bool = True) -> Stage:
     """A field of full detail; the poses are near their places, and take their last steps when it is no blur."""
     last = options.detail_iterations
     turns = range(last // 4, last, options.detail_pose_every) if with_poses and options.motion_correction else ()
-    return Stage(gaussians, last, options.detail_learning_rate, seed, frozenset(turns))
+    return Stage(gaussians, last, options.detail_learning_rate, seed, frozenset(turns),
+                 together=_together(turns, options))
+
+
+def _together(turns: range | tuple, options: SvrOptions) -> frozenset[int]:
+    """Iterations at which all slices and the field move at once: among those at which slices move."""
+    shares = options.together if turns else ()
+    return frozenset(int(share * turns.stop) for share in shares if share * turns.stop >= turns.start)
 
 
 def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]):
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
     Noise decides how many are worth it; the first has as many as the coarse one, so that detail is judged against
-    detail. A field that gained little over the one before is the last.
+    detail, and is fitted again while slices still move. A field that gained little over the one before is the last.
 
     Returns
     -------
@@ -136,7 +157,11 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
     options = problem.options
     if options.doublings == 0 and options.members == 1:  # a first look: the coarse field is all that is wanted
         return state, count
-    state = run(state, _detail_stage(count, options, options.seed))
+    for _ in range(SETTLING if options.motion_correction else 1):
+        before = state.pose.motion
+        state = run(state, _detail_stage(count, options, options.seed))
+        if moved(problem.slices, before, state.pose.motion) < SETTLED:
+            break
     for _ in range(0 if options.n_gaussians else options.doublings):
         denser = run(state, _detail_stage(2 * count, options, options.seed))
         ratio = _held_out_ratio(problem, denser, state)
@@ -146,6 +171,13 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
         if ratio > DENSER_AGAIN_IF:
             break
     return state, count
+
+
+def moved(slices: SliceSet, before: RigidMotion, after: RigidMotion) -> float:
+    """By how much (mm, turns counted 20 mm out) the median slice has moved, but for what all have in common."""
+    pixels = slices.mask.sum((1, 2)).astype(float)
+    common = poses.mean_correction(after, before, pixels)
+    return float(np.median(lengths(tangents(before.moved(common), after))))
 
 
 def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> float:
@@ -180,8 +212,7 @@ class _Log:
 def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
     """What the search for the slices' places has changed, and how sure of it one can be."""
     starts = placed.slices.starts
-    anew = [stack.name for stack, now, before in zip(given, starts, transforms, strict=True)
-            if not np.allclose(now, before, atol=1e-4)]
+    anew = [stack.name for stack, turned in zip(given, turned_elsewhere(starts, transforms), strict=True) if turned]
     changes = {}
     for old, new in zip(given, placed.stacks, strict=True):
         size = max(int(old.mask.sum()), 1)
@@ -215,6 +246,7 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
         weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
         residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
         bias=_bias_at(state.stack_bias(problem.nodes), slices.origin), intensity_scale=scale,
+        intensity_offset=common_offset(stacks, slices.stack_scale),
         masks=tuple(stack.mask for stack in stacks),
         history={key: list(column) for key, column in notes.pop("history").items()},
         settings={**_plain(options), **notes, "excluded": [], "gaussians": len(field),

@@ -17,13 +17,15 @@ from gsbids.recon.poses import mean_correction
 from gsbids.recon.register import about, correlation, likely_places, mean_volume, refine, search_step
 from gsbids.recon.slices import SliceSet
 
-# Agreement of the stacks from which on none is looked for elsewhere; brains in wrong places reach 0.85.
-SURE = 0.9
-GAIN, GAIN_OF_HALF_TURN = 0.02, 0.06  # of agreement, that a stack moves for; and more, by the angle that it is turned
+SURE = 0.85  # agreement of a stack from which on it is not looked for elsewhere
+LESS, HOPELESS = 0.1, 4  # of agreement, by which a stack agrees less in so many other places that no more are tried
+GAIN, GAIN_OF_HALF_TURN = 0.01, 0.02  # of agreement, that a stack moves for; and more, by the angle that it is turned
 TRIALS = 12
 PLACES = 6  # tried for every stack
 TURNS = 16  # rotations of the cover that are refined
+ANEW = 15.0  # degrees by which a stack is turned against the others to be called placed anew
 ELSEWHERE = 25.0  # degrees by which another place is turned, at least
+LESS_ALIKE = 0.03  # of similarity as scanned, by which a place that is tried may look worse than the present one
 LEAST_SHARED = 0.7  # of the smaller brain, that stacks must share: agreement in less counts in proportion
 SPREAD = 0.8  # voxels: standard deviation with which a pixel fills the image
 HOLE = 0.25  # weight of a voxel, over that of the usual one, under which it shows nothing
@@ -42,7 +44,7 @@ def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
     return np.array([np.median(each) if len(each) else np.nan for each in chosen])
 
 
-def stack_agreement(slices: SliceSet, state: FitState, step: float) -> np.ndarray:
+def stack_agreement(slices: SliceSet, state: FitState, step: float, left_out: int | None = None) -> np.ndarray:
     """Normalised cross-correlation of every stack's brain with that of the others where the slices are, (N,).
 
     The fitted field has no part in it: one that has learnt two brains laid across each other explains both, and is
@@ -55,18 +57,21 @@ def stack_agreement(slices: SliceSet, state: FitState, step: float) -> np.ndarra
         Placed slices.
     step : float
         Voxel size (mm) of the images that are compared.
+    left_out : int, optional
+        A stack that counts among the others of none.
 
     Returns
     -------
     ndarray, (N,)
-        NaN for a lone stack.
+        NaN for a lone stack, and for the one left out.
     """
     brain = replace(slices, region=slices.mask)
     count = int(slices.stack_index.max()) + 1
-    found = np.full(count, np.nan)
-    for k in range(count if count > 1 else 0):
+    found, counted = np.full(count, np.nan), slices.stack_index != (-1 if left_out is None else left_out)
+    stacks = np.unique(slices.stack_index[counted])
+    for k in stacks if len(stacks) > 1 else ():
         own = slices.stack_index == k
-        one, other = (image_of(brain, state, chosen, state.pose.motion, step) for chosen in (own, ~own))
+        one, other = (image_of(brain, state, chosen, state.pose.motion, step) for chosen in (own, ~own & counted))
         found[k] = _agreement(one, other)
     return found
 
@@ -112,11 +117,14 @@ class Placed:
         """By how much the stacks agree more than in the best other place that was tried; NaN where none was."""
         return self.mean - self.runner_up if self.runner_up > 0 else np.nan
 
+    @property
+    def means(self) -> np.ndarray:
+        """World transforms scanner -> common space, (N, 4, 4), of the stacks by the mean of where their slices are."""
+        return settled(self.slices, self.state, range(len(self.transforms))).starts
+
     def apart(self, other: "Placed") -> float:
         """Largest angle (degrees) between how a stack lies against the first one here and in another placing."""
-        everyone = range(len(self.transforms))
-        means = [settled(each.slices, each.state, everyone).starts for each in (self, other)]
-        mine, others = (np.linalg.inv(each[0]) @ each for each in means)
+        mine, others = (np.linalg.inv(each[0]) @ each for each in (self.means, other.means))
         return max(_apart(a, b) for a, b in zip(mine, others, strict=True))
 
     def better(self, other: "Placed") -> "Placed":
@@ -162,12 +170,15 @@ def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray],
         if not best.agreement[k] < SURE:
             continue
         images = images or StackImages.of(stacks)
+        worse = 0
         for transform in images.other_places(best.transforms, int(k))[:min(PLACES, left)]:
             left -= 1
             starts = best.transforms.copy()
             starts[k] = transform
-            best = best.better(place(starts))
-            if best.agreement.min() >= SURE:
+            tried = place(starts)
+            worse = worse + 1 if tried.agreement[k] < best.agreement[k] - LESS else 0
+            best = best.better(tried)
+            if best.agreement.min() >= SURE or worse >= HOPELESS:
                 break
     return best
 
@@ -196,7 +207,7 @@ class StackImages:
                    [isotropic_volume(stack, step) for stack in stacks], origin)
 
     def other_places(self, transforms: np.ndarray, k: int) -> list[np.ndarray]:
-        """Other places where a stack looks like the rest, the best first.
+        """Other places where a stack looks like the rest about as much as where it is, the best first.
 
         Looked for among all rotations, and, as brains look alike upside down, among those by 180 degrees about the
         long axes of the stack's brain where it is.
@@ -219,10 +230,11 @@ class StackImages:
         points = self.coarse[k].points
         starts += [refine(coarse, self.coarse[k], turn @ np.linalg.inv(here[k]))[0] for turn in half_turns(points)]
         found = sorted((refine(fine, self.fine[k], start) for start in starts), key=lambda pair: pair[1], reverse=True)
+        now = refine(fine, self.fine[k], np.linalg.inv(here[k]))[1]
         different = [here[k]]
-        for place, _ in found:
+        for place, alike in found:
             back = np.linalg.inv(place)
-            if all(_apart(back, other) > ELSEWHERE for other in different):
+            if alike >= now - LESS_ALIKE and all(_apart(back, other) > ELSEWHERE for other in different):
                 different.append(back)
         return [seen_from(place, -self.origin) for place in different[1:]]
 
@@ -230,6 +242,13 @@ class StackImages:
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
     """Angle (degrees) between two transforms."""
     return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
+
+
+def turned_elsewhere(now: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Which stacks lie turned by more than :data:`ANEW` against most others as they lay before, (N,), bool."""
+    change = now @ np.linalg.inv(before)
+    apart = np.array([[_apart(one, other) for other in change] for one in change])
+    return apart[np.argmin(np.median(apart, axis=1))] > ANEW
 
 
 def half_turns(points: np.ndarray) -> list[np.ndarray]:

@@ -58,11 +58,11 @@ def _check(model: SvrResult | SrResult) -> None:
     arrays = {f"{name} of a field": (getattr(field, name), shape) for field in fields for name, shape in (
         ("mean", (len(field), 3)), ("log_scale", (len(field), 3)), ("quaternion", (len(field), 4)),
         ("intensity", (len(field),)), ("log_weight", (len(field),)), ("origin", (3,)))}
-    numbers = {"intensity_scale": model.intensity_scale}
+    numbers = {"intensity_scale": model.intensity_scale, "intensity_offset": model.intensity_offset}
     if isinstance(model, SrResult):
         arrays |= {"volume": (model.volume, model.volume.shape[:3] if model.volume.ndim == 3 else (1, 1, 1)),
                    "affine": (model.affine, (4, 4)), "coarse_affine": (model.coarse_affine, (4, 4))}
-        numbers |= {"intensity_offset": model.intensity_offset, "share": model.share}
+        numbers |= {"share": model.share, "background": model.background}
         if model.filled.ndim != 3 or model.filled.dtype != bool:
             raise _DamageError("filled is no array of three axes")
     for name, (array, shape) in arrays.items():

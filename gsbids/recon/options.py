@@ -31,6 +31,9 @@ class SvrOptions:
         First iteration with a pose step, and iterations from one to the next.
     neighbour_turns : tuple of int
         Pose steps (counted from 0) at which every slice also tries the motion of its neighbours.
+    together : tuple of float
+        Shares of a stage's iterations after which all slices and the field step at once
+        (:mod:`gsbids.recon.poses_together`).
     neighbour_tie : float
         Pull of every slice to its neighbours' motion, as a share of what the median slice's own data say.
     learning_rate : float
@@ -75,6 +78,7 @@ class SvrOptions:
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
     neighbour_tie: float = 0.004
+    together: tuple[float, ...] = (0.4, 0.55, 0.7, 0.85)
     learning_rate: float = 2.5e-2
     detail_iterations: int = 80
     detail_learning_rate: float = 5e-2

@@ -1,66 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where slices are before the fit proper: blurred slices and their outlines, with very few Gaussians.
+"""Where slices are before the fit proper: the best of several places for the stacks, and the slices about them.
 
-A sharp field explains slices wherever they are, and holds wrong poses fast. A field of some hundred Gaussians cannot:
-it sees the brain as a blob with a few features, and slices that are a centimetre and fifteen degrees astray slide
-into it. Outside of the masks, within a wide rim, slices count as 0 here, so that outlines take part.
-
-Once slices are about in their places, the stacks show which of what the masks hold moves with the head
-(:mod:`gsbids.recon.consensus`): the masks follow that, and the slices are placed again.
+Slices are placed from blurred images and outlines (:mod:`gsbids.recon.place_search`), stacks that do not agree with
+the others are looked for elsewhere (:mod:`gsbids.recon.misplaced`), and the best places are carried on with more
+detail. Once slices are about in their places, the stacks show which of what the masks hold moves with the head
+(:mod:`gsbids.recon.consensus`): the masks can follow that, and the slices are placed again.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from scipy import ndimage
 
 from gsbids.imaging.stack import Stack, centred, seen_from
-from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
-from gsbids.recon.misplaced import Placed, look_again, settled, stack_agreement
+from gsbids.recon.fit_field import FitState
+from gsbids.recon.misplaced import ELSEWHERE, look_again, settled, turned_elsewhere
 from gsbids.recon.options import SvrOptions
+from gsbids.recon.place_search import INNER, RIM, Search, inside
 from gsbids.recon.poses import PoseState
-from gsbids.recon.psf import FWHM_TO_SIGMA, IN_PLANE_FACTOR
 from gsbids.recon.refine_masks import gathered_anew, refine_masks
 from gsbids.recon.slices import SliceSet
 
-BRAIN = 58.5  # mm: cube root of the volume for which the sizes below are stated
-RIM = 6.0  # mm around the masks that count as 0
-VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are looked for
+BRAIN = 58.5  # mm: cube root of the volume for which the sizes of the search are stated
 TRUSTED = 0.75  # mean agreement from which on places are good enough to say what moves with the head
 WORSE = 0.02  # of agreement, by which masks that follow that may be worse
-AGAIN = 2  # new coarse fields from the places found: few stacks that drift together come back slowly
-TIE = 0.02  # pull to the neighbours' motion while slices are looked for, see SvrOptions.neighbour_tie
+ENOUGH = 0.9  # agreement of all stacks from which on they are not looked for in inner parts of the masks
 ROUNDS = 2  # of stacks in other places and masks that follow
-POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
-
-
-@dataclass(frozen=True)
-class Level:
-    """Pixel size (mm, of a fetal brain), pixels for each Gaussian, and iterations."""
-
-    pixel: float
-    pixels_per_gaussian: float
-    iterations: int
-
-
-LEVELS = (Level(4.0, 60.0, 100), Level(3.0, 25.0, 60))
-
-
-def coarser(slices: SliceSet, factor: int) -> SliceSet:
-    """Slices masked, blurred and taken at every ``factor``-th pixel; the region outside the masks is 0.
-
-    Poses keep their meaning: the origin of a slice stays where it is.
-    """
-    sigma = IN_PLANE_FACTOR * np.sqrt(factor**2 - 1) * FWHM_TO_SIGMA  # pixels; the PSF becomes that of a large pixel
-    blurred = ndimage.gaussian_filter(slices.values * slices.mask, (0, sigma, sigma))
-    first = factor // 2
-    values, mask, region = (np.ascontiguousarray(a[:, first::factor, first::factor])
-                            for a in (blurred, slices.mask, slices.region))
-    psf = slices.psf.copy()
-    psf[:, :2] *= factor**2
-    return replace(slices, values=values.astype(np.float32), mask=mask, region=region, psf=psf,
-                   spacing=slices.spacing * factor, centre=(slices.centre - first) / factor)
 
 
 @dataclass(frozen=True)
@@ -76,6 +42,8 @@ class Placing:
     pose : PoseState
     agreement : ndarray, (N,)
         Of every stack's brain with the others, see :func:`gsbids.recon.misplaced.stack_agreement`.
+    rest : float
+        Least agreement of the other stacks with one another where the one that agrees least is left out; NaN for two.
     margin : float
         By how much the stacks agreed more than in the best other place that was tried for one; NaN where none was.
     """
@@ -84,6 +52,7 @@ class Placing:
     slices: SliceSet
     pose: PoseState
     agreement: np.ndarray
+    rest: float
     margin: float
 
 
@@ -107,65 +76,50 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     given = stacks
     stacks, corner = centred(stacks)
     transforms = np.round(seen_from(transforms, corner), 9)  # nothing depends on where the scanner's origin is
-    size = SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN
-    step, margin = VOXEL * LEVELS[0].pixel * size, np.nan
-
-    def coarse(fine, level=LEVELS[0]):
-        return coarser(fine, max(2, round(level.pixel * size / float(np.median(fine.spacing)))))
-
-    def fitted(fine, before, level=LEVELS[0]):
-        slices = coarse(fine, level)
-        problem = FitProblem.pose(slices, replace(options, patience=0, neighbour_tie=TIE))
-        return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, options.seed), watch)
-
-    def agreement(fine, state):
-        small = coarse(fine)
-        return stack_agreement(small, _on_pixels_of(state, small), step)
-
-    def placed(fine, before):
-        state = fitted(fine, before)
-        return Placed(fine, state, agreement(fine, state), fine.starts)
-
-    def from_starts(transforms):
-        fine = SliceSet.from_stacks(stacks, transforms, RIM * size)
-        return replace(placed(fine, FitState.start(fine)), transforms=transforms)
-
-    best = from_starts(transforms)
+    search = Search(SliceSet.from_stacks(stacks, transforms).volume ** (1 / 3) / BRAIN, options, watch)
+    begun_with = stacks
+    first, margin = search.from_starts(stacks, transforms), np.nan
+    best = first
+    for share in INNER if np.nanmin(best.agreement, initial=1.0) < ENOUGH else ():
+        best = search.from_inside(stacks, best, share)
     for _ in range(ROUNDS):
         before = best.transforms
-        best = look_again(stacks, best, from_starts)
+        inner = [inside(stack, INNER[0]) for stack in stacks]
+        best = look_again(inner, best, partial(search.from_starts, stacks))
         moved = [k for k in range(len(stacks)) if not np.array_equal(best.transforms[k], before[k])]
         best = replace(best, slices=settled(best.slices, best.state, moved))
         margin = np.fmin(margin, best.margin)
         if not options.refine_masks or best.mean < TRUSTED:
             break
-        as_before = stacks
-        stacks, fine, state = refine_masks(stacks, best.slices, best.state, RIM * size)
-        if stacks is as_before:
+        refined, fine, state = refine_masks(stacks, best.slices, best.state, RIM * search.size)
+        after = best if refined is stacks else search.placed(fine, state)
+        if refined is stacks or after.mean < best.mean - WORSE:
             break
-        after = placed(fine, state)
-        if after.mean < best.mean - WORSE:
-            stacks = as_before
-            break
-        best = after
+        stacks, best = refined, after
+    rivals = [best, first] if stacks is begun_with and first.apart(best) > ELSEWHERE else [best]
+    best, *rest = search.carried_on([search.placed_again(stacks, each) for each in rivals])
+    margin = np.fmin(margin, best.mean - rest[0].mean if rest else np.nan)
     state = best.state
-    for _ in range(AGAIN):
-        state = fitted(best.slices, state)
-    state = fitted(best.slices, state, LEVELS[1])
     following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_anew
     stacks, fine, state = following(stacks, best.slices, state, options.rim)
+    fine, state = anchored(fine, state, transforms, best.transforms)
     return Placing([replace(old, mask=new.mask) for old, new in zip(given, stacks, strict=True)],
-                   replace(fine, origin=fine.origin + corner), state.pose, agreement(fine, state), float(margin))
+                   replace(fine, origin=fine.origin + corner), state.pose, *search.agreement_of_rest(fine, state),
+                   float(margin))
 
 
-def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:
-    """The same poses and gains for slices of other pixels."""
-    fresh = FitState.start(slices)
-    fresh.pose, fresh.gain = state.pose, state.gain
-    return fresh
+def anchored(slices: SliceSet, state: FitState, transforms: np.ndarray,
+             begun: np.ndarray) -> tuple[SliceSet, FitState]:
+    """All slices carried along so that stacks start where the co-registration put them (``transforms``).
 
-
-def _stage(slices: SliceSet, level: Level, seed: int) -> Stage:
-    turns = range(POSE_START, level.iterations, POSE_EVERY)
-    return Stage(max(100, round(slices.region.sum() / level.pixels_per_gaussian)), level.iterations, 0.05, seed,
-                 frozenset(turns), frozenset(turns[::NEIGHBOURS_EVERY // POSE_EVERY]), level.iterations // 2)
+    Those that were placed from elsewhere (``begun``) start from the mean of where their slices are. The gauge of the
+    fit follows the starts.
+    """
+    means = settled(slices, state, range(len(transforms))).starts
+    stayed = ~turned_elsewhere(begun, transforms)
+    kept = int(np.argmin(np.where(stayed, np.abs(transforms - np.eye(4)).sum((1, 2)), np.inf)))
+    back = transforms[kept] @ np.linalg.inv(means[kept])
+    starts = np.where(stayed[:, None, None], transforms, back @ means)
+    start = slices.nominal.moved(seen_from(starts, slices.origin)[slices.stack_index])
+    pose = replace(state.pose, motion=state.pose.motion.moved(seen_from(back, slices.origin)))
+    return replace(slices, start=start), replace(state, pose=pose)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Poses of the slices by Levenberg-Marquardt: six unknowns a slice, all slices at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -88,8 +88,16 @@ class PoseProblem:
 
     def cost(self, motion: RigidMotion, pull: Pull) -> np.ndarray:
         """Charbonnier cost of every slice with its pull, (S,)."""
+        return self.data_cost(motion) + pull.cost(motion)
+
+    def data_cost(self, motion: RigidMotion) -> np.ndarray:
+        """Charbonnier cost of every slice, (S,)."""
         image, _ = ops.render(*self.parameters, self.geometry(motion), self.options)
-        return robust_cost(self.residual(image), self.weight) + pull.cost(motion)
+        return robust_cost(self.residual(image), self.weight)
+
+    def with_means(self, mean: np.ndarray) -> "PoseProblem":
+        """The same with the Gaussians in other places (N, 3)."""
+        return replace(self, parameters=(there.put(mean, self.options.device), *self.parameters[1:]))
 
     def pull(self, state: PoseState) -> Pull:
         """Pull to the neighbours as they are now."""
@@ -99,6 +107,30 @@ class PoseProblem:
 def robust_cost(residual, weight) -> np.ndarray:
     """Charbonnier cost of every slice, (S,) array: ``sum weight (sqrt(r^2 + d^2) - d)``."""
     return there.host((weight * (there.root(residual**2 + CHARBONNIER**2) - CHARBONNIER)).sum((1, 2), dtype=float))
+
+
+def linearised(problem: PoseProblem, motion: RigidMotion):
+    """The slices' simulated values as they change with the poses, the field fixed.
+
+    Returns
+    -------
+    matrix, vector : ndarray, (S, 6, 6), (S, 6)
+        ``J^T W J`` and ``J^T W r`` with the weights of the Charbonnier cost.
+    gradient : array, (S, X, Y, 3)
+        See :func:`gsbids.kernels.ops.image_gradient`.
+    robust : array, (S, X, Y)
+        W.
+    residual : array, (S, X, Y)
+        r.
+    """
+    geometry = problem.geometry(motion)
+    lists = ops.plan(problem.parameters, geometry, problem.options)
+    rendered = ops.render(*problem.parameters, geometry, problem.options, lists)
+    residual = problem.residual(rendered[0])
+    gradient = ops.image_gradient(*problem.parameters, geometry, rendered, problem.options, lists)
+    robust = there.single(problem.weight / there.root(residual**2 + CHARBONNIER**2))
+    matrix, vector = there.host(ops.pose_normal_equations(geometry, gradient, residual, robust, problem.gain))
+    return matrix, vector, gradient, robust, residual
 
 
 def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) -> tuple[PoseState, np.ndarray]:
@@ -120,13 +152,7 @@ def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) 
     kept : ndarray, (S,), bool
     """
     pull = pull or problem.pull(state)
-    geometry = problem.geometry(state.motion)
-    lists = ops.plan(problem.parameters, geometry, problem.options)
-    rendered = ops.render(*problem.parameters, geometry, problem.options, lists)
-    residual = problem.residual(rendered[0])
-    gradient = ops.image_gradient(*problem.parameters, geometry, rendered, problem.options, lists)
-    robust = there.single(problem.weight / there.root(residual**2 + CHARBONNIER**2))
-    matrix, vector = there.host(ops.pose_normal_equations(geometry, gradient, residual, robust, problem.gain))
+    matrix, vector, _, _, residual = linearised(problem, state.motion)
     prior, towards = pull.normal_equations(state.motion)
     delta = _solve(matrix + prior, vector + towards, state.damping)
     moved = state.motion.step(delta[:, :3], delta[:, 3:])

@@ -65,14 +65,14 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "c
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In input intensities, not negative: magnitudes never are.
+        In input intensities, nothing darker than ``result.intensity_offset``: magnitudes are never negative.
     """
     settings = result.settings
     if settings.get("method") == "paper":
         image = top_k.render_volume(result.field, affine, shape, settings["neighbours"], settings["psf"])
     else:
         image = sample_grid(result.field, affine, shape, options=ops.RenderOptions(device=device))[0]
-    return np.maximum(image, 0) * result.intensity_scale
+    return np.maximum(image, 0) * result.intensity_scale + np.float32(result.intensity_offset)
 
 
 def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
@@ -141,7 +141,7 @@ def _pixel_counts(stacks, result):
 
 
 def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "cpu") -> np.ndarray:
-    """The stack as the reconstruction predicts it, in the stack's own grid and intensities.
+    """The stack as the reconstruction predicts it, in the stack's own grid, with intensities as in ``Stack.image``.
 
     Parameters
     ----------

@@ -42,7 +42,9 @@ class SvrResult:
     psf : ndarray, (S, 3)
         Variances (mm2) of the slice PSF along row, column and normal.
     intensity_scale : float
-        Input intensity = ``intensity_scale`` * field intensity.
+        Input intensity = ``intensity_scale`` * field intensity + ``intensity_offset``.
+    intensity_offset : float
+        0 unless the brain has negative intensities (:func:`gsbids.imaging.intensity.darkest`).
     bias : StackBias or None
         Smooth factor of each stack besides its slices' gains.
     masks : tuple of ndarray, (X, Y, Z), bool, or None
@@ -69,6 +71,7 @@ class SvrResult:
     intensity_scale: float
     bias: StackBias | None = None
     masks: tuple[np.ndarray | None, ...] = ()
+    intensity_offset: float = 0.0
     history: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
 
@@ -81,8 +84,10 @@ class SvrResult:
 
     @property
     def mask_choice(self) -> dict:
-        """Words about stacks with doubtful masks by name (``doubts``), and names of those left out (``left_out``)."""
-        return self.settings.get("mask_choice", {"doubts": {}, "left_out": []})
+        """Words about stacks with doubtful masks by name (``doubts``), names of those left out (``left_out``), and
+        slices without information by stack (``empty``).
+        """
+        return {"doubts": {}, "left_out": [], "empty": {}} | self.settings.get("mask_choice", {})
 
     def as_fitted(self, stacks: list[Stack]) -> list[Stack]:
         """Stacks, in the order of ``stack_names``, with the masks that were fitted."""
@@ -103,7 +108,7 @@ class SvrResult:
         arrays |= {f"mask_{n}": np.packbits(mask) for n, mask in enumerate(self.masks) if mask is not None}
         header = {"format": "gsbids-svr-2", "stack_names": list(self.stack_names),
                   "masks": [mask if mask is None else list(mask.shape) for mask in self.masks],
-                  "intensity_scale": float(self.intensity_scale),
+                  "intensity_scale": float(self.intensity_scale), "intensity_offset": float(self.intensity_offset),
                   "history": self.history, "settings": self.settings}
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
@@ -119,7 +124,7 @@ class SvrResult:
                 stack_names=tuple(header["stack_names"]),
                 nominal=RigidMotion(data["nominal_rotation"], data["nominal_translation"]),
                 motion=RigidMotion(data["motion_rotation"], data["motion_translation"]),
-                intensity_scale=header["intensity_scale"],
+                intensity_scale=header["intensity_scale"], intensity_offset=header.get("intensity_offset", 0.0),
                 masks=tuple(shape and _unpacked(data[f"mask_{n}"], shape)
                             for n, shape in enumerate(header.get("masks", []))),
                 bias=StackBias(data["bias_nodes"], data["bias_log_factor"]) if "bias_nodes" in data else None,

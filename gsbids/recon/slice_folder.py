@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_frames
-from gsbids.imaging.masks import same_grid
+from gsbids.imaging.intensity import above_background
+from gsbids.imaging.masks import inside_of, same_grid
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
 from gsbids.recon.resample import simulate_stack
@@ -197,7 +198,7 @@ def _write(folder: Path, stacks: list[Stack], result: SvrResult, simulated: bool
     predicted = [simulate_stack(result, stack, n) for n, stack in enumerate(stacks)] if simulated else None
     for row, piece in placed_slices(stacks, result):
         stack, k = int(result.stack_index[row]), int(result.slice_index[row])
-        image = predicted[stack][:, :, k] if simulated else piece.image
+        image = (predicted[stack][:, :, k] if simulated else piece.image) + np.float32(stacks[stack].offset)
         save_image(folder / f"{piece.number}.nii.gz", image[:, :, None], piece.affine)
         save_image(folder / f"mask_{piece.number}.nii.gz", piece.mask[:, :, None], piece.affine, "uint8")
         numbers = (f"{float(column[row]):.6f}" for column in (result.weight, result.gain, result.ncc))
@@ -233,12 +234,12 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
     image, affine = load_image(path)
     if image.shape[2] != 1:
         raise InputError(f"{path}: has {image.shape[2]} slices, and one is expected; give stacks with --input-stacks")
-    mask = image > 0
+    mask = above_background(image) != 0
     if mask_path is not None:
         inside, mask_affine = load_image(mask_path)
         if not same_grid(inside.shape, mask_affine, image.shape, affine, 0.5):
             raise InputError(f"{mask_path}: its pixels are not those of {path.name}; write both anew")
-        mask = inside > 0
+        mask = inside_of(inside)[0] if inside.any() else inside > 0
     if thickness is None:
         thickness = round(float(np.linalg.norm(affine[:3, 2])), 4)
     if not THICKNESS[0] <= thickness <= THICKNESS[1]:
@@ -249,7 +250,7 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     files = (path, mask_path) if mask_path else (path,)
-    return PlacedSlice(number, np.maximum(image[:, :, 0], 0), mask[:, :, 0], affine, thickness, files)
+    return PlacedSlice(number, image[:, :, 0], mask[:, :, 0], affine, thickness, files)
 
 
 def _alike(one: PlacedSlice, other: PlacedSlice) -> bool:

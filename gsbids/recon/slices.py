@@ -139,7 +139,7 @@ class SliceSet:
         rim : float
             Width (mm) of the rim around the mask, in the plane of the slice, that is fitted as well.
         min_pixels : int
-            Slices with fewer pixels of brain are left out.
+            Slices with fewer pixels of brain are left out, and those that are empty.
 
         Raises
         ------
@@ -175,7 +175,7 @@ def row_extent(mask: np.ndarray) -> np.ndarray:
 
 def _slices_of(stack: Stack, rim: float, min_pixels: int) -> dict:
     """Arrays of one stack's slices, positions as its affine has them."""
-    used = np.flatnonzero(stack.mask.sum((0, 1)) >= min_pixels)
+    used = np.setdiff1d(np.flatnonzero(stack.mask.sum((0, 1)) >= min_pixels), stack.empty)
     if not len(used):
         raise InputError(f"{stack.name}: its mask is empty: give a mask with the brain in it, or leave the stack out")
     spacing = stack.spacing

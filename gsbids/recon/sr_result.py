@@ -37,6 +37,8 @@ class SrResult:
         Of the volume that was given.
     filled : ndarray, (A, B, C), bool
         Its voxels that are not background.
+    background : float
+        Intensity beyond the field of view (:func:`gsbids.imaging.intensity.background`).
     """
 
     volume: np.ndarray
@@ -49,6 +51,7 @@ class SrResult:
     share: float = 0.0
     coarse_affine: np.ndarray = field(default_factory=lambda: np.eye(4))
     filled: np.ndarray = field(default_factory=lambda: np.ones((1, 1, 1), bool))
+    background: float = 0.0
 
     FORMAT = "gsbids-sr-2"
     IMAGES = ("volume", "affine", "coarse_affine", "filled")
@@ -60,7 +63,7 @@ class SrResult:
         arrays |= {k: getattr(self, k) for k in self.IMAGES}
         header = {"format": self.FORMAT, "members": len(self.fields), "share": self.share,
                   "intensity_offset": self.intensity_offset, "intensity_scale": self.intensity_scale,
-                  "history": self.history, "settings": self.settings}
+                  "background": self.background, "history": self.history, "settings": self.settings}
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
         return path
@@ -73,4 +76,5 @@ class SrResult:
             fields = tuple(GaussianField(**{k: data[f"field_{n}_{k}"] for k in GaussianField.ARRAYS})
                            for n in range(header["members"]))
             plain = {k: header[k] for k in ("intensity_offset", "intensity_scale", "history", "settings", "share")}
+            plain["background"] = header.get("background", header["intensity_offset"])
             return cls(fields=fields, **plain, **{k: data[k] for k in cls.IMAGES})

@@ -21,7 +21,8 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape, device: str = "cpu") 
     The volume is ``share`` times the mean of the fields, and a remainder (of the linear solutions, the projection on
     the data and non-local means). The fields are evaluated at the voxel centres, exactly; the remainder is
     interpolated by cubic B-splines, so that on the grid of the result itself its volume comes back as it is. The
-    background is decided at every voxel as in the fit; outside the field of view is background.
+    background is decided at every voxel as in the fit; outside the field of view is background (0; the least intensity
+    of an image whose background is negative, as of CT).
 
     Parameters
     ----------
@@ -46,8 +47,8 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape, device: str = "cpu") 
     options = ops.RenderOptions(cut=result.settings.get("cut", 3.0), mass_factor=False, device=device)
     remainder = level - _gaussians(result, result.affine, level.shape, options)
     image = _gaussians(result, affine, shape, options) + resampled(remainder, result.affine, shape, affine)
-    image = np.where(_inside(result, affine, shape), np.maximum(image, 0), 0)
-    return (image * np.float64(scale) + offset).astype(np.float32)
+    image = np.where(_near_filled(result, affine, shape), np.maximum(image, 0), 0) * np.float64(scale) + offset
+    return np.where(_in_view(result, affine, shape), image, result.background).astype(np.float32)
 
 
 def _gaussians(result: SrResult, affine: np.ndarray, shape, options: ops.RenderOptions) -> np.ndarray:
@@ -73,14 +74,20 @@ def _rendered(field: GaussianField, affine: np.ndarray, shape, options: ops.Rend
     return out.reshape(shape)
 
 
-def _inside(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
-    """Voxels in the field of view with a voxel of the input that is not background less than one voxel away."""
+def _near_filled(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
+    """Voxels with a voxel of the input that is not background less than one voxel away."""
     index = np.linalg.inv(result.coarse_affine) @ affine
-    near = ndimage.affine_transform(result.filled.astype(np.float32), index[:3, :3], index[:3, 3], shape, order=1,
+    return ndimage.affine_transform(result.filled.astype(np.float32), index[:3, :3], index[:3, 3], shape, order=1,
                                     mode="nearest") > 1e-5
+
+
+def _in_view(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
+    """Voxels in the field of view of the input."""
+    index = np.linalg.inv(result.coarse_affine) @ affine
+    inside = np.ones(shape, bool)
     # Half a voxel beyond the outermost centres still is the field of view.
     a, b, c = np.ogrid[tuple(slice(n) for n in shape)]
     for row, size in zip(index[:3], result.filled.shape, strict=True):
         at = row[0] * a + row[1] * b + row[2] * c + row[3]
-        near &= (at >= -0.5 - 1e-6) & (at <= size - 0.5 + 1e-6)
-    return near
+        inside &= (at >= -0.5 - 1e-6) & (at <= size - 0.5 + 1e-6)
+    return inside

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gsbids.imaging.masks import check_overlap
 from gsbids.recon.sr_grid import SrGrid, grid_by_factor, grid_by_spacing, grid_like
 
 THICK = 1.5  # times the other voxel sides: slices, not an isotropic acquisition
@@ -98,9 +99,10 @@ def target_grid(shape, affine: np.ndarray, target: SrTarget) -> tuple[SrGrid, tu
     Raises
     ------
     gsbids.errors.InputError
-        No axis would become finer, or the volume would be too large.
+        No axis would become finer, the volume would be too large, or the other image lies elsewhere.
     """
     if target.like is not None:
+        check_overlap(target.like, (shape, affine), ("the grid of --like", "the image"))
         grid = grid_like(shape, affine, *target.like)
         same = grid.shape == tuple(target.like[0]) and np.allclose(grid.affine, target.like[1], atol=1e-3)
         return grid, None if same else target.like

@@ -91,4 +91,5 @@ def brain_of_result(result: SvrResult, stacks: list[Stack]) -> Stack:
     """The reconstructed brain on a coarse grid in the world of the scanner, with its mask."""
     affine, shape = output_grid(stacks, result, GRID)
     mask, _ = vote_mask(stacks, result, affine, shape)
-    return Stack("brain", sample_result(result, affine, shape), mask, affine, GRID)
+    image = sample_result(result, affine, shape) - np.float32(result.intensity_offset)
+    return Stack("brain", image, mask, affine, GRID, result.intensity_offset)
