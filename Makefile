@@ -4,7 +4,7 @@
 #   PYTHON=python3.12     use this Python for the virtual environment (3.11 or newer)
 #   PIP_ARGS="..."        passed to pip; "--extra-index-url https://download.pytorch.org/whl/cpu"
 #                         takes the CPU build of torch and saves gigabytes of CUDA libraries
-#   PYTEST_ARGS="..."     passed to pytest
+#   PYTEST_ARGS="..."     passed to pytest; "-n 0" runs all tests in one process, one after the other
 
 SHELL := /bin/sh
 VENV := .venv
@@ -74,7 +74,7 @@ demo: $(STAMP) $(DEMO)/bids/dataset_description.json
 test: $(STAMP)
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
 # Sets up its own Slurm under a temporary folder where none answers.

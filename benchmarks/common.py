@@ -47,8 +47,9 @@ def shared_folder() -> Path:
 
 
 def gsbids_command(bids_dir: Path, out_dir: Path, work_dir: Path, *options: str) -> list[str]:
-    """The command that a user would type, with this Python."""
+    """The command that a user would type, with this Python; volumes lie as in the scanner, where the truth lies."""
     return [sys.executable, "-m", "gsbids", str(bids_dir), str(out_dir), "participant", "-w", str(work_dir),
+            "--template", "none",
             *map(str, options)]
 
 

@@ -11,6 +11,7 @@ from gsbids.atomic import write_atomic
 from gsbids.errors import InputError
 
 DEFAULT_RESOLUTION = 0.8  # mm, of SVR
+AUTO, NONE = Path("auto"), Path("none")  # values of --template: one of the package; none
 TEMPLATE = "template"  # name of the space of --template, and of its folder among the data sets
 
 
@@ -81,7 +82,8 @@ class WorkflowOptions:
     orientation : {"scanner", "radiological"}
         Order of the voxels of SVR volumes along the axes of their world.
     template, template_mask : Path or None
-        Volume that SVR volumes are aligned to, and its brain mask.
+        Volume that SVR volumes are aligned to, and its brain mask; :data:`AUTO`: one of the package, where the brain
+        looks like it; :data:`NONE`.
     sr_quality : {"full", "fast"}
     sr_profile : {"auto", "trilinear", "box", "gaussian", "kspace"}
         How a voxel comes from finer ones.
@@ -107,7 +109,7 @@ class WorkflowOptions:
     sr_factor: tuple[float, ...] = ()
     like: Path | None = None
     orientation: str = "scanner"
-    template: Path | None = None
+    template: Path = NONE
     template_mask: Path | None = None
     sr_quality: str = "full"
     sr_profile: str = "auto"
@@ -120,6 +122,11 @@ class WorkflowOptions:
     random_seed: int = 0
     device: str = "cpu"
     sloppy: bool = False
+
+    @property
+    def template_file(self) -> Path | None:
+        """The volume of the user that SVR volumes are aligned to."""
+        return None if self.template in (AUTO, NONE) else self.template
 
     @property
     def svr_resolution(self) -> float:
@@ -163,7 +170,7 @@ class Config:
     @property
     def datasets(self) -> dict[str, Path]:
         """Folders by the names that BIDS URIs use; ``""`` is the output."""
-        run, template = self.execution, self.workflow.template
+        run, template = self.execution, self.workflow.template_file
         given = {TEMPLATE: template.parent} if template else {}
         return {"": run.output_dir, "raw": run.bids_dir, **run.derivatives, **given}
 

@@ -14,6 +14,14 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape names that are not in UTF-8 in what a test has logged, as pytest-xdist cannot send them."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder with the real data; the test is skipped where there is none."""

@@ -82,7 +82,7 @@ def test_the_order_of_gaussians_does_not_matter(case, random):
     one, other = step(field, geometry), step([a[order] for a in field], geometry)
     close(other.image, one.image, 1e-6)
     for a, b in zip(other.gradients, one.gradients, strict=True):
-        close(a, b[order], 1e-5)
+        close(a, b[order], 2e-5)  # as near as each is to the oracle
 
 
 @quick

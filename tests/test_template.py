@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ball_stack, write_nifti
+from nipype.interfaces.base import isdefined
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -19,9 +20,9 @@ from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
 from gsbids.interfaces.reconstruct import SampleVolume
-from gsbids.masking.template import load_template
+from gsbids.masking.template import WEEKS, Template, fetal_templates, load_template, packaged_templates
 from gsbids.recon.resample import in_order, output_grid, sample_result
-from gsbids.recon.template import align_to_template, brain_of_result
+from gsbids.recon.template import align_to_template, align_to_templates, brain_of_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -67,12 +68,13 @@ def test_any_turn_is_found_and_sizes_may_differ(seed):
 
 def test_the_atlas_of_another_age(test_data):
     """Stacks of a fetal brain in any orientation, reconstructed, and aligned to an atlas three weeks younger."""
-    from svr_template import FILES, reconstruct_and_align
+    from svr_template import FILES, aligned, reconstructed
 
     atlas, template = (load_template(test_data / "fetal-atlas-spinabifida" / f"{FILES[age]}_srr.nii.gz")
                        for age in (28, 25))
-    row = reconstruct_and_align(atlas, template, seed=3)
-    assert row["turned"] > 60
+    brain, move = reconstructed(atlas, seed=3)
+    assert angle(move[:3, :3]) > 60
+    row = aligned(brain, move, [template])
     assert row["error"] < 5.0
     assert row["similarity"] > row["runner_up"] + 0.03
 
@@ -147,6 +149,97 @@ def test_template_masks(tmp_path, caplog):
     assert "its brain is not cut out, and there is no --template-mask" in caplog.text
 
 
+def packaged_brain(week: int, move=None) -> Stack:
+    """A fetal brain of the package, moved; what lies on its left is dark."""
+    found = fetal_templates()[WEEKS.index(week)].brain
+    points = np.argwhere(found.mask) @ found.affine[:3, :3].T + found.affine[:3, 3]
+    image = found.image.copy()
+    image[tuple(np.argwhere(found.mask)[points[:, 0] < points[:, 0].mean() - 20].T)] *= 0.5
+    return replace(found, image=image, affine=(np.eye(4) if move is None else move) @ found.affine)
+
+
+@pytest.mark.parametrize("week", [25, 28])
+def test_a_brain_lies_as_the_atlas_of_another_age_and_left_stays_left(week):
+    turn = rigid(Rotation.random(random_state=week).as_euler("xyz", degrees=True), (15, -22, 31))
+    brain = packaged_brain(week, turn)
+    templates = [each.brain for each in fetal_templates() if str(week) not in each.name]
+    number, found = align_to_templates(brain, templates)
+    assert found.doubt == ""
+    assert angle(found.transform[:3, :3] @ turn[:3, :3]) < 15
+    assert found.similarity >= max(align_to_template(brain, each).similarity for each in templates) - 0.01
+    points = np.argwhere(brain.mask & (brain.image < 0.5 * np.median(brain.image[brain.mask])))
+    laid = (found.transform @ brain.affine @ np.c_[points, np.ones(len(points))].T)[:3]
+    middle = (templates[number].affine @ [*np.argwhere(templates[number].mask).mean(0), 1])[:3]
+    assert (laid[0] < middle[0]).mean() > 0.8
+
+
+def test_a_brain_that_lies_two_ways_is_doubtful():
+    """An ellipsoid of one tissue looks the same upside down."""
+    index = np.indices((60, 60, 60)) - 29.5
+    mask = (index[0] / 20) ** 2 + (index[1] / 26) ** 2 + (index[2] / 17) ** 2 < 1
+    egg = Stack("egg", (1000.0 * mask).astype(np.float32), mask, np.eye(4), 1.0)
+    _, found = align_to_templates(egg, [each.brain for each in fetal_templates()])
+    assert found.doubt
+    twin = align_to_template(egg, egg)
+    assert twin.similarity > 0.99
+    assert "turned another way" in twin.doubt
+
+
+def test_the_templates_of_the_package():
+    for contrast, millilitres, names in (
+            ("T2w", 100, [["fetal"] * 3, ["ICBM152"]]), ("T2w", 1300, [["ICBM152"]]), ("T1w", 100, [["ICBM152"]]),
+            ("bold", 100, [])):
+        found = packaged_templates(contrast, millilitres)
+        assert [[each.name.split()[0] for each in group] for group in found] == names
+    sizes = [float(each.brain.mask.sum()) * abs(np.linalg.det(each.brain.affine)) / 1000 for each in fetal_templates()]
+    assert sizes == pytest.approx([61, 117, 168], abs=1)
+
+
+def test_a_volume_lies_as_the_packaged_template_or_says_why_not(moving_brain, tmp_path, monkeypatch, caplog):
+    _, stacks, result, _ = moving_brain
+    unknown = sampled(moving_brain, tmp_path / "unknown", packaged_templates="T2w")
+    told = json.loads(Path(unknown.placement).read_text())
+    assert unknown.facts["TemplateDoubt"] == told["TemplateDoubt"]
+    assert unknown.facts["TemplateDoubt"] in caplog.text
+    assert "keeps the axes of the scanner" in caplog.text
+    plain = sampled(moving_brain, tmp_path / "plain")
+    np.testing.assert_array_equal(load_image(unknown.volume)[0], load_image(plain.volume)[0])
+    assert not isdefined(unknown.template_xfm)
+    assert unknown.space == plain.space == {}
+    move = rigid((110, 35, -60), (25, -40, 12))
+    own = brain_of_result(result, stacks)
+    template = Template("itself", "https://example.org/atlas", replace(own, affine=move @ own.affine))
+    monkeypatch.setattr("gsbids.masking.template.packaged_templates", lambda suffix, millilitres: [[template]])
+    made = sampled(moving_brain, tmp_path / "made", packaged_templates="T2w")
+    found = read_itk_transforms(made.template_xfm)[0]
+    assert angle(found[:3, :3] @ move[:3, :3].T) < 0.5
+    np.testing.assert_allclose(found @ read_itk_transforms(made.scanner_xfm)[0], np.eye(4), atol=1e-6)
+    assert made.space == {"SpatialReference": "https://example.org/atlas"}
+    assert made.facts["TemplateName"] == "itself"
+    assert "TemplateDoubt" not in made.facts
+
+
+def test_the_tree_of_a_run_by_default(tiny_bids, tmp_path, official_errors):
+    """A ball looks like no brain: the axes of the scanner, and a word about it; then as it was asked for."""
+    tiny, out = tiny_bids(), tmp_path / "out"
+    words = [str(tiny.root), str(out), "participant", "-d", str(tiny.masks), "-w", str(tmp_path / "work"), "--sloppy",
+             "--no-denoise", "--no-n4", "--nprocs", "1", "--output-resolution", "2"]
+    assert main(words) == 0
+    volume = out / "sub-01" / "anat" / "sub-01_rec-gsvr_res-2_desc-preproc_T2w.nii.gz"
+    told = json.loads(sidecar_path(volume).read_text())
+    assert told["SpatialReference"] == "orig"
+    assert not list(volume.parent.glob("*template*"))
+    assert official_errors(out) == []
+    page = (out / "sub-01.html").read_text(encoding="utf-8")
+    assert f"those of the scanner: the brain {told['TemplateDoubt']}" in page
+    assert main([*words[:7], "--reports-only", "--nprocs", "1"]) == 0
+    assert (out / "sub-01.html").read_text(encoding="utf-8") == page
+    assert main([*words, "--template", "none"]) == 0
+    assert "TemplateDoubt" not in json.loads(sidecar_path(volume).read_text())
+    settings = max(out.glob("sub-01/log/*/gsbids.toml"))
+    assert 'template = "none"' in settings.read_text()
+
+
 def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors):
     """The names, the sidecars and the links of ``--template``; everything of the stacks is as without it."""
     tiny, out, atlas = tiny_bids(), tmp_path / "out", tmp_path / "atlas" / "old brain.nii.gz"
@@ -171,7 +264,9 @@ def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors)
         assert json.loads(path.read_text()).get("SpatialReference", "orig") == "orig"
     assert official_errors(out) == []
     page = (out / "sub-01.html").read_text(encoding="utf-8")
-    assert "Letters are directions of the template old brain.nii.gz" in page
+    assert "Letters are directions of the child, as in old brain.nii.gz" in page
+    back = str(xfm).replace("from-T2w_to-template", "from-template_to-T2w")
+    np.testing.assert_allclose(read_itk_transforms(back)[0] @ read_itk_transforms(xfm)[0], np.eye(4), atol=1e-6)
     assert "aligned rigidly to the template old brain.nii.gz" in page
     # The report is made anew from these files, whatever the options.
     (out / "sub-01.html").unlink()

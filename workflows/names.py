@@ -29,7 +29,7 @@ def stack_workflow_name(stack: StackFile) -> str:
 
 def volume_extra(options: WorkflowOptions) -> dict[str, str | float]:
     """Entities that all images of a volume of SVR bear: its resolution, and the space of a template."""
-    return {"res": options.svr_resolution} | ({"space": TEMPLATE} if options.template else {})
+    return {"res": options.svr_resolution} | ({"space": TEMPLATE} if options.template_file else {})
 
 
 def volume_path(config: Config, task: ReconstructionTask) -> Path:

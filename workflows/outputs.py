@@ -6,7 +6,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.bids.names import bids_uri, derivative_path, uri_of
 from gsbids.bids.task import ReconstructionTask, StackFile
-from gsbids.config import Config
+from gsbids.config import NONE, Config
 from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
 from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
@@ -32,7 +32,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
 
     Inputs
     ------
-    volume, brain, unmasked, mask, coverage, uncertainty, template_xfm, result, facts
+    volume, brain, unmasked, mask, coverage, uncertainty, template_xfm, scanner_xfm, space, result, facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
     in_files, in_masks
         Prepared stacks and their masks, in the order of the task.
@@ -43,10 +43,10 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "template_xfm", "result", "facts", "in_files", "in_masks"]),
-                     "inputnode")
+    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts",
+                                        "in_files", "in_masks"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
-    extra, template = volume_extra(config.workflow), config.workflow.template
+    extra, template = volume_extra(config.workflow), config.workflow.template_file
     target = derivative_path(task.entities, "volume", **extra)
     qc = Node(QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
               "qc", mem_gb=1.0)
@@ -66,12 +66,14 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
             save.inputs.supersedes = "preview"  # also one that a run left that was killed
         if field in ("volume", "brain", "unmasked"):
             workflow.connect(qc, "facts", save, "more")  # no volume without its verdict
+        else:
+            workflow.connect(inputnode, "space", save, "more")
     save_model = save_node(config, task.entities, "model", "save_model", sources)
     save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})
-    if template:
-        save_xfm = save_node(config, task.entities, "template_xfm", "save_template_xfm",
-                             {"Sources": [model, place["SpatialReference"]]}, {"from": task.suffix})
-        workflow.connect(inputnode, "template_xfm", save_xfm, "in_file")
+    for kind, end in (("template_xfm", "from"), ("scanner_xfm", "to")) if config.workflow.template != NONE else ():
+        save_xfm = save_node(config, task.entities, kind, f"save_{kind}",
+                             {"Sources": [model, *place.values()]}, {end: task.suffix})
+        workflow.connect(inputnode, kind, save_xfm, "in_file")
     workflow.connect([(inputnode, save_model, [("result", "in_file"), ("facts", "more")]),
                       (qc, save_metrics, [("table", "in_file"), ("columns", "more")])])
     return workflow

@@ -18,7 +18,7 @@ from gsbids.workflows.usage import kept_usage
 
 #: Files of a reconstruction by their names among the inputs of ``SubjectReport``, and of its stacks.
 SAVED = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "volume_mask", "coverage": "coverage",
-         "uncertainty": "uncertainty", "result": "model"}
+         "uncertainty": "uncertainty", "result": "model", "template_xfm": "template_xfm"}
 SAVED_STACKS = {"masks": "stack_mask", "corrected": "stack", "simulated": "simulated"}
 
 #: The same of a super-resolution, among the inputs of ``SrReport``.
@@ -71,7 +71,7 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
     if of_sr:
         found = left_sr_files(config, task) | saved_sr_files(config, task)
     else:
-        found = _merge(left_files(config, task), saved_files(config, task))
+        found = _merge(left_files(config, task), saved_files(config, task, scratch))
     if not crashes and not any(name in found for name in ("result", "model", "volume")):
         return None
     metrics = root / derivative_path(task.entities, "sr_metrics" if of_sr else "metrics")
@@ -101,14 +101,19 @@ def saved_sr_files(config: Config, task: ReconstructionTask) -> dict:
     return found
 
 
-def saved_files(config: Config, task: ReconstructionTask) -> dict:
-    """Outputs of a task under the names of the inputs of ``SubjectReport``."""
+def saved_files(config: Config, task: ReconstructionTask, scratch: Path) -> dict:
+    """Outputs of a task under the names of the inputs of ``SubjectReport``; files made for it lie in ``scratch``."""
     root, extra = config.execution.output_dir, volume_extra(config.workflow)
     found: dict = {}
     for name, kind in SAVED.items():
-        path = root / derivative_path(task.entities, kind, **({} if kind == "model" else extra))
+        needs = {"from": task.suffix} if kind == "template_xfm" else {} if kind == "model" else extra
+        path = root / derivative_path(task.entities, kind, **needs)
         if path.is_file():
             found[name] = str(path)
+    if "volume" in found:
+        told = {name: value for name, value in _sidecar(Path(found["volume"])).items() if name.startswith("Template")}
+        found["placement"] = str(scratch / "placement.json")
+        Path(found["placement"]).write_text(json.dumps(told), encoding="utf-8")
     for name, kind in SAVED_STACKS.items():
         files = [root / derivative_path(stack.entities, kind) for stack in task.stacks]
         found[name] = [str(file) if file.is_file() else None for file in files]

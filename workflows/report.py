@@ -31,16 +31,12 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     options = config.workflow
     versions = package_versions()
     thicknesses = sorted({f"{stack.thickness:g}" for stack in task.stacks})
-    aligned = (("Aligned to", options.template.name),) if options.template else ()
-    letters = {"orientation": f"Letters are directions of the template {options.template.name}; stacks are shown as "
-               "they lay in the scanner."} if options.template else {}
     content = {
         "title": task.name.replace("_", " "),
         "task": task.name,
         "summary": (("Stacks", str(len(task.stacks))), ("Slice thickness", f"{', '.join(thicknesses)} mm"),
-                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"), *aligned,
+                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"),
                     ("Method", task.reason or "slice-to-volume reconstruction")),
-        **letters,
         "warnings": task.warnings,
         "versions": versions,
         "run": {"Random seed": str(options.random_seed), "Device": options.device,
@@ -52,7 +48,7 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
              "bias_corrected": options.n4, "registered": task.poses is None, "posed": task.poses is not None,
              "motion_corrected": options.motion_correction, "method": options.svr_method,
              "resolution": (options.svr_resolution,) * 3, "seed": options.random_seed,
-             "device": options.device, "template": options.template.name if options.template else ""}
+             "device": options.device}
     panels = []
     for stack in task.stacks:
         rows = (("File", stack.path.name), ("Slice thickness", f"{stack.thickness:g} mm"))
@@ -130,7 +126,8 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
              "result": "svr_wf/fit/result.npz",
              "volume": "svr_wf/sample/volume.nii.gz", "unmasked": "svr_wf/sample/unmasked.nii.gz",
              "coverage": "svr_wf/sample/coverage.nii.gz", "uncertainty": "svr_wf/sample/uncertainty.nii.gz",
-             "mask": "svr_wf/sample/mask.nii.gz", "metrics": "volume_outputs_wf/qc/metrics.json"}
+             "mask": "svr_wf/sample/mask.nii.gz", "placement": "svr_wf/sample/placement.json",
+             "template_xfm": "svr_wf/sample/template_xfm.txt", "metrics": "volume_outputs_wf/qc/metrics.json"}
     found: dict = {name: str(folder / path) for name, path in names.items() if (folder / path).is_file()}
     last = {(True, True): "n4/corrected.nii.gz", (False, True): "n4/corrected.nii.gz",
             (True, False): "denoise/denoised.nii.gz"}.get((config.workflow.denoise, config.workflow.n4))

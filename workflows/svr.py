@@ -6,7 +6,7 @@ from dataclasses import asdict
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from gsbids.config import WorkflowOptions
+from gsbids.config import AUTO, WorkflowOptions
 from gsbids.interfaces.base import where
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.recon.fit_paper import PaperOptions
@@ -16,6 +16,9 @@ from gsbids.recon.options import SvrOptions
 #: default method are as dense as the data call for: slices find no hold in one that is much coarser than they are.
 SLOPPY = {"default": {"iterations": 40, "detail_iterations": 40, "doublings": 1, "members": 1},
           "paper": {"iterations": 40, "n_gaussians": 2000}}
+
+#: Outputs of ``SampleVolume`` that tell how the brain lies.
+PLACEMENT = ("template_xfm", "scanner_xfm", "placement", "space")
 
 #: Options by the values of ``--svr-method``.
 METHODS = {"default": SvrOptions, "paper": PaperOptions}
@@ -32,8 +35,9 @@ def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | 
 
 def sampling_inputs(settings: WorkflowOptions) -> dict:
     """Inputs of ``SampleVolume`` from the settings of the run."""
-    files = {"template": settings.template, "template_mask": settings.template_mask}
-    return {"resolution": settings.svr_resolution, "orientation": settings.orientation} | {
+    files = {"template": settings.template_file, "template_mask": settings.template_mask}
+    own = {"packaged_templates": settings.modality} if settings.template == AUTO else {}
+    return {"resolution": settings.svr_resolution, "orientation": settings.orientation} | own | {
         name: str(path) for name, path in files.items() if path}
 
 
@@ -78,14 +82,16 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
         JSON of the co-registration; fitted field, poses, gains and weights (npz).
     volume, brain, unmasked, mask, coverage, uncertainty
         Images on the output grid.
-    template_xfm
-        Transform between scanner and template, if there is one.
+    template_xfm, scanner_xfm
+        Transforms from scanner to template and back, if there is a template.
+    placement, space
+        JSON that tells of the template; fields of it that all images have in their sidecars.
     facts
         Numbers for the sidecar of the volume.
     """
     workflow = Workflow(name="svr_wf")
     inputnode = Node(IdentityInterface(["in_files", "in_masks", "choice"]), "inputnode")
-    images = ("volume", "brain", "unmasked", "mask", "coverage", "uncertainty", "template_xfm", "facts")
+    images = ("volume", "brain", "unmasked", "mask", "coverage", "uncertainty", *PLACEMENT, "facts")
     outputnode = Node(IdentityInterface(["registration", "result", *images]), "outputnode")
     fixed = {"names": names, "thicknesses": thicknesses, "num_threads": omp_nthreads}
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))

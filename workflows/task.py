@@ -64,19 +64,17 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         (joined["prepared"], volume_outputs_wf, [("out", "inputnode.in_files")]),
         (joined["mask"], volume_outputs_wf, [("out", "inputnode.in_masks")]),
         (svr_wf, volume_outputs_wf, [(f"outputnode.{field}", f"inputnode.{field}") for field in
-                                     (*VOLUME_IMAGES, "result", "facts")]),
+                                     (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts")]),
         (joined["conformed"], report, [("out", "conformed")]),
         (joined["mask"], report, [("out", "masks")]),
         (joined["reason"], report, [("out", "mask_reasons")]),
         (joined["method"], report, [("out", "mask_methods")]),
         (simulated, report, [("out", "simulated")]),
         (svr_wf, report, [(image, image.partition(".")[2]) for image in images]),
-        (svr_wf, report, [("outputnode.registration", "registration")]),
+        (svr_wf, report, [(f"outputnode.{name}", name) for name in ("registration", "placement", "template_xfm")]),
         (volume_outputs_wf, report, [("outputnode.metrics", "metrics")]),
         (report, save_report, [("out_file", "in_file")]),
     ])
-    if options.template:
-        workflow.connect(svr_wf, "outputnode.template_xfm", volume_outputs_wf, "inputnode.template_xfm")
     if options.denoise or options.n4:
         workflow.connect(joined["prepared"], "out", report, "corrected")
     if early:

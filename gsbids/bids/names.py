@@ -97,6 +97,10 @@ KINDS: dict[str, Kind] = {
         "Description": "ITK transform in LPS millimetres: takes points of the template to points of the reconstruction "
                        "where it lay in the scanner, so that resampling with it puts images of that space onto the "
                        "template"}),
+    "scanner_xfm": Kind("task", ".txt", {"from": "template", "mode": "image"}, "xfm", needs=("to",), sidecar={
+        "Description": "ITK transform in LPS millimetres: takes points of the reconstruction where it lay in the "
+                       "scanner to points of the template, so that resampling with it puts images in the space of the "
+                       "template onto that of the scanner"}),
     "model": Kind("task", ".npz", {"desc": "gaussians"}, "model"),
     "metrics": Kind("task", ".tsv", {"desc": "qc"}, "metrics"),
     "report": Kind("task", ".html", folder=""),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gsbids import __version__
+from gsbids.config import AUTO, NONE
 
 DESCRIPTION = ("Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
                "super-resolve single volumes.")
@@ -161,7 +162,7 @@ def _add_method(group) -> None:
                            help=f"{what} (default: with svr, not with sr)")
     group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
                        help="estimate the motion of every slice; without it stacks move as wholes")
-    add_orientation(group)
+    add_orientation(group, template="auto")
     add_seed_and_device(group)
 
 
@@ -174,14 +175,16 @@ def add_masking(group, modes: tuple[str, ...], first: str) -> None:
                        help="weights of a mask network of your own (.safetensors), or MONAIfbs' checkpoint (.pt)")
 
 
-def add_orientation(group) -> None:
+def add_orientation(group, template: str) -> None:
     """How a reconstructed volume lies, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
                        help="order of the voxels of a reconstruction: left to right as the axes of the scanner (of the "
                        "template, with --template) run, or from the right to the left (default: %(default)s)")
-    group.add_argument("--template", type=Path, metavar="NII",
+    group.add_argument("--template", type=Path, metavar="{auto,none,NII}", default=template,
                        help="turn and shift the reconstruction (rigidly) so that the brain lies as in this volume of "
-                       "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated")
+                       "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated. auto: "
+                       "the fetal atlas or the adult brain of the package that it looks like, or none; none: the axes "
+                       "of the scanner (default: %(default)s)")
     group.add_argument("--template-mask", type=Path, metavar="NII",
                        help="brain mask of --template (default: its voxels that are not 0)")
 
@@ -285,6 +288,11 @@ def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float
             raise argparse.ArgumentTypeError(f"{text}{unit} is out of range; give {low:g} to {high:g}{unit}")
         return value
     return parse
+
+
+def absolute(path: Path | None) -> Path | None:
+    """A path that does not depend on where the command runs; what is none stays as it is."""
+    return path if path in (None, AUTO, NONE) else path.resolve()
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from gsbids.cli.devices import resolve_device
+from gsbids.cli.parser import absolute
 from gsbids.config import TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
 
@@ -131,7 +132,7 @@ def make_config(args: argparse.Namespace) -> Config:
     names = ("mode", "svr_method", "modality", "output_resolution", "sr_factor", "sr_quality", "sr_profile",
              "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy",
              "orientation")
-    files = {name: getattr(args, name) and getattr(args, name).resolve()
+    files = {name: absolute(getattr(args, name))
              for name in ("like", "template", "template_mask", "mask_weights")}
     nipype = nipype_options(args)
     device = resolve_device(args.device, nipype.plugin, args.svr_method)
@@ -156,11 +157,11 @@ def check_weights(workflow: WorkflowOptions) -> None:
 
 def _check_sizes(workflow: WorkflowOptions) -> None:
     """Options of super-resolution are no options of SVR, and the other way round."""
-    if workflow.mode == "sr" and (workflow.template or workflow.orientation != "scanner"):
-        option = "--template" if workflow.template else "--orientation"
+    if workflow.mode == "sr" and (workflow.template_file or workflow.orientation != "scanner"):
+        option = "--template" if workflow.template_file else "--orientation"
         raise InputError(f"{option}: is for slice-to-volume reconstruction, and the mode is sr, which keeps the axes "
                          "of the image; leave it out")
-    if workflow.template_mask and not workflow.template:
+    if workflow.template_mask and not workflow.template_file:
         raise InputError(f"--template-mask {workflow.template_mask}: there is no --template that it could belong to; "
                          "give --template NII")
     if workflow.mode != "svr":

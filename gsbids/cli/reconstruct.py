@@ -16,6 +16,7 @@ from pathlib import Path
 from gsbids.cli.parser import (
     RESOLUTION_RANGE,
     Parser,
+    absolute,
     add_masking,
     add_orientation,
     add_resources,
@@ -25,6 +26,7 @@ from gsbids.cli.parser import (
 )
 from gsbids.cli.places import writable_places
 from gsbids.cli.slices import FOLDERS, write_slice_folders
+from gsbids.config import AUTO, NONE
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -51,9 +53,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args([with_dashes(word) for word in argv])
     if args.input_slices and args.input_masks:
         parser.error("--input-masks: slices of --input-slices have their masks beside them; leave it out")
-    if args.output_transform and not args.template:
-        parser.error("--output-transform: there is one with --template only; leave it out, or give --template NII")
-    if args.template_mask and not args.template:
+    if args.output_transform and args.template == NONE:
+        parser.error("--output-transform: there is one with --template only; leave it out, or give --template auto or "
+                     "NII")
+    if args.template_mask and args.template in (AUTO, NONE):
         parser.error("--template-mask: there is no --template that it could belong to; give --template NII")
     count = 1 if args.input_slices else len(args.input_stacks)
     if args.input_masks and len(args.input_masks) != count:
@@ -109,7 +112,7 @@ def _add_method(group) -> None:
                            help=f"{what} (default: stacks, not --input-slices)")
     group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
                        help="estimate the motion of every slice; without it stacks move as wholes")
-    add_orientation(group)
+    add_orientation(group, template="none")
     add_seed_and_device(group)
 
 
@@ -186,8 +189,7 @@ def make_plan(args: argparse.Namespace, work: Path):
     args.plugin, args.plugin_args, args.use_plugin = "auto", {}, None
     names = ("mask_mode", "motion_correction", "random_seed", "sloppy", "orientation")
     given = {name: getattr(args, name) for name in names}
-    given |= {name: getattr(args, name) and getattr(args, name).resolve()
-              for name in ("template", "template_mask", "mask_weights")}
+    given |= {name: absolute(getattr(args, name)) for name in ("template", "template_mask", "mask_weights")}
     # Slices from elsewhere have been prepared there.
     given |= {name: not poses if getattr(args, name) is None else getattr(args, name) for name in ("denoise", "n4")}
     config = Config(
@@ -272,6 +274,9 @@ def _deliver(plan, outputs: dict[str, Path]) -> None:
         needs = volume_extra(config.workflow) if "res" in KINDS[kind].needs else {}
         needs |= {"from": task.suffix} if "from" in KINDS[kind].needs else {}
         source = config.execution.output_dir / derivative_path(task.entities, kind, **needs)
+        if option == "output_transform" and not source.is_file():
+            LOGGER.warning("--output-transform %s: not written, as the volume keeps the axes of the scanner", target)
+            continue
         target.parent.mkdir(exist_ok=True)
         if target.name.endswith(".nii"):
             save_image(target, *load_image(source), "uint8" if kind == "volume_mask" else "float32")
@@ -289,7 +294,7 @@ def _check_outputs(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
         if not path.is_file():
             raise InputError(f"{path}: there is no such file; check the path")
     inputs = {path.resolve() for path in (*args.input_stacks, *args.input_masks, args.template, args.template_mask)
-              if path}
+              if path not in (None, AUTO, NONE)}
     _check_slice_folders(args)
     for option, path in outputs.items():
         name = f"--{option.replace('_', '-')} {path}"

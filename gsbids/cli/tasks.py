@@ -154,10 +154,10 @@ def sr_target(options: WorkflowOptions):
 
 def check_template(options: WorkflowOptions) -> None:
     """InputError where ``--template`` or its mask cannot be used."""
-    if options.template:
+    if options.template_file:
         from gsbids.masking.template import load_template
 
-        load_template(options.template, options.template_mask)
+        load_template(options.template_file, options.template_mask)
 
 
 def _check_options(config: Config):
@@ -175,7 +175,7 @@ def _useless(tasks: Sequence[ReconstructionTask], config: Config) -> Iterator[st
         for option, value in (("--sr-factor", options.sr_factor), ("--like", options.like)):
             if value:
                 yield f"{option}: not used, as nothing is super-resolved; --mode sr would do so"
-    for option, value in (("--template", options.template), ("--orientation", options.orientation != "scanner")):
+    for option, value in (("--template", options.template_file), ("--orientation", options.orientation != "scanner")):
         if methods == {"sr"} and value:
             yield f"{option}: not used, as nothing is reconstructed from stacks"
     if methods == {"sr"} and config.execution.preview:

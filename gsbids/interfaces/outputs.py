@@ -78,7 +78,7 @@ class SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     kind = traits.Str(mandatory=True, desc="a key of gsbids.bids.names.KINDS")
     entities = traits.Dict(traits.Str(), traits.Str(), mandatory=True, desc="of the task or the stack")
     extra = traits.Dict(traits.Str(), traits.Any(), usedefault=True, desc="further entities, as res")
-    in_file = File(exists=True, mandatory=True, desc="file that is copied")
+    in_file = File(exists=True, desc="file that is copied; without it a former one is taken away")
     sidecar = traits.Dict(usedefault=True, desc="fields known when the workflow is built")
     more = traits.Dict(usedefault=True, desc="fields known when it has run")
     supersedes = traits.Str(nohash=True, desc="kind of output that is taken away once this one is there")
@@ -106,6 +106,9 @@ class SaveDerivative(NodeInterface):
 
         inputs = self.inputs
         sink = Sink(inputs.output_dir, inputs.registry if isdefined(inputs.registry) else None)
+        if not isdefined(inputs.in_file):
+            sink.remove(inputs.kind, inputs.entities, **inputs.extra)
+            return runtime
         path = sink.write(inputs.kind, inputs.entities, inputs.in_file, inputs.sidecar | inputs.more,
                           **inputs.extra)
         if isdefined(inputs.supersedes):
@@ -189,6 +192,8 @@ class SubjectReportInputSpec(ReportInputSpec):
     simulated = InputMultiObject(File(exists=True), desc="stacks as the reconstruction predicts them")
     choice = File(exists=True, desc="JSON of ChooseStacks")
     registration = File(exists=True, desc="JSON of RegisterStacks")
+    placement = File(exists=True, desc="JSON of SampleVolume: how the volume lies")
+    template_xfm = File(exists=True, desc="ITK transform from scanner to template, if there is one")
     result = File(exists=True, desc="npz of SvrResult")
     volume = File(exists=True, desc="reconstructed volume")
     unmasked = File(exists=True, desc="the same in the whole field of view")
@@ -247,15 +252,31 @@ def gather_content(found: dict):
         content["registration"] = result.settings.get("registration")
         facts["n_gaussians"] = len(result.field)
         name_device(content, facts, result)
+    if "placement" in found:
+        _tell_placement(content, facts, json.loads(Path(found["placement"]).read_text(encoding="utf-8")))
     for name in ("registration", "metrics"):
         if name in found:
             content[name] = json.loads(Path(found[name]).read_text(encoding="utf-8"))
     if "metrics" in content:
         content["metrics"] = {k: math.nan if v is None else v for k, v in content["metrics"].items()}
-    names = ("volume", "unmasked", "mask", "coverage", "uncertainty", "result")
+    names = ("volume", "unmasked", "mask", "coverage", "uncertainty", "result", "template_xfm")
     images = {name: Path(found[name]) for name in names if name in found}
     return ReportContent(stacks=tuple(panels), methods=methods_paragraphs(MethodsFacts(**facts)),
                          usage=usage_of(found), **images, **content)
+
+
+def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
+    """Tell of the template that a volume lies like, or why it lies like none."""
+    name = placement.get("TemplateName", "")
+    if doubt := placement.get("TemplateDoubt", ""):
+        content["summary"] = (*content.get("summary", ()), ("Axes", f"those of the scanner: the brain {doubt}"))
+    elif name:
+        row = ("Aligned to", f"{name}, similarity {placement['TemplateSimilarity']:.2f}, turned by "
+               f"{placement['TemplateRotation']:.0f} degrees")
+        content["summary"] = (*content.get("summary", ()), row)
+        content["orientation"] = (f"Letters are directions of the child, as in {name}; stacks are shown as they lay in "
+                                  "the scanner.")
+        facts["template"] = name
 
 
 def usage_of(found: dict) -> tuple:

@@ -3,6 +3,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
@@ -128,6 +129,8 @@ class SampleVolumeInputSpec(StacksInputSpec, DeviceInputSpec):
     orientation = traits.Enum("scanner", "radiological", usedefault=True, desc="order of the voxels")
     template = File(exists=True, desc="volume that the brain is aligned to")
     template_mask = File(exists=True, desc="its brain mask")
+    packaged_templates = traits.Str(desc="contrast of the stacks, as T2w: without a template, one of the package is "
+                                         "looked for")
 
 
 class SampleVolumeOutputSpec(TraitedSpec):
@@ -139,7 +142,10 @@ class SampleVolumeOutputSpec(TraitedSpec):
     mask = File(exists=True, desc="brain mask")
     coverage = File(exists=True, desc="slices that saw each voxel")
     uncertainty = File(exists=True, desc="predicted standard deviation of the error of each voxel")
-    template_xfm = File(exists=True, desc="ITK transform between scanner and template, if there is one")
+    template_xfm = File(exists=True, desc="ITK transform from scanner to template, if there is one")
+    scanner_xfm = File(exists=True, desc="ITK transform from template to scanner, if there is one")
+    placement = File(exists=True, desc="JSON: template, similarity, angle, and why it is none")
+    space = traits.Dict(desc="SpatialReference of the images, if it is that of a template of the package")
     facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
 
 
@@ -147,7 +153,8 @@ class SampleVolume(NodeInterface):
     """Sample the field on the output grid, vote on the brain mask, and predict the error.
 
     With a template the grid lies along the axes of the template: the field is sampled there, once, and no image is
-    interpolated.
+    interpolated. Of the templates of the package the one is taken that the brain looks most like; where it looks
+    little like it, or as much like it in another orientation, the grid lies along the axes of the scanner.
     """
 
     input_spec = SampleVolumeInputSpec
@@ -191,23 +198,53 @@ class SampleVolume(NodeInterface):
         return 2 * len(voted & set(choice["made"])) > len(voted)
 
     def _aligned(self, result, stacks, runtime) -> tuple:
-        """Transform to the world of the template and numbers about it; None without a template."""
-        if not isdefined(self.inputs.template):
-            return None, {}
-        from gsbids.imaging.itk import write_itk_transforms
-        from gsbids.masking.template import load_template
-        from gsbids.recon.template import POOR, align_to_template, brain_of_result
+        """Transform to the world of the template, None where there is none, and what is told of it."""
+        import numpy as np
 
-        given = self.inputs.template_mask
-        template = load_template(self.inputs.template, given if isdefined(given) else None)
-        found = align_to_template(brain_of_result(result, stacks), template)
+        from gsbids.imaging.itk import write_itk_transforms
+        from gsbids.recon.template import brain_of_result
+
+        given, contrast = isdefined(self.inputs.template), isdefined(self.inputs.packaged_templates)
+        brain = brain_of_result(result, stacks) if given or contrast else None
+        found, facts = self._to_template(brain) if given else self._to_packaged(brain) if contrast else (None, {})
+        self._results["placement"] = write_text(self.path(runtime, "placement.json"), json.dumps(facts))
+        self._results["space"] = {k: v for k, v in facts.items() if k == "SpatialReference"}
+        if found is None:
+            return None, facts
+        for name, transform in (("template_xfm", found), ("scanner_xfm", np.linalg.inv(found))):
+            self._results[name] = str(write_itk_transforms(self.path(runtime, f"{name}.txt"), transform))
+        return found, facts
+
+    def _to_template(self, brain) -> tuple:
+        """Alignment to the template of the user, and what is told of it."""
+        from gsbids.masking.template import load_template
+        from gsbids.recon.template import POOR, align_to_template
+
+        path, mask = self.inputs.template, self.inputs.template_mask
+        found = align_to_template(brain, load_template(path, mask if isdefined(mask) else None))
         if found.similarity < POOR:
             LOGGER.warning("--template: the brain looks little like the template where it fits best (similarity %.2f); "
                            "look at the result, and whether both have one contrast", found.similarity)
-        self._results["template_xfm"] = str(
-            write_itk_transforms(self.path(runtime, "template_xfm.txt"), found.transform))
-        return found.transform, {"TemplateSimilarity": round(found.similarity, 4),
-                                 "TemplateRotation": round(found.angle, 2)}
+        return found.transform, found.facts(Path(path).name)
+
+    def _to_packaged(self, brain) -> tuple:
+        """Alignment to a template of the package, None where none fits, and what is told of it."""
+        from gsbids.masking.template import packaged_templates
+        from gsbids.recon.template import align_to_templates, millilitres
+
+        facts = {}
+        for templates in packaged_templates(self.inputs.packaged_templates, millilitres(brain)):
+            number, found = align_to_templates(brain, [template.brain for template in templates])
+            template = templates[number]
+            facts = found.facts(template.name)
+            if not found.doubt:
+                LOGGER.info("lies as in the %s (similarity %.2f)", template.name, found.similarity)
+                return found.transform, facts | {"SpatialReference": template.reference}
+        if facts:
+            facts["TemplateDoubt"] = found.doubt
+            LOGGER.warning("keeps the axes of the scanner: the brain %s, compared with the %s; say --template none, or "
+                           "give a template", found.doubt, template.name)
+        return None, facts
 
 
 def result_facts(result) -> dict:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The template of ``--template`` with its brain mask."""
+"""The template of ``--template`` with its brain mask, and the templates of the package."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from gsbids.errors import InputError
+from gsbids.imaging.icbm152 import icbm152_maps
 from gsbids.imaging.intensity import above_background, darkest
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
@@ -14,8 +17,62 @@ from gsbids.masking.stack_masks import is_stripped, nonzero_mask, otsu_mask, rea
 
 LOGGER = logging.getLogger("gsbids.masking")
 
+ATLAS = Path(__file__).parent / "atlas"  # made by training/atlas.py
+WEEKS = (22, 25, 28)
+LARGEST_FETAL = 700.0  # ml: larger brains are compared with that of an adult alone
+BRIGHTNESS = (1.0, 0.6, 0.4)  # of fluid, grey and white matter of an adult, T2-weighted
+
 LEAST_SIDE = 8  # voxels: less is no volume
 BRAIN = (1.0, 2500.0)  # ml
+
+
+@dataclass(frozen=True)
+class Template:
+    """A brain that others are turned to lie like.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    reference : str
+        ``SpatialReference`` of an image that lies as it does.
+    brain : Stack
+        Isotropic, with its mask.
+    """
+
+    name: str
+    reference: str
+    brain: Stack
+
+
+def fetal_templates() -> list[Template]:
+    """Read the fetal brains of the package, T2-weighted, of 22, 25 and 28 weeks (Fidon et al. 2021, CC0)."""
+    return [Template(f"fetal atlas of {week} weeks (Fidon et al. 2021)", "https://doi.org/10.5281/zenodo.5524312",
+                     load_template(ATLAS / f"fetal_{week}_weeks.nii.gz")) for week in WEEKS]
+
+
+def adult_template(suffix: str) -> Template:
+    """Make the adult brain (ICBM152 2009a, symmetric) of a contrast: T1w as it is, others as if T2-weighted."""
+    grey, white, t1, affine = icbm152_maps()
+    mask = ndimage.binary_fill_holes(t1 > 0.03)
+    levels = (np.clip(1 - grey - white, 0, 1), grey, white)
+    image = t1 if suffix == "T1w" else sum(b * part for b, part in zip(BRIGHTNESS, levels, strict=True))
+    return Template("ICBM152 2009a of adults", "MNI152NLin2009aSym",
+                    Stack("adult", np.where(mask, image, 0).astype(np.float32), mask, affine, 1.0))
+
+
+def packaged_templates(suffix: str, millilitres: float) -> list[list[Template]]:
+    """Choose what a brain may be compared with: lists of templates, the next of which is for where none of one fits.
+
+    Parameters
+    ----------
+    suffix : str
+        Contrast of the stacks, as ``T2w``.
+    millilitres : float
+        Volume of the brain.
+    """
+    fetal = [fetal_templates()] if suffix == "T2w" and millilitres <= LARGEST_FETAL else []
+    return [*fetal, [adult_template(suffix)]] if suffix in ("T1w", "T2w") else fetal
 
 
 def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stack:

@@ -92,6 +92,8 @@ class ReportContent:
         Reconstructed volume without and with its surroundings, and its brain mask (one grid).
     coverage, uncertainty : Path, optional
         Slices that saw each voxel, and the predicted standard deviation of its error, on the same grid.
+    template_xfm : Path, optional
+        ITK transform from the scanner to the space of the volume, where that is another one.
     orientation : str
         What left, right, front and head refer to.
     stacks : tuple of StackPanel
@@ -124,6 +126,7 @@ class ReportContent:
     mask: Path | None = None
     coverage: Path | None = None
     uncertainty: Path | None = None
+    template_xfm: Path | None = None
     orientation: str = "Letters are directions of the scanner (for a fetus, those of the mother)."
     stacks: tuple[StackPanel, ...] = ()
     super_resolution: SrPanel | None = None

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from scipy import ndimage
 
 from gsbids.errors import GsbidsError
+from gsbids.imaging.itk import read_itk_transforms
 from gsbids.imaging.masks import resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 from gsbids.qc import figures_curves as curves
@@ -178,7 +179,10 @@ def _draw_average(figures: Figures, content) -> None:
 
     try:
         volume, affine = load_image(content.volume or content.unmasked)
-        average = plain_average(stacks(), affine, volume.shape) * _shown(volume)
+        scanner = affine
+        if content.template_xfm is not None:
+            scanner = np.linalg.inv(read_itk_transforms(content.template_xfm)[0]) @ affine
+        average = plain_average(stacks(), scanner, volume.shape) * _shown(volume)
         figures.pairs = plane_pairs(average, volume, affine, _mask_on(content.mask, affine, volume.shape))
     except _FILE_ERRORS as error:
         figures.notes.append(f"The average of the stacks could not be drawn: {_words(error)}")

@@ -15,6 +15,7 @@ from gsbids.simulate.acquire import rigid_about
 
 MARGIN = 2.0  # mm
 SAMPLES = 10_000  # voxels of the mask that the alignment looks at
+COVER, TURNED = 600, 2  # random rotations: one is within some 25 degrees of any; how many of them are tried
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def compare_to_truth(volume: str | Path, truth: str | Path, truth_mask: str | Pa
     Parameters
     ----------
     volume : path-like
-        Reconstruction on any grid, in any rigid frame within some 30 degrees, on any intensity scale.
+        Reconstruction on any grid, in any rigid frame, on any intensity scale.
     truth, truth_mask : path-like
         The truth and its brain mask, on one grid.
 
@@ -90,9 +91,10 @@ def score(volume: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> tuple[floa
 def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The volume on the truth's grid, rigidly aligned to it inside the brain.
 
-    Started where ANTs puts it, where it is, and with the middle of its filled part on the middle of
-    the brain; from each the cross-correlation in the mask is climbed, and the best end wins. (For
-    the blurred average of moving stacks ANTs alone ends far from the best, which would be unfair to it.)
+    Started where ANTs puts it, where it is, with the middle of its filled part on the middle of the brain, and so in
+    the likeliest of many rotations, as a volume may lie like an atlas; from each the cross-correlation in the mask is
+    climbed, and the best end wins. (For the blurred average of moving stacks ANTs alone ends far from the best, which
+    would be unfair to it.)
 
     Parameters
     ----------
@@ -121,8 +123,10 @@ def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -
         seen = ndimage.map_coordinates(moving, index[:3], order=1)
         return -np.corrcoef(seen, values)[0, 1] if seen.std() > 0 else 0.0
 
-    starts = [np.zeros(6), np.r_[np.zeros(3), (filled - centre) / 5],
-              _ants_rigid(volume, truth, truth_mask, centre)]
+    middle = (filled - centre) / 5
+    cover = Rotation.random(COVER, random_state=0).as_rotvec()
+    turned = sorted((np.r_[10 * turn, middle] for turn in cover), key=cost)[:TURNED]
+    starts = [np.zeros(6), np.r_[np.zeros(3), middle], _ants_rigid(volume, truth, truth_mask, centre), *turned]
     ends = [minimize(cost, start, method="Powell", options={"maxiter": 4}) for start in starts]
     best = min(ends, key=lambda end: end.fun)
     best = minimize(cost, best.x, method="Powell", options={"xtol": 1e-4, "ftol": 1e-8, "maxiter": 10})

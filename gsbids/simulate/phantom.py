@@ -2,15 +2,12 @@
 """A fetal head with a known answer, made from the ICBM152 2009a maps that nilearn ships."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from gsbids.errors import GsbidsError
+from gsbids.imaging.icbm152 import icbm152_maps
 
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
@@ -78,7 +75,7 @@ def fetal_phantom(voxel: float = 0.5, brain_ml: float = 140.0, margin: float = 1
     GsbidsError
         When nilearn, or the maps in it, are not there.
     """
-    grey, white, t1 = _icbm152_maps()
+    grey, white, t1, _ = icbm152_maps()
     brain = ndimage.binary_fill_holes(t1 > 0.03)
     inside = np.argwhere(brain)
     box = tuple(slice(a, b) for a, b in zip(inside.min(0), inside.max(0) + 1, strict=True))
@@ -125,21 +122,6 @@ def band_limited(phantom: Phantom, resolution: float) -> Phantom:
     image = ndimage.affine_transform(blurred, order=3, **sample)
     mask = ndimage.affine_transform(phantom.mask.astype(np.float32), order=1, **sample) >= 0.5
     return Phantom(np.clip(image, 0, None), mask, affine)
-
-
-def _icbm152_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Grey and white matter fractions and the T1 template, each 0 to 1, on the 1 mm grid."""
-    spec = find_spec("nilearn")
-    if spec is None:
-        raise GsbidsError("The phantom needs the ICBM152 maps of the nilearn package: pip install nilearn")
-    folder = Path(spec.origin).parent / "datasets" / "data"
-    maps = []
-    for kind in ("gm", "wm", "t1"):
-        path = folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
-        if not path.exists():
-            raise GsbidsError(f"{path}: not in this version of nilearn; install the one in constraints.txt")
-        maps.append(np.asarray(nib.load(path).dataobj, dtype=np.float32) / 255)
-    return tuple(maps)
 
 
 def _rescale(data, size, voxel, shape, outside):
