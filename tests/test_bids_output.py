@@ -28,6 +28,7 @@ TREE = {
     "uncertainty": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_res-0p8_desc-uncertainty_T2w.nii.gz",
     "preview": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-preview_T2w.nii.gz",
     "template_xfm": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt",
+    "scanner_xfm": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_from-template_to-T2w_mode-image_xfm.txt",
     "model": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-gaussians_model.npz",
     "metrics": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsvr_desc-qc_metrics.tsv",
     "sr_volume": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_rec-gsr_run-3_res-0p8_desc-preproc_T2w.nii.gz",
@@ -47,7 +48,7 @@ TREE = {
 
 
 def extra(kind: str) -> dict:
-    return {key: {"res": 0.8, "desc": "motion", "from": "T2w"}[key] for key in KINDS[kind].needs}
+    return {key: {"res": 0.8, "desc": "motion", "from": "T2w", "to": "T2w"}[key] for key in KINDS[kind].needs}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -213,7 +214,7 @@ def test_validator_passes(full_tree, official_errors):
 def test_every_source_resolves(full_tree):
     links = json.loads((full_tree / "dataset_description.json").read_text())["DatasetLinks"]
     sidecars = [path for path in full_tree.rglob("*.json") if path.parent.name == "anat"]
-    assert len(sidecars) == 10 + 3 * 4 + 3 * 6
+    assert len(sidecars) == 11 + 3 * 4 + 3 * 6
     for sidecar in sidecars:
         for uri in json.loads(sidecar.read_text())["Sources"]:
             dataset, relative = re.fullmatch(r"bids:([a-z]*):(.+)", uri).groups()

@@ -6,7 +6,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.bids.names import bids_uri, derivative_path, uri_of
 from gsbids.bids.task import ReconstructionTask, StackFile
-from gsbids.config import NONE, Config
+from gsbids.config import AUTO, NONE, Config
 from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
 from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
@@ -97,6 +97,8 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
         For the sidecar of the mask (:class:`gsbids.interfaces.masks.ChooseStacks`).
     result
         Fitted field and poses (npz).
+    template_xfm
+        Transform from scanner to template, if there is one.
 
     Outputs
     -------
@@ -105,7 +107,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     """
     stack = task.stacks[index]
     workflow = Workflow(name=stack_workflow_name(stack).replace("_wf", "_outputs_wf"))
-    inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result"]), "inputnode")
+    inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result", "template_xfm"]), "inputnode")
     outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
     threads = config.nipype.omp_nthreads
     simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads,
@@ -116,6 +118,8 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
         (inputnode, motion, [("prepared", "in_file"), ("result", "result")]),
         (simulate, outputnode, [("out_file", "simulated")]),
     ])
+    if config.workflow.template == AUTO:  # the volume is named as one that lies in the scanner
+        workflow.connect(inputnode, "template_xfm", motion, "to_volume")
     sources = {"Sources": stack_uris(config, [stack])}
     model = {"Sources": [*sources["Sources"], bids_uri("", derivative_path(task.entities, "model"))]}
     image = common_fields([stack]) | {"SliceThickness": stack.thickness}

@@ -86,7 +86,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
             (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
             (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
             (choose, outputs, [(("facts", _item, k), "inputnode.mask_facts")]),
-            (svr_wf, outputs, [("outputnode.result", "inputnode.result")]),
+            (svr_wf, outputs, [(f"outputnode.{name}", f"inputnode.{name}") for name in ("result", "template_xfm")]),
         ])
     connect_usage(workflow, report, config, task)
     return workflow

@@ -172,7 +172,8 @@ def add_masking(group, modes: tuple[str, ...], first: str) -> None:
                        help=f"where brain masks come from; auto: {first} voxels that are not 0 of a stripped skull, "
                        "else what the network finds, else a threshold (default: %(default)s)")
     group.add_argument("--mask-weights", type=Path, metavar="FILE",
-                       help="weights of a mask network of your own (.safetensors), or MONAIfbs' checkpoint (.pt)")
+                       help="weights of a mask network of your own (.safetensors), or the checkpoint of MONAIfbs or "
+                       "Fetal-BET2 (.pt, .pth)")
 
 
 def add_orientation(group, template: str) -> None:

@@ -311,6 +311,8 @@ class MotionTableInputSpec(StackOfResultInputSpec):
     """Inputs of :class:`MotionTable`."""
 
     slice_timing = traits.List(traits.Float, desc="BIDS SliceTiming in s")
+    to_volume = File(exists=True, desc="ITK transform from the world of the model to that of the volume, "
+                     "if they differ")
 
 
 class MotionTableOutputSpec(TraitedSpec):
@@ -329,7 +331,9 @@ class MotionTable(NodeInterface):
     output_spec = MotionTableOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.imaging.itk import write_itk_transforms
+        import numpy as np
+
+        from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
         from gsbids.recon.motion_table import COLUMNS, format_table, motion_table, slice_transforms
         from gsbids.recon.result import SvrResult
 
@@ -338,8 +342,8 @@ class MotionTable(NodeInterface):
         rows = motion_table(result, index, depth, self.inputs.slice_timing)
         self._results["table"] = write_text(self.path(runtime, "motion.tsv"), format_table(rows))
         self._results["columns"] = COLUMNS
-        self._results["stack_xfm"] = str(
-            write_itk_transforms(self.path(runtime, "stack_xfm.txt"), result.stack_affine[index]))
-        self._results["slices_xfm"] = str(write_itk_transforms(
-            self.path(runtime, "slices_xfm.txt"), slice_transforms(result, index, depth)))
+        turn = read_itk_transforms(self.inputs.to_volume)[0] if isdefined(self.inputs.to_volume) else np.eye(4)
+        for name, transforms in (("stack_xfm", result.stack_affine[index]),
+                                 ("slices_xfm", slice_transforms(result, index, depth))):
+            self._results[name] = str(write_itk_transforms(self.path(runtime, f"{name}.txt"), turn @ transforms))
         return runtime

@@ -11,20 +11,15 @@ M. Ranzini et al., MONAIfbs: MONAI-based fetal brain MRI deep learning segmentat
 arXiv:2103.13314.
 """
 
-import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
-from gsbids.errors import InputError
 from gsbids.imaging.masks import largest_region
+from gsbids.masking.checkpoint import checked, mean_score, resampled
 from gsbids.masking.network import MaskNetwork, NetworkMask, judged
 
-SUFFIXES = (".pt", ".pth")
-NESTED = ("net", "state_dict", "model")  # where a checkpoint may keep the weights, beside those of the optimiser
 NO_PART = ("skip_layers.", "deep_supervision_heads.")  # the same layers by other names, and those of the training
 
 
@@ -68,50 +63,33 @@ def build_monaifbs(shape: MonaifbsShape):
                    upsample_kernel_size=strides[1:], norm_name=("INSTANCE", {"affine": True}), res_block=False)
 
 
-def load_monaifbs(path: str | Path) -> tuple:
-    """Network and shape from a checkpoint of MONAIfbs; nothing in the file is executed.
-
-    Raises
-    ------
-    gsbids.errors.InputError
-        The file cannot be read, holds more than tensors and numbers, or another network.
-    """
-    shape = MonaifbsShape()
-    network = build_monaifbs(shape)
-    # The layers of skip_layers are those of the other names: what is loaded by these is there as well.
-    network.load_state_dict(converted(_state(path), network.state_dict(), path), strict=False)
-    return network.eval(), shape
-
-
-def converted(state: dict, wanted: dict, path: str | Path) -> dict:
-    """Weights of a checkpoint by the names that the network has today.
+def load_monaifbs(state: dict, path: str | Path) -> tuple:
+    """Network and shape from the weights of a checkpoint of MONAIfbs.
 
     Parameters
     ----------
     state : dict of str to tensor
-        Of any version of MONAI: names may begin with ``module.``, layers may come twice (``skip_layers``), and heads
-        of the training may be there.
-    wanted : dict of str to tensor
-        Of the network.
+        Of any version of MONAI: layers may come twice (``skip_layers``), and heads of the training may be there.
     path : path-like
         For the words of errors.
 
     Raises
     ------
     gsbids.errors.InputError
-        A layer lacks, is one too many, or has another size.
+        The weights are those of another network.
     """
-    own = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    own = {name: tensor for name, tensor in own.items() if not name.startswith(NO_PART)}
-    names = [name for name in wanted if not name.startswith(NO_PART)]
-    wrong = next((f"it lacks {name}" for name in names if name not in own), None)
-    wrong = wrong or next((f"it has {name}" for name in own if name not in wanted), None)
-    wrong = wrong or next((f"{name} has {_size(own[name])}, not {_size(wanted[name])}" for name in names
-                           if own[name].shape != wanted[name].shape), None)
-    if wrong:
-        raise InputError(f"{path}: no checkpoint of MONAIfbs' DynUNet ({wrong}); give its checkpoint_dynUnet_"
-                         "DiceXent.pt, or a .safetensors file that training/train.py has written")
-    return {name: own[name] for name in names}
+    shape = MonaifbsShape()
+    network = build_monaifbs(shape)
+    # The layers of skip_layers are those of the other names: what is loaded by these is there as well.
+    network.load_state_dict(converted(state, network.state_dict(), path), strict=False)
+    return network.eval(), shape
+
+
+def converted(state: dict, wanted: dict, path: str | Path) -> dict:
+    """Weights of a checkpoint by the names that the network has today; see :func:`load_monaifbs`."""
+    own, names = ({name: tensor for name, tensor in each.items() if not name.startswith(NO_PART)}
+                  for each in (state, wanted))
+    return checked(own, names, path, "MONAIfbs' DynUNet")
 
 
 def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
@@ -141,44 +119,14 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], kno
     image = np.nan_to_num(np.asarray(image, np.float32))
     step = shape.pixel / np.array(spacing[:2])
     size = np.rint((np.array(image.shape[:2]) - 1) / step + 1).astype(int)
-    seen = _resampled(image, step, size, 1)
+    seen = resampled(image, step, size, 1)
     deviation = float(seen.std())
     seen = (seen - seen.mean()) / (deviation if deviation > 0 else 1.0)
     slices = torch.from_numpy(np.moveaxis(seen, 2, 0)[:, None].astype(np.float32))
-    with torch.inference_mode():
-        score = sum(torch.flip(sliding_window_inference(torch.flip(slices, axes), shape.window, 4, network, 0.0), axes)
-                    for axes in ((), (2,), (3,), (2, 3))) / 4
-        probability = np.moveaxis(torch.softmax(score, 1)[:, 1].numpy(), 0, 2)
+    score = mean_score(slices, lambda seen: sliding_window_inference(seen, shape.window, 4, network, 0.0))
+    probability = np.moveaxis(torch.softmax(score, 1)[:, 1].numpy(), 0, 2)
     found = largest_region(probability > 0.5, corners=True)
     back, size = 1 / step, np.array(image.shape[:2])
-    mask = _resampled(found.astype(np.uint8), back, size, 0) > 0
-    probability = _resampled(probability, back, size, 1)
+    mask = resampled(found.astype(np.uint8), back, size, 0) > 0
+    probability = resampled(probability, back, size, 1)
     return judged(mask, probability, spacing)
-
-
-def _state(path: str | Path) -> dict:
-    """Tensors by name from a file of torch: of the network alone, or of a training."""
-    import torch
-
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what a strange file is made; we say it in one line
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: no checkpoint of tensors alone (damaged, or it would run code when it is loaded); "
-                         "give MONAIfbs' checkpoint_dynUnet_DiceXent.pt") from error
-    found = found if isinstance(found, dict) else {}
-    found = next((found[key] for key in NESTED if isinstance(found.get(key), dict)), found)
-    return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
-
-
-def _resampled(stack: np.ndarray, step: np.ndarray, size: np.ndarray, order: int) -> np.ndarray:
-    """Slices on another grid of pixels with the same first pixel, ``step`` old pixels apart."""
-    at = np.meshgrid(*(np.arange(n) * s for n, s in zip(size, step, strict=True)), indexing="ij")
-    return np.stack([ndimage.map_coordinates(stack[..., k], at, order=order, mode="nearest")
-                     for k in range(stack.shape[2])], 2)
-
-
-def _size(tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"

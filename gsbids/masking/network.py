@@ -56,7 +56,7 @@ class MaskNetwork:
     Attributes
     ----------
     network : torch.nn.Module
-    shape : NetworkShape or gsbids.masking.monaifbs.MonaifbsShape
+    shape : NetworkShape, gsbids.masking.monaifbs.MonaifbsShape or gsbids.masking.fetal_bet.FetalBetShape
     judge : torch.nn.Module or None
         Says whether what was found is a brain (:mod:`gsbids.masking.judge`).
     facts : dict of str to str
@@ -116,7 +116,7 @@ def save_network(path: str | Path, known: MaskNetwork) -> None:
 
 
 def load_network(path: str | Path) -> MaskNetwork:
-    """A network from a file of weights, our own or, by its suffix, a checkpoint of MONAIfbs.
+    """A network from a file of weights: our own or, by its suffix, a checkpoint of MONAIfbs or Fetal-BET2.
 
     Returns
     -------
@@ -130,13 +130,13 @@ def load_network(path: str | Path) -> MaskNetwork:
     """
     from safetensors import SafetensorError, safe_open
 
-    from gsbids.masking.monaifbs import SUFFIXES, load_monaifbs
+    from gsbids.masking.checkpoint import SUFFIXES
 
     if not Path(path).is_file():
         raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
                          "FILE, or give masks")
     if Path(path).suffix in SUFFIXES:
-        return MaskNetwork(*load_monaifbs(path))
+        return MaskNetwork(*_from_elsewhere(path))
     try:
         with safe_open(str(path), "pt") as file:
             facts = file.metadata() or {}
@@ -157,6 +157,17 @@ def load_network(path: str | Path) -> MaskNetwork:
         raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
                          "file that training/train.py or judge.py has written") from error
     return MaskNetwork(network.eval(), shape, judge, facts)
+
+
+def _from_elsewhere(path: str | Path) -> tuple:
+    """Network and shape from a checkpoint of another tool, which the names of its layers tell."""
+    from gsbids.masking.checkpoint import read_state
+    from gsbids.masking.fetal_bet import FIRST, load_fetal_bet
+    from gsbids.masking.monaifbs import load_monaifbs
+
+    state = read_state(path)
+    load = load_fetal_bet if any(name.startswith(FIRST) for name in state) else load_monaifbs
+    return load(state, path)
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
@@ -181,7 +192,8 @@ def normalised(image: np.ndarray) -> np.ndarray:
 def segment_stack(image: np.ndarray, affine: np.ndarray, known: MaskNetwork) -> NetworkMask:
     """The brain in a stack, whatever the axis of its slices.
 
-    See :func:`segment`, and :func:`gsbids.masking.monaifbs.segment_monaifbs`.
+    See :func:`segment`, :func:`gsbids.masking.monaifbs.segment_monaifbs`, and
+    :func:`gsbids.masking.fetal_bet.segment_fetal_bet`.
 
     Parameters
     ----------
@@ -195,6 +207,7 @@ def segment_stack(image: np.ndarray, affine: np.ndarray, known: MaskNetwork) -> 
     NetworkMask
         On the grid of the image.
     """
+    from gsbids.masking.fetal_bet import FetalBetShape, segment_fetal_bet
     from gsbids.masking.monaifbs import segment_monaifbs
 
     if image.ndim != 3:
@@ -203,7 +216,7 @@ def segment_stack(image: np.ndarray, affine: np.ndarray, known: MaskNetwork) -> 
     across = int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing.min() else 2
     order = [axis for axis in range(3) if axis != across] + [across]
     back = np.argsort(order)
-    find = segment if isinstance(known.shape, NetworkShape) else segment_monaifbs
+    find = {NetworkShape: segment, FetalBetShape: segment_fetal_bet}.get(type(known.shape), segment_monaifbs)
     found = find(np.transpose(image, order), tuple(spacing[order]), known)
     return NetworkMask(np.transpose(found.mask, back), np.transpose(found.probability, back), found.confidence)
 

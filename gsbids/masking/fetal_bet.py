@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetal-BET2's published network for T2w stacks: its checkpoint, fed as Fetal-BET2 feeds it.
+
+The network is MONAI's 2D AttentionUnet. Facts are from the files of the tool (github.com/IntelligentImaging/fetal-bet2,
+MIT, with MONAI 1.2.0); the checkpoint ``AttUNet.pth`` lies in its container image and is no part of this package.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gsbids.imaging.masks import largest_region
+from gsbids.masking.checkpoint import checked, mean_score, resampled
+from gsbids.masking.network import MaskNetwork, NetworkMask, judged
+
+FIRST = "model.0."  # how names of its layers begin
+CHANNELS, STRIDES = (64, 128, 256, 512, 1024), (2, 2, 2, 2)
+BATCH, OVERLAP = 4, 0.25  # windows at a time, and how much of each the next one shows again
+
+
+@dataclass(frozen=True)
+class FetalBetShape:
+    """How Fetal-BET2 sees slices.
+
+    Attributes
+    ----------
+    pixel : float
+        Side of its pixels, mm.
+    window : tuple of int
+        Pixels that it sees at once; larger slices are seen in pieces that overlap.
+    channels : tuple of int
+        Of the levels.
+    """
+
+    pixel: float = 1.0
+    window: tuple[int, int] = (224, 224)
+    channels: tuple[int, ...] = CHANNELS
+
+
+def build_fetal_bet(shape: FetalBetShape):
+    """The network with weights as they start: one channel in, background and brain out."""
+    from monai.networks.nets import AttentionUnet
+
+    return AttentionUnet(spatial_dims=2, in_channels=1, out_channels=2, channels=shape.channels,
+                         strides=STRIDES[:len(shape.channels) - 1], kernel_size=3, up_kernel_size=3, dropout=0.0)
+
+
+def load_fetal_bet(state: dict, path: str | Path) -> tuple:
+    """Network and shape from the weights of a checkpoint of Fetal-BET2.
+
+    Parameters
+    ----------
+    state : dict of str to tensor
+    path : path-like
+        For the words of errors.
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        The weights are those of another network, as the 3D one of the same tool.
+    """
+    shape = FetalBetShape()
+    network = build_fetal_bet(shape)
+    network.load_state_dict(checked(state, network.state_dict(), path, "Fetal-BET2's 2D AttentionUnet"))
+    return network.eval(), shape
+
+
+def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
+    """The brain in a stack as Fetal-BET2 finds it.
+
+    Slices are resampled to pixels of 1 mm, each divided by the standard deviation of its voxels above 0; scores of
+    four mirror images are averaged and brought back. The largest region is kept (the tool keeps others that compete).
+
+    Parameters
+    ----------
+    image : ndarray, (X, Y, Z)
+        Slices on the third axis.
+    spacing : tuple of float
+        Voxel size, mm.
+    known : MaskNetwork
+        With a network and a shape of :func:`load_fetal_bet`.
+
+    Returns
+    -------
+    NetworkMask
+        Empty where less than 15 ml are found.
+    """
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    network, shape = known.network, known.shape
+    image = np.nan_to_num(np.asarray(image, np.float32))
+    step, own = shape.pixel / np.array(spacing[:2]), np.array(image.shape[:2])
+    size = np.rint((own - 1) / step + 1).astype(int)
+    seen = _scaled(resampled(image, step, size, 1, "grid-constant"))
+    slices = torch.from_numpy(np.moveaxis(seen, 2, 0)[:, None].astype(np.float32))
+    score = mean_score(slices, lambda seen: sliding_window_inference(seen, shape.window, BATCH, network, OVERLAP,
+                                                                     mode="gaussian")).numpy()
+    back = np.stack([resampled(np.moveaxis(score[:, n], 0, 2), 1 / step, own, 1, "grid-constant") for n in (0, 1)])
+    probability = 1 / (1 + np.exp(np.clip(back[0] - back[1], -50, 50)))
+    return judged(largest_region(probability > 0.5, corners=True), probability, spacing)
+
+
+def _scaled(stack: np.ndarray) -> np.ndarray:
+    """Slices whose voxels above 0 have a standard deviation of 1."""
+    out = stack.copy()
+    for k in range(stack.shape[2]):
+        above = stack[..., k] > 0
+        deviation = stack[..., k][above].std(ddof=1) if above.sum() > 1 else 0.0
+        out[..., k][above] /= deviation if deviation > 0 else 1.0
+    return out
