@@ -22,7 +22,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("input", type=Path, metavar="STACK.nii.gz", help="stack of 2D slices")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the mask, on the grid of the stack")
     parser.add_argument("--mask-weights", type=Path, metavar="FILE",
-                        help="weights of a network of your own (.safetensors), or the checkpoint of MONAIfbs or Fetal-BET2 (.pt, .pth) (default: "
+                        help="weights of a network of your own (.safetensors), or the checkpoint of MONAIfbs or "
+                        "Fetal-BET2 (.pt, .pth) (default: "
                         "those that come with gsbids)")
     parser.add_argument("--probability", type=Path, metavar="FILE.nii.gz", help="write the probabilities here as well")
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
