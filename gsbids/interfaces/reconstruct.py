@@ -218,13 +218,13 @@ class SampleVolume(NodeInterface):
     def _to_template(self, brain) -> tuple:
         """Alignment to the template of the user, and what is told of it."""
         from gsbids.masking.template import load_template
-        from gsbids.recon.template import POOR, align_to_template
+        from gsbids.recon.template import align_to_template
 
         path, mask = self.inputs.template, self.inputs.template_mask
         found = align_to_template(brain, load_template(path, mask if isdefined(mask) else None))
-        if found.similarity < POOR:
-            LOGGER.warning("--template: the brain looks little like the template where it fits best (similarity %.2f); "
-                           "look at the result, and whether both have one contrast", found.similarity)
+        if found.doubt:
+            LOGGER.warning("--template: the brain %s; look at the result, and whether both have one contrast",
+                           found.doubt)
         return found.transform, found.facts(Path(path).name)
 
     def _to_packaged(self, brain) -> tuple:

@@ -250,7 +250,8 @@ def rotation_cover(degrees: float) -> np.ndarray:
     return np.concatenate([(lean * turn).as_matrix() for turn in spin])
 
 
-def likely_places(fixed: Volume, moving: Volume, turns: int = 8) -> list[np.ndarray]:
+def likely_places(fixed: Volume, moving: Volume, turns: int = 8,
+                  target: np.ndarray | None = None) -> list[np.ndarray]:
     """Transforms under which one volume looks like another, the best first.
 
     Refined from where the volumes are, from their centroids, and from the best of a cover of all rotations by
@@ -261,6 +262,8 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8) -> list[np.ndar
     fixed, moving : Volume
     turns : int
         Rotations of the cover that are refined.
+    target : ndarray, (3,), optional
+        Where the middle of the fixed volume comes to, mm; without it, the middle of the moving one.
 
     Returns
     -------
@@ -270,7 +273,7 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8) -> list[np.ndar
     pair = _Pair(fixed, moving)
     if pair.smaller < LEAST_POINTS:
         return []
-    middle, target = fixed.centroid, moving.centroid
+    middle, target = fixed.centroid, moving.centroid if target is None else target
     cover = [about(turn, middle, target) for turn in rotation_cover(30.0)]
     promise = np.array([pair.similarity(turn) for turn in cover])
     starts = [np.eye(4), about(np.eye(3), middle, target)]

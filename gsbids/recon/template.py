@@ -15,12 +15,15 @@ from gsbids.recon.result import SvrResult
 
 STEP = 2.0  # mm of the fine grid, of a brain of REFERENCE size; the coarse one has twice as much
 REFERENCE = 1.5e5  # mm3
-TURNS, PLACES = 24, 4  # that are refined on the coarse grid, and of these on the fine one
+TURNS, PLACES = 24, 3  # that are refined on the coarse grid, and of these on the fine one
+SIZES = (1.1, 1.05, 1.025)  # by which the template is tried larger and smaller, in turn
 HALF_TURNS = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
 DIFFERENT = 20.0  # degrees from which on two places are not the same one
 GRID = 1.5  # mm: of the brain that is compared
-POOR = 0.5  # similarity below which the alignment to a template of the user is not to be trusted
-ALIKE, LEAD = 0.6, 0.03  # similarity, and how much more than in any other place, from which on one of the package is
+# Similarity, and how much more than in any other place, from which on a place is trusted (benchmarks/svr_template.py).
+OUTLINES, INSIDES = (0.75, 0.04), (0.5, 0.1)
+CLEAR = 0.01  # similarity by which a template of another size must be better
+CONTRARY = 45.0  # degrees between the places by outlines and by what is inside, both clear: neither is trusted
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,22 @@ class TemplateAlignment:
     Attributes
     ----------
     transform : ndarray, (4, 4)
-        World RAS+ mm of the reconstruction (scanner) -> world of the template; the middles of the brains coincide.
+        World RAS+ mm of the reconstruction (scanner) -> world of the template.
     similarity : float
         Normalised cross-correlation of the two brains, brought to one size.
     scale : float
         Size of the template's brain over that of the reconstruction, along one side.
     runner_up : float
-        Similarity in the best place that is turned by more than 20 degrees from it; 0 where none was tried.
+        Similarity in the best place that is turned by more than 20 degrees from it; 0 where none was found.
+    doubt : str
+        Why it is not to be trusted; empty where it is.
     """
 
     transform: np.ndarray
     similarity: float
     scale: float
     runner_up: float
-
-    @property
-    def doubt(self) -> str:
-        """Why it is not to be trusted; empty where it is."""
-        if self.similarity < ALIKE:
-            return f"looks little like the template where it fits best (similarity {self.similarity:.2f})"
-        if self.similarity - self.runner_up < LEAD:
-            return ("looks nearly as much like the template when it is turned another way (similarity "
-                    f"{self.similarity:.2f} and {self.runner_up:.2f})")
-        return ""
+    doubt: str = ""
 
     def facts(self, name: str) -> dict:
         """What is told of an alignment to the template of a name, in the sidecar of the volume."""
@@ -67,92 +63,170 @@ class TemplateAlignment:
 
 
 def align_to_template(brain: Stack, template: Stack) -> TemplateAlignment:
-    """Find how a brain must be turned and shifted to lie as in a template.
-
-    Every rotation is looked at (:func:`gsbids.recon.register.likely_places`): a fetus may lie in any way. Brains of
-    different age differ in size; for the comparison the template is brought to the size of the brain, and the
-    transform found is rigid all the same.
-
-    Parameters
-    ----------
-    brain, template : Stack
-        Isotropic volumes with masks; ``thickness`` is the voxel size.
-
-    Returns
-    -------
-    TemplateAlignment
-    """
+    """Find how a brain must be turned and shifted to lie as in a template; see :func:`align_to_templates`."""
     return align_to_templates(brain, [template])[1]
 
 
 def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, TemplateAlignment]:
     """Find the template that a brain looks most like, and how it must be turned and shifted to lie as in that.
 
-    Every rotation is looked at in the template of the nearest size, and in the others the best places of that one. In
-    the end the brain is turned upside down, back to front and both, as brains look alike so.
+    Every rotation is looked at (:func:`gsbids.recon.register.likely_places`): a fetus may lie in any way. First the
+    brains are compared within their masks, where outlines tell much. Then the images are compared within the mask of
+    the template alone, as the mask of the brain may be wrong, with the size found along with the place; that decides
+    where it is clear, from the places that outlines tell, or, where those are doubtful, from all rotations again.
 
     Parameters
     ----------
     brain : Stack
-        As for :func:`align_to_template`.
+        Isotropic, its image not masked, with a brain mask; ``thickness`` is the voxel size.
     templates : list of Stack
-        Turned alike, within some 20 degrees.
+        Brains with masks, turned alike, within some 20 degrees.
 
     Returns
     -------
     int
         Number of the template.
     TemplateAlignment
+        Rigid, whatever the sizes.
     """
-    pairs = [_Pair.of(brain, template) for template in templates]
-    order = sorted(range(len(pairs)), key=lambda n: abs(np.log(pairs[n].scale)))
-    first = pairs[order[0]]
-    places = likely_places(*first.coarse, turns=TURNS)[:PLACES] or [np.eye(4)]
-    middle = [pair.fine[1].centroid for pair in pairs]
-    found = {}
-    for n in order:
-        shift = np.eye(4)
-        shift[:3, 3] = middle[n] - middle[order[0]]
-        found[n] = pairs[n].refined([shift @ place for place in places])
-    best = max(order, key=lambda n: found[n][0][1])
-    turned = pairs[best].refined([about(turn, middle[best], middle[best]) @ found[best][0][0]
-                                   for turn in HALF_TURNS])
-    return best, pairs[best].alignment(found[best] + turned)
+    sides = [(millilitres(template) / millilitres(brain)) ** (1 / 3) for template in templates]
+    step = STEP * (1000 * millilitres(brain) / REFERENCE) ** (1 / 3)
+    outlines, insides = ([[kind(brain, template, side, size * step) for size in (1, 2)]
+                          for template, side in zip(templates, sides, strict=True)]
+                         for kind in (_Search.of_outlines, _Search.of_insides))
+    by_outline = _look(outlines, sides, (), OUTLINES)
+    n, found, place = by_outline
+    known = None if found.doubt else (n, [place, *_half_turns(place)])
+    by_inside = _look(insides, sides, SIZES, INSIDES, known)
+    if by_inside[1].doubt:
+        return by_outline[:2]
+    if not found.doubt and _apart(by_inside[2].turn, place.turn) > CONTRARY:
+        angle = _apart(by_inside[2].turn, place.turn)
+        return n, replace(found, doubt=f"lies by its outline {angle:.0f} degrees from how it lies by what is in it")
+    return by_inside[:2]
+
+
+def _look(searches: list[list["_Search"]], sides: list[float], sizes: tuple[float, ...], limits: tuple[float, float],
+          known: tuple[int, list["_Place"]] | None = None) -> tuple[int, TemplateAlignment, "_Place"]:
+    """The best template and place by one comparison: from known places of a template, or from all rotations."""
+    first = known[0] if known else min(range(len(sides)), key=lambda n: abs(np.log(sides[n])))
+    fine, coarse = searches[first]
+    places = _different([coarse.sized(place, sizes) for place in (known[1] if known else coarse.places())])
+    number, best = first, max((fine.sized(place, sizes[1:]) for place in places[:PLACES]), key=_value)
+    for n in set(range(len(sides))) - {first}:
+        other = searches[n][0].sized(_resized(best, sides[n] / sides[number]), sizes[1:])
+        if other.value > best.value + CLEAR:
+            number, best = n, other
+    fine = searches[number][0]
+    rivals = [fine.refined(_resized(place, sides[number] / sides[first])) for place in places]
+    rivals += [fine.refined(place) for place in _half_turns(best)]
+    away = max((other.value for other in rivals if _apart(other.turn, best.turn) > DIFFERENT), default=0.0)
+    transform = about(best.turn.T, best.middle, fine.middle)
+    return number, TemplateAlignment(transform, best.value, best.side, away, _doubt(best.value, away, limits)), best
+
+
+def _doubt(value: float, other: float, limits: tuple[float, float]) -> str:
+    """Why a place with a similarity, and one elsewhere, is not to be trusted."""
+    if value < limits[0]:
+        return f"looks little like the template where it fits best (similarity {value:.2f})"
+    if value - other < limits[1]:
+        return ("looks nearly as much like the template when it is turned another way (similarity "
+                f"{value:.2f} and {other:.2f})")
+    return ""
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A brain and a template brought to its size, on a fine and a coarse grid; ``scale`` as in the alignment."""
+class _Place:
+    """A place of the template, brought to a size, in the brain: rigid transform (4, 4), its size, and similarity.
 
-    fine: tuple[Volume, Volume]
-    coarse: tuple[Volume, Volume]
-    scale: float
+    ``side`` is the size of the template over that of the brain, ``middle`` where the middle of the template comes to.
+    """
+
+    turn: np.ndarray
+    middle: np.ndarray
+    side: float
+    value: float = 0.0
+
+
+def _value(place: _Place) -> float:
+    return place.value
+
+
+def _resized(place: _Place, factor: float) -> _Place:
+    return replace(place, side=place.side * factor)
+
+
+def _half_turns(place: _Place) -> list[_Place]:
+    """The same place upside down, back to front, and both."""
+    return [replace(place, turn=place.turn @ turn) for turn in HALF_TURNS]
+
+
+def _different(places: list[_Place]) -> list[_Place]:
+    """Places, the best first, without those that are turned nearly as a better one."""
+    found: list[_Place] = []
+    for place in sorted(places, key=_value, reverse=True):
+        if all(_apart(place.turn, other.turn) > DIFFERENT for other in found):
+            found.append(place)
+    return found
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A template (fixed) that is looked for in a brain (moving); ``middle`` is that of its mask."""
+
+    template: Volume
+    brain: Volume
+    middle: np.ndarray
+    target: np.ndarray
+    side: float
 
     @classmethod
-    def of(cls, brain: Stack, template: Stack) -> "_Pair":
-        sizes = [millilitres(each) for each in (brain, template)]
-        scale = (sizes[1] / sizes[0]) ** (1 / 3)
-        step = STEP * (1000 * sizes[0] / REFERENCE) ** (1 / 3)
-        pairs = []
-        for size in (1, 2):
-            own = isotropic_volume(brain, size * step, 2 * size * step)
-            other = isotropic_volume(template, size * step * scale, 2 * size * step * scale)
-            pairs.append((own, replace(other, origin=other.origin / scale, step=other.step / scale)))
-        return cls(*pairs, scale)
+    def of_outlines(cls, brain: Stack, template: Stack, side: float, step: float) -> "_Search":
+        """Each within its mask and a rim of nothing."""
+        fixed = isotropic_volume(template, step * side, 2 * step * side)
+        return cls(fixed, isotropic_volume(brain, step, 2 * step), _middle(template), _middle(brain), side)
 
-    def refined(self, places: list[np.ndarray]) -> list[tuple[np.ndarray, float]]:
-        """Places (brain -> template of its size) refined, with their similarity, the best first."""
-        return sorted((refine(*self.fine, place) for place in places), key=lambda pair: pair[1], reverse=True)
+    @classmethod
+    def of_insides(cls, brain: Stack, template: Stack, side: float, step: float) -> "_Search":
+        """The template within its mask, and the brain with what lies around it."""
+        fixed, share = (isotropic_volume(replace(template, image=image), step * side, 2 * step * side)
+                        for image in (template.image, np.ones_like(template.image)))
+        inside = share.value > 0.5
+        fixed = replace(fixed, value=np.where(inside, fixed.value / np.maximum(share.value, 0.5), 0),
+                        weight=inside.astype(float))
+        head = isotropic_volume(replace(brain, mask=brain.image != 0), step, 2 * step)
+        return cls(fixed, head, _middle(template), _middle(brain), side)
 
-    def alignment(self, places: list[tuple[np.ndarray, float]]) -> TemplateAlignment:
-        """The best of refined places, and what others there are."""
-        found = sorted(places, key=lambda pair: pair[1], reverse=True)
-        transform = found[0][0].copy()
-        middle = self.fine[0].centroid
-        there = transform[:3, :3] @ middle + transform[:3, 3]
-        transform[:3, 3] = self.scale * there - transform[:3, :3] @ middle
-        others = (value for place, value in found if _apart(place, found[0][0]) > DIFFERENT)
-        return TemplateAlignment(transform, found[0][1], self.scale, next(others, 0.0))
+    def _at(self, side: float) -> Volume:
+        """The template of a size."""
+        return replace(self.template, origin=self.template.origin / side, step=self.template.step / side)
+
+    def _place(self, transform: np.ndarray, side: float, value: float = 0.0) -> _Place:
+        return _Place(transform[:3, :3], transform[:3, :3] @ self.middle / side + transform[:3, 3], side, value)
+
+    def places(self) -> list[_Place]:
+        """Likely ones, from a cover of all rotations about the middle of the brain's mask."""
+        found = likely_places(self._at(self.side), self.brain, turns=TURNS, target=self.target)
+        return [self._place(transform, self.side) for transform in found[:2 * PLACES] or [np.eye(4)]]
+
+    def refined(self, place: _Place) -> _Place:
+        """The best place near one, of its size."""
+        fixed = self._at(place.side)
+        transform, value = refine(fixed, self.brain, about(place.turn, self.middle / place.side, place.middle))
+        return self._place(transform, place.side, value)
+
+    def sized(self, place: _Place, factors: tuple[float, ...]) -> _Place:
+        """The best place near one, of any size near its own."""
+        best = self.refined(place)
+        for factor in factors:
+            near = (self.refined(replace(best, side=best.side * each)) for each in (factor, 1 / factor))
+            best = max(best, *near, key=_value)
+        return best
+
+
+def _middle(brain: Stack) -> np.ndarray:
+    """Of the mask, world mm."""
+    return brain.affine[:3, :3] @ np.argwhere(brain.mask).mean(0) + brain.affine[:3, 3]
 
 
 def millilitres(brain: Stack) -> float:
@@ -161,7 +235,7 @@ def millilitres(brain: Stack) -> float:
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
+    return float(np.degrees(Rotation.from_matrix(one.T @ other).magnitude()))
 
 
 def brain_of_result(result: SvrResult, stacks: list[Stack]) -> Stack:
