@@ -206,6 +206,7 @@ class SampleVolume(NodeInterface):
 
         given, contrast = isdefined(self.inputs.template), isdefined(self.inputs.packaged_templates)
         brain = brain_of_result(result, stacks) if given or contrast else None
+        given, contrast = (each and brain.mask.any() for each in (given, contrast))
         found, facts = self._to_template(brain) if given else self._to_packaged(brain) if contrast else (None, {})
         self._results["placement"] = write_text(self.path(runtime, "placement.json"), json.dumps(facts))
         self._results["space"] = {k: v for k, v in facts.items() if k == "SpatialReference"}
