@@ -59,11 +59,12 @@ def test_the_saved_model_gives_the_volume_again(finished, tmp_path):
     anat = finished[0] / "sub-01" / "anat"
     model, name = anat / "sub-01_rec-gsvr_desc-gaussians_model.npz", "sub-01_rec-gsvr_res-1p5_desc-{}.nii.gz"
     unmasked, mask = anat / name.format("unmasked_T2w"), anat / name.format("brain_mask")
+    turned = ["--transform", anat / "sub-01_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt"]  # the volume lies so
     made = {}
     for key, options in {"like": ["--like", unmasked], "coarse": ["--spacing", "2"],
                          "fine": ["--like", unmasked, "--factor", "2", "--mask", mask]}.items():
-        done = subprocess.run([sys.executable, "-m", "gsbids", "sample", model, tmp_path / f"{key}.nii.gz", *options],
-                              capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run([sys.executable, "-m", "gsbids", "sample", model, tmp_path / f"{key}.nii.gz", *options,
+                               *turned], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         made[key] = load_image(tmp_path / f"{key}.nii.gz")
     volume, affine = load_image(unmasked)

@@ -32,7 +32,8 @@ def trees(tiny_bids, tmp_path):
     for task in find_tasks(tiny.root, Selection()):
         sources = {"Sources": [f"bids:raw:{stack.path.relative_to(tiny.root)}" for stack in task.stacks]}
         for kind, pattern in KINDS.items():
-            if pattern.folder != "anat" or pattern.level == "volume" or kind in ("preview", "template_xfm"):
+            if pattern.folder != "anat" or pattern.level == "volume" or kind in (
+                    "preview", "template_xfm", "scanner_xfm"):
                 continue
             source = text.get(pattern.extension, image)
             for item in task.stacks if pattern.level == "stack" else [task]:
@@ -40,7 +41,8 @@ def trees(tiny_bids, tmp_path):
         if task.subject == "02":
             place = sources | {"SpatialReference": "bids:template:atlas.nii.gz"}
             sink.write("volume", task.entities, image, place, res=0.8, space="template")
-            sink.write("template_xfm", task.entities, text[".txt"], sources, **{"from": "T2w"})
+            for kind, end in (("template_xfm", "from"), ("scanner_xfm", "to")):
+                sink.write(kind, task.entities, text[".txt"], sources, **{end: "T2w"})
     return tiny.root, out
 
 
@@ -92,7 +94,8 @@ def test_stacks_transforms_and_spaces(layout):
         "sub-01_run-2_desc-n4_T2w.nii.gz"]
     assert len(found(layout, subject="01", suffix="xfm", extension=".txt")) == 6
     assert found(layout, subject="02", suffix="xfm", extension=".txt", run=None) == [
-        "sub-02_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt"]
+        "sub-02_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt",
+        "sub-02_rec-gsvr_from-template_to-T2w_mode-image_xfm.txt"]
     assert found(layout, space="template", desc="preproc", extension=".nii.gz") == [
         VOLUME.format("02").replace("_res", "_space-template_res")]
     assert found(layout, subject="01", suffix="timeseries", run=1, extension=".tsv") == [
