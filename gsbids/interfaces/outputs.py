@@ -267,12 +267,12 @@ def gather_content(found: dict):
 
 def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
     """Tell of the template that a volume lies like, or why it lies like none."""
-    name = placement.get("TemplateName", "")
-    if doubt := placement.get("TemplateDoubt", ""):
+    name, doubt = placement.get("TemplateName", ""), placement.get("TemplateDoubt", "")
+    if doubt and "TemplateRotation" not in placement:
         content["summary"] = (*content.get("summary", ()), ("Axes", f"those of the scanner: the brain {doubt}"))
     elif name:
         row = ("Aligned to", f"{name}, similarity {placement['TemplateSimilarity']:.2f}, turned by "
-               f"{placement['TemplateRotation']:.0f} degrees")
+               f"{placement['TemplateRotation']:.0f} degrees" + (f". Doubtful: the brain {doubt}" if doubt else ""))
         content["summary"] = (*content.get("summary", ()), row)
         content["orientation"] = (f"Letters are directions of the child, as in {name}; stacks are shown as they lay in "
                                   "the scanner.")

@@ -226,7 +226,7 @@ class SampleVolume(NodeInterface):
         if found.doubt:
             LOGGER.warning("--template: the brain %s; look at the result, and whether both have one contrast",
                            found.doubt)
-        return found.transform, found.facts(Path(path).name)
+        return found.transform, found.facts(Path(path).name) | ({"TemplateDoubt": found.doubt} if found.doubt else {})
 
     def _to_packaged(self, brain) -> tuple:
         """Alignment to a template of the package, None where none fits, and what is told of it."""
@@ -242,6 +242,7 @@ class SampleVolume(NodeInterface):
                 LOGGER.info("lies as in the %s (similarity %.2f)", template.name, found.similarity)
                 return found.transform, facts | {"SpatialReference": template.reference}
         if facts:
+            del facts["TemplateRotation"]  # it was not turned
             facts["TemplateDoubt"] = found.doubt
             LOGGER.warning("keeps the axes of the scanner: the brain %s, compared with the %s; say --template none, or "
                            "give a template", found.doubt, template.name)

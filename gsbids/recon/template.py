@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a template lies: the rigid transform that turns a reconstructed brain as an atlas is turned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from gsbids.recon.result import SvrResult
 STEP = 2.0  # mm of the fine grid, of a brain of REFERENCE size; the coarse one has twice as much
 REFERENCE = 1.5e5  # mm3
 TURNS, PLACES = 24, 3  # that are refined on the coarse grid, and of these on the fine one
+FINE, COARSE = 0, 1
 SIZES = (1.1, 1.05, 1.025)  # by which the template is tried larger and smaller, in turn
 HALF_TURNS = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
 DIFFERENT = 20.0  # degrees from which on two places are not the same one
@@ -91,13 +93,14 @@ def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, Templ
     """
     sides = [(millilitres(template) / millilitres(brain)) ** (1 / 3) for template in templates]
     step = STEP * (1000 * millilitres(brain) / REFERENCE) ** (1 / 3)
-    outlines, insides = ([[kind(brain, template, side, size * step) for size in (1, 2)]
-                          for template, side in zip(templates, sides, strict=True)]
-                         for kind in (_Search.of_outlines, _Search.of_insides))
-    by_outline = _look(outlines, sides, (), OUTLINES)
+    head = replace(brain, mask=brain.image != 0)
+    outlines, insides = (_Searches(kind, [isotropic_volume(moving, size * step, 2 * size * step) for size in (1, 2)],
+                                   templates, sides, _middle(brain))
+                         for kind, moving in ((isotropic_volume, brain), (_inside, head)))
+    by_outline = _look(outlines, (), OUTLINES)
     n, found, place = by_outline
     known = None if found.doubt else (n, [place, *_half_turns(place)])
-    by_inside = _look(insides, sides, SIZES, INSIDES, known)
+    by_inside = _look(insides, SIZES, INSIDES, known)
     if by_inside[1].doubt:
         return by_outline[:2]
     if not found.doubt and _apart(by_inside[2].turn, place.turn) > CONTRARY:
@@ -106,18 +109,21 @@ def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, Templ
     return by_inside[:2]
 
 
-def _look(searches: list[list["_Search"]], sides: list[float], sizes: tuple[float, ...], limits: tuple[float, float],
+def _look(searches: "_Searches", sizes: tuple[float, ...], limits: tuple[float, float],
           known: tuple[int, list["_Place"]] | None = None) -> tuple[int, TemplateAlignment, "_Place"]:
     """The best template and place by one comparison: from known places of a template, or from all rotations."""
+    sides = searches.sides
     first = known[0] if known else min(range(len(sides)), key=lambda n: abs(np.log(sides[n])))
-    fine, coarse = searches[first]
+    fine, coarse = (searches.of(first, grid) for grid in (FINE, COARSE))
     places = _different([coarse.sized(place, sizes) for place in (known[1] if known else coarse.places())])
-    number, best = first, max((fine.sized(place, sizes[1:]) for place in places[:PLACES]), key=_value)
+    tried, number = {first: fine}, first
+    best = max((fine.sized(place, sizes[1:]) for place in places[:PLACES]), key=_value)
     for n in set(range(len(sides))) - {first}:
-        other = searches[n][0].sized(_resized(best, sides[n] / sides[number]), sizes[1:])
+        tried[n] = searches.of(n, FINE)
+        other = tried[n].sized(_resized(best, sides[n] / sides[number]), sizes[1:])
         if other.value > best.value + CLEAR:
             number, best = n, other
-    fine = searches[number][0]
+    fine = tried[number]
     rivals = [fine.refined(_resized(place, sides[number] / sides[first])) for place in places]
     rivals += [fine.refined(place) for place in _half_turns(best)]
     away = max((other.value for other in rivals if _apart(other.turn, best.turn) > DIFFERENT), default=0.0)
@@ -180,23 +186,6 @@ class _Search:
     target: np.ndarray
     side: float
 
-    @classmethod
-    def of_outlines(cls, brain: Stack, template: Stack, side: float, step: float) -> "_Search":
-        """Each within its mask and a rim of nothing."""
-        fixed = isotropic_volume(template, step * side, 2 * step * side)
-        return cls(fixed, isotropic_volume(brain, step, 2 * step), _middle(template), _middle(brain), side)
-
-    @classmethod
-    def of_insides(cls, brain: Stack, template: Stack, side: float, step: float) -> "_Search":
-        """The template within its mask, and the brain with what lies around it."""
-        fixed, share = (isotropic_volume(replace(template, image=image), step * side, 2 * step * side)
-                        for image in (template.image, np.ones_like(template.image)))
-        inside = share.value > 0.5
-        fixed = replace(fixed, value=np.where(inside, fixed.value / np.maximum(share.value, 0.5), 0),
-                        weight=inside.astype(float))
-        head = isotropic_volume(replace(brain, mask=brain.image != 0), step, 2 * step)
-        return cls(fixed, head, _middle(template), _middle(brain), side)
-
     def _at(self, side: float) -> Volume:
         """The template of a size."""
         return replace(self.template, origin=self.template.origin / side, step=self.template.step / side)
@@ -222,6 +211,32 @@ class _Search:
             near = (self.refined(replace(best, side=best.side * each)) for each in (factor, 1 / factor))
             best = max(best, *near, key=_value)
         return best
+
+
+@dataclass(frozen=True)
+class _Searches:
+    """Templates that are looked for in one brain by one comparison: ``blurred`` brings a template to a grid."""
+
+    blurred: Callable[[Stack, float, float], Volume]
+    brains: list[Volume]
+    templates: list[Stack]
+    sides: list[float]
+    target: np.ndarray
+
+    def of(self, number: int, grid: int) -> _Search:
+        """A template on the fine or the coarse grid."""
+        brain, template, side = self.brains[grid], self.templates[number], self.sides[number]
+        return _Search(self.blurred(template, brain.step * side, 2 * brain.step * side), brain, _middle(template),
+                       self.target, side)
+
+
+def _inside(template: Stack, step: float, fwhm: float) -> Volume:
+    """A template within its mask, without the rim of nothing."""
+    whole, share = (isotropic_volume(replace(template, image=image), step, fwhm)
+                    for image in (template.image, np.ones_like(template.image)))
+    inside = share.value > 0.5
+    return replace(whole, value=np.where(inside, whole.value / np.maximum(share.value, 0.5), 0),
+                   weight=inside.astype(float))
 
 
 def _middle(brain: Stack) -> np.ndarray:
