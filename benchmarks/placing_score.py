@@ -5,6 +5,7 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.imaging.stack import Stack
+from gsbids.recon.motion import best_rigid
 from gsbids.recon.resample import sample_result
 from gsbids.recon.result import SvrResult
 
@@ -53,7 +54,7 @@ def slice_errors(result: SvrResult, transforms: list[np.ndarray], masks: list[np
         for _ in range(ROUNDS):
             if not weight.sum():
                 break
-            align = kabsch(found, true, weight)
+            align = best_rigid(found, true, weight)
             away = np.linalg.norm(found @ align[:3, :3].T + align[:3, 3] - true, axis=1)
             errors = np.full(len(result.weight), np.nan)
             errors[np.unique(row)] = away.reshape(-1, POINTS).mean(1)
@@ -62,17 +63,6 @@ def slice_errors(result: SvrResult, transforms: list[np.ndarray], masks: list[np
             if best is None or merit < best[0]:
                 best = merit, errors, align
     return best[1], best[2]
-
-
-def kabsch(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Rigid transform (4, 4) that best carries points (N, 3) onto others, weighted (N,)."""
-    weight = weight / weight.sum()
-    a, b = weight @ source, weight @ target
-    u, _, vt = np.linalg.svd(((source - a) * weight[:, None]).T @ (target - b))
-    turn = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
-    out = np.eye(4)
-    out[:3, :3], out[:3, 3] = turn, b - turn @ a
-    return out
 
 
 def volume_in_truth(result: SvrResult, align: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:

@@ -26,6 +26,7 @@ from gsbids.recon.place_search import LEVELS
 from gsbids.recon.result import SvrResult
 from gsbids.recon.slices import SliceSet
 from gsbids.recon.stack_bias import StackBias
+from gsbids.recon.strain import settle_strains
 
 ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
 BIAS_FROM = 0.5  # the same for the stacks' bias: slices are in their places by then
@@ -98,6 +99,9 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state = stage_of((), state, coarse)
     if options.motion_correction and (out := strangers(stack_similarity(slices, state))).any():
         return _without(out, given, transforms, fit, observe)
+    if options.motion_correction and options.free_strains and not _first_look(options):
+        state, notes["strain"] = settle_strains(slices, state, coarse.gaussians, options.seed, lambda *stage: (
+            stage_of((), *stage), log.history["loss"][-1]))
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -155,7 +159,7 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
         The best field, and its number of Gaussians.
     """
     options = problem.options
-    if options.doublings == 0 and options.members == 1:  # a first look: the coarse field is all that is wanted
+    if _first_look(options):
         return state, count
     for _ in range(SETTLING if options.motion_correction else 1):
         before = state.pose.motion
@@ -171,6 +175,11 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
         if ratio > DENSER_AGAIN_IF:
             break
     return state, count
+
+
+def _first_look(options: SvrOptions) -> bool:
+    """Whether the coarse field is all that is wanted."""
+    return options.doublings == 0 and options.members == 1
 
 
 def moved(slices: SliceSet, before: RigidMotion, after: RigidMotion) -> float:

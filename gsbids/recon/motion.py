@@ -78,3 +78,22 @@ class RigidMotion:
         affine[:, :3, :3] = rotation
         affine[:, :3, 3] = centre + shift - np.einsum("sij,sj->si", rotation, centre)
         return affine
+
+
+def best_rigid(source: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Find the rigid transform (4, 4) that best carries points onto others (Kabsch).
+
+    Parameters
+    ----------
+    source, target : ndarray, (P, 3)
+        Points, mm; they may lie in a plane.
+    weight : ndarray, (P,), optional
+        Equal without.
+    """
+    weight = np.full(len(source), 1 / len(source)) if weight is None else weight / weight.sum()
+    a, b = weight @ source, weight @ target
+    u, _, vt = np.linalg.svd(((source - a) * weight[:, None]).T @ (target - b))
+    transform = np.eye(4)
+    transform[:3, :3] = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
+    transform[:3, 3] = b - transform[:3, :3] @ a
+    return transform

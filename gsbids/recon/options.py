@@ -34,6 +34,8 @@ class SvrOptions:
     together : tuple of float
         Shares of a stage's iterations after which all slices and the field step at once
         (:mod:`gsbids.recon.poses_together`).
+    free_strains : bool
+        Look along the strains of the brain that stacks of few directions leave free (:mod:`gsbids.recon.strain`).
     neighbour_tie : float
         Pull of every slice to its neighbours' motion, as a share of what the median slice's own data say.
     learning_rate : float
@@ -77,6 +79,7 @@ class SvrOptions:
     pose_start: int = 4
     pose_every: int = 2
     neighbour_turns: tuple[int, ...] = (4, 8, 14, 22, 34)
+    free_strains: bool = True
     neighbour_tie: float = 0.004
     together: tuple[float, ...] = (0.4, 0.55, 0.7, 0.85)
     learning_rate: float = 2.5e-2

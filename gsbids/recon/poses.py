@@ -7,7 +7,7 @@ import numpy as np
 
 from gsbids.kernels import ops, there
 from gsbids.recon.field import GaussianField
-from gsbids.recon.motion import RigidMotion
+from gsbids.recon.motion import RigidMotion, best_rigid
 from gsbids.recon.neighbours import OFFSETS, Pull, lengths, pull_of, tangents
 from gsbids.recon.slices import SliceSet
 
@@ -226,11 +226,4 @@ def mean_correction(motion: RigidMotion, start: RigidMotion, weight: np.ndarray)
     def points(poses):
         return (np.einsum("sij,kj->ski", poses.rotation, corners) + poses.translation[:, None]).reshape(-1, 3)
 
-    weights = np.repeat(weight, len(corners)) / (len(corners) * weight.sum())
-    a, b = points(start), points(motion)
-    ca, cb = weights @ a, weights @ b
-    u, _, vt = np.linalg.svd(((a - ca) * weights[:, None]).T @ (b - cb))
-    turn = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
-    transform = np.eye(4)
-    transform[:3, :3], transform[:3, 3] = turn, cb - turn @ ca
-    return transform
+    return best_rigid(points(start), points(motion), np.repeat(weight, len(corners)))
