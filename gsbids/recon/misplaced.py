@@ -124,8 +124,7 @@ class Placed:
 
     def apart(self, other: "Placed") -> float:
         """Largest angle (degrees) between how a stack lies against the first one here and in another placing."""
-        mine, others = (np.linalg.inv(each[0]) @ each for each in (self.means, other.means))
-        return max(_apart(a, b) for a, b in zip(mine, others, strict=True))
+        return turned_apart(self.means, other.means)
 
     def better(self, other: "Placed") -> "Placed":
         """The one in which the stacks agree more, clearly so if it is turned far; the other one is its runner-up."""
@@ -242,6 +241,12 @@ class StackImages:
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
     """Angle (degrees) between two transforms."""
     return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
+
+
+def turned_apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest angle (degrees) between how a stack lies against the first one in two arrangements (N, 4, 4)."""
+    mine, others = (np.linalg.inv(each[0]) @ each for each in (one, other))
+    return max(_apart(a, b) for a, b in zip(mine, others, strict=True))
 
 
 def turned_elsewhere(now: np.ndarray, before: np.ndarray) -> np.ndarray:

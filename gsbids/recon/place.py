@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from gsbids.imaging.stack import Stack, centred, seen_from
+from gsbids.recon.arrangements import try_arrangements
 from gsbids.recon.fit_field import FitState
 from gsbids.recon.misplaced import ELSEWHERE, look_again, settled, turned_elsewhere
 from gsbids.recon.options import SvrOptions
@@ -82,6 +83,7 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     best = first
     for share in INNER if np.nanmin(best.agreement, initial=1.0) < ENOUGH else ():
         best = search.from_inside(stacks, best, share)
+    best = try_arrangements([inside(stack, INNER[0]) for stack in stacks], best, partial(search.from_starts, stacks))
     for _ in range(ROUNDS):
         before = best.transforms
         inner = [inside(stack, INNER[0]) for stack in stacks]
