@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from test_place import slice_errors
 from test_recon import AXES, STILL, acquire, brain, moving_stacks
 
-from gsbids.recon import misplaced, place, place_search
+from gsbids.recon import arrangements, misplaced, place, place_search
 from gsbids.recon.fit_field import FitState
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.options import SvrOptions
@@ -45,6 +45,7 @@ def test_a_stack_turned_wrongly_is_found_again(monkeypatch):
     assert np.mean(errors > 2) < 0.1
     assert apart < 30
     monkeypatch.setattr(misplaced, "TRIALS", 0)
+    monkeypatch.setattr(arrangements, "SURE_OF_THREE", -1.0)
     monkeypatch.setattr(place, "ENOUGH", -1.0)
     monkeypatch.setattr(place_search, "REPEATS", 0)
     errors, apart = placed(turned(75))
