@@ -160,7 +160,7 @@ def heldout_medians(volume: Path, stack: Path, mask: Path) -> dict:
 
 def slice_ncc(out_dir: Path) -> dict:
     """Similarity of acquired and simulated slices of the only reconstruction in an output folder."""
-    from gsbids.recon.result import SvrResult
+    from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(only(out_dir, "*_desc-gaussians_model.npz"))
     return {"slice_ncc_median": round(float(np.median(result.ncc)), 4),

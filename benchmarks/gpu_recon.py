@@ -73,8 +73,8 @@ def make_stacks(slices: int, size: int, motion: float = 1.0, seed: int = 0):
 def warm(device: str) -> float:
     """Compile all that the fits call; seconds of that."""
     start = time.perf_counter()
-    from gsbids.recon.fit_svr import fit_svr
-    from gsbids.recon.options import SvrOptions
+    from gsbids.recon.fitting.options import SvrOptions
+    from gsbids.recon.svr.fit import fit_svr
 
     options = SvrOptions(iterations=24, detail_iterations=16, neighbour_turns=(2,), doublings=1, members=2,
                          device=device, threads=os.cpu_count())
@@ -84,8 +84,8 @@ def warm(device: str) -> float:
 
 def svr_fit(run) -> dict:
     """``fit_svr`` with its defaults, start to end, on 1 M pixels; where its time goes."""
-    from gsbids.recon.fit_svr import fit_svr
-    from gsbids.recon.options import SvrOptions
+    from gsbids.recon.fitting.options import SvrOptions
+    from gsbids.recon.svr.fit import fit_svr
 
     options = SvrOptions(device="cuda", threads=os.cpu_count())
     if run.smoke:
@@ -121,11 +121,11 @@ def most_of(profile: cProfile.Profile) -> list[str]:
 
 def sr_fit(run) -> dict:
     """Super-resolution x2 of 75^3 voxels: one field alone, and all of it with what is computed on the CPU."""
-    from gsbids.recon.fit_sr import super_resolve
-    from gsbids.recon.sr_grid import grid_by_factor
-    from gsbids.recon.sr_member import fit_member, render_fine
-    from gsbids.recon.sr_options import EXACT_SCHEDULES, Schedule, SrOptions
-    from gsbids.recon.sr_problem import SrProblem
+    from gsbids.recon.sr.fit import super_resolve
+    from gsbids.recon.sr.grid import grid_by_factor
+    from gsbids.recon.sr.member import fit_member, render_fine
+    from gsbids.recon.sr.options import EXACT_SCHEDULES, Schedule, SrOptions
+    from gsbids.recon.sr.problem import SrProblem
 
     # Without the edge step: it needs scikit-learn.
     options = SrOptions(device="cuda", sharp_edge=False, threads=os.cpu_count())
@@ -156,8 +156,8 @@ def sr_fit(run) -> dict:
 
 def agreement(run) -> dict:
     """The short fits of the simulator's test on this device, against the CPU; and one of a hundred thousand pixels."""
-    from gsbids.recon.fit_svr import fit_svr
-    from gsbids.recon.options import SvrOptions
+    from gsbids.recon.fitting.options import SvrOptions
+    from gsbids.recon.svr.fit import fit_svr
 
     cases = run.pick((), ("weights",))
     done = subprocess.run([sys.executable, str(CASES), *cases], capture_output=True, text=True, check=False)

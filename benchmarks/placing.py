@@ -132,8 +132,8 @@ def run(part: str, seed: int, kind: str, figures: Path | None) -> dict:
 
 def known(case) -> float:
     """PSNR of the fit with tight masks at the true poses."""
-    from gsbids.recon.fit_svr import fit_svr
-    from gsbids.recon.options import SvrOptions
+    from gsbids.recon.fitting.options import SvrOptions
+    from gsbids.recon.svr.fit import fit_svr
 
     depth = max(map(len, case.transforms))
     poses = np.stack([np.concatenate([each, np.tile(np.eye(4), (depth - len(each), 1, 1))])
@@ -149,11 +149,11 @@ def one(case, kind: str, seed: int) -> tuple[dict, np.ndarray]:
     """Fit a case with one kind of masks; scores, metrics, and the volume on the grid of the truth."""
     from gsbids.qc.metrics import reconstruction_metrics
     from gsbids.qc.verdict import judge
-    from gsbids.recon.coverage import shown_region, vote_mask, without_holes
-    from gsbids.recon.fit_svr import fit_svr
-    from gsbids.recon.options import SvrOptions
-    from gsbids.recon.register import register_stacks
-    from gsbids.recon.resample import output_grid, sample_result
+    from gsbids.recon.fitting.options import SvrOptions
+    from gsbids.recon.registration.register import register_stacks
+    from gsbids.recon.svr.fit import fit_svr
+    from gsbids.recon.volume.coverage import shown_region, vote_mask, without_holes
+    from gsbids.recon.volume.sample import output_grid, sample_result
 
     given = scenes.masks(case, kind, seed)
     chosen = [n for n, mask in enumerate(given) if mask is not None and mask.any()]

@@ -38,10 +38,10 @@ def six():
     """The fit of all six stacks with manual masks: made once, in a minute, and kept beside the scenes."""
     from pathlib import Path
 
-    from gsbids.recon.fit_svr import fit_svr
-    from gsbids.recon.options import SvrOptions
-    from gsbids.recon.register import register_stacks
-    from gsbids.recon.result import SvrResult
+    from gsbids.recon.fitting.options import SvrOptions
+    from gsbids.recon.registration.register import register_stacks
+    from gsbids.recon.svr.fit import fit_svr
+    from gsbids.recon.svr.result import SvrResult
 
     path = Path("work/benchmarks") / KEPT
     if not path.exists():
@@ -53,8 +53,8 @@ def six():
 
 def pair(number: int) -> Scene:
     """Pair 0 to 11: two stacks as scanned; 12 to 23: the same, the second turned by 20 to 180 degrees and shifted."""
-    from gsbids.recon.coverage import vote_mask
-    from gsbids.recon.resample import output_grid, sample_result
+    from gsbids.recon.volume.coverage import vote_mask
+    from gsbids.recon.volume.sample import output_grid, sample_result
 
     stacks, known = list(runs()), six()
     normal = [s.affine[:3, 2] / np.linalg.norm(s.affine[:3, 2]) for s in stacks]

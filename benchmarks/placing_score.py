@@ -6,8 +6,8 @@ from scipy import ndimage
 
 from gsbids.imaging.stack import Stack
 from gsbids.recon.motion import best_rigid
-from gsbids.recon.resample import sample_result
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.sample import sample_result
 
 POINTS = 60  # of the brain in a slice, at which its error is measured
 ROUNDS = 8  # of the robust alignment of all slices

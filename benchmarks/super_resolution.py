@@ -28,12 +28,12 @@ from sr_results import KINDS, SETS, summarise
 from sr_scores import energy_above, scores
 
 from gsbids.imaging.nifti import load_image
-from gsbids.recon.fit_sr import super_resolve
-from gsbids.recon.interpolation import interpolate
-from gsbids.recon.sampling_operator import SamplingOperator
-from gsbids.recon.sobolev import sobolev
-from gsbids.recon.sr_grid import grid_by_factor, grid_by_shape
-from gsbids.recon.sr_options import SrOptions
+from gsbids.recon.sr.fit import super_resolve
+from gsbids.recon.sr.grid import grid_by_factor, grid_by_shape
+from gsbids.recon.sr.interpolation import interpolate
+from gsbids.recon.sr.options import SrOptions
+from gsbids.recon.sr.sampling_operator import SamplingOperator
+from gsbids.recon.sr.sobolev import sobolev
 
 FACTORS = {"x2": (2, 2, 2), "x3": (3, 3, 3), "x4": (4, 4, 4), "arbitrary": (2.4, 2.0, 1.56), "thick": (1, 1, 4),
            "rician": (2, 2, 2)}

@@ -19,14 +19,14 @@ from svr_cases import Case, write_motion
 
 from gsbids.imaging.nifti import save_image
 from gsbids.imaging.stack import Stack
-from gsbids.recon.coverage import shown_region, vote_mask
-from gsbids.recon.fit_paper import PaperOptions, fit_paper
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.motion_table import slice_transforms
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.register import register_stacks
-from gsbids.recon.resample import output_grid, sample_result
-from gsbids.recon.result import SvrResult
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.registration.register import register_stacks
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.svr_paper.fit import PaperOptions, fit_paper
+from gsbids.recon.volume.coverage import shown_region, vote_mask
+from gsbids.recon.volume.motion_table import slice_transforms
+from gsbids.recon.volume.sample import output_grid, sample_result
 from gsbids.simulate.compare import average_of_stacks
 
 RESOLUTION = 0.8  # mm

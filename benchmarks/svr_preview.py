@@ -2,8 +2,8 @@
 """Row of the SVR benchmark on previews: how soon there is one, and how far it is from the volume in the end.
 
 First fits alone, in this process, the short one of the early preview and the fit proper: every preview file that a
-:class:`gsbids.recon.preview.Previewer` writes, with the seconds on the clock and on the CPU that had passed when it
-stood there (co-registration apart, the making of previews included), scored by ``tools/score.py``. Then the whole
+:class:`gsbids.recon.volume.preview.Previewer` writes, with the seconds on the clock and on the CPU that had passed
+when it stood there (co-registration apart, the making of previews included), scored by ``tools/score.py``. Then the whole
 command with ``--preview``: the output is looked at from outside, and every file that appears is kept and scored.
 """
 
@@ -22,9 +22,9 @@ from svr_cases import Case, simulated
 from svr_fit import RESOLUTION, by_truth, fit, warm_up
 
 from gsbids.imaging.nifti import load_image, save_image
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.preview import Previewer, quick_options
-from gsbids.recon.resample import output_grid, sample_result
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.volume.preview import Previewer, quick_options
+from gsbids.recon.volume.sample import output_grid, sample_result
 
 VOXEL = 1.0  # mm, as --preview
 CLOSE = 0.05  # of SSIM

@@ -14,10 +14,10 @@ from svr_cases import Case, simulated
 from svr_change import dilated, eroded, resized, turned_apart, with_masks
 from svr_fit import METHODS, RESOLUTION, Watch, by_truth, fit, options_for, run_method, volume_files, warm_up
 
-from gsbids.recon.coverage import vote_mask
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.register import register_stacks
-from gsbids.recon.resample import output_grid, sample_result
+from gsbids.recon.registration.register import register_stacks
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.volume.coverage import vote_mask
+from gsbids.recon.volume.sample import output_grid, sample_result
 
 STANDARD = {"A": ("A",), "B2": ("B2",), "B0": ("B0",), "F": ("F22", "F25", "F28"), "T": ("T28",)}
 SEEDS = (1, 2, 3)

@@ -21,11 +21,11 @@ from scipy.spatial.transform import Rotation
 
 from gsbids.imaging.stack import Stack
 from gsbids.masking.template import WEEKS, fetal_templates, load_template
-from gsbids.recon import poses
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.register import register_stacks
-from gsbids.recon.template import align_to_templates, brain_of_result
+from gsbids.recon.fitting import poses
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.registration.register import register_stacks
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.volume.template import align_to_templates, brain_of_result
 from gsbids.simulate.acquire import Acquisition
 from gsbids.simulate.dataset import SimulationSettings, simulate_stacks
 from gsbids.simulate.phantom import Phantom

@@ -16,10 +16,10 @@ from svr_fit import fit
 
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
-from gsbids.recon import poses
-from gsbids.recon.resample import sample_result
-from gsbids.recon.result import SvrResult
-from gsbids.recon.uncertainty import CALIBRATION, Uncertainty, predict_error
+from gsbids.recon.fitting import poses
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.sample import sample_result
+from gsbids.recon.volume.uncertainty import CALIBRATION, Uncertainty, predict_error
 
 CALIBRATED_ON = (("F22", 31), ("F22", 32))
 SCORED = ("A", "B2", "F25", "F28")

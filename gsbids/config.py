@@ -74,7 +74,7 @@ class WorkflowOptions:
         Suffix of the stacks.
     output_resolution : tuple of float
         Voxel size of the volume in mm, one number or (super-resolution) three; empty: 0.8 for SVR, and for SR
-        :func:`gsbids.recon.sr_setup.target_grid`.
+        :func:`gsbids.recon.sr.target.target_grid`.
     sr_factor : tuple of float
         How many times finer than the image, one number or three; empty: not asked for.
     like : Path or None

@@ -50,7 +50,7 @@ def moving_brain():
     """A field, three stacks of it whose slices moved, their reconstruction, and the true motion: fitted once."""
     from test_recon import QUICK, STILL, moving_stacks
 
-    from gsbids.recon.fit_svr import fit_svr
+    from gsbids.recon.svr.fit import fit_svr
 
     field, stacks, motions = moving_stacks()
     return field, stacks, fit_svr(stacks, STILL, QUICK), motions

@@ -17,18 +17,19 @@ import numpy as np
 from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops, there
 from gsbids.kernels.geometry import covariances
-from gsbids.recon import fit_field, outliers, poses
 from gsbids.recon.field import GaussianField
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.initialise import initial_field
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.resample import sample_result, simulate_stack
-from gsbids.recon.sampling_operator import AxisGrid
-from gsbids.recon.slices import SliceSet
-from gsbids.recon.sr_member import fit_member, render_fine
-from gsbids.recon.sr_options import Schedule, SrOptions
-from gsbids.recon.sr_problem import SrProblem
-from gsbids.recon.uncertainty import predict_error
+from gsbids.recon.fitting import outliers, poses
+from gsbids.recon.fitting import stage as fit_field
+from gsbids.recon.fitting.initialise import initial_field
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.sr.member import fit_member, render_fine
+from gsbids.recon.sr.options import Schedule, SrOptions
+from gsbids.recon.sr.problem import SrProblem
+from gsbids.recon.sr.sampling_operator import AxisGrid
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.volume.sample import sample_result, simulate_stack
+from gsbids.recon.volume.uncertainty import predict_error
 
 AXES = (((1, 0, 0), (0, 1, 0)), ((1, 0, 0), (0, 0, 1)))
 SHORT = SvrOptions(n_gaussians=8, iterations=2, pose_start=1, pose_every=1, neighbour_turns=(), place=False, members=1,

@@ -10,7 +10,7 @@ from gsbids.qc.report import ReportContent, StackPanel
 from gsbids.qc.usage import StepUsage
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 DEPTH = 8
 SPACING = 4.0

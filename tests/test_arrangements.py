@@ -9,10 +9,10 @@ from scipy.spatial.transform import Rotation
 from test_misplaced import left_at, still  # noqa: F401
 from test_recon import STILL, moving_stacks
 
-from gsbids.recon import arrangements
-from gsbids.recon.misplaced import ELSEWHERE, StackImages, turned_apart
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.place_search import Search
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.svr import arrangements
+from gsbids.recon.svr.misplaced import ELSEWHERE, StackImages, turned_apart
+from gsbids.recon.svr.place_search import Search
 
 
 def turned(*turns):

@@ -10,10 +10,10 @@ from test_sr import QUICK, decimated, phantom, psnr
 
 from gsbids.cli.main import main
 from gsbids.imaging.nifti import load_image
-from gsbids.recon.fit_sr import super_resolve
 from gsbids.recon.models import grid_of_factor, grid_of_spacing
-from gsbids.recon.sr_grid import grid_by_factor, resampled
-from gsbids.recon.sr_sample import sample_sr
+from gsbids.recon.sr.fit import super_resolve
+from gsbids.recon.sr.grid import grid_by_factor, resampled
+from gsbids.recon.sr.sample import sample_sr
 
 AFFINE = np.array([[-2.0, 0, 0, 15], [0, 2, 0, -17], [0, 0, 2, 1], [0, 0, 0, 1]])
 
@@ -64,7 +64,7 @@ def test_the_background_stays_empty_at_any_size(result):
 
 def test_slices_and_points_say_the_same(result, monkeypatch):
     """Sheared grids are evaluated point by point."""
-    from gsbids.recon import sr_sample
+    from gsbids.recon.sr import sample as sr_sample
 
     affine = moved(result.affine, 0.3)
     straight = sample_sr(result, affine, (9, 10, 11))

@@ -9,8 +9,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from gsbids.imaging.stack import Stack
-from gsbids.recon.consensus import HeadRegion, find_head, places, refined
-from gsbids.recon.refine_masks import CHANGED, change
+from gsbids.recon.svr.consensus import HeadRegion, find_head, places, refined
+from gsbids.recon.svr.refine_masks import CHANGED, change
 
 HEAD = np.array([24.0, 28.0, 22.0])  # mm, half axes
 SPACING = np.array([2.0, 2.0, 4.0])

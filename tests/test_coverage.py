@@ -7,8 +7,8 @@ from qc_samples import sample_result
 from test_recon import RADIUS, acquire, brain, slow_motion
 
 from gsbids.imaging.geometry import slice_frames
-from gsbids.recon.coverage import reproject_mask, shown_region, without_holes
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.volume.coverage import reproject_mask, shown_region, without_holes
 
 RIM = 3.5  # mm
 

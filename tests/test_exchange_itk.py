@@ -10,8 +10,8 @@ from gsbids.imaging.bias import load_ants
 from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
 from gsbids.imaging.nifti import save_image
 from gsbids.interfaces.reconstruct import MotionTable
-from gsbids.recon.coverage import vote_mask
-from gsbids.recon.resample import output_grid, sample_result, simulate_stack
+from gsbids.recon.volume.coverage import vote_mask
+from gsbids.recon.volume.sample import output_grid, sample_result, simulate_stack
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (it is one of the test requirements)")
 

@@ -8,13 +8,13 @@ import pytest
 from qc_samples import sample_result
 from test_recon import QUICK, STILL, acquire, brain
 
-from gsbids.recon.coverage import vote_mask
-from gsbids.recon.exclude import apart_from_all, strangers, with_excluded
 from gsbids.recon.field import GaussianField
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.motion_table import motion_table, slice_transforms
-from gsbids.recon.resample import output_grid, simulate_stack
-from gsbids.recon.uncertainty import predict_error
+from gsbids.recon.svr.exclude import apart_from_all, strangers, with_excluded
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.volume.coverage import vote_mask
+from gsbids.recon.volume.motion_table import motion_table, slice_transforms
+from gsbids.recon.volume.sample import output_grid, simulate_stack
+from gsbids.recon.volume.uncertainty import predict_error
 
 NEAR = dataclasses.replace(QUICK, place=False)
 

@@ -9,8 +9,8 @@ from test_recon import AXES, QUICK, acquire, brain, error_of, gauge, slow_motion
 
 from gsbids.imaging.stack import Stack
 from gsbids.qc.metrics import crossing_angle
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.register import register_stacks
+from gsbids.recon.registration.register import register_stacks
+from gsbids.recon.svr.fit import fit_svr
 
 NEAR = dataclasses.replace(QUICK, place=False)  # the search for far places has tests of its own
 MOVES = [0.04, 0.04, 0.04, 1.0, 1.0, 1.0]  # standard deviations, rad and mm

@@ -20,8 +20,8 @@ from gsbids.interfaces.outputs import QcMetrics, SaveDerivative, SubjectReport
 from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SampleVolume, SimulateStack
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
 from gsbids.qc.verdict import judge
-from gsbids.recon.motion_table import COLUMNS, motion_table, slice_transforms
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.motion_table import COLUMNS, motion_table, slice_transforms
 
 NAMES = ["run-1", "run-2", "run-3"]
 
@@ -149,7 +149,7 @@ def test_a_slice_without_information_has_no_part_in_the_fit(stacks, tmp_path):
     from gsbids.interfaces.masks import ChooseStacks
     from gsbids.qc.exclusions import empty_slices
     from gsbids.qc.metrics import slice_metrics
-    from gsbids.recon.slices import SliceSet
+    from gsbids.recon.fitting.slices import SliceSet
 
     image, affine = load_image(stacks["in_files"][1])
     image[:, :, 7] = 0
@@ -213,7 +213,7 @@ def test_threads_are_no_part_of_the_hash(stacks):
 
 def test_registration_keeps_every_bit(fitted, stacks):
     from gsbids.interfaces.base import read_stacks
-    from gsbids.recon.register import register_stacks
+    from gsbids.recon.registration.register import register_stacks
 
     found = json.loads(Path(fitted[1]).read_text())
     again = register_stacks(read_stacks(RegisterStacks(**stacks).inputs))

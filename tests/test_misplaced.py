@@ -10,13 +10,13 @@ from scipy.spatial.transform import Rotation
 from test_place import slice_errors
 from test_recon import AXES, STILL, acquire, brain, moving_stacks
 
-from gsbids.recon import arrangements, misplaced, place, place_search
-from gsbids.recon.fit_field import FitState
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import place_slices
-from gsbids.recon.place_search import coarser
-from gsbids.recon.slices import SliceSet
+from gsbids.recon.svr import arrangements, misplaced, place, place_search
+from gsbids.recon.svr.place import place_slices
+from gsbids.recon.svr.place_search import coarser
 
 
 def turned(degrees, axis=(1.0, 2.0, -1.0)):

@@ -10,16 +10,16 @@ from test_recon import AXES, STILL, acquire, brain, gauge, slow_motion
 
 from gsbids.imaging.geometry import slice_frames
 from gsbids.kernels import ops
-from gsbids.recon import neighbours, poses
 from gsbids.recon.field import GaussianField
-from gsbids.recon.fit_field import FitState
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.isotropic import even_slices
+from gsbids.recon.fitting import neighbours, poses
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.place import anchored
-from gsbids.recon.place_search import coarser, displaced, inside
-from gsbids.recon.slices import SliceSet
+from gsbids.recon.registration.isotropic import even_slices
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.svr.place import anchored
+from gsbids.recon.svr.place_search import coarser, displaced, inside
 
 FAR = [0.065, 0.065, 0.065, 2.75, 2.75, 2.75]  # standard deviations, rad and mm
 

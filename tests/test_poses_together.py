@@ -7,9 +7,9 @@ import pytest
 from test_recon import acquire, brain
 
 from gsbids.kernels import ops
-from gsbids.recon import poses_together
-from gsbids.recon.poses import PoseProblem, PoseState
-from gsbids.recon.slices import SliceSet
+from gsbids.recon.fitting import poses_together
+from gsbids.recon.fitting.poses import PoseProblem, PoseState
+from gsbids.recon.fitting.slices import SliceSet
 
 TWO = ("axial", "coronal")
 

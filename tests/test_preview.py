@@ -17,9 +17,9 @@ from gsbids.imaging.nifti import load_image
 from gsbids.interfaces.outputs import SaveDerivative
 from gsbids.interfaces.preview import EarlyPreview, PreviewFile
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks
-from gsbids.recon.fit_svr import SETTLING, fit_svr
-from gsbids.recon.preview import Previewer, PreviewVolume
-from gsbids.recon.resample import sample_result
+from gsbids.recon.svr.fit import SETTLING, fit_svr
+from gsbids.recon.volume.preview import Previewer, PreviewVolume
+from gsbids.recon.volume.sample import sample_result
 
 TASK = {"sub": "01", "suffix": "T2w"}
 OPTIONS = {"iterations": 24, "n_gaussians": 400, "members": 2, "detail_iterations": 20, "seed": 3}
@@ -73,7 +73,7 @@ def test_a_state_that_explains_less_is_not_shown():
     """The residuals of the states are 0.10, 0.20, 0.101, 0.05, in this order, and all but the second are shown."""
     shown = []
     observe = Previewer([], 2.0, shown.append, first=1)
-    import gsbids.recon.preview as module
+    import gsbids.recon.volume.preview as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "output_grid", lambda *_: (np.eye(4), (2, 2, 2)))

@@ -184,7 +184,7 @@ def test_everything_quoted_is_escaped(tmp_path):
 
 
 def test_worst_slices_come_first_and_what_is_excluded_has_a_reason(complete):
-    from gsbids.recon.result import SvrResult
+    from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(complete[0].result)
     page = Page(complete[1])
@@ -236,7 +236,7 @@ def test_missing_and_corrupt_files_become_sentences(tmp_path):
 
 @pytest.mark.parametrize("history", [{}, {"loss": [], "iteration": []}, {"loss": [None, float("nan")]}])
 def test_odd_histories(tmp_path, complete, history):
-    from gsbids.recon.result import SvrResult
+    from gsbids.recon.svr.result import SvrResult
 
     result = replace(SvrResult.load(complete[0].result), history=history)
     content = ReportContent("a", "b", result=result.save(tmp_path / "r.npz"))

@@ -12,16 +12,16 @@ from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
-from gsbids.recon import outliers, poses
-from gsbids.recon.coverage import shown_region, vote_mask
 from gsbids.recon.field import GaussianField
-from gsbids.recon.fit_svr import fit_svr, move_field
-from gsbids.recon.initialise import initial_field, sampling_probability
+from gsbids.recon.fitting import outliers, poses
+from gsbids.recon.fitting.initialise import initial_field, sampling_probability
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.resample import output_grid, sample_grid, simulate_stack
-from gsbids.recon.result import SvrResult
-from gsbids.recon.slices import SliceSet
+from gsbids.recon.svr.fit import fit_svr, move_field
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.coverage import shown_region, vote_mask
+from gsbids.recon.volume.sample import output_grid, sample_grid, simulate_stack
 
 RADIUS = np.array([17.0, 21.0, 15.0])  # mm, half axes of the test brain
 AXES = {"axial": ((1, 0, 0), (0, 1, 0)), "coronal": ((1, 0, 0), (0, 0, 1)), "sagittal": ((0, 1, 0), (0, 0, 1))}

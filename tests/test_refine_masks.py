@@ -8,11 +8,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 from test_consensus import SPACING, make_scene, share
 
-from gsbids.recon.fit_field import FitState
+from gsbids.recon.fitting.poses import PoseState
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.poses import PoseState
-from gsbids.recon.refine_masks import gathered_anew, refine_masks
-from gsbids.recon.slices import SliceSet
+from gsbids.recon.svr.refine_masks import gathered_anew, refine_masks
 
 RIM = 4.0  # mm
 
@@ -173,7 +173,7 @@ def test_a_stack_that_would_lose_too_much_keeps_its_mask(scene, monkeypatch):
     cut = smaller(scene.stacks)
     lost = [1 - share(stack.mask, new.mask) for stack, new in zip(scene.stacks, cut, strict=True)]
     assert lost[0] > 0.7 > 0.4 > lost[1] > 0.03
-    monkeypatch.setattr("gsbids.recon.refine_masks.refined", smaller)
+    monkeypatch.setattr("gsbids.recon.svr.refine_masks.refined", smaller)
     stacks, _, _ = refine_masks(scene.stacks, slices, state, RIM)
     assert stacks[0] is scene.stacks[0]
     np.testing.assert_array_equal(stacks[1].mask, cut[1].mask)

@@ -9,8 +9,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from gsbids.imaging.stack import Stack
-from gsbids.recon.isotropic import isotropic_volume
-from gsbids.recon.register import register_stacks, rotation_cover, similarity
+from gsbids.recon.registration.isotropic import isotropic_volume
+from gsbids.recon.registration.register import register_stacks, rotation_cover, similarity
 
 AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 

@@ -9,7 +9,7 @@ import pytest
 from qc_samples import NAMES, sample_result
 
 from gsbids.imaging.stack import Stack
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gsbids.recon.fit_sr import super_resolve
-from gsbids.recon.rician import noise_of_air, rician_mean, signal_of, without_bias
-from gsbids.recon.sr_grid import grid_by_factor
-from gsbids.recon.sr_options import SrOptions
-from gsbids.recon.sr_quality import choice_rows, data_misfit
+from gsbids.recon.sr.fit import super_resolve
+from gsbids.recon.sr.grid import grid_by_factor
+from gsbids.recon.sr.magnitude_noise import noise_of_air, rician_mean, signal_of, without_bias
+from gsbids.recon.sr.options import SrOptions
+from gsbids.recon.sr.quality import choice_rows, data_misfit
 
 SIGMA = 20.0
 FAST = SrOptions(quality="fast", profile="trilinear")

@@ -14,11 +14,11 @@ from test_recon import QUICK
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image, save_image
-from gsbids.recon.coverage import vote_mask
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.motion_table import slice_transforms
-from gsbids.recon.resample import output_grid, sample_result, simulate_stack
-from gsbids.recon.slice_folder import as_stacks, check_slice_folder, group_slices, read_slices, write_slices
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.volume.coverage import vote_mask
+from gsbids.recon.volume.motion_table import slice_transforms
+from gsbids.recon.volume.sample import output_grid, sample_result, simulate_stack
+from gsbids.recon.volume.slice_folder import as_stacks, check_slice_folder, group_slices, read_slices, write_slices
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_former_folder_is_replaced_and_nothing_else_is(fitted, tmp_path):
 def test_slices_of_any_order_and_kind_are_grouped():
     """A stack ends where direction or pixels change or slices jump back; a slice that moved far ends none."""
     def piece(number, normal_axis, along, far=False):
-        from gsbids.recon.slice_folder import PlacedSlice
+        from gsbids.recon.volume.slice_folder import PlacedSlice
 
         turn = {2: np.eye(3), 0: np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0]])}[normal_axis]
         if far:

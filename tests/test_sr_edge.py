@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from gsbids.recon import fit_sr
-from gsbids.recon.fit_sr import super_resolve
-from gsbids.recon.sr_choice import Deep, SrChoice, linear_solution, refine
-from gsbids.recon.sr_edge import cut_copies, cut_volume, explains, learn_edge, sharpen_edge
-from gsbids.recon.sr_grid import grid_by_factor
-from gsbids.recon.sr_options import Schedule, SrOptions
-from gsbids.recon.sr_problem import SrProblem
+from gsbids.recon.sr import fit as fit_sr
+from gsbids.recon.sr.choice import Deep, SrChoice, linear_solution, refine
+from gsbids.recon.sr.edge import cut_copies, cut_volume, explains, learn_edge, sharpen_edge
+from gsbids.recon.sr.fit import super_resolve
+from gsbids.recon.sr.grid import grid_by_factor
+from gsbids.recon.sr.options import Schedule, SrOptions
+from gsbids.recon.sr.problem import SrProblem
 
 OPTIONS = SrOptions(profile="trilinear", schedules=(Schedule(1.0, 1.0, 25),), members=1, trial_voxels=3000,
                     nonlocal_steps=0)

@@ -15,7 +15,7 @@ from trees import checksums
 
 from gsbids.cli.main import main
 from gsbids.imaging.nifti import load_image
-from gsbids.recon.sr_result import SrResult
+from gsbids.recon.sr.result import SrResult
 
 AFFINE = np.array([[-2.0, 0, 0, 15], [0, 2, 0, -17], [0, 0, 2, 1], [0, 0, 0, 1]])
 
@@ -164,7 +164,7 @@ def test_like_another_image_and_otsu(data, tmp_path):
 
 
 def test_a_crash_leaves_a_report(data, tmp_path, capsys, monkeypatch):
-    from gsbids.recon import fit_sr
+    from gsbids.recon.sr import fit as fit_sr
 
     def wrong(*_, **__):
         raise ValueError("out of\nink")

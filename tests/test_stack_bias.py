@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_recon import QUICK, STILL, acquire, brain
 
-from gsbids.recon.fit_svr import fit_svr
-from gsbids.recon.resample import simulate_stack
-from gsbids.recon.result import SvrResult
-from gsbids.recon.slices import SliceSet
-from gsbids.recon.stack_bias import BiasBasis, fit_bias, lattice
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.fitting.stack_bias import BiasBasis, fit_bias, lattice
+from gsbids.recon.svr.fit import fit_svr
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.sample import simulate_stack
 
 
 @pytest.fixture(scope="module")

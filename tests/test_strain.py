@@ -9,11 +9,11 @@ from test_recon import acquire, brain
 
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import seen_from
-from gsbids.recon import strain
-from gsbids.recon.fit_field import FitProblem, FitState, Stage, fit_stage
+from gsbids.recon.fitting import strain
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.fitting.stage import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.options import SvrOptions
-from gsbids.recon.slices import SliceSet
 
 SHEAR = np.sqrt(0.5) * np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0.0]])  # of axial and coronal slices: normals z and y
 

@@ -21,8 +21,8 @@ from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
 from gsbids.interfaces.reconstruct import SampleVolume
 from gsbids.masking.template import WEEKS, Template, fetal_templates, load_template, packaged_templates
-from gsbids.recon.resample import in_order, output_grid, sample_result
-from gsbids.recon.template import align_to_template, align_to_templates, brain_of_result
+from gsbids.recon.volume.sample import in_order, output_grid, sample_result
+from gsbids.recon.volume.template import align_to_template, align_to_templates, brain_of_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -162,7 +162,7 @@ def test_sloppy_with_motion_correction_is_better_than_without():
     """Slices find their places in the coarse field, too."""
     from test_recon import STILL, error_of, gauge, moving_stacks
 
-    from gsbids.recon.fit_svr import fit_svr
+    from gsbids.recon.svr.fit import fit_svr
     from gsbids.workflows.svr import fit_options
 
     field, stacks, motions = moving_stacks()

@@ -28,9 +28,9 @@ from gsbids.imaging.masks import largest_region, resample_mask
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
 from gsbids.masking.template import load_template
-from gsbids.recon.coverage import reproject_mask
-from gsbids.recon.result import SvrResult
-from gsbids.recon.template import align_to_template
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.coverage import reproject_mask
+from gsbids.recon.volume.template import align_to_template
 
 RUNS, WEEKS = (1, 2, 3, 4, 5, 6), (22, 25, 28)
 THICKNESS = 3.0  # mm, of the slices of these runs

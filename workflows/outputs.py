@@ -10,7 +10,7 @@ from gsbids.config import AUTO, NONE, Config
 from gsbids.interfaces.base import where
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative
 from gsbids.interfaces.reconstruct import MotionTable, SimulateStack
-from gsbids.recon.uncertainty import FORMULA
+from gsbids.recon.volume.uncertainty import FORMULA
 from gsbids.workflows.names import registry_folder, stack_workflow_name, volume_extra
 
 #: Fields of the raw sidecars that stay true, where all stacks agree.

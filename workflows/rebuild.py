@@ -195,7 +195,7 @@ def _metrics_json(table: Path, path: Path) -> Path:
 def _with_input(config: Config, task: ReconstructionTask, found: dict, scratch: Path) -> dict:
     """Files of a super-resolution with the volume that was super-resolved, and its B-spline on the fine grid."""
     from gsbids.imaging.nifti import load_image, read_header, save_image
-    from gsbids.recon.sr_grid import resampled
+    from gsbids.recon.sr.grid import resampled
 
     (volume,), options = task.stacks, config.workflow
     prepared = config.execution.output_dir / derivative_path(task.entities, "stack")

@@ -9,8 +9,8 @@ from nipype.pipeline.engine import Node, Workflow
 from gsbids.config import AUTO, WorkflowOptions
 from gsbids.interfaces.base import where
 from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
-from gsbids.recon.fit_paper import PaperOptions
-from gsbids.recon.options import SvrOptions
+from gsbids.recon.fitting.options import SvrOptions
+from gsbids.recon.svr_paper.fit import PaperOptions
 
 #: What ``--sloppy`` does to the fit, by method: enough to see that everything runs. The fields of the
 #: default method are as dense as the data call for: slices find no hold in one that is much coarser than they are.
@@ -50,7 +50,7 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
             :graph2use: orig
             :simple_form: yes
 
-            from gsbids.recon.options import SvrOptions
+            from gsbids.recon.fitting.options import SvrOptions
             from gsbids.workflows.svr import init_svr_wf
             wf = init_svr_wf(names=["run-1", "run-2"], thicknesses=[3.0, 3.0],
                              sampling={"resolution": 0.8}, options=SvrOptions())

@@ -310,7 +310,7 @@ def _check_outputs(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
 
 
 def _check_slice_folders(args: argparse.Namespace) -> None:
-    from gsbids.recon.slice_folder import check_slice_folder
+    from gsbids.recon.volume.slice_folder import check_slice_folder
 
     taken = {args.input_slices.resolve(): "--input-slices"} if args.input_slices else {}
     for name in FOLDERS:

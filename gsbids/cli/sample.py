@@ -70,7 +70,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     from gsbids.imaging.nifti import save_image
     from gsbids.recon.models import load_model, sample_model
-    from gsbids.recon.resample import in_order
+    from gsbids.recon.volume.sample import in_order
 
     threads = args.nprocs or len(os.sched_getaffinity(0))
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
@@ -112,7 +112,7 @@ def _transform(args: argparse.Namespace, model):
     if not args.transform:
         return None
     from gsbids.imaging.itk import read_itk_transforms
-    from gsbids.recon.sr_result import SrResult
+    from gsbids.recon.sr.result import SrResult
 
     if isinstance(model, SrResult):
         raise InputError(f"--transform: {args.model} is a super-resolved volume, which has no template; leave it out")
@@ -133,7 +133,7 @@ def _grid(args: argparse.Namespace, model, transform=None):
     from gsbids.imaging.masks import check_overlap
     from gsbids.imaging.nifti import read_header
     from gsbids.recon.models import grid_of_factor, grid_of_spacing, model_grid
-    from gsbids.recon.sr_result import SrResult
+    from gsbids.recon.sr.result import SrResult
 
     if args.like:
         shape, affine = read_header(args.like)

@@ -24,11 +24,11 @@ def stacks_of_slices(args: argparse.Namespace, work: Path) -> tuple[list[tuple],
     Raises
     ------
     gsbids.errors.InputError
-        See :func:`gsbids.recon.slice_folder.read_slices`; or all slices are of one stack.
+        See :func:`gsbids.recon.volume.slice_folder.read_slices`; or all slices are of one stack.
     """
     from gsbids.atomic import write_atomic
     from gsbids.imaging.nifti import save_image
-    from gsbids.recon.slice_folder import as_stacks, group_slices, read_slices
+    from gsbids.recon.volume.slice_folder import as_stacks, group_slices, read_slices
 
     slices = read_slices(args.input_slices, args.slice_thickness[0] if args.slice_thickness else None)
     groups = group_slices(slices)
@@ -52,8 +52,8 @@ def stacks_of_slices(args: argparse.Namespace, work: Path) -> tuple[list[tuple],
 def write_slice_folders(plan, args: argparse.Namespace) -> list[Path]:
     """Write the folders that were asked for, from what the steps left in the work folder."""
     from gsbids.interfaces.base import read_stack
-    from gsbids.recon.result import SvrResult
-    from gsbids.recon.slice_folder import write_slices
+    from gsbids.recon.svr.result import SvrResult
+    from gsbids.recon.volume.slice_folder import write_slices
     from gsbids.workflows.report import left_files
 
     wanted = {getattr(args, option): simulated for option, simulated in FOLDERS.items() if getattr(args, option)}

@@ -65,10 +65,10 @@ def _super_resolve(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gsbids.imaging.nifti import load_image, read_header, save_image
-    from gsbids.recon.fit_sr import super_resolve
-    from gsbids.recon.sr_options import SrOptions
-    from gsbids.recon.sr_sample import sample_sr
-    from gsbids.recon.sr_setup import SrTarget, target_grid
+    from gsbids.recon.sr.fit import super_resolve
+    from gsbids.recon.sr.options import SrOptions
+    from gsbids.recon.sr.sample import sample_sr
+    from gsbids.recon.sr.target import SrTarget, target_grid
 
     data, affine = load_image(args.input)
     like = read_header(args.like) if args.like else None
@@ -95,7 +95,7 @@ def _super_resolve(args: argparse.Namespace) -> int:
 
 def _profile(args, spacing) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Profile and width of every axis."""
-    from gsbids.recon.sr_setup import is_thick, voxel_profile
+    from gsbids.recon.sr.target import is_thick, voxel_profile
 
     thickness = args.slice_thickness or _sidecar_thickness(args.input)
     if args.slice_thickness and not is_thick(spacing, thickness):

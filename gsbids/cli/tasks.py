@@ -92,7 +92,7 @@ def _is_thick(stack: StackFile) -> bool:
     import numpy as np
 
     from gsbids.imaging.nifti import read_header
-    from gsbids.recon.sr_setup import is_thick
+    from gsbids.recon.sr.target import is_thick
 
     try:
         _, affine = read_header(stack.path)
@@ -120,7 +120,7 @@ def _check_sr(task: ReconstructionTask, config: Config, target) -> Reconstructio
     import numpy as np
 
     from gsbids.bids.check import check_volume
-    from gsbids.recon.sr_setup import is_thick, target_grid
+    from gsbids.recon.sr.target import is_thick, target_grid
 
     (stack,), warnings, options = task.stacks, [], config.workflow
     (shape, affine), lines = check_volume(task, _check_options(config))
@@ -141,9 +141,9 @@ def _check_sr(task: ReconstructionTask, config: Config, target) -> Reconstructio
 
 
 def sr_target(options: WorkflowOptions):
-    """The grid that the options ask for, as :class:`gsbids.recon.sr_setup.SrTarget`."""
+    """The grid that the options ask for, as :class:`gsbids.recon.sr.target.SrTarget`."""
     from gsbids.imaging.nifti import read_header
-    from gsbids.recon.sr_setup import SrTarget
+    from gsbids.recon.sr.target import SrTarget
 
     try:
         like = read_header(options.like) if options.like else None

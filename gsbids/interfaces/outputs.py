@@ -52,7 +52,7 @@ class QcMetrics(NodeInterface):
 
         from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
         from gsbids.qc.verdict import VERDICT_COLUMN, judge
-        from gsbids.recon.result import SvrResult
+        from gsbids.recon.svr.result import SvrResult
 
         inputs, result = self.inputs, SvrResult.load(self.inputs.result)
         volume, affine = load_image(inputs.volume)
@@ -226,7 +226,7 @@ def gather_content(found: dict):
     """
     from gsbids.qc.citations import MethodsFacts, methods_paragraphs
     from gsbids.qc.report import ReportContent, StackPanel
-    from gsbids.recon.result import SvrResult
+    from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(found["result"]) if "result" in found else None
     choice = result.mask_choice if result else {"doubts": {}, "left_out": []}

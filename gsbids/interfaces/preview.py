@@ -16,7 +16,7 @@ LOGGER = logging.getLogger("gsbids.interfaces")
 
 
 class PreviewFile:
-    """Writes previews under one name; a callable for :class:`gsbids.recon.preview.Previewer`.
+    """Writes previews under one name; a callable for :class:`gsbids.recon.volume.preview.Previewer`.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class PreviewFile:
 
 def previewer(stacks, settings: dict, folder: str | Path, stage: str, device: str = "cpu"):
     """Observer of a fit that keeps the preview file of the output up to date."""
-    from gsbids.recon.preview import Previewer
+    from gsbids.recon.volume.preview import Previewer
 
     return Previewer(stacks, settings["resolution"], PreviewFile(settings, folder, stage), settings["first"], device)
 
@@ -89,10 +89,10 @@ class EarlyPreview(NodeInterface):
 
     def _run_interface(self, runtime):
         from gsbids.kernels.there import release
-        from gsbids.recon.fit_svr import fit_svr
-        from gsbids.recon.options import SvrOptions
-        from gsbids.recon.preview import quick_options
-        from gsbids.recon.register import register_stacks
+        from gsbids.recon.fitting.options import SvrOptions
+        from gsbids.recon.registration.register import register_stacks
+        from gsbids.recon.svr.fit import fit_svr
+        from gsbids.recon.volume.preview import quick_options
 
         threads = self.inputs.num_threads
         limit_threads(threads)

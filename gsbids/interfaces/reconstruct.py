@@ -40,8 +40,8 @@ class RegisterStacks(NodeInterface):
     def _run_interface(self, runtime):
         from dataclasses import asdict
 
-        from gsbids.recon.exclude import registered_without
-        from gsbids.recon.register import register_stacks
+        from gsbids.recon.registration.register import register_stacks
+        from gsbids.recon.svr.exclude import registered_without
 
         stacks, out = chosen_stacks(self.inputs)
         found = register_stacks(stacks, self.inputs.num_threads)
@@ -80,10 +80,10 @@ class FitSvr(NodeInterface):
         import numpy as np
 
         from gsbids.kernels.there import release
-        from gsbids.recon.exclude import with_excluded
-        from gsbids.recon.fit_paper import PaperOptions, fit_paper
-        from gsbids.recon.fit_svr import fit_svr
-        from gsbids.recon.options import SvrOptions
+        from gsbids.recon.fitting.options import SvrOptions
+        from gsbids.recon.svr.exclude import with_excluded
+        from gsbids.recon.svr.fit import fit_svr
+        from gsbids.recon.svr_paper.fit import PaperOptions, fit_paper
 
         fit, kind = {"default": (fit_svr, SvrOptions), "paper": (fit_paper, PaperOptions)}[self.inputs.method]
         place = {"device": self.inputs.device} if kind is SvrOptions else {}
@@ -165,10 +165,10 @@ class SampleVolume(NodeInterface):
 
         from gsbids.imaging.masks import without_appendages
         from gsbids.kernels.there import release
-        from gsbids.recon.coverage import shown_region, vote_mask, without_holes
-        from gsbids.recon.resample import in_order, output_grid, sample_result
-        from gsbids.recon.result import SvrResult
-        from gsbids.recon.uncertainty import predict_error
+        from gsbids.recon.svr.result import SvrResult
+        from gsbids.recon.volume.coverage import shown_region, vote_mask, without_holes
+        from gsbids.recon.volume.sample import in_order, output_grid, sample_result
+        from gsbids.recon.volume.uncertainty import predict_error
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
@@ -202,7 +202,7 @@ class SampleVolume(NodeInterface):
         import numpy as np
 
         from gsbids.imaging.itk import write_itk_transforms
-        from gsbids.recon.template import brain_of_result
+        from gsbids.recon.volume.template import brain_of_result
 
         given, contrast = isdefined(self.inputs.template), isdefined(self.inputs.packaged_templates)
         brain = brain_of_result(result, stacks) if given or contrast else None
@@ -219,7 +219,7 @@ class SampleVolume(NodeInterface):
     def _to_template(self, brain) -> tuple:
         """Alignment to the template of the user, and what is told of it."""
         from gsbids.masking.template import load_template
-        from gsbids.recon.template import align_to_template
+        from gsbids.recon.volume.template import align_to_template
 
         path, mask = self.inputs.template, self.inputs.template_mask
         found = align_to_template(brain, load_template(path, mask if isdefined(mask) else None))
@@ -231,7 +231,7 @@ class SampleVolume(NodeInterface):
     def _to_packaged(self, brain) -> tuple:
         """Alignment to a template of the package, None where none fits, and what is told of it."""
         from gsbids.masking.template import packaged_templates
-        from gsbids.recon.template import align_to_templates, millilitres
+        from gsbids.recon.volume.template import align_to_templates, millilitres
 
         facts = {}
         for templates in packaged_templates(self.inputs.packaged_templates, millilitres(brain)):
@@ -295,8 +295,8 @@ class SimulateStack(NodeInterface):
         import numpy as np
 
         from gsbids.kernels.there import release
-        from gsbids.recon.resample import simulate_stack
-        from gsbids.recon.result import SvrResult
+        from gsbids.recon.svr.result import SvrResult
+        from gsbids.recon.volume.sample import simulate_stack
 
         limit_threads(self.inputs.num_threads)
         stack = read_stack(self.inputs.in_file, self.inputs.in_mask, "", self.inputs.thickness)
@@ -336,8 +336,8 @@ class MotionTable(NodeInterface):
         import numpy as np
 
         from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
-        from gsbids.recon.motion_table import COLUMNS, format_table, motion_table, slice_transforms
-        from gsbids.recon.result import SvrResult
+        from gsbids.recon.svr.result import SvrResult
+        from gsbids.recon.volume.motion_table import COLUMNS, format_table, motion_table, slice_transforms
 
         result, index = SvrResult.load(self.inputs.result), self.inputs.index
         depth = read_header(self.inputs.in_file)[0][2]

@@ -78,12 +78,12 @@ class SuperResolve(NodeInterface):
         import numpy as np
 
         from gsbids.kernels.there import release
-        from gsbids.recon.fit_sr import super_resolve
-        from gsbids.recon.sr_grid import resampled
-        from gsbids.recon.sr_options import SrOptions
-        from gsbids.recon.sr_quality import data_misfit, hidden_gain
-        from gsbids.recon.sr_sample import sample_sr
-        from gsbids.recon.sr_setup import SrTarget, target_grid, voxel_profile
+        from gsbids.recon.sr.fit import super_resolve
+        from gsbids.recon.sr.grid import resampled
+        from gsbids.recon.sr.options import SrOptions
+        from gsbids.recon.sr.quality import data_misfit, hidden_gain
+        from gsbids.recon.sr.sample import sample_sr
+        from gsbids.recon.sr.target import SrTarget, target_grid, voxel_profile
 
         inputs = self.inputs
         limit_threads(inputs.num_threads)
@@ -112,7 +112,7 @@ class SuperResolve(NodeInterface):
 
 def _sr_options(given: dict) -> dict:
     """Fields of ``SrOptions``; schedules stand in them as plain numbers."""
-    from gsbids.recon.sr_options import Schedule
+    from gsbids.recon.sr.options import Schedule
 
     schedules = given.get("schedules")
     return {**given, "schedules": tuple(Schedule(*numbers) for numbers in schedules)} if schedules else dict(given)
@@ -203,8 +203,8 @@ def gather_sr_content(found: dict):
     """
     from gsbids.qc.citations_sr import SrMethodsFacts, sr_methods_paragraphs
     from gsbids.qc.report import ReportContent, SrPanel
-    from gsbids.recon.sr_quality import choice_rows
-    from gsbids.recon.sr_result import SrResult
+    from gsbids.recon.sr.quality import choice_rows
+    from gsbids.recon.sr.result import SrResult
 
     content, facts, chosen, history = as_tuples(found["content"]), dict(found["facts"]), (), {}
     facts["resolution"] = tuple(facts.get("resolution", ()))

@@ -12,7 +12,7 @@ from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.psf import FWHM_TO_SIGMA
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 STEP = 1.5  # mm: voxels of the images that are compared
 SEEN = 0.2  # weight of a voxel, over that of the usual one, under which a stack shows nothing there

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 DIM = 0.6  # of the usual brightness, under which a slice has lost signal
 UNLIKE = 0.8  # similarity under which a slice shows something else, or the same elsewhere

@@ -5,8 +5,8 @@ import numpy as np
 
 from gsbids.qc.figures_tiles import StackImages, StackView, TileRow
 from gsbids.qc.tiles import Tile, palette_png
-from gsbids.recon import outliers
-from gsbids.recon.result import SvrResult
+from gsbids.recon.fitting import outliers
+from gsbids.recon.svr.result import SvrResult
 
 COLUMNS = ("Acquired", "Simulated", "Residual", "Pixel weights")
 

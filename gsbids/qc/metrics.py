@@ -10,7 +10,7 @@ from scipy import ndimage
 from gsbids.imaging.stack import Stack
 from gsbids.qc.agreement import agreement_metrics, coverage_metrics
 from gsbids.qc.displacement import SliceDisplacement, slice_displacement
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 
 def column(name: str, units: str, description: str) -> dict[str, str]:

@@ -100,7 +100,7 @@ class ReportContent:
     super_resolution : SrPanel, optional
         Of a super-resolved volume, which has neither stacks nor motion.
     result : Path, optional
-        File of :meth:`gsbids.recon.result.SvrResult.save`.
+        File of :meth:`gsbids.recon.svr.result.SvrResult.save`.
     registration : dict, optional
         Fields of ``StackRegistration``: ``template`` (index of a stack), and by stack ``similarity_before``,
         ``similarity_after``, ``accepted``, ``reason``.

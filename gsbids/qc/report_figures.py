@@ -33,7 +33,7 @@ from gsbids.qc.figures_tiles import (
     stack_rows,
 )
 from gsbids.qc.tiles import Tile
-from gsbids.recon.result import SvrResult
+from gsbids.recon.svr.result import SvrResult
 
 FULL_DETAIL = 4  # stacks that are shown in full detail, more of them in less each
 _FILE_ERRORS = (GsbidsError, OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)

@@ -11,11 +11,11 @@ from scipy import ndimage
 
 from gsbids.errors import InputError
 from gsbids.imaging.masks import resample_mask
-from gsbids.recon.resample import sample_result
-from gsbids.recon.result import SvrResult
-from gsbids.recon.sr_grid import MOST_VOXELS
-from gsbids.recon.sr_result import SrResult
-from gsbids.recon.sr_sample import sample_sr
+from gsbids.recon.sr.grid import MOST_VOXELS
+from gsbids.recon.sr.result import SrResult
+from gsbids.recon.sr.sample import sample_sr
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume.sample import sample_result
 
 KINDS = {"gsbids-svr-2": SvrResult, SrResult.FORMAT: SrResult}
 ROOM = 1.5  # mm around the Gaussians of an SVR model, whose centres reach beyond the masks already

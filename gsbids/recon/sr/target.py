@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what people ask for to what super-resolution takes: thick slices or not, profile of the voxels, grid."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsbids.imaging.masks import check_overlap
+from gsbids.recon.sr.grid import SrGrid, grid_by_factor, grid_by_spacing, grid_like
+
+THICK = 1.5  # times the other voxel sides: slices, not an isotropic acquisition
+WIDTHS = (0.1, 3.0)  # of slice profiles, in slice distances
+
+
+@dataclass(frozen=True)
+class SrTarget:
+    """The grid that is asked for, in one of three ways; in none of them: :func:`default_spacing`, or factor 2.
+
+    Attributes
+    ----------
+    factor : tuple of float
+        How many times finer, one number or one for each array axis.
+    spacing : tuple of float
+        Voxel size in mm, one number or one for each array axis.
+    like : tuple of (shape, affine), or None
+        The grid of another image.
+    """
+
+    factor: tuple[float, ...] = ()
+    spacing: tuple[float, ...] = ()
+    like: tuple | None = None
+
+
+def is_thick(spacing, thickness: float | None = None) -> bool:
+    """Whether voxels are thick slices: 1.5 times as long along one side, or the slices are as thick as that.
+
+    Parameters
+    ----------
+    spacing : array_like, (3,)
+        Voxel size in mm.
+    thickness : float, optional
+        Of the slices in mm (they may overlap); NaN where it is not known.
+
+    Examples
+    --------
+    >>> is_thick((1, 1, 3)), is_thick((1, 1, 1.2)), is_thick((0.8, 0.8, 0.8), 1.6)
+    (True, False, True)
+    """
+    longest = max(float(np.max(spacing)), thickness if thickness and np.isfinite(thickness) else 0.0)
+    return longest > THICK * float(np.median(spacing))
+
+
+def voxel_profile(spacing, thickness: float | None = None,
+                  profile: str = "auto") -> tuple[tuple[str, str, str], tuple[float, float, float]]:
+    """How a voxel comes from finer ones along every axis: names of profiles and their widths in voxels.
+
+    Parameters
+    ----------
+    spacing : array_like, (3,)
+        Voxel size in mm.
+    thickness : float, optional
+        Slice thickness in mm; without it (or with NaN) slices are as thick as they are apart.
+    profile : str
+        For all axes; ``auto``: the mean over the voxel, and across thick slices a Gaussian slice profile.
+    """
+    spacing = np.asarray(spacing, float)
+    names, widths = ["box" if profile == "auto" else profile] * 3, [1.0, 1.0, 1.0]
+    if is_thick(spacing, thickness):
+        across = int(np.argmax(spacing)) if np.ptp(spacing) > 1e-3 * spacing.max() else 2
+        if profile == "auto":
+            names[across] = "gaussian"
+        if thickness and np.isfinite(thickness):
+            widths[across] = float(np.clip(thickness / spacing[across], *WIDTHS))
+    return tuple(names), tuple(widths)
+
+
+def default_spacing(spacing) -> tuple[float, ...]:
+    """Voxel size that is made where none is asked for: thick slices as fine as in their plane, else half.
+
+    Examples
+    --------
+    >>> default_spacing((1, 1, 4)), default_spacing((1, 1, 1))
+    ((1.0, 1.0, 1.0), (0.5, 0.5, 0.5))
+    """
+    spacing = np.asarray(spacing, float)
+    wanted = np.minimum(spacing, np.median(spacing)) if is_thick(spacing) else spacing / 2
+    return tuple(float(s) for s in wanted)
+
+
+def target_grid(shape, affine: np.ndarray, target: SrTarget) -> tuple[SrGrid, tuple | None]:
+    """The grid to compute on, and shape and affine of the one to sample the result on, where that is another.
+
+    Parameters
+    ----------
+    shape, affine
+        Of the volume.
+    target : SrTarget
+
+    Raises
+    ------
+    gsbids.errors.InputError
+        No axis would become finer, the volume would be too large, or the other image lies elsewhere.
+    """
+    if target.like is not None:
+        check_overlap(target.like, (shape, affine), ("the grid of --like", "the image"))
+        grid = grid_like(shape, affine, *target.like)
+        same = grid.shape == tuple(target.like[0]) and np.allclose(grid.affine, target.like[1], atol=1e-3)
+        return grid, None if same else target.like
+    if target.spacing:
+        return grid_by_spacing(shape, affine, target.spacing), None
+    if target.factor:
+        return grid_by_factor(shape, affine, target.factor), None
+    own = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    if is_thick(own):
+        return grid_by_spacing(shape, affine, default_spacing(own)), None
+    return grid_by_factor(shape, affine, 2), None

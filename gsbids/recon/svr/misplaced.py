@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks that went to a wrong place as a whole: other places are tried, and judged by the agreement of the stacks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from gsbids.imaging.stack import Stack, centred, seen_from
+from gsbids.recon.fitting import outliers
+from gsbids.recon.fitting.poses import mean_correction
+from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.fitting.stage import FitState
+from gsbids.recon.motion import RigidMotion
+from gsbids.recon.registration.isotropic import Volume, isotropic_volume
+from gsbids.recon.registration.register import about, correlation, likely_places, mean_volume, refine, search_step
+
+SURE = 0.85  # agreement of a stack from which on it is not looked for elsewhere
+LESS, HOPELESS = 0.1, 4  # of agreement, by which a stack agrees less in so many other places that no more are tried
+GAIN, GAIN_OF_HALF_TURN = 0.01, 0.02  # of agreement, that a stack moves for; and more, by the angle that it is turned
+TRIALS = 12
+PLACES = 6  # tried for every stack
+TURNS = 16  # rotations of the cover that are refined
+ANEW = 15.0  # degrees by which a stack is turned against the others to be called placed anew
+ELSEWHERE = 25.0  # degrees by which another place is turned, at least
+LESS_ALIKE = 0.03  # of similarity as scanned, by which a place that is tried may look worse than the present one
+LEAST_SHARED = 0.7  # of the smaller brain, that stacks must share: agreement in less counts in proportion
+SPREAD = 0.8  # voxels: standard deviation with which a pixel fills the image
+HOLE = 0.25  # weight of a voxel, over that of the usual one, under which it shows nothing
+LEAST_WEIGHT = 0.05  # of a slice in that image
+
+
+def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
+    """Normalised cross-correlation of acquired and simulated slices with their outlines, by stack, (N,).
+
+    The median of the slices with much brain; NaN for a stack without.
+    """
+    ncc = outliers.slice_ncc(slices.values, slices.values - state.residual(slices), slices.region)
+    pixels = slices.mask.sum((1, 2))
+    large = pixels >= np.median(pixels) / 4
+    chosen = (ncc[large & (slices.stack_index == k)] for k in range(slices.stack_index.max() + 1))
+    return np.array([np.median(each) if len(each) else np.nan for each in chosen])
+
+
+def stack_agreement(slices: SliceSet, state: FitState, step: float, left_out: int | None = None) -> np.ndarray:
+    """Normalised cross-correlation of every stack's brain with that of the others where the slices are, (N,).
+
+    The fitted field has no part in it: one that has learnt two brains laid across each other explains both, and is
+    similar to all slices; the stacks themselves do not agree then.
+
+    Parameters
+    ----------
+    slices : SliceSet
+    state : FitState
+        Placed slices.
+    step : float
+        Voxel size (mm) of the images that are compared.
+    left_out : int, optional
+        A stack that counts among the others of none.
+
+    Returns
+    -------
+    ndarray, (N,)
+        NaN for a lone stack, and for the one left out.
+    """
+    brain = replace(slices, region=slices.mask)
+    count = int(slices.stack_index.max()) + 1
+    found, counted = np.full(count, np.nan), slices.stack_index != (-1 if left_out is None else left_out)
+    stacks = np.unique(slices.stack_index[counted])
+    for k in stacks if len(stacks) > 1 else ():
+        own = slices.stack_index == k
+        one, other = (image_of(brain, state, chosen, state.pose.motion, step) for chosen in (own, ~own & counted))
+        found[k] = _agreement(one, other)
+    return found
+
+
+def _agreement(one: Volume, other: Volume) -> float:
+    """Correlation where both images show something, less where they share little of the smaller one."""
+    points = one.points
+    shared = other.sample(other.weight, points) > 0.5
+    share = shared.sum() / max(min(len(points), np.sum(other.weight > 0.5)), 1)
+    value = correlation(one.value[one.weight > 0.5], other.sample(other.value, points), shared.astype(float))
+    return value * min(1.0, share / LEAST_SHARED)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Slices where they have been placed from given starts.
+
+    Attributes
+    ----------
+    slices : SliceSet
+    state : FitState
+    agreement : ndarray, (N,)
+        See :func:`stack_agreement`.
+    transforms : ndarray, (N, 4, 4)
+        World, scanner -> common space: where the stacks started.
+    runner_up : float
+        Largest mean agreement of other places that were tried; 0 where none was.
+    """
+
+    slices: SliceSet
+    state: FitState
+    agreement: np.ndarray
+    transforms: np.ndarray
+    runner_up: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean agreement; 1 for a lone stack."""
+        return float(np.nanmean(self.agreement)) if np.isfinite(self.agreement).any() else 1.0
+
+    @property
+    def margin(self) -> float:
+        """By how much the stacks agree more than in the best other place that was tried; NaN where none was."""
+        return self.mean - self.runner_up if self.runner_up > 0 else np.nan
+
+    @property
+    def means(self) -> np.ndarray:
+        """World transforms scanner -> common space, (N, 4, 4), of the stacks by the mean of where their slices are."""
+        return settled(self.slices, self.state, range(len(self.transforms))).starts
+
+    def apart(self, other: "Placed") -> float:
+        """Largest angle (degrees) between how a stack lies against the first one here and in another placing."""
+        return turned_apart(self.means, other.means)
+
+    def better(self, other: "Placed") -> "Placed":
+        """The one in which the stacks agree more, clearly so if it is turned far; the other one is its runner-up."""
+        angle = self.apart(other)
+        lead = GAIN + GAIN_OF_HALF_TURN * angle / 180
+        best, rest = (other, self) if other.mean > self.mean + lead else (self, other)
+        tried = rest.mean if angle > ELSEWHERE else 0.0  # what slides back is no other place
+        return replace(best, runner_up=max(best.runner_up, rest.runner_up, tried))
+
+
+def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:
+    """Slices, some of whose stacks (numbers) start from the mean of where their slices are: the gauge of the fit
+    follows the starts."""
+    start = slices.start
+    for stack in stacks:
+        own = slices.stack_index == stack
+        pixels = slices.mask[own].sum((1, 2)).astype(float)
+        moved = slices.nominal.moved(mean_correction(state.pose.motion[own], slices.nominal[own], pixels))
+        start = RigidMotion(np.where(own[:, None, None], moved.rotation, start.rotation),
+                            np.where(own[:, None], moved.translation, start.translation))
+    return replace(slices, start=start)
+
+
+def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray], Placed]) -> Placed:
+    """Try other places for stacks that do not agree with the others, the worst first; the best agreement wins.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    first : Placed
+    place : callable
+        ``place(transforms)`` places all slices from other starts of the stacks.
+
+    Returns
+    -------
+    Placed
+    """
+    best, left, images = first, TRIALS, None
+    for k in np.argsort(first.agreement)[:1 if len(stacks) == 2 else None]:
+        if np.nanmin(best.agreement, initial=1.0) >= SURE:
+            break
+        if not best.agreement[k] < SURE:
+            continue
+        images = images or StackImages.of(stacks)
+        worse = 0
+        for transform in images.other_places(best.transforms, int(k))[:min(PLACES, left)]:
+            left -= 1
+            starts = best.transforms.copy()
+            starts[k] = transform
+            tried = place(starts)
+            worse = worse + 1 if tried.agreement[k] < best.agreement[k] - LESS else 0
+            best = best.better(tried)
+            if best.agreement.min() >= SURE or worse >= HOPELESS:
+                break
+    return best
+
+
+@dataclass(frozen=True)
+class StackImages:
+    """Stacks as they were scanned, on isotropic grids, in which they are looked for.
+
+    Attributes
+    ----------
+    coarse, fine : list of Volume
+        Of every stack.
+    origin : ndarray, (3,)
+        World RAS+ mm that is 0 in them.
+    """
+
+    coarse: list[Volume]
+    fine: list[Volume]
+    origin: np.ndarray
+
+    @classmethod
+    def of(cls, stacks: list[Stack]) -> "StackImages":
+        """Blur and sample stacks."""
+        (stacks, origin), step = centred(stacks), search_step(stacks)
+        return cls([isotropic_volume(stack, 2 * step, 3 * step) for stack in stacks],
+                   [isotropic_volume(stack, step) for stack in stacks], origin)
+
+    def other_places(self, transforms: np.ndarray, k: int) -> list[np.ndarray]:
+        """Other places where a stack looks like the rest about as much as where it is, the best first.
+
+        Looked for among all rotations, and, as brains look alike upside down, among those by 180 degrees about the
+        long axes of the stack's brain where it is.
+
+        Parameters
+        ----------
+        transforms : ndarray, (N, 4, 4)
+            World, scanner -> common space, of all stacks.
+        k : int
+
+        Returns
+        -------
+        list of ndarray, (4, 4)
+            World, scanner -> common space; each turned by more than :data:`ELSEWHERE` against the others and the place
+            that the stack has.
+        """
+        here = seen_from(transforms, self.origin)
+        coarse, fine = (mean_volume(each, here, skip=k) for each in (self.coarse, self.fine))
+        starts = likely_places(coarse, self.coarse[k], TURNS)
+        points = self.coarse[k].points
+        starts += [refine(coarse, self.coarse[k], turn @ np.linalg.inv(here[k]))[0] for turn in half_turns(points)]
+        found = sorted((refine(fine, self.fine[k], start) for start in starts), key=lambda pair: pair[1], reverse=True)
+        now = refine(fine, self.fine[k], np.linalg.inv(here[k]))[1]
+        different = [here[k]]
+        for place, alike in found:
+            back = np.linalg.inv(place)
+            if alike >= now - LESS_ALIKE and all(_apart(back, other) > ELSEWHERE for other in different):
+                different.append(back)
+        return [seen_from(place, -self.origin) for place in different[1:]]
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Angle (degrees) between two transforms."""
+    return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
+
+
+def turned_apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest angle (degrees) between how a stack lies against the first one in two arrangements (N, 4, 4)."""
+    mine, others = (np.linalg.inv(each[0]) @ each for each in (one, other))
+    return max(_apart(a, b) for a, b in zip(mine, others, strict=True))
+
+
+def turned_elsewhere(now: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Which stacks lie turned by more than :data:`ANEW` against most others as they lay before, (N,), bool."""
+    change = now @ np.linalg.inv(before)
+    apart = np.array([[_apart(one, other) for other in change] for one in change])
+    return apart[np.argmin(np.median(apart, axis=1))] > ANEW
+
+
+def half_turns(points: np.ndarray) -> list[np.ndarray]:
+    """Rotations (4, 4) by 180 degrees about the principal axes of points (P, 3) through their middle."""
+    middle = points.mean(0)
+    axes = np.linalg.eigh(np.cov((points - middle).T))[1].T
+    return [about(Rotation.from_rotvec(np.pi * axis).as_matrix(), middle, middle) for axis in axes]
+
+
+def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: RigidMotion, step: float) -> Volume:
+    """Weighted mean of slices with their outlines on a grid, where poses put them.
+
+    Parameters
+    ----------
+    slices : SliceSet
+    state : FitState
+        For gains and weights.
+    chosen : ndarray, (S,), bool
+    motion : RigidMotion
+        S poses.
+    step : float
+        Voxel size, mm.
+
+    Returns
+    -------
+    Volume
+        Its positions are those of the poses.
+    """
+    row, i, j = np.nonzero(slices.region & chosen[:, None, None])
+    local = (np.stack([i, j], 1) - slices.centre[row]) * slices.spacing[row]
+    points = np.einsum("nij,nj->ni", motion.rotation[row, :, :2], local) + motion.translation[row]
+    low = np.floor(points.min(0) / step) - 2
+    shape = tuple((np.ceil(points.max(0) / step) - low + 3).astype(int))
+    voxel = np.ravel_multi_index(np.rint(points / step - low).astype(int).T, shape)
+    weight = np.maximum(state.slice_weight[row], LEAST_WEIGHT)
+    value = state.unshaded(slices).values[row, i, j] / state.gain[row]
+
+    def spread(array):
+        return ndimage.gaussian_filter(np.bincount(voxel, array, np.prod(shape)).reshape(shape), SPREAD)
+
+    seen, total = spread(weight), spread(weight * value)
+    value = total / np.maximum(seen, 1e-6)
+    usual = np.median(value[value > np.percentile(value, 99) / 3]) if value.any() else 1.0
+    shown = seen > HOLE * np.median(seen[seen > 0.05 * seen.max()])
+    return Volume(value / usual * shown, shown.astype(float), low * step, step)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fit of the GSVR paper, to compare with."""

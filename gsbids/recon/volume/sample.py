@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the field to images: any grid, and simulated stacks in their own geometry."""
+
+import numpy as np
+
+from gsbids.imaging.geometry import slice_frames
+from gsbids.imaging.stack import Stack
+from gsbids.kernels import ops
+from gsbids.recon.field import GaussianField
+from gsbids.recon.motion import RigidMotion
+from gsbids.recon.psf import FWHM_TO_SIGMA
+from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.svr_paper import top_k
+
+GRID_MARGIN = 5.0  # mm around the brain
+BLOCK = 32  # planes rendered at once: bounds the memory
+
+
+def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: float = 0.0,
+                options: ops.RenderOptions = ops.RenderOptions()) -> tuple[np.ndarray, np.ndarray]:  # noqa: B008
+    """Values of the field at the voxel centres of any grid; nothing is interpolated.
+
+    Parameters
+    ----------
+    field : GaussianField
+    affine : ndarray, (4, 4)
+        Voxel indices to world RAS+ mm, with orthogonal axes.
+    shape : tuple of int
+        (X, Y, Z).
+    blur_fwhm : float
+        Full width at half maximum (mm) of a round PSF; 0: point samples.
+    options : RenderOptions
+
+    Returns
+    -------
+    image, weight : ndarray, (X, Y, Z), float32
+        I in the field's units, and D = sum of the weights (see :class:`GaussianField`).
+    """
+    frames, middle = slice_frames(affine, shape)
+    spacing = np.linalg.norm(affine[:3, :2], axis=0)
+    planes = []
+    for first in range(0, shape[2], BLOCK):
+        part = slice(first, min(first + BLOCK, shape[2]))
+        count = part.stop - part.start
+        geometry = ops.SliceGeometry(
+            rotation=frames[part], translation=middle[part] - field.origin,
+            psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2), spacing=np.tile(spacing, (count, 1)),
+            centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)), extent=ops.full_extent(count, shape[:2]),
+            shape=tuple(shape[:2]))
+        planes.append(ops.render(*field.parameters, geometry, options))
+    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
+
+
+def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "cpu") -> np.ndarray:
+    """The volume of a result on any grid, rendered in the way it was fitted.
+
+    Parameters
+    ----------
+    result : SvrResult
+    affine, shape
+        As for :func:`sample_grid`.
+    device : str
+        Where the field is rendered (that of the paper's method: always on the CPU).
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+        In input intensities, nothing darker than ``result.intensity_offset``: magnitudes are never negative.
+    """
+    settings = result.settings
+    if settings.get("method") == "paper":
+        image = top_k.render_volume(result.field, affine, shape, settings["neighbours"], settings["psf"])
+    else:
+        image = sample_grid(result.field, affine, shape, options=ops.RenderOptions(device=device))[0]
+    return np.maximum(image, 0) * result.intensity_scale + np.float32(result.intensity_offset)
+
+
+def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
+    """Positions (P, 3), world mm, of all masked pixels after motion correction."""
+    points, moves = [], result.motion.as_affines(result.nominal)
+    for n, stack in enumerate(stacks):
+        for row in np.flatnonzero(result.stack_index == n):
+            k = result.slice_index[row]
+            index = np.argwhere(stack.mask[:, :, k])
+            world = np.c_[index, np.full(len(index), k), np.ones(len(index))] @ (moves[row] @ stack.affine).T
+            points.append(world[:, :3])
+    return np.concatenate(points)
+
+
+def output_grid(stacks: list[Stack], result: SvrResult, resolution: float,
+                transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Isotropic RAS+ grid around the motion-corrected brain.
+
+    Parameters
+    ----------
+    stacks : list of Stack
+    result : SvrResult
+    resolution : float
+        Voxel size, mm; exactly the step of the returned affine.
+    transform : ndarray, (4, 4), optional
+        Rigid, world of the result -> another world (of a template), along whose axes the grid lies.
+
+    Returns
+    -------
+    affine : ndarray, (4, 4)
+        Voxel indices to that other world; ``inv(transform) @ affine`` are the same voxels in the world of the result.
+    shape : tuple of int
+    """
+    stacks = result.as_fitted(stacks)
+    points = brain_points(stacks, result)[~np.repeat(result.rejected, _pixel_counts(stacks, result))]
+    if transform is not None:
+        points = points @ transform[:3, :3].T + transform[:3, 3]
+    low, high = points.min(0) - GRID_MARGIN, points.max(0) + GRID_MARGIN
+    shape = tuple(int(n) for n in np.ceil((high - low) / resolution) + 1)
+    affine = np.diag([resolution] * 3 + [1.0])
+    affine[:3, 3] = (low + high) / 2 - resolution * (np.array(shape) - 1) / 2
+    return affine, shape
+
+
+def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+    """An RAS+ image with its voxels in another order; none is interpolated, and each keeps its place in the world.
+
+    Parameters
+    ----------
+    data : ndarray, (X, Y, Z)
+    affine : ndarray, (4, 4)
+    orientation : {"scanner", "radiological"}
+        ``scanner``: as it is; ``radiological``: the first axis runs from the right to the left.
+    """
+    if orientation == "scanner":
+        return data, affine
+    turned = np.array(affine, float)
+    turned[:3, 3] += (data.shape[0] - 1) * turned[:3, 0]
+    turned[:3, 0] *= -1
+    return np.ascontiguousarray(data[::-1]), turned
+
+
+def _pixel_counts(stacks, result):
+    return [int(stacks[n].mask[:, :, k].sum())
+            for n, k in zip(result.stack_index, result.slice_index, strict=True)]
+
+
+def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "cpu") -> np.ndarray:
+    """The stack as the reconstruction predicts it, in the stack's own grid, with intensities as in ``Stack.image``.
+
+    Parameters
+    ----------
+    result : SvrResult
+    stack : Stack
+        Conformed stack ``index`` of the fit.
+    index : int
+        Its number, 0..N-1.
+    device : str
+        As for :func:`sample_result`.
+
+    Returns
+    -------
+    ndarray, (X, Y, Z), float32
+        Zero in slices that were not part of the fit.
+    """
+    rows = np.flatnonzero(result.stack_index == index)
+    out = np.zeros(stack.image.shape, np.float32)
+    if not len(rows):
+        return out
+    shape, field = stack.image.shape[:2], result.field
+    _, middle = slice_frames(stack.affine, stack.image.shape)
+    move = result.motion.as_affines(result.nominal)[rows]
+    nominal = RigidMotion(result.nominal.rotation[rows], middle[result.slice_index[rows]])
+    at = nominal.moved(move)
+    at = RigidMotion(at.rotation, at.translation - field.origin)
+    image = _predict(result, at, result.psf[rows], (shape, stack.spacing[:2]), device)
+    image *= (result.gain[rows] * result.intensity_scale)[:, None, None]
+    if result.bias:
+        image *= result.bias.of_slices(index, nominal, stack.spacing[:2], shape)
+    out[:, :, result.slice_index[rows]] = np.moveaxis(image, 0, 2)
+    return out
+
+
+def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, pixels, device: str) -> np.ndarray:
+    """Whole slices (S, X, Y) about their middles, at poses relative to the field, in its units and without gains.
+
+    ``pixels``: their number along both axes, and their size.
+    """
+    shape, spacing = pixels
+    field, settings, count = result.field, result.settings, len(motion)
+    middle = (np.array(shape) - 1) / 2
+    if settings.get("method") == "paper":
+        local = np.zeros((count, *shape, 3))
+        local[..., :2] = (np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) - middle) * spacing
+        owner = np.repeat(np.arange(count), np.prod(shape))
+        return top_k.render_slices(field, motion, psf * settings["psf"], local.reshape(-1, 3),
+                                   settings["neighbours"], owner).reshape(count, *shape)
+    geometry = ops.SliceGeometry(
+        rotation=motion.rotation, translation=motion.translation, psf=psf, spacing=np.tile(spacing, (count, 1)),
+        centre=np.tile(middle, (count, 1)), extent=ops.full_extent(count, shape), shape=shape)
+    options = ops.RenderOptions(cut=settings["cut"], eps=settings["eps"], mass_factor=settings["mass_factor"],
+                                device=device)
+    return ops.render(*field.parameters, geometry, options)[0]
