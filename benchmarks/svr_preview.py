@@ -3,8 +3,8 @@
 
 First fits alone, in this process, the short one of the early preview and the fit proper: every preview file that a
 :class:`gsbids.recon.volume.preview.Previewer` writes, with the seconds on the clock and on the CPU that had passed
-when it stood there (co-registration apart, the making of previews included), scored by ``tools/score.py``. Then the whole
-command with ``--preview``: the output is looked at from outside, and every file that appears is kept and scored.
+when it stood there (co-registration apart, the making of previews included), scored by ``tools/score.py``. Then the
+whole command with ``--preview``: the output is looked at from outside, and every file that appears is kept and scored.
 """
 
 import json

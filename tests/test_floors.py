@@ -19,6 +19,10 @@ EVERYWHERE = {"gsbids", "gsbids.atomic", "gsbids.errors"}
 # The report reads the result of a reconstruction.
 BESIDE = {("qc", "recon")}
 
+# The rooms of the science, from the top; what lies in the folder itself is below its rooms. Rooms of one entry do not
+# know each other.
+ROOMS = {"recon": [("models",), ("volume",), ("svr_paper",), ("svr",), ("fitting", "registration", "sr")]}
+
 # Settings are made by the command line and read by the builders; steps get values.
 CONFIG = {"cli", "workflows"}
 
@@ -68,6 +72,16 @@ def floor(module: str) -> str | None:
     return parts[1] if len(parts) > 1 and parts[1] in LEVEL else None
 
 
+def room(module: str) -> tuple[str, int] | None:
+    """Floor of a module, and how high its room lies there; None where a floor has no rooms."""
+    own = floor(module)
+    if own not in ROOMS:
+        return None
+    inner = module.split(".")[2:3]
+    heights = {name: len(ROOMS[own]) - height for height, names in enumerate(ROOMS[own]) for name in names}
+    return own, heights.get(*inner, 0) if inner else 0
+
+
 def test_the_test_sees_something():
     assert "gsbids.cli.main" in NAMES
     assert "gsbids.kernels.reference" in NAMES
@@ -93,6 +107,22 @@ def test_only_floors_below_are_imported(path):
             continue
         allowed = own == other or LEVEL[own] < LEVEL[other] or (own, other) in BESIDE
         assert allowed, f"{dotted(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room(dotted(path))], ids=dotted)
+def test_only_rooms_below_are_imported(path):
+    own = dotted(path)
+    for name, _ in imports(path):
+        if floor(name) != floor(own):
+            continue
+        same = name.split(".")[2:3] == own.split(".")[2:3]
+        assert same or room(name)[1] < room(own)[1] or room(name) == room(own) == (floor(own), 0), f"{own}: {name}"
+
+
+def test_rooms_are_no_halls():
+    for folder in {path.parent for path in MODULES}:
+        if floor(dotted(folder / "__init__.py")) in ROOMS:
+            assert len(list(folder.glob("*.py"))) <= 17, folder
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if floor(dotted(path)) in SCIENCE], ids=dotted)

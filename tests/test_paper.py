@@ -16,10 +16,11 @@ from gsbids.interfaces.reconstruct import FitSvr, SampleVolume
 from gsbids.recon.fitting import outliers
 from gsbids.recon.fitting.options import SvrOptions
 from gsbids.recon.fitting.slices import SliceSet
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.svr.fit import fit_svr
 from gsbids.recon.svr_paper import top_k
 from gsbids.recon.svr_paper.fit import PaperOptions, fit_paper, initial_field, slice_weights
-from gsbids.recon.volume.sample import output_grid, sample_grid, sample_result, simulate_stack
+from gsbids.recon.volume.sample import output_grid, sample_result, simulate_stack
 from gsbids.simulate.compare import average_of_stacks
 
 QUICK = PaperOptions(iterations=120, n_gaussians=900, neighbours=32, index_every=20, threads=2)

@@ -18,10 +18,11 @@ from gsbids.recon.fitting.initialise import initial_field, sampling_probability
 from gsbids.recon.fitting.options import SvrOptions
 from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.motion import RigidMotion
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.svr.fit import fit_svr, move_field
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.volume.coverage import shown_region, vote_mask
-from gsbids.recon.volume.sample import output_grid, sample_grid, simulate_stack
+from gsbids.recon.volume.sample import output_grid, simulate_stack
 
 RADIUS = np.array([17.0, 21.0, 15.0])  # mm, half axes of the test brain
 AXES = {"axial": ((1, 0, 0), (0, 1, 0)), "coronal": ((1, 0, 0), (0, 0, 1)), "sagittal": ((0, 1, 0), (0, 0, 1))}

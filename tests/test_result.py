@@ -9,7 +9,10 @@ import pytest
 from qc_samples import NAMES, sample_result
 
 from gsbids.imaging.stack import Stack
+from gsbids.kernels import ops
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.svr.result import SvrResult
+from gsbids.recon.volume import sample as volume
 
 
 @pytest.fixture
@@ -70,3 +73,15 @@ def test_the_file_of_one_result_is_the_same_whatever_was_given(masks, tmp_path):
     result = sample_result(masks=masks)
     assert (result.save(tmp_path / "a.npz").read_bytes()
             == replace(result, masks=tuple(masks)).save(tmp_path / "b.npz").read_bytes())
+
+
+def test_volumes_are_rendered_with_the_cut_of_the_fit():
+    """Fields that were fitted with another radius of the Gaussians are sampled with that one."""
+    result = sample_result()
+    short = replace(result, settings=result.settings | {"cut": 2.5})
+    affine, shape = np.diag([2.0, 2.0, 2.0, 1.0]), (12, 12, 12)
+    affine[:3, 3] = result.field.origin + result.field.mean.mean(0) - 11
+    wanted = sample_grid(result.field, affine, shape, options=ops.RenderOptions(cut=2.5))[0]
+    found = volume.sample_result(short, affine, shape)
+    np.testing.assert_array_equal(found, np.maximum(wanted, 0) * result.intensity_scale + result.intensity_offset)
+    assert not np.array_equal(found, volume.sample_result(result, affine, shape))

@@ -9,16 +9,16 @@ from scipy.spatial.transform import Rotation
 
 from gsbids.errors import InputError
 from gsbids.kernels.nonlocal_means import SEARCH, nonlocal_means
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.sr.fit import super_resolve
 from gsbids.recon.sr.grid import grid_by_factor, grid_by_shape, grid_by_spacing
 from gsbids.recon.sr.interpolation import KERNELS, interpolate, interpolation_matrix
+from gsbids.recon.sr.member import to_world
 from gsbids.recon.sr.options import Schedule, SrOptions
 from gsbids.recon.sr.problem import SrProblem
 from gsbids.recon.sr.result import SrResult
 from gsbids.recon.sr.sampling_operator import PROFILES, AxisGrid, SamplingOperator, profile_matrix
 from gsbids.recon.sr.sobolev import bridge, sobolev
-from gsbids.recon.sr.world import to_world
-from gsbids.recon.volume.sample import sample_grid
 
 QUICK = SrOptions(profile="trilinear", schedules=(Schedule(1.0, 1.0, 20), Schedule(1.0, 1.0, 30)), members=1,
                   trial_voxels=3000)

@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import spearmanr
 from test_recon import AXES, QUICK, RADIUS, STILL, acquire, brain
 
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.svr.fit import fit_svr
-from gsbids.recon.volume.sample import output_grid, sample_grid, sample_result
+from gsbids.recon.volume.sample import output_grid, sample_result
 from gsbids.recon.volume.uncertainty import CALIBRATION, PLACEMENT, data_support, predict_error, split_members
 
 OPTIONS = dataclasses.replace(QUICK, members=2, motion_correction=False, detail_iterations=40)

@@ -27,11 +27,10 @@ from gsbids.recon.sr.edge import cut_copies, explains, learn_edge, sharpen_edge
 from gsbids.recon.sr.grid import SrGrid
 from gsbids.recon.sr.interpolation import interpolate
 from gsbids.recon.sr.magnitude_noise import noise_of_air, without_bias
-from gsbids.recon.sr.member import fit_member, render_fine
+from gsbids.recon.sr.member import fit_member, render_fine, to_world
 from gsbids.recon.sr.options import SrOptions
 from gsbids.recon.sr.problem import SrProblem
 from gsbids.recon.sr.result import SrResult
-from gsbids.recon.sr.world import to_world
 
 MEMBERS, CHEAP_MEMBERS = 2, 12
 LEAST_VOXELS = 64  # with less, there is nothing to fit Gaussians to

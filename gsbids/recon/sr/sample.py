@@ -7,9 +7,9 @@ from scipy import ndimage
 from gsbids.imaging.masks import same_grid
 from gsbids.kernels import ops, points
 from gsbids.recon.field import GaussianField
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.sr.grid import resampled
 from gsbids.recon.sr.result import SrResult
-from gsbids.recon.volume.sample import sample_grid
 
 ORTHOGONAL = 1e-3  # largest cosine of two in-plane axes of a grid that is rendered slice by slice
 AT_ONCE = 1 << 17  # points

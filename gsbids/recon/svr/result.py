@@ -9,6 +9,7 @@ import numpy as np
 
 from gsbids.atomic import replacing
 from gsbids.imaging.stack import Stack
+from gsbids.kernels import ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting.stack_bias import StackBias
 from gsbids.recon.motion import RigidMotion
@@ -88,6 +89,11 @@ class SvrResult:
         slices without information by stack (``empty``).
         """
         return {"doubts": {}, "left_out": [], "empty": {}} | self.settings.get("mask_choice", {})
+
+    def render_options(self, device: str = "cpu") -> ops.RenderOptions:
+        """Render the field as it was rendered in the fit, on a device; not for the field of the paper's method."""
+        known = {name: self.settings[name] for name in ("cut", "eps", "mass_factor") if name in self.settings}
+        return ops.RenderOptions(**known, device=device)
 
     def as_fitted(self, stacks: list[Stack]) -> list[Stack]:
         """Stacks, in the order of ``stack_names``, with the masks that were fitted."""

@@ -6,49 +6,12 @@ import numpy as np
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
-from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.psf import FWHM_TO_SIGMA
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.svr_paper import top_k
 
 GRID_MARGIN = 5.0  # mm around the brain
-BLOCK = 32  # planes rendered at once: bounds the memory
-
-
-def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: float = 0.0,
-                options: ops.RenderOptions = ops.RenderOptions()) -> tuple[np.ndarray, np.ndarray]:  # noqa: B008
-    """Values of the field at the voxel centres of any grid; nothing is interpolated.
-
-    Parameters
-    ----------
-    field : GaussianField
-    affine : ndarray, (4, 4)
-        Voxel indices to world RAS+ mm, with orthogonal axes.
-    shape : tuple of int
-        (X, Y, Z).
-    blur_fwhm : float
-        Full width at half maximum (mm) of a round PSF; 0: point samples.
-    options : RenderOptions
-
-    Returns
-    -------
-    image, weight : ndarray, (X, Y, Z), float32
-        I in the field's units, and D = sum of the weights (see :class:`GaussianField`).
-    """
-    frames, middle = slice_frames(affine, shape)
-    spacing = np.linalg.norm(affine[:3, :2], axis=0)
-    planes = []
-    for first in range(0, shape[2], BLOCK):
-        part = slice(first, min(first + BLOCK, shape[2]))
-        count = part.stop - part.start
-        geometry = ops.SliceGeometry(
-            rotation=frames[part], translation=middle[part] - field.origin,
-            psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2), spacing=np.tile(spacing, (count, 1)),
-            centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)), extent=ops.full_extent(count, shape[:2]),
-            shape=tuple(shape[:2]))
-        planes.append(ops.render(*field.parameters, geometry, options))
-    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
 
 
 def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "cpu") -> np.ndarray:
@@ -71,7 +34,7 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "c
     if settings.get("method") == "paper":
         image = top_k.render_volume(result.field, affine, shape, settings["neighbours"], settings["psf"])
     else:
-        image = sample_grid(result.field, affine, shape, options=ops.RenderOptions(device=device))[0]
+        image = sample_grid(result.field, affine, shape, options=result.render_options(device))[0]
     return np.maximum(image, 0) * result.intensity_scale + np.float32(result.intensity_offset)
 
 
@@ -193,6 +156,4 @@ def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, pixels, de
     geometry = ops.SliceGeometry(
         rotation=motion.rotation, translation=motion.translation, psf=psf, spacing=np.tile(spacing, (count, 1)),
         centre=np.tile(middle, (count, 1)), extent=ops.full_extent(count, shape), shape=shape)
-    options = ops.RenderOptions(cut=settings["cut"], eps=settings["eps"], mass_factor=settings["mass_factor"],
-                                device=device)
-    return ops.render(*field.parameters, geometry, options)[0]
+    return ops.render(*field.parameters, geometry, result.render_options(device))[0]

@@ -73,9 +73,10 @@ def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, Templ
     """Find the template that a brain looks most like, and how it must be turned and shifted to lie as in that.
 
     Every rotation is looked at (:func:`gsbids.recon.registration.register.likely_places`): a fetus may lie in any way.
-    First the brains are compared within their masks, where outlines tell much. Then the images are compared within the mask of
-    the template alone, as the mask of the brain may be wrong, with the size found along with the place; that decides
-    where it is clear, from the places that outlines tell, or, where those are doubtful, from all rotations again.
+    First the brains are compared within their masks, where outlines tell much. Then the images are compared within the
+    mask of the template alone, as the mask of the brain may be wrong, with the size found along with the place; that
+    decides where it is clear, from the places that outlines tell, or, where those are doubtful, from all rotations
+    again.
 
     Parameters
     ----------

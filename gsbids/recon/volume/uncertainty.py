@@ -12,8 +12,9 @@ from gsbids.imaging.stack import Stack
 from gsbids.kernels import ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting import outliers
+from gsbids.recon.sample_field import sample_grid
 from gsbids.recon.svr.result import SvrResult
-from gsbids.recon.volume.sample import sample_grid, simulate_stack
+from gsbids.recon.volume.sample import simulate_stack
 
 # The two numbers that data cannot give. Chosen on two simulations of a fetal brain of 22 weeks (benchmarks/svr.py,
 # row uncertainty, which is scored on others): members of an ensemble share data, poses and model, and err alike.
@@ -93,9 +94,8 @@ def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, im
     pixels = support * brain / len(members[0])
     data = 1 / (pixels / np.maximum(noise, 1e-6 * spread + 1e-12) + 1 / max(spread, 1e-12))
     slope = sum((g / voxel) ** 2 for g in np.gradient(image.astype(float)))
-    parts = (data,
-             CALIBRATION**2 * _variance_of_mean(members, affine, image.shape, device) * result.intensity_scale**2,
-             PLACEMENT**2 * slope)
+    fields = _variance_of_mean(members, affine, image.shape, result.render_options(device))
+    parts = data, CALIBRATION**2 * fields * result.intensity_scale**2, PLACEMENT**2 * slope
     parts = parts[0], *(ndimage.gaussian_filter(part, SMOOTH / voxel) for part in parts[1:])
     return Uncertainty(*(np.sqrt(part).astype(np.float32) for part in (sum(parts), *parts)))
 
@@ -108,13 +108,14 @@ def split_members(result: SvrResult) -> list[GaussianField]:
             for first, last in pairwise(starts)]
 
 
-def _variance_of_mean(members: list[GaussianField], affine: np.ndarray, shape, device: str) -> np.ndarray:
+def _variance_of_mean(members: list[GaussianField], affine: np.ndarray, shape,
+                      options: ops.RenderOptions) -> np.ndarray:
     """``s^2 / M`` from the images of the members, in the field's units squared; 0 for one member."""
     count, mean, square = len(members), np.zeros(shape), np.zeros(shape)
     if count < 2:
         return mean
     for number, member in enumerate(members, start=1):  # one image at a time (Welford's update)
-        image = sample_grid(member, affine, shape, options=ops.RenderOptions(device=device))[0]
+        image = sample_grid(member, affine, shape, options=options)[0]
         change = image - mean
         mean += change / number
         square += change * (image - mean)
