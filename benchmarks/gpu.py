@@ -28,18 +28,16 @@ import torch
 from gpu_fit import MILLION, OPTIONS, epochs, paper, ratio_to_paper
 from gpu_recon import agreement, sr_fit, svr_fit
 
-from gsbids.kernels import (
-    adjoint_cuda,
-    device,
-    grid_cuda,
-    ops,
-    ops_cuda,
-    ops_grid_cuda,
-    plan_cuda,
-    splat_cuda,
-    verlet_cuda,
-)
-from gsbids.kernels import grid as grid_cpu
+from gsbids.kernels import ops
+from gsbids.kernels.cpu import grid_ops as grid_cpu
+from gsbids.kernels.cuda import adjoint as adjoint_cuda
+from gsbids.kernels.cuda import grid as grid_cuda
+from gsbids.kernels.cuda import grid_ops as ops_grid_cuda
+from gsbids.kernels.cuda import kept_lists as verlet_cuda
+from gsbids.kernels.cuda import ops as ops_cuda
+from gsbids.kernels.cuda import plan as plan_cuda
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda import splat as splat_cuda
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 NAMES = ("mean", "log_scale", "quaternion", "intensity", "log_weight", "omega", "tau")
@@ -185,14 +183,14 @@ def rates(run: Run) -> dict:
     acquired = ops.Acquired(values, mask, 0.03, gain)
     h = torch.where(geometry.inside, image / weight, 0.0)
     k, moment = h * image, gauss.new_empty((len(record), adjoint_cuda.MOMENTS))
-    warps = device.blocks(len(record), adjoint_cuda.PAIRS), adjoint_cuda.PAIRS * adjoint_cuda.WARP
+    warps = runtime.blocks(len(record), adjoint_cuda.PAIRS), adjoint_cuda.PAIRS * adjoint_cuda.WARP
     tiles = lists.tiles[1], lists.tiles[0], len(geometry)
     stages = {
         "lists": lambda: ops_cuda.plan(field, geometry, OPTIONS),
         "project": lambda: plan_cuda.project(gauss, geometry, lists.pairs, OPTIONS.cut, OPTIONS.mass_factor),
-        "render": lambda: device.launch(splat_cuda.render_tiles, tiles, splat_cuda.WARP, record, lists.tile_start,
+        "render": lambda: runtime.launch(splat_cuda.render_tiles, tiles, splat_cuda.WARP, record, lists.tile_start,
                                         lists.tile_list, geometry.extent, OPTIONS.eps, image, weight),
-        "moments": lambda: device.launch(adjoint_cuda.moments, *warps, record, box, lists.pairs, *geometry.shape,
+        "moments": lambda: runtime.launch(adjoint_cuda.moments, *warps, record, box, lists.pairs, *geometry.shape,
                                          h.reshape(-1), k.reshape(-1), moment),
         "forward": lambda: ops.render(*field, geometry, OPTIONS, plans),
         "backward": lambda: ops_cuda.gradients(gauss, geometry, OPTIONS, plans, h, k),
@@ -269,7 +267,7 @@ def main() -> int:
     options = parser.parse_args()
     parts = [part for part in PARTS if not options.only or part.__name__ in options.only]
     run = Run(torch.device("cpu" if options.smoke else "cuda"), options.smoke)
-    device.check_device(run.target)
+    runtime.check_device(run.target)
     result, start = {"machine": machine(run), "smoke": run.smoke}, time.perf_counter()
     for part in parts:
         result[part.__name__] = attempt(part, run, time.perf_counter() - start > TIME)

@@ -8,7 +8,10 @@ import numpy as np
 import paper_torch
 import torch
 
-from gsbids.kernels import graph_cuda, ops, ops_cuda, verlet_cuda
+from gsbids.kernels import ops
+from gsbids.kernels.cuda import graph as graph_cuda
+from gsbids.kernels.cuda import kept_lists as verlet_cuda
+from gsbids.kernels.cuda import ops as ops_cuda
 
 OPTIONS = ops.RenderOptions()
 MILLION = (28, 148, 30000)  # slices a stack, pixels along an edge, Gaussians: 1.005 M pixels in the ball

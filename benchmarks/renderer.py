@@ -24,9 +24,10 @@ import renderer_fits as fits
 import torch
 from scipy.spatial.transform import Rotation
 
-from gsbids.kernels import geometry as chain
-from gsbids.kernels import ops, points, reference, rows
-from gsbids.kernels.lanes import FAST, ramp, spread, total
+from gsbids.kernels import ops, points, reference
+from gsbids.kernels.cpu import covariance as chain
+from gsbids.kernels.cpu import rows
+from gsbids.kernels.cpu.lanes import FAST, ramp, spread, total
 
 AXES = np.array([34.0, 41.0, 29.0])  # mm, of the ellipsoid
 WIDTHS = {"start": 0.5, "late": 0.1}  # mean log-scales: as at the start of a fit, and as at its end

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The renderer as torch operations: slices of a Gaussian field, forward and backward, and its volume on a grid.
 
-The field decides where the work is done: tensors of a GPU go to the CUDA kernels (:mod:`gsbids.kernels.ops_cuda`,
-:mod:`gsbids.kernels.ops_grid_cuda`) and come back as tensors of that GPU; arrays and tensors of the CPU go to the
+The field decides where the work is done: tensors of a GPU go to the CUDA kernels (:mod:`gsbids.kernels.cuda.ops`,
+:mod:`gsbids.kernels.cuda.grid_ops`) and come back as tensors of that GPU; arrays and tensors of the CPU go to the
 CPU's, and come back as arrays (from the autograd functions, as tensors). Arrays with ``options.device`` a GPU are
 moved there, and what is found comes back as arrays. The package numba-cuda is imported only for a GPU. ``lists``: from
 :func:`plan`; the CPU's kernels keep none.
@@ -13,27 +13,29 @@ from importlib import import_module
 import numpy as np
 import torch
 
-from gsbids.kernels import device, grid, rows, splat_cpu, there
-from gsbids.kernels.grid import GridGeometry
-from gsbids.kernels.problem import DEFAULT, Acquired, PackedField, RenderOptions, SliceGeometry, Step, full_extent
+from gsbids.kernels import backend
+from gsbids.kernels.cpu import grid_ops, rows, splat
+from gsbids.kernels.cpu.packed import PackedField
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.problem import DEFAULT, Acquired, GridGeometry, RenderOptions, SliceGeometry, Step, full_extent
 
 __all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeometry", "SliceRender", "Step",
            "full_extent", "image_gradient", "kept_lists", "on_device", "plan", "pose_normal_equations", "render",
            "render_grid", "step_slices"]
 
 
-def _cuda(array, module: str = "ops_cuda"):
+def _cuda(array, module: str = "ops"):
     """The module of the CUDA twins if ``array`` is for them, else None."""
-    return import_module(f"gsbids.kernels.{module}") if device.takes(array) else None
+    return import_module(f"gsbids.kernels.cuda.{module}") if runtime.takes(array) else None
 
 
 def _is_away(array, options) -> bool:
     """Whether an array is to be rendered on a GPU, where it is not yet."""
-    return options.device != there.CPU and not torch.is_tensor(array)
+    return options.device != backend.CPU and not torch.is_tensor(array)
 
 
 def _moved(arrays, options):
-    return [there.put(array, options.device) for array in arrays]
+    return [backend.to_device(array, options.device) for array in arrays]
 
 
 def on_device(geometry: SliceGeometry, name: str):
@@ -41,12 +43,12 @@ def on_device(geometry: SliceGeometry, name: str):
 
     Returns
     -------
-    SliceGeometry or gsbids.kernels.plan_cuda.DeviceGeometry
+    SliceGeometry or gsbids.kernels.cuda.plan.DeviceGeometry
         The geometry itself for the CPU.
     """
-    if name == there.CPU:
+    if name == backend.CPU:
         return geometry
-    return import_module("gsbids.kernels.ops_cuda").on_device(geometry, there.target(name))
+    return import_module("gsbids.kernels.cuda.ops").on_device(geometry, backend.torch_device(name))
 
 
 def kept_lists(options):
@@ -54,13 +56,13 @@ def kept_lists(options):
 
     Returns
     -------
-    gsbids.kernels.verlet_cuda.KeptLists or None
+    gsbids.kernels.cuda.kept_lists.KeptLists or None
     """
-    return None if options.device == there.CPU else import_module("gsbids.kernels.verlet_cuda").KeptLists(options)
+    return None if options.device == backend.CPU else import_module("gsbids.kernels.cuda.kept_lists").KeptLists(options)
 
 
 def plan(field, geometry, options=DEFAULT, margin: float = 0.0):
-    """Lists that several renderings of slices may share; None for the CPU, see :func:`gsbids.kernels.ops_cuda.plan`."""
+    """Lists that several renderings of slices may share; None for the CPU, see :func:`gsbids.kernels.cuda.ops.plan`."""
     twin = _cuda(field[0])
     return twin and twin.plan(field, geometry, options, margin)
 
@@ -84,13 +86,13 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     """
     if _is_away(mean, options):
         field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return there.host(render(*field, geometry, options, lists))
+        return backend.to_host(render(*field, geometry, options, lists))
     if twin := _cuda(mean):
         return twin.render(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
     weight = np.empty_like(image)
-    splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
+    splat.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
                       options.mass_factor, rows.lanes(), image, weight)
     return image, weight
 
@@ -113,7 +115,7 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     """
     if _is_away(mean, options):
         field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return there.host(step_slices(*field, geometry, acquired, options, lists))
+        return backend.to_host(step_slices(*field, geometry, acquired, options, lists))
     if twin := _cuda(mean):
         return twin.step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
@@ -121,7 +123,7 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
     total, pose = np.empty((len(field.table), 11), np.float32), np.empty((slices, 6))
     gain = np.ones(slices) if acquired.gain is None else acquired.gain
-    splat_cpu.step(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps), options.mass_factor,
+    splat.step(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps), options.mass_factor,
                    rows.lanes(), np.ascontiguousarray(acquired.values, np.float32),
                    np.ascontiguousarray(acquired.weight, np.float32), np.asarray(gain, np.float32),
                    np.float32(acquired.delta), image, loss, total, pose)
@@ -146,19 +148,19 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
     """
     if _is_away(mean, options):
         field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return there.host(image_gradient(*field, geometry, _moved(rendered, options), options, lists))
+        return backend.to_host(image_gradient(*field, geometry, _moved(rendered, options), options, lists))
     if twin := _cuda(mean):
         return twin.image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options,
                                    lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
-    splat_cpu.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
+    splat.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
                              *rendered, out)
     return out
 
 
 def pose_normal_equations(geometry, gradient, residual, weight, gain):
-    """Gauss-Newton system of every slice's pose; see :func:`gsbids.kernels.splat_cpu.pose_normal_equations`.
+    """Gauss-Newton system of every slice's pose; see :func:`gsbids.kernels.cpu.splat.pose_normal_equations`.
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
     slices = len(residual)
     matrix, vector = np.empty((slices, 6, 6)), np.empty((slices, 6))
     _, _, _, spacing, centre, _ = geometry.arrays()
-    splat_cpu.pose_normal_equations(spacing, centre, gradient, residual, weight,
+    splat.pose_normal_equations(spacing, centre, gradient, residual, weight,
                                     np.asarray(gain, np.float64), matrix, vector)
     return matrix, vector
 
@@ -208,7 +210,7 @@ class SliceRenderCpu(torch.autograd.Function):
         field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
         image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
-        splat_cpu.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
+        splat.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
                           options.mass_factor, rows.lanes(), image, weight)
         ctx.problem = (field, geometry, options)
         image = torch.from_numpy(image)
@@ -221,7 +223,7 @@ class SliceRenderCpu(torch.autograd.Function):
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         total = np.empty((len(field.table), 11), np.float32)
         pose = np.empty((len(geometry.rotation), 6))
-        splat_cpu.backward(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
+        splat.backward(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
                            np.ascontiguousarray(grad, np.float32), image, weight, total, pose)
         pose = torch.from_numpy(pose.astype(np.float32))
         gradients = (torch.from_numpy(a) for a in field.gradients(total, options))
@@ -229,16 +231,16 @@ class SliceRenderCpu(torch.autograd.Function):
 
 
 def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT, lists=None):
-    """Render a field on a grid without gradients; formula and parameters: :func:`gsbids.kernels.grid.render_grid`.
+    """Render a field on a grid without gradients; as :func:`gsbids.kernels.cpu.grid_ops.render_grid`, with its formula.
 
-    ``lists``: from :func:`gsbids.kernels.ops_grid_cuda.plan_grid`, on a GPU only. Returns image and weight (P, X, Y).
+    ``lists``: from :func:`gsbids.kernels.cuda.grid_ops.plan_grid`, on a GPU only. Returns image and weight (P, X, Y).
     """
     if _is_away(mean, options):
         field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return there.host(render_grid(*field, geometry, options, lists))
-    if twin := _cuda(mean, "ops_grid_cuda"):
+        return backend.to_host(render_grid(*field, geometry, options, lists))
+    if twin := _cuda(mean, "grid_ops"):
         return twin.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
-    return grid.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options)
+    return grid_ops.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options)
 
 
 class GridRender(torch.autograd.Function):
@@ -246,8 +248,8 @@ class GridRender(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):
-        cuda = _cuda(inputs[0], "ops_grid_cuda")
-        ctx.twin = cuda.GridRenderCuda if cuda else grid.GridRender
+        cuda = _cuda(inputs[0], "grid_ops")
+        ctx.twin = cuda.GridRenderCuda if cuda else grid_ops.GridRender
         return ctx.twin.forward(ctx, *(inputs if cuda else inputs[:7]))
 
     @staticmethod

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from gsbids.kernels.problem import DEFAULT, PackedField, RenderOptions
+from gsbids.kernels.cpu.packed import PackedField
+from gsbids.kernels.problem import DEFAULT, RenderOptions
 
 PARTS = 16  # parts of the points, each with its own gradient buffer: the bits do not depend on the threads
 PLAIN = RenderOptions(mass_factor=False)

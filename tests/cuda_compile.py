@@ -17,7 +17,10 @@ from numba import cuda, float32, int32, types
 ARCHITECTURE = (int(sys.argv[1]) // 10, int(sys.argv[1]) % 10)
 numba.cuda.dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=ARCHITECTURE)
 
-from gsbids.kernels import adjoint_cuda, grid_cuda, splat_cuda, verlet_cuda  # noqa: E402
+from gsbids.kernels.cuda import adjoint as adjoint_cuda  # noqa: E402
+from gsbids.kernels.cuda import grid as grid_cuda  # noqa: E402
+from gsbids.kernels.cuda import kept_lists as verlet_cuda  # noqa: E402
+from gsbids.kernels.cuda import splat as splat_cuda  # noqa: E402
 
 F, I = float32, int32
 F1, F2, F3, F4 = F[::1], F[:, ::1], F[:, :, ::1], F[:, :, :, ::1]

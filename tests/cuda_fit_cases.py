@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from gsbids.imaging.stack import Stack
-from gsbids.kernels import ops, there
-from gsbids.kernels.geometry import covariances
+from gsbids.kernels import backend, ops
+from gsbids.kernels.cpu.covariance import covariances
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting import outliers, poses
 from gsbids.recon.fitting import stage as fit_field
@@ -37,7 +37,7 @@ SHORT = SvrOptions(n_gaussians=8, iterations=2, pose_start=1, pose_every=1, neig
 
 
 @contextmanager
-def backend(device):
+def backend_of_users(device):
     """The CPU is that of users: without the simulator, which takes every tensor."""
     before = os.environ.pop("GSBIDS_BACKEND", None) if device == "cpu" else None
     try:
@@ -49,7 +49,7 @@ def backend(device):
 
 def relative(a, b):
     """Largest difference over the largest number."""
-    a, b = (np.asarray(there.host(x), float) for x in (a, b))
+    a, b = (np.asarray(backend.to_host(x), float) for x in (a, b))
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
 
 
@@ -77,7 +77,7 @@ def problem(device):
 
 def shape_of(field):
     """Covariances of a field's Gaussians."""
-    return covariances(*(np.ascontiguousarray(there.host(a)) for a in (field["log_scale"], field["quaternion"])))
+    return covariances(*(np.ascontiguousarray(backend.to_host(a)) for a in (field["log_scale"], field["quaternion"])))
 
 
 def stage() -> dict:
@@ -135,11 +135,11 @@ def weights() -> dict:
     mask[5] = False
     width, found = np.full((9, 2), 1.5), []
     for name in ("cpu", "cuda"):
-        images = [there.put(a, name) for a in (values, simulated, mask)]
+        images = [backend.to_device(a, name) for a in (values, simulated, mask)]
         missed = images[0] - images[1]
         shade, trust = outliers.shades_and_weights(*images, width)
         found.append((outliers.slice_gains(*images), shade, trust, outliers.pixel_weights(missed, images[2]),
-                      there.medians(abs(missed), images[2])))
+                      backend.medians(abs(missed), images[2])))
     names = ("gains", "shade", "trust", "pixels", "medians")
     errors = {name: relative(b, a) for name, a, b in zip(names, *found, strict=True)}
     return errors | {"no shade": float((found[0][1] == 1).all()), "nothing rejected": float(found[0][2].min() > 0.5)}
@@ -201,7 +201,7 @@ def sr_member() -> dict:
     for forward in ("exact", "psf"):
         found = []
         for device in ("cuda", "cpu"):
-            with backend(device):
+            with backend_of_users(device):
                 given = SrProblem.pose(coarse, axes, SrOptions(forward=forward, rim=0, device=device))
                 given = replace(given, held=np.indices(coarse.shape).sum(0) == 3)
                 one, two = (fit_member(given, coarse, Schedule(1.0, 1.0, steps), 0) for steps in (1, 2))

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 from gsbids.errors import DeviceError
-from gsbids.kernels import graph_cuda, grid, ops, ops_cuda, ops_grid_cuda, plan_cuda, reference, verlet_cuda
+from gsbids.kernels import ops, reference
+from gsbids.kernels.cpu import grid_ops as grid
+from gsbids.kernels.cuda import graph as graph_cuda
+from gsbids.kernels.cuda import grid_ops as ops_grid_cuda
+from gsbids.kernels.cuda import kept_lists as verlet_cuda
+from gsbids.kernels.cuda import ops as ops_cuda
+from gsbids.kernels.cuda import plan as plan_cuda
 
 NAMES = ("mean", "log_scale", "quaternion", "intensity", "log_weight", "omega", "tau")
 DEVICE = "cpu"  # or what --device says

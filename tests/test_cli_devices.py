@@ -13,7 +13,7 @@ from gsbids.cli.plan import Plan
 from gsbids.cli.run import execute, one_gpu
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
-from gsbids.kernels import there
+from gsbids.kernels import backend
 
 NO_GPU = torch.version.cuda is None
 needs_cpu_build = pytest.mark.skipif(not NO_GPU, reason="torch is a build with CUDA here")
@@ -47,7 +47,7 @@ def test_without_a_gpu_one_line_says_what_was_found_and_what_to_do(device, monke
 def test_a_build_with_cuda_and_no_driver(monkeypatch):
     monkeypatch.delenv("GSBIDS_BACKEND", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    names, problem = there.find_gpus()
+    names, problem = backend.find_gpus()
     assert names == ()
     assert "nvidia-smi" in problem
 

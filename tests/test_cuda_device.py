@@ -10,22 +10,24 @@ import pytest
 import torch
 
 from gsbids.errors import DeviceError
-from gsbids.kernels import device, graph_cuda, ops
+from gsbids.kernels import ops
+from gsbids.kernels.cuda import graph as graph_cuda
+from gsbids.kernels.cuda import runtime
 
 
 def test_without_numba_cuda_the_message_says_what_to_install():
     code = ("import sys; sys.modules['numba.cuda'] = None\n"
-            "from gsbids.kernels import device\n"
-            "try:\n    device.numba_cuda()\nexcept device.DeviceError as error:\n    print(error)")
+            "from gsbids.kernels.cuda import runtime\n"
+            "try:\n    runtime.numba_cuda()\nexcept runtime.DeviceError as error:\n    print(error)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "gsbids[gpu]" in done.stdout, done.stderr
 
 
 def test_chunks_are_consecutive_and_fit():
-    assert device.chunks([3, 3, 3, 9, 0, 1], 10, 90) == [(0, 3), (3, 5), (5, 6)]
-    assert device.chunks([], 10, 90) == []
+    assert runtime.chunks([3, 3, 3, 9, 0, 1], 10, 90) == [(0, 3), (3, 5), (5, 6)]
+    assert runtime.chunks([], 10, 90) == []
     with pytest.raises(DeviceError, match="slice 1 needs"):
-        device.chunks([1, 10], 10, 90)
+        runtime.chunks([1, 10], 10, 90)
 
 
 def test_less_memory_is_tried_when_it_runs_out(monkeypatch):
@@ -38,16 +40,16 @@ def test_less_memory_is_tried_when_it_runs_out(monkeypatch):
             raise torch.cuda.OutOfMemoryError
         return "done"
 
-    assert device.with_smaller_chunks(work, torch.device("cpu")) == "done"
+    assert runtime.with_smaller_chunks(work, torch.device("cpu")) == "done"
     assert tried == [800, 400, 200]
     with pytest.raises(DeviceError, match="ran out of memory 4 times"):
-        device.with_smaller_chunks(lambda available: work(available, 0), torch.device("cpu"))
+        runtime.with_smaller_chunks(lambda available: work(available, 0), torch.device("cpu"))
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("GSBIDS_BACKEND", "tpu")
     with pytest.raises(DeviceError, match="cpu, cuda, sim"):
-        device.backend()
+        runtime.backend()
 
 
 def run_python(code, **environment):
@@ -89,7 +91,7 @@ except DeviceError as error:
 def test_the_cuda_modules_need_no_scipy():
     pytest.importorskip("numba_cuda")
     code = SMALL.format(absent=["scipy"]) + """
-from gsbids.kernels import graph_cuda, ops_cuda, ops_grid_cuda, verlet_cuda
+from gsbids.kernels.cuda import graph, grid_ops, kept_lists, ops as twins
 image, weight = ops.render(*map(torch.tensor, field), geometry)
 print(type(image).__name__, bool(np.allclose(image, ops.render(*field, geometry)[0], atol=1e-6)))
 """
@@ -98,8 +100,8 @@ print(type(image).__name__, bool(np.allclose(image, ops.render(*field, geometry)
 
 def test_arrays_and_tensors_of_the_cpu_stay_there(monkeypatch):
     monkeypatch.delenv("GSBIDS_BACKEND", raising=False)
-    assert not device.takes(np.zeros(3))
-    assert not device.takes(torch.zeros(3))
+    assert not runtime.takes(np.zeros(3))
+    assert not runtime.takes(torch.zeros(3))
     assert ops.plan([torch.zeros(1, 3)], None) is None
     field = [torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(1, 4), torch.ones(1, requires_grad=True), torch.zeros(1)]
     geometry = ops.GridGeometry((2, 2, 2), np.ones(3), np.zeros(3))
@@ -107,8 +109,8 @@ def test_arrays_and_tensors_of_the_cpu_stay_there(monkeypatch):
         ops.GridRender.apply(*field, geometry, ops.RenderOptions(), *lists).sum().backward()
     assert field[3].grad > 0
     monkeypatch.setenv("GSBIDS_BACKEND", "sim")
-    assert device.takes(torch.zeros(3))
-    assert not device.takes(np.zeros(3))
+    assert runtime.takes(torch.zeros(3))
+    assert not runtime.takes(np.zeros(3))
 
 
 def test_without_a_gpu_captured_work_is_done_plainly():

@@ -21,7 +21,8 @@ BESIDE = {("qc", "recon")}
 
 # The rooms of the science, from the top; what lies in the folder itself is below its rooms. Rooms of one entry do not
 # know each other.
-ROOMS = {"recon": [("models",), ("volume",), ("svr_paper",), ("svr",), ("fitting", "registration", "sr")]}
+ROOMS = {"recon": [("models",), ("volume",), ("svr_paper",), ("svr",), ("fitting", "registration", "sr")],
+         "kernels": [("ops", "points"), ("backend",), ("cpu", "cuda")]}
 
 # Settings are made by the command line and read by the builders; steps get values.
 CONFIG = {"cli", "workflows"}

@@ -40,7 +40,7 @@ def resolve_device(device: str, plugin: str = "auto", method: str = "default") -
     if plugin not in LOCAL and device != "auto":
         LOGGER.info("--device %s: not looked for here, as %s runs the jobs elsewhere", device, plugin)
         return device
-    from gsbids.kernels.there import expects_gpu, find_gpus
+    from gsbids.kernels.backend import expects_gpu, find_gpus
 
     names, problem = find_gpus()
     if device == "auto":
@@ -60,6 +60,6 @@ def device_words(device: str, plugin: str = "auto") -> str:
     """The device that :func:`resolve_device` gave, with the name of the GPU where it is one of this machine."""
     if device == "cpu" or plugin not in LOCAL:
         return device
-    from gsbids.kernels.there import find_gpus
+    from gsbids.kernels.backend import find_gpus
 
     return f"{device} ({find_gpus()[0][int(device.partition(':')[2] or 0)]})"

@@ -128,7 +128,7 @@ def _cpuinfo() -> str:
 
 def _kernels() -> Path:
     """Folder of the kernels' sources, which are not loaded."""
-    return Path(importlib.util.find_spec("gsbids.kernels").submodule_search_locations[0])
+    return Path(importlib.util.find_spec("gsbids.kernels").submodule_search_locations[0], "cpu")
 
 
 def _writable(folder: Path) -> bool:

@@ -88,7 +88,7 @@ class EarlyPreview(NodeInterface):
     output_spec = EarlyPreviewOutputSpec
 
     def _run_interface(self, runtime):
-        from gsbids.kernels.there import release
+        from gsbids.kernels.backend import release
         from gsbids.recon.fitting.options import SvrOptions
         from gsbids.recon.registration.register import register_stacks
         from gsbids.recon.svr.fit import fit_svr

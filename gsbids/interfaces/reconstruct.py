@@ -79,7 +79,7 @@ class FitSvr(NodeInterface):
 
         import numpy as np
 
-        from gsbids.kernels.there import release
+        from gsbids.kernels.backend import release
         from gsbids.recon.fitting.options import SvrOptions
         from gsbids.recon.svr.exclude import with_excluded
         from gsbids.recon.svr.fit import fit_svr
@@ -164,7 +164,7 @@ class SampleVolume(NodeInterface):
         import numpy as np
 
         from gsbids.imaging.masks import without_appendages
-        from gsbids.kernels.there import release
+        from gsbids.kernels.backend import release
         from gsbids.recon.svr.result import SvrResult
         from gsbids.recon.volume.coverage import shown_region, vote_mask, without_holes
         from gsbids.recon.volume.sample import in_order, output_grid, sample_result
@@ -294,7 +294,7 @@ class SimulateStack(NodeInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
-        from gsbids.kernels.there import release
+        from gsbids.kernels.backend import release
         from gsbids.recon.svr.result import SvrResult
         from gsbids.recon.volume.sample import simulate_stack
 

@@ -77,7 +77,7 @@ class SuperResolve(NodeInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
-        from gsbids.kernels.there import release
+        from gsbids.kernels.backend import release
         from gsbids.recon.sr.fit import super_resolve
         from gsbids.recon.sr.grid import resampled
         from gsbids.recon.sr.options import SrOptions

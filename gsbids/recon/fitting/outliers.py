@@ -8,7 +8,7 @@ always arrays.
 import numpy as np
 from scipy import ndimage
 
-from gsbids.kernels import there
+from gsbids.kernels import backend
 
 MAD_TO_SIGMA = 1.4826
 SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
@@ -36,10 +36,10 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
     ndarray, (S,)
         With geometric mean 1 over the slices, weighted by their evidence.
     """
-    cross = there.host((weight * values * simulated).sum((1, 2), dtype=float))
-    power = there.host((weight * simulated * simulated).sum((1, 2), dtype=float))
-    own = there.beside((cross / np.maximum(power, 1e-12))[:, None, None].astype(np.float32), values)
-    misfit, total = there.host(((weight * (values - own * simulated) ** 2).sum((1, 2)), weight.sum((1, 2))))
+    cross = backend.to_host((weight * values * simulated).sum((1, 2), dtype=float))
+    power = backend.to_host((weight * simulated * simulated).sum((1, 2), dtype=float))
+    own = backend.like((cross / np.maximum(power, 1e-12))[:, None, None].astype(np.float32), values)
+    misfit, total = backend.to_host(((weight * (values - own * simulated) ** 2).sum((1, 2)), weight.sum((1, 2))))
     misfit = misfit / np.maximum(total, 1e-12)
     prior = ALIKE * np.median(misfit) / GAIN_SPREAD**2 + 1e-12
     gain = np.clip((cross + prior) / (power + prior), *GAIN_LIMITS)
@@ -48,8 +48,8 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
 
 def slice_residuals(residual, mask) -> np.ndarray:
     """Mean absolute residual of every slice inside its mask, (S,)."""
-    total = there.host((abs(residual) * mask).sum((1, 2), dtype=float))
-    return total / np.maximum(there.host(mask.sum((1, 2))), 1)
+    total = backend.to_host((abs(residual) * mask).sum((1, 2), dtype=float))
+    return total / np.maximum(backend.to_host(mask.sum((1, 2))), 1)
 
 
 def slice_weights(residual, mask) -> np.ndarray:
@@ -60,7 +60,7 @@ def slice_weights(residual, mask) -> np.ndarray:
     lose their say.
     """
     level = slice_residuals(residual, mask)
-    pixels = there.host(mask.sum((1, 2)))
+    pixels = backend.to_host(mask.sum((1, 2)))
     large = pixels >= np.median(pixels) / 4  # small end slices do not set the scale
     middle = np.median(level[large])
     spread = max(MAD_TO_SIGMA * np.median(np.abs(level[large] - middle)), LEAST_SPREAD * middle, 1e-6)
@@ -93,22 +93,22 @@ def shades_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.n
     weight = slice_weights(values - simulated, mask)
     doubtful = np.flatnonzero(weight < TRUSTED)
     for s in doubtful:
-        inside, acquired, expected = there.host((mask[s], values[s], simulated[s]))
+        inside, acquired, expected = backend.to_host((mask[s], values[s], simulated[s]))
         cross, power = (ndimage.gaussian_filter(inside * a * expected, width[s]) for a in (acquired, expected))
         prior = SHADE_PRIOR * np.median(power[inside])
         shade[s] = np.clip((cross + prior) / (power + prior), *SHADE_LIMITS)
-    with_shade = slice_weights(values - there.beside(shade, values) * simulated, mask)
+    with_shade = slice_weights(values - backend.like(shade, values) * simulated, mask)
     helped = (weight < TRUSTED) & (with_shade >= TRUSTED)
     shade[~helped] = 1
-    return there.beside(shade, values), np.where(helped, with_shade, weight)
+    return backend.like(shade, values), np.where(helped, with_shade, weight)
 
 
 def pixel_weights(residual, mask) -> np.ndarray:
     """Welsch weights of pixels, (S, X, Y) in [0, 1]; the scale is each slice's robust deviation, but never
     under that of the typical slice."""
-    scale = MAD_TO_SIGMA * there.medians(abs(residual), mask)
+    scale = MAD_TO_SIGMA * backend.medians(abs(residual), mask)
     scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]
-    return there.exponential(-0.5 * (residual / there.beside(PIXEL_TOLERANCE * scale, residual)) ** 2)
+    return backend.exp(-0.5 * (residual / backend.like(PIXEL_TOLERANCE * scale, residual)) ** 2)
 
 
 def slice_ncc(values, simulated, mask) -> np.ndarray:

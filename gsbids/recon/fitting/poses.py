@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gsbids.kernels import ops, there
+from gsbids.kernels import backend, ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting.neighbours import OFFSETS, Pull, lengths, pull_of, tangents
 from gsbids.recon.fitting.slices import SliceSet
@@ -74,7 +74,7 @@ class PoseProblem:
     def of(cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions,
            tie: float = 0.0) -> "PoseProblem":
         """The problem of placing ``slices`` in ``field``; arrays and tensors are taken to the device of the options."""
-        *parameters, values, weight, gain = (there.put(a, options.device) for a in (
+        *parameters, values, weight, gain = (backend.to_device(a, options.device) for a in (
             *field.parameters, slices.values, weight, np.asarray(gain, np.float32)))
         return cls(tuple(parameters), slices.with_values(values), weight, gain, options, tie)
 
@@ -97,7 +97,7 @@ class PoseProblem:
 
     def with_means(self, mean: np.ndarray) -> "PoseProblem":
         """The same with the Gaussians in other places (N, 3)."""
-        return replace(self, parameters=(there.put(mean, self.options.device), *self.parameters[1:]))
+        return replace(self, parameters=(backend.to_device(mean, self.options.device), *self.parameters[1:]))
 
     def pull(self, state: PoseState) -> Pull:
         """Pull to the neighbours as they are now."""
@@ -106,7 +106,8 @@ class PoseProblem:
 
 def robust_cost(residual, weight) -> np.ndarray:
     """Charbonnier cost of every slice, (S,) array: ``sum weight (sqrt(r^2 + d^2) - d)``."""
-    return there.host((weight * (there.root(residual**2 + CHARBONNIER**2) - CHARBONNIER)).sum((1, 2), dtype=float))
+    cost = weight * (backend.sqrt(residual**2 + CHARBONNIER**2) - CHARBONNIER)
+    return backend.to_host(cost.sum((1, 2), dtype=float))
 
 
 def linearised(problem: PoseProblem, motion: RigidMotion):
@@ -128,8 +129,8 @@ def linearised(problem: PoseProblem, motion: RigidMotion):
     rendered = ops.render(*problem.parameters, geometry, problem.options, lists)
     residual = problem.residual(rendered[0])
     gradient = ops.image_gradient(*problem.parameters, geometry, rendered, problem.options, lists)
-    robust = there.single(problem.weight / there.root(residual**2 + CHARBONNIER**2))
-    matrix, vector = there.host(ops.pose_normal_equations(geometry, gradient, residual, robust, problem.gain))
+    robust = backend.as_float32(problem.weight / backend.sqrt(residual**2 + CHARBONNIER**2))
+    matrix, vector = backend.to_host(ops.pose_normal_equations(geometry, gradient, residual, robust, problem.gain))
     return matrix, vector, gradient, robust, residual
 
 

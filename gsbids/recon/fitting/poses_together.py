@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, cg
 
-from gsbids.kernels import there
+from gsbids.kernels import backend
 from gsbids.recon.fitting.poses import MAX_SHIFT, MAX_TURN, PoseProblem, PoseState, linearised, robust_cost
 from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.motion import RigidMotion
@@ -48,7 +48,7 @@ def step_together(problem: PoseProblem, state: PoseState, trust: np.ndarray,
     matrix, vector, gradient, robust, residual = linearised(problem, state.motion)
     cost = robust_cost(residual, problem.weight).sum()
     near = _Nearby(problem.slices, state.motion, trust)
-    gradient, robust, gain, mean = there.host((gradient, robust, problem.gain, problem.parameters[0]))
+    gradient, robust, gain, mean = backend.to_host((gradient, robust, problem.gain, problem.parameters[0]))
     system = _System(matrix, vector, *_jacobian(near, gradient, robust, gain, rng))
     passing = near.through(mean.astype(float))
     for damping in DAMPINGS:

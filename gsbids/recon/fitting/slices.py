@@ -74,7 +74,7 @@ class SliceSet:
 
         Returns
         -------
-        SliceGeometry, or gsbids.kernels.plan_cuda.DeviceGeometry for a GPU
+        SliceGeometry, or gsbids.kernels.cuda.plan.DeviceGeometry for a GPU
         """
         if device not in self._placed:
             here = ops.SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gsbids.kernels import there
+from gsbids.kernels import backend
 from gsbids.recon.motion import RigidMotion
 
 WIDTH = 40.0  # mm: standard deviation of the Gaussians, and about their distance
@@ -57,12 +57,12 @@ class BiasBasis:
         """``exp(sum_m c_m G_m / sum_m G_m)`` on every pixel, (S, X, Y), for each slice's coefficients (S, M)."""
         across = self.across.swapaxes(1, 2)
         total = (self.along @ across).clip(TINY)
-        log_factor = there.beside(log_factor[:, None].astype(np.float32), across)
-        return there.exponential((self.along * log_factor) @ across / total)
+        log_factor = backend.like(log_factor[:, None].astype(np.float32), across)
+        return backend.exp((self.along * log_factor) @ across / total)
 
     def cells(self, size) -> np.ndarray:
         """Share ``G_m / sum_m G_m`` of each Gaussian in the middle of cells of ``size`` pixels, (S, X', Y', M)."""
-        rows, columns = (there.host(a[:, _middles(a.shape[1], s)])
+        rows, columns = (backend.to_host(a[:, _middles(a.shape[1], s)])
                          for a, s in ((self.along, size[0]), (self.across, size[1])))
         share = rows[:, :, None] * columns[:, None]
         return share / np.maximum(share.sum(-1, keepdims=True), TINY)
@@ -146,6 +146,6 @@ def _cell_sums(image, size) -> np.ndarray:
         rows, columns = (-(-n // int(s)) for n, s in zip(image.shape[1:], size, strict=True))
         last = [int(count * s - n) for count, s, n in zip((rows, columns), size, image.shape[1:], strict=True)]
         padded = torch.nn.functional.pad(image, (0, last[1], 0, last[0]))
-        return there.host(padded.reshape(len(image), rows, int(size[0]), columns, int(size[1])).sum((2, 4)))
+        return backend.to_host(padded.reshape(len(image), rows, int(size[0]), columns, int(size[1])).sum((2, 4)))
     rows = np.add.reduceat(image, np.arange(0, image.shape[1], size[0]), axis=1)
     return np.add.reduceat(rows, np.arange(0, image.shape[2], size[1]), axis=2)

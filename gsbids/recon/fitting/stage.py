@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from gsbids.kernels import ops, there
+from gsbids.kernels import backend, ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting import outliers, poses
 from gsbids.recon.fitting.initialise import initial_field
@@ -87,7 +87,7 @@ class FitProblem:
     @cached_property
     def on_device(self) -> "DevicePixels":
         """The pixels on the device of the fit, copied once."""
-        values, train, held, inner = (there.put(a, self.options.device) for a in (
+        values, train, held, inner = (backend.to_device(a, self.options.device) for a in (
             self.slices.values, self.train, self.held, self.train & self.slices.mask))
         return DevicePixels(self.slices.with_values(values), train, held, inner)
 
@@ -105,7 +105,7 @@ class FitProblem:
     @cached_property
     def basis_on_device(self) -> BiasBasis:
         """The same on the device of the fit."""
-        return BiasBasis(*(there.put(a, self.options.device) for a in (self.basis.along, self.basis.across)))
+        return BiasBasis(*(backend.to_device(a, self.options.device) for a in (self.basis.along, self.basis.across)))
 
 
 @dataclass(frozen=True)
@@ -195,19 +195,19 @@ class FitState:
 
     def field(self, origin) -> GaussianField:
         """The field as arrays (on the CPU, views of the parameters)."""
-        arrays = {k: there.host(v) for k, v in self.parameters.items()}
+        arrays = {k: backend.to_host(v) for k, v in self.parameters.items()}
         return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
 
     def at(self, device: str) -> "FitState":
         """The same with its images on a device."""
         images = {name: getattr(self, name) for name in self.IMAGES}
-        return replace(self, compared=None, **{name: image if image is None else there.put(image, device)
+        return replace(self, compared=None, **{name: image if image is None else backend.to_device(image, device)
                                                for name, image in images.items()})
 
     def pixel_weights(self, pixels):
         """Weight of each of some pixels (a mask) of the slices without shade, float32: its own times its slice's."""
-        weight = there.beside(self.slice_weight[:, None, None], self.pixel_weight) * self.pixel_weight
-        return there.single(pixels * weight * (self.shade * self.bias) ** 2)
+        weight = backend.like(self.slice_weight[:, None, None], self.pixel_weight) * self.pixel_weight
+        return backend.as_float32(pixels * weight * (self.shade * self.bias) ** 2)
 
     def unshaded(self, slices: SliceSet) -> SliceSet:
         """The slices with the signal that they have lost, and without their stacks' bias."""
@@ -217,8 +217,8 @@ class FitState:
         """What the next step is compared with."""
         if self.compared is None:
             clean, weight = self.unshaded(pixels.slices), self.pixel_weights(pixels.train)
-            gain = there.beside(self.gain, clean.values)
-            seen = pixels.held * there.beside(self.slice_weight[:, None, None], clean.values)
+            gain = backend.like(self.gain, clean.values)
+            seen = pixels.held * backend.like(self.slice_weight[:, None, None], clean.values)
             acquired = ops.Acquired(clean.values, weight, poses.CHARBONNIER, gain)
             self.compared = Compared(clean, acquired, float(weight.sum(dtype=float)), seen)
         return self.compared
@@ -229,7 +229,7 @@ class FitState:
 
     def simulated(self, image):
         """Rendered slices (S, X, Y) with the gains and the bias of the acquired ones."""
-        return self.bias * there.beside(self.gain[:, None, None].astype(np.float32), image) * image
+        return self.bias * backend.like(self.gain[:, None, None].astype(np.float32), image) * image
 
     def stack_bias(self, nodes: np.ndarray) -> StackBias | None:
         """The bias of the stacks on nodes (M, 3); None where none was looked for."""
@@ -266,7 +266,7 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
         watch(state, {"loss": loss, "held_out": state.held_out, "poses_kept": kept})
         if _has_settled(held_out, problem.options.patience):
             break
-    return state.at(there.CPU)
+    return state.at(backend.CPU)
 
 
 def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: int) -> float:
@@ -293,7 +293,7 @@ def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitS
     device = problem.options.device
     field = initial_field(before.unshaded(problem.slices), stage.gaussians, problem.options.edge_share, stage.seed,
                           before.pose.motion, before.gain, before.slice_weight)
-    parameters = {k: torch.tensor(getattr(field, k), device=there.target(device), requires_grad=True)
+    parameters = {k: torch.tensor(getattr(field, k), device=backend.torch_device(device), requires_grad=True)
                   for k in PARAMETERS}
     # Adam without weight decay: positions and poses must not depend on where the origin is.
     optimiser = torch.optim.Adam(parameters.values(), eps=1e-15)
@@ -315,8 +315,8 @@ def _field_step(problem: FitProblem, state: FitState, settings: tuple[float, flo
         group["lr"] = rate
     state.optimiser.zero_grad(set_to_none=True)
     p, compared = state.parameters, state.compare(problem.on_device)
-    field = [there.put(p[k], options.device) for k in PARAMETERS]
-    field.append(there.put(np.zeros(len(field[0]), np.float32), options.device))
+    field = [backend.to_device(p[k], options.device) for k in PARAMETERS]
+    field.append(backend.to_device(np.zeros(len(field[0]), np.float32), options.device))
     geometry = problem.slices.geometry(state.pose.motion, options.device)
     step = ops.step_slices(*field, geometry, compared.acquired, problem.render,
                            lists and lists.current(field, geometry))
@@ -340,13 +340,13 @@ def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -
     state.gain = outliers.slice_gains(compared.acquired.values, state.image, compared.acquired.weight)
     state.compared = None
     if robust:
-        simulated = there.beside(state.gain[:, None, None].astype(np.float32), state.image) * state.image
+        simulated = backend.like(state.gain[:, None, None].astype(np.float32), state.image) * state.image
         state.shade, state.slice_weight = outliers.shades_and_weights(
             slices.values, simulated * state.bias, pixels.inner, SHADE_WIDTH / slices.spacing)
-        state.pixel_weight = there.single(outliers.pixel_weights(state.residual(slices), train))
+        state.pixel_weight = backend.as_float32(outliers.pixel_weights(state.residual(slices), train))
         if biased and problem.options.stack_bias:
-            whole = there.host((state.shade == 1).all((1, 2))) * state.slice_weight
-            weight = train * there.beside(whole[:, None, None], simulated) * state.pixel_weight
+            whole = backend.to_host((state.shade == 1).all((1, 2))) * state.slice_weight
+            weight = train * backend.like(whole[:, None, None], simulated) * state.pixel_weight
             basis, images = problem.basis_on_device, (slices.values, simulated, weight)
             state.log_bias = fit_bias(basis, slices.stack_index, images, slices.spacing[0])
             state.bias = basis.factor(state.log_bias[slices.stack_index])

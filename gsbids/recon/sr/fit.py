@@ -12,7 +12,7 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.imaging.intensity import background
 from gsbids.imaging.masks import bounding_box
-from gsbids.kernels import there
+from gsbids.kernels import backend
 from gsbids.recon.sr.choice import (
     SrChoice,
     bspline_solution,
@@ -93,7 +93,7 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
         fit = _fast(problem) if quick else _full(problem, say)
         fine[fine_box] = without_bias(fit.fine, noise)
         fit = replace(fit, fields=tuple(to_world(_moved(f, box), affine) for f in fit.fields))
-    settings = asdict(options) | {"factor": [1 / a.step for a in grid.axes], "device": there.describe(options.device)}
+    settings = asdict(options) | {"factor": [1 / a.step for a in grid.axes], "device": backend.describe(options.device)}
     settings.pop("threads")  # the result does not depend on it
     if fit.choice:
         settings["choice"] = fit.choice.settings()

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from gsbids.kernels import ops, there
+from gsbids.kernels import backend, ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.sr.options import Schedule, SrOptions
 from gsbids.recon.sr.problem import SrProblem
@@ -77,12 +77,12 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
     """
     options = problem.options
     field = start_field(problem, known, schedule.width, seed)
-    parameters = {k: torch.tensor(getattr(field, k), device=there.target(options.device), requires_grad=True)
+    parameters = {k: torch.tensor(getattr(field, k), device=backend.torch_device(options.device), requires_grad=True)
                   for k in GaussianField.PARAMETERS}
     optimiser, rates = _optimiser(parameters, options)
     floor = math.log(options.scale_floor * min(a.step for a in problem.axes))
     grid, operator = problem.forward_model()
-    coarse, held = (there.put(a, options.device) for a in (problem.coarse, problem.held))
+    coarse, held = (backend.to_device(a, options.device) for a in (problem.coarse, problem.held))
     history = {"loss": [], "held_out": []}
     for iteration in range(schedule.iterations):
         fall = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / schedule.iterations))
@@ -90,7 +90,7 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
             group["lr"] = schedule.rate * fall * full
         optimiser.zero_grad(set_to_none=True)
         image = ops.GridRender.apply(*parameters.values(), grid, problem.render_options)
-        rendered = there.put(image.contiguous(), options.device)
+        rendered = backend.to_device(image.contiguous(), options.device)
         miss = (operator(rendered) if operator else rendered) - coarse
         history["held_out"].append(float((miss[held] ** 2).mean()) if problem.held.any() else None)
         miss[held] = 0
@@ -101,7 +101,7 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
         with torch.no_grad():
             parameters["quaternion"] /= parameters["quaternion"].norm(dim=1, keepdim=True)
             parameters["log_scale"].clamp_(min=floor)
-    arrays = {k: there.host(v) for k, v in parameters.items()}
+    arrays = {k: backend.to_host(v) for k, v in parameters.items()}
     return MemberFit(GaussianField(origin=np.zeros(3), **arrays), history)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gsbids.errors import InputError
-from gsbids.kernels import there
+from gsbids.kernels import backend
 from gsbids.recon.psf import FWHM_TO_SIGMA
 
 PROFILES = ("trilinear", "box", "gaussian", "kspace")
@@ -196,7 +196,7 @@ class SamplingOperator:
 def along_axes(matrices, volume):
     """Apply a matrix along each of the three axes, float32; a tensor of a GPU gives a tensor there."""
     if torch.is_tensor(volume):
-        first, second, third = (there.beside(np.ascontiguousarray(m), volume) for m in matrices)
+        first, second, third = (backend.like(np.ascontiguousarray(m), volume) for m in matrices)
         out = (first @ volume.reshape(len(volume), -1)).reshape(len(first), *volume.shape[1:])
         return second @ out @ third.T
     out = np.ascontiguousarray(volume, np.float32)

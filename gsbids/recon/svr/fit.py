@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from gsbids.errors import InputError
 from gsbids.imaging.stack import Stack, common_offset
-from gsbids.kernels import ops, there
+from gsbids.kernels import backend, ops
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting import outliers, poses
 from gsbids.recon.fitting.neighbours import lengths, tangents
@@ -240,7 +240,7 @@ def merge_fields(fields: list[GaussianField]) -> GaussianField:
 
 def _finish(problem, state, fields, stacks, notes) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
-    slices, options, render, state = problem.slices, problem.options, problem.render, state.at(there.CPU)
+    slices, options, render, state = problem.slices, problem.options, problem.render, state.at(backend.CPU)
     field, motion = merge_fields(fields), state.pose.motion
     image, _ = ops.render(*field.parameters, slices.geometry(motion), render)
     simulated = state.simulated(image)
@@ -275,7 +275,7 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
 def _plain(options: SvrOptions) -> dict:
     """Options as JSON knows them, without what does not change the result, and with the device by its name."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
-    return plain | {"device": there.describe(options.device)}
+    return plain | {"device": backend.describe(options.device)}
 
 
 def _bias_at(bias: StackBias | None, origin: np.ndarray) -> StackBias | None:

@@ -4,7 +4,7 @@
     I(x) = sum_k w_k c_k / (sum_k w_k + eps),  w_k = exp(-(x - mu_k)^T (Sigma_k + P)^-1 (x - mu_k) / 2)
 
 over the K nearest means by Euclidean distance (section 2.5, Eq. 5). No factor keeps the mass of a Gaussian that the
-PSF widens; :mod:`gsbids.kernels.splat_cpu` does better on both counts, and this is what it is compared with.
+PSF widens; :mod:`gsbids.kernels.cpu.splat` does better on both counts, and this is what it is compared with.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -2,7 +2,7 @@
 """Gaussians on a regular grid: every plane of the grid is a slice with the same axes.
 
 Axis 0 of the volume is the normal of the planes, so that rows and columns lie in memory as an image does. What
-:mod:`gsbids.kernels.projection` calculates for a pair (slice, Gaussian) belongs to the Gaussian alone here; along
+:mod:`gsbids.kernels.cpu.projection` calculates for a pair (slice, Gaussian) belongs to the Gaussian alone here; along
 the planes only the centre and the peak move. Contributions end where ``E >= cut ** 2``.
 
 Forward: parts are slabs of planes. Backward: parts are Gaussians, each of which gathers from all its planes
@@ -14,8 +14,8 @@ import math
 import numba as nb
 import numpy as np
 
-from gsbids.kernels import pairs, rows
-from gsbids.kernels.lanes import (
+from gsbids.kernels.cpu import pairs, rows
+from gsbids.kernels.cpu.lanes import (
     DOUBLE,
     FAST,
     INTEGER,
@@ -31,8 +31,8 @@ from gsbids.kernels.lanes import (
     total,
     width,
 )
-from gsbids.kernels.projection import pose_of, project, to_world
-from gsbids.kernels.rows import HALF_LOG2E, PADDING
+from gsbids.kernels.cpu.projection import pose_of, project, to_world
+from gsbids.kernels.cpu.rows import HALF_LOG2E, PADDING
 
 SLAB = 16  # planes of a part
 BLOCK = 1024  # Gaussians of a part
@@ -190,7 +190,7 @@ def forward(pose, pixels, table, order, ranges, cut2, eps, mass_factor, lanes, i
 
     ``pose``: rotation (3, 3) with the axes of row, column and plane, position of voxel (0, 0, 0), PSF variances.
     ``pixels`` (5,): spacing (2), centre (2) of a plane, and the distance of planes. ``table``: see
-    :mod:`gsbids.kernels.pairs`. ``order``: the Gaussians, neighbours one after the other. ``ranges``:
+    :mod:`gsbids.kernels.cpu.pairs`. ``order``: the Gaussians, neighbours one after the other. ``ranges``:
     :func:`plane_ranges`.
     """
     for part in nb.prange((len(image) + SLAB - 1) // SLAB):
@@ -331,7 +331,7 @@ def _moments_block(pose, pixels, shape, table, order, count, ranges, cut2, mass_
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def backward(pose, pixels, table, order, ranges, cut2, mass_factor, lanes, h, k, grad):
-    """Fill ``grad`` (J, 11), columns as in :func:`gsbids.kernels.splat_cpu.backward`, from ``h`` and ``k``."""
+    """Fill ``grad`` (J, 11), columns as in :func:`gsbids.kernels.cpu.splat.backward`, from ``h`` and ``k``."""
     for part in nb.prange((len(grad) + BLOCK - 1) // BLOCK):
         frame, lattice = _tuples(pose, pixels)
         shape = h.shape[1] - 1, h.shape[2] - PADDING

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid renderer on tensors of a GPU: a field on voxels, with gradients; the twin of :mod:`gsbids.kernels.grid`."""
+"""The grid renderer on tensors of a GPU, with gradients; the twin of :mod:`gsbids.kernels.cpu.grid_ops`."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from gsbids.errors import DeviceError
-from gsbids.kernels import device, grid_cuda, plan_cuda
-from gsbids.kernels.grid_cuda import BRICK
-from gsbids.kernels.ops_cuda import field_gradients
+from gsbids.kernels.cuda import grid as grid_cuda
+from gsbids.kernels.cuda import plan as plan_cuda
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda.grid import BRICK
+from gsbids.kernels.cuda.ops import field_gradients
+from gsbids.kernels.cuda.splat import THREADS
 from gsbids.kernels.problem import DEFAULT
-from gsbids.kernels.splat_cuda import THREADS
 
 BYTES_PER_ENTRY = 64  # of a list of bricks: key and Gaussian, before and after the sort, and its scratch
 
@@ -28,12 +30,12 @@ class BrickList:
 
 def bricks(shape) -> tuple[int, ...]:
     """Bricks along each axis of a grid."""
-    return tuple(device.blocks(n, BRICK) for n in shape)
+    return tuple(runtime.blocks(n, BRICK) for n in shape)
 
 
 @dataclass(frozen=True)
 class DeviceGrid:
-    """:class:`gsbids.kernels.grid.GridGeometry` on the device: ``frame`` (18,), see :mod:`grid_cuda`, and shape."""
+    """:class:`gsbids.kernels.problem.GridGeometry` on the device: ``frame`` (18,) as the kernels take it, and shape."""
 
     frame: torch.Tensor
     shape: tuple[int, int, int]
@@ -41,7 +43,7 @@ class DeviceGrid:
 
 def on_device(geometry, target: torch.device) -> DeviceGrid:
     """The geometry on the device, copied there if it is not there yet (a captured graph can copy nothing)."""
-    device.check_device(target)
+    runtime.check_device(target)
     if isinstance(geometry, DeviceGrid):
         return geometry
     parts = (geometry.rotation, geometry.origin, geometry.psf, geometry.spacing)
@@ -53,7 +55,7 @@ def _project(gauss, grid: DeviceGrid, cut: float, mass_factor: bool):
     """Records (J, 12) and boxes (J, 6)."""
     record = gauss.new_empty((len(gauss), grid_cuda.RECORD3))
     box = gauss.new_empty((len(gauss), 6), dtype=torch.int32)
-    device.launch(grid_cuda.project_grid, device.blocks(len(gauss), THREADS), THREADS, gauss, grid.frame, cut**2,
+    runtime.launch(grid_cuda.project_grid, runtime.blocks(len(gauss), THREADS), THREADS, gauss, grid.frame, cut**2,
                   mass_factor, *grid.shape, record, box)
     return record, box
 
@@ -97,7 +99,7 @@ def brick_lists(record, box, shape, available: int):
 
 
 def _bin(record, box, shape, layers, start, keys, values, write):
-    device.launch(grid_cuda.bin_bricks, device.blocks(len(record), THREADS), THREADS, record, box, *layers,
+    runtime.launch(grid_cuda.bin_bricks, runtime.blocks(len(record), THREADS), THREADS, record, box, *layers,
                   *bricks(shape)[1:], start, keys, values, write)
 
 
@@ -108,14 +110,14 @@ def _forward(gauss, grid, options, lists):
         image = gauss.new_empty(grid.shape)
         weight = torch.empty_like(image)
         for part in brick_lists(record, box, grid.shape, available) if lists is None else lists:
-            device.launch(grid_cuda.render_bricks, (*bricks(grid.shape)[:0:-1], part.last - part.first),
+            runtime.launch(grid_cuda.render_bricks, (*bricks(grid.shape)[:0:-1], part.last - part.first),
                           grid_cuda.BLOCK, record, part.start, part.gaussians, part.first, options.eps, image, weight)
         return image, weight, record, box
 
     if lists is not None:
         return work(0)
     plan_cuda.check_finite(gauss)
-    return device.with_smaller_chunks(work, gauss.device)
+    return runtime.with_smaller_chunks(work, gauss.device)
 
 
 def plan_grid(field, geometry, options=DEFAULT, margin: float = 0.0) -> list[BrickList] | None:
@@ -138,7 +140,7 @@ def plan_grid(field, geometry, options=DEFAULT, margin: float = 0.0) -> list[Bri
                 return None
         return kept
 
-    return device.with_smaller_chunks(make, gauss.device)
+    return runtime.with_smaller_chunks(make, gauss.device)
 
 
 def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT, lists=None):
@@ -193,9 +195,10 @@ class GridRenderCuda(torch.autograd.Function):
         grid, mass_factor = ctx.problem
         h = (grad / weight).contiguous()
         moment = gauss.new_empty((len(gauss), grid_cuda.MOMENTS3))
-        device.launch(grid_cuda.moments_grid, device.blocks(len(gauss), grid_cuda.WARPS), grid_cuda.BLOCK, record, box,
-                      *grid.shape[1:], h.reshape(-1), (h * image).reshape(-1), moment)
+        blocks = runtime.blocks(len(gauss), grid_cuda.WARPS)
+        runtime.launch(grid_cuda.moments_grid, blocks, grid_cuda.BLOCK, record, box, *grid.shape[1:], h.reshape(-1),
+                       (h * image).reshape(-1), moment)
         total = torch.empty_like(moment)
-        device.launch(grid_cuda.chain_grid, device.blocks(len(gauss), THREADS), THREADS, gauss, grid.frame, moment,
+        runtime.launch(grid_cuda.chain_grid, runtime.blocks(len(gauss), THREADS), THREADS, gauss, grid.frame, moment,
                       mass_factor, total)
         return *field_gradients(log_scale, quaternion, total, mass_factor), None, None, None

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice splatting on the GPU, forward: pack, cull, project, bin, render.
 
-Twins of :mod:`gsbids.kernels.splat_cpu`. Pairs of (slice, Gaussian) are listed once; slices are cut into tiles of
+Twins of :mod:`gsbids.kernels.cpu.splat`. Pairs of (slice, Gaussian) are listed once; slices are cut into tiles of
 8 x 8 pixels, each with the list of its pairs; one warp renders a tile, two pixels a thread, with the records of 32
 pairs at a time in shared memory. No atomics anywhere: the same bits at every run.
-Layouts: :mod:`gsbids.kernels.splat_device`. Design and counts: DESIGN section 3.
+Layouts: :mod:`gsbids.kernels.cuda.formulas`. Design and counts: DESIGN section 3.
 """
 
 import math
 
 from numba import float32, int32, uint32
 
-from gsbids.kernels import device
-from gsbids.kernels.splat_device import (
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda.formulas import (
     ALIGNED,
     FOUR,
     HALF,
@@ -31,11 +31,11 @@ from gsbids.kernels.splat_device import (
     rotation_of,
 )
 
-cuda = device.numba_cuda()
+cuda = runtime.numba_cuda()
 
 # The simulator pays for every thread, used or not; with small blocks a tiny problem has several of them.
-CULL_BLOCK = 8 if device.is_simulator() else 128
-THREADS = 32 if device.is_simulator() else 128  # a block, where a thread has a pair or a Gaussian to itself
+CULL_BLOCK = 8 if runtime.is_simulator() else 128
+THREADS = 32 if runtime.is_simulator() else 128  # a block, where a thread has a pair or a Gaussian to itself
 WARP = 32
 
 

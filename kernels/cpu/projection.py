@@ -10,7 +10,7 @@ slice's own axes, has ``S = R^T Sigma R + diag(psf)`` and mean ``m = R^T (mu - t
 so that S and its inverse belong to the pair (slice, Gaussian), and a pixel costs one exponential. Derivation:
 DESIGN section 3; the backward needs seven moments per pair.
 
-Everything here takes float64 numbers, or lanes of them (:mod:`gsbids.kernels.lanes`): Gaussians side by side.
+Everything here takes float64 numbers, or lanes of them (:mod:`gsbids.kernels.cpu.lanes`): Gaussians side by side.
 """
 
 import numba as nb

@@ -2,7 +2,7 @@
 """Pairs of a slice and a Gaussian: which there are, what the rows need of them, and their chain rule.
 
 As many Gaussians as there are float64 lanes go side by side: their projections
-(:mod:`gsbids.kernels.projection`) and chain rules cost a fraction of one by one. A table (J, 16) float32 holds the
+(:mod:`gsbids.kernels.cpu.projection`) and chain rules cost a fraction of one by one. A table (J, 16) float32 holds the
 Gaussians, a row of one cache line each; its columns: mean (3), covariance (6), intensity, amplitude.
 """
 
@@ -10,8 +10,8 @@ Gaussians, a row of one cache line each; its columns: mean (3), covariance (6), 
 import numba as nb
 import numpy as np
 
-from gsbids.kernels import rows
-from gsbids.kernels.lanes import (
+from gsbids.kernels.cpu import rows
+from gsbids.kernels.cpu.lanes import (
     DOUBLE,
     FAST,
     INTEGER,
@@ -30,9 +30,9 @@ from gsbids.kernels.lanes import (
     totals,
     width,
 )
-from gsbids.kernels.problem import TABLE
-from gsbids.kernels.projection import chain, project, to_pose, to_world
-from gsbids.kernels.rows import HALF_LOG2E
+from gsbids.kernels.cpu.packed import TABLE
+from gsbids.kernels.cpu.projection import chain, project, to_pose, to_world
+from gsbids.kernels.cpu.rows import HALF_LOG2E
 
 WIDEST = 8  # float64 lanes at most
 STRIDE = int(VECTOR)  # float32 from one Gaussian's moment to the next one's

@@ -24,8 +24,8 @@ import os
 import numba as nb
 import numpy as np
 
-from gsbids.kernels import lanes as simd
-from gsbids.kernels.lanes import (
+from gsbids.kernels.cpu import lanes as simd
+from gsbids.kernels.cpu.lanes import (
     FAST,
     INTEGER,
     PLAIN,
@@ -80,7 +80,7 @@ def slopes_of(record, m):
 
 @nb.njit(error_model="numpy")
 def fit(p, spacing, cut2):
-    """Columns 2 to 7 of the records of projections ``p`` (:func:`gsbids.kernels.projection.project`)."""
+    """Columns 2 to 7 of the records of projections ``p`` (:func:`gsbids.kernels.cpu.projection.project`)."""
     mz, quu, cuu, cuv, cvv = p[2], p[11], p[14], p[15], p[16]
     energy = mz * mz * p[17]
     room = positive(cut2 - energy)

@@ -8,15 +8,15 @@ per Gaussian. No atomics: the same bits at every run.
 ``frame`` (18,): rotation (9, row-major), position of voxel (0, 0, 0), PSF variances (3), spacing (3). ``record``
 (J, 12), in voxels and powers of 2: ``(pi, pj, pk, kii, kij, kik, kjj, kjk, kkk, k0, c, emin)`` with
 ``e = k0 + sum_{a<=b} k_ab d_a d_b`` and ``w = 2^e`` where ``e > emin``. ``gauss``: as in
-:mod:`gsbids.kernels.splat_device`. Formulas: DESIGN section 3, SR grid.
+:mod:`gsbids.kernels.cuda.formulas`. Formulas: DESIGN section 3, SR grid.
 """
 
 import math
 
 from numba import float32, int32, uint32
 
-from gsbids.kernels import device
-from gsbids.kernels.splat_device import (
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda.formulas import (
     ALIGNED,
     HALF,
     HALF_LOG2E,
@@ -29,7 +29,7 @@ from gsbids.kernels.splat_device import (
     rotated,
 )
 
-cuda = device.numba_cuda()
+cuda = runtime.numba_cuda()
 
 BRICK, BLOCK, WARP, PADDED, WARPS = 8, 128, 32, 33, 4
 BATCH, RECORD3, MOMENTS3 = 64, 12, 11  # Gaussians staged at a time, numbers in a record, moments
@@ -123,7 +123,7 @@ def bin_bricks(record, box, first, last, bricks_j, bricks_k, start, keys, values
         start[n] = found
 
 
-@cuda.jit(fastmath=True, **device.launch_bounds(BLOCK, 8))
+@cuda.jit(fastmath=True, **runtime.launch_bounds(BLOCK, 8))
 def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
     """``I = sum w A / D``, ``D = sum w + eps`` (X, Y, Z); a block of 128 per brick, 4 voxels along k a thread.
 
@@ -256,7 +256,7 @@ def moments_grid(record, box, rows, columns, h, k_image, out):
 def chain_grid(gauss, frame, moment, mass_factor, grad):
     """``G_m = P S1``, ``G_S = (P S2 P - mass S0 P) / 2`` with P = S^-1, turned to the world; a thread per Gaussian.
 
-    ``grad`` (J, 11): columns as in :func:`gsbids.kernels.splat_cpu.backward`, off-diagonals count both entries.
+    ``grad`` (J, 11): columns as in :func:`gsbids.kernels.cpu.splat.backward`, off-diagonals count both entries.
     """
     n = cuda.grid(1)
     if n >= gauss.shape[0]:

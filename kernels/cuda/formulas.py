@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device functions of the slice renderer on the GPU: the formulas of :mod:`gsbids.kernels.splat_cpu` in float32.
+"""Device functions of the slice renderer on the GPU: the formulas of :mod:`gsbids.kernels.cpu.splat` in float32.
 
 Packed arrays, so that a launch has few arguments and a thread reads few cache lines:
 
@@ -17,13 +17,13 @@ import math
 import numpy as np
 from numba import float32, int32
 
-from gsbids.kernels import device
+from gsbids.kernels.cuda import runtime
 
-cuda = device.numba_cuda()
+cuda = runtime.numba_cuda()
 
 FRAME, GAUSS, RECORD = 20, 12, 8
 TILE = 8  # pixels along the edge of a tile
-ALIGNED = None if device.is_simulator() else 16  # bytes, of staged records: read in fours; the simulator knows none
+ALIGNED = None if runtime.is_simulator() else 16  # bytes, of staged records: read in fours; the simulator knows none
 ZERO, HALF, ONE, TWO, FOUR, TEN = (np.float32(x) for x in (0, 0.5, 1, 2, 4, 10))
 LOG2E, LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 HALF_LOG2E = np.float32(0.7213475204444817)

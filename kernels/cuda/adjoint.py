@@ -2,16 +2,16 @@
 """Slice splatting on the GPU, backward: moments, their chain to Gaussians and poses, and the pose solver's parts.
 
 Every sum is gathered, none scattered: moments by one warp per pair (slice, Gaussian), Gaussians over the list of
-their pairs, poses over the pairs of a slice, each in a fixed order. Twins of :mod:`gsbids.kernels.splat_cpu`;
-layouts: :mod:`gsbids.kernels.splat_device`.
+their pairs, poses over the pairs of a slice, each in a fixed order. Twins of :mod:`gsbids.kernels.cpu.splat`;
+layouts: :mod:`gsbids.kernels.cuda.formulas`.
 """
 
 import math
 
 from numba import float32, int32, uint32
 
-from gsbids.kernels import device
-from gsbids.kernels.splat_device import (
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda.formulas import (
     ALIGNED,
     FOUR,
     HALF,
@@ -26,7 +26,7 @@ from gsbids.kernels.splat_device import (
     rotation_of,
 )
 
-cuda = device.numba_cuda()
+cuda = runtime.numba_cuda()
 
 WARP, PADDED = 32, 33  # lanes, and lanes with one more against bank conflicts
 PAIRS = 4  # pairs, so warps, a block in moments

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from gsbids.errors import DeviceError
-from gsbids.kernels import device
+from gsbids.kernels.cuda import runtime
 
 CPU = "cpu"
 SIMULATOR = "simulator"
 
 
-def target(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     """The device on which torch puts what is for ``name``.
 
     Raises
@@ -31,52 +31,52 @@ def target(name: str) -> torch.device:
     if name == CPU or os.environ.get("GSBIDS_BACKEND") == "sim":
         return torch.device(CPU)
     found = torch.device(name)
-    device.check_device(found)
+    runtime.check_device(found)
     if (found.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"{name}: there is no such GPU, torch finds {torch.cuda.device_count()}; use --device cpu")
     return found
 
 
-def put(array, name: str):
+def to_device(array, name: str):
     """An array or tensor where ``name`` says: as numpy knows it on the CPU, a tensor (float32, bool or int) of a GPU.
 
     Nothing is copied that is there already.
     """
     if name == CPU:
-        return host(array)
+        return to_host(array)
     tensor = array.detach() if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array))
     if tensor.is_cuda and tensor.dtype in (torch.float32, torch.bool):
         return tensor
-    return tensor.to(target(name), torch.float32 if tensor.is_floating_point() else tensor.dtype)
+    return tensor.to(torch_device(name), torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
-def host(found):
+def to_host(found):
     """A tensor as an array of numpy (a view, if it is one of the CPU), within tuples and dataclasses too."""
     if torch.is_tensor(found):
         return found.detach().cpu().numpy()
     if isinstance(found, tuple | list):
-        return type(found)(map(host, found))
+        return type(found)(map(to_host, found))
     if is_dataclass(found):
-        return type(found)(*(host(getattr(found, field.name)) for field in fields(found)))
+        return type(found)(*(to_host(getattr(found, field.name)) for field in fields(found)))
     return found
 
 
-def beside(array: np.ndarray, other):
+def like(array: np.ndarray, other):
     """A small array of numpy where ``other`` is: as it is, or a float32 tensor."""
     return torch.as_tensor(array, dtype=torch.float32, device=other.device) if torch.is_tensor(other) else array
 
 
-def single(array):
+def as_float32(array):
     """As float32."""
     return array.float() if torch.is_tensor(array) else array.astype(np.float32)
 
 
-def root(array):
+def sqrt(array):
     """Square root."""
     return torch.sqrt(array) if torch.is_tensor(array) else np.sqrt(array)
 
 
-def exponential(array):
+def exp(array):
     """``exp``."""
     return torch.exp(array) if torch.is_tensor(array) else np.exp(array)
 
@@ -89,7 +89,7 @@ def medians(images, mask) -> np.ndarray:
     ordered = torch.where(mask, images, torch.inf).flatten(1).sort(1).values
     count = mask.flatten(1).sum(1, keepdim=True)
     middle = [ordered.gather(1, place.clamp(min=0)) for place in ((count - 1) // 2, count // 2)]
-    return host(torch.where(count > 0, (middle[0] + middle[1]) / 2, 0.0)[:, 0].double())
+    return to_host(torch.where(count > 0, (middle[0] + middle[1]) / 2, 0.0)[:, 0].double())
 
 
 def release(name: str) -> None:
@@ -104,7 +104,7 @@ def describe(name: str) -> str:
         return CPU
     if os.environ.get("GSBIDS_BACKEND") == "sim":
         return f"{name} ({SIMULATOR})"
-    return f"{name} ({torch.cuda.get_device_name(target(name))})"
+    return f"{name} ({torch.cuda.get_device_name(torch_device(name))})"
 
 
 def expects_gpu() -> bool:
@@ -130,7 +130,7 @@ def find_gpus() -> tuple[tuple[str, ...], str]:
         return (), ("torch finds no GPU (none is there or visible, or its driver is missing or too old); look at "
                     "nvidia-smi, in a container give it the GPU (--nv, --gpus all)")
     try:
-        found = len(device.numba_cuda().gpus)
+        found = len(runtime.numba_cuda().gpus)
     except DeviceError as error:
         return (), str(error)
     except Exception as error:  # the errors of numba's driver are of several kinds

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice splatting on the CPU: every Gaussian is conditioned on the plane of every slice it reaches.
 
-The formulas are those of :mod:`gsbids.kernels.projection`, the loops over pixels those of
-:mod:`gsbids.kernels.rows`. Contributions end where ``E >= cut ** 2``, and at the extent of the rows.
+The formulas are those of :mod:`gsbids.kernels.cpu.projection`, the loops over pixels those of
+:mod:`gsbids.kernels.cpu.rows`. Contributions end where ``E >= cut ** 2``, and at the extent of the rows.
 
 Slices are shared out over a fixed number of parts, each with its own gradient buffer summed in order: results
 have the same bits for any number of threads.
@@ -11,12 +11,12 @@ have the same bits for any number of threads.
 import numba as nb
 import numpy as np
 
-from gsbids.kernels import pairs, rows
-from gsbids.kernels.lanes import FAST, address
-from gsbids.kernels.pairs import fill
-from gsbids.kernels.problem import BLOCK, TABLE
-from gsbids.kernels.projection import pose_of
-from gsbids.kernels.rows import HALF_LOG2E, PADDING
+from gsbids.kernels.cpu import pairs, rows
+from gsbids.kernels.cpu.lanes import FAST, address
+from gsbids.kernels.cpu.packed import BLOCK, TABLE
+from gsbids.kernels.cpu.pairs import fill
+from gsbids.kernels.cpu.projection import pose_of
+from gsbids.kernels.cpu.rows import HALF_LOG2E, PADDING
 
 PARTS = 16  # parts the slices are shared out over; fixed, so that sums do not depend on the threads
 
@@ -127,8 +127,8 @@ def _normalise(numerator, weight, extent, eps, image, total):
 def forward(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, mass_factor, lanes, image, weight):
     """Fill ``image`` = I and ``weight`` = D, both (S, X, Y) float32; see :mod:`gsbids.kernels.ops`.
 
-    ``field``: columns x, y, z, largest variance (4, J), and the table of :mod:`gsbids.kernels.pairs`. ``lanes``: see
-    :func:`gsbids.kernels.rows.lanes`.
+    ``field``: columns x, y, z, largest variance (4, J), and the table of :mod:`gsbids.kernels.cpu.pairs`. ``lanes``:
+    see :func:`gsbids.kernels.cpu.rows.lanes`.
     """
     geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     for part in nb.prange(PARTS):

@@ -2,7 +2,7 @@
 """The renderer as torch operations on tensors of a GPU; the twin of :mod:`gsbids.kernels.ops`, which calls it.
 
 Same functions, same formulas; fields and images are tensors of the device, geometries are those of ``ops`` or
-:class:`gsbids.kernels.plan_cuda.DeviceGeometry`. With the simulator the tensors are those of the CPU.
+:class:`gsbids.kernels.cuda.plan.DeviceGeometry`. With the simulator the tensors are those of the CPU.
 
 Everything runs over ranges of slices whose lists fit into the memory that is free. ``lists``, from :func:`plan`, are
 lists that were made before and still hold; with them nothing waits for the device, so that the work may be captured
@@ -11,21 +11,24 @@ in a CUDA graph, and no parameter is looked at for NaN: that is done where lists
 
 import torch
 
-from gsbids.kernels import adjoint_cuda, device, plan_cuda, splat_cuda
-from gsbids.kernels.plan_cuda import DeviceGeometry, SlicePlan
+from gsbids.kernels.cuda import adjoint as adjoint_cuda
+from gsbids.kernels.cuda import plan as plan_cuda
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda import splat as splat_cuda
+from gsbids.kernels.cuda.formulas import TILE
+from gsbids.kernels.cuda.plan import DeviceGeometry, SlicePlan
+from gsbids.kernels.cuda.splat import THREADS
 from gsbids.kernels.problem import DEFAULT, Step
-from gsbids.kernels.splat_cuda import THREADS
-from gsbids.kernels.splat_device import TILE
 
 
 def on_device(geometry, target: torch.device) -> DeviceGeometry:
     """The geometry on the device, copied there if it is not there yet."""
-    device.check_device(target)
+    runtime.check_device(target)
     return geometry if isinstance(geometry, DeviceGeometry) else DeviceGeometry.pack(geometry, target)
 
 
 def plan(field, geometry, options=DEFAULT, margin: float = 0.0) -> list[SlicePlan] | None:
-    """Lists of pairs and tiles for several renderings; see :class:`gsbids.kernels.plan_cuda.SlicePlan`.
+    """Lists of pairs and tiles for several renderings; see :class:`gsbids.kernels.cuda.plan.SlicePlan`.
 
     Parameters
     ----------
@@ -55,12 +58,12 @@ def plan(field, geometry, options=DEFAULT, margin: float = 0.0) -> list[SlicePla
     def make(available):
         counts = plan_cuda.count_pairs(gauss, geometry, cut)
         sizes = counts.sum(1).tolist()
-        ranges = device.chunks(sizes, plan_cuda.BYTES_PER_PAIR, available)
+        ranges = runtime.chunks(sizes, plan_cuda.BYTES_PER_PAIR, available)
         if len(ranges) > 1 and 2 * sum(sizes) * plan_cuda.BYTES_KEPT > available:
             return None
         return [plan_cuda.make_plan(gauss, geometry.slices(a, b), cut, counts[a:b], a) for a, b in ranges]
 
-    return device.with_smaller_chunks(make, gauss.device)
+    return runtime.with_smaller_chunks(make, gauss.device)
 
 
 def _parts(gauss, geometry, options, kept, available):
@@ -70,7 +73,7 @@ def _parts(gauss, geometry, options, kept, available):
             yield geometry.slices(lists.start, lists.stop), lists
         return
     counts = plan_cuda.count_pairs(gauss, geometry, options.cut)
-    for start, stop in device.chunks(counts.sum(1).tolist(), plan_cuda.BYTES_PER_PAIR, available):
+    for start, stop in runtime.chunks(counts.sum(1).tolist(), plan_cuda.BYTES_PER_PAIR, available):
         part = geometry.slices(start, stop)
         yield part, plan_cuda.make_plan(gauss, part, options.cut, counts[start:stop], start)
 
@@ -79,7 +82,7 @@ def _fitting(work, gauss, geometry, options, kept, *more):
     """``work(..., parts)``, with smaller parts when memory runs out; kept lists were made to fit."""
     if kept is not None:
         return work(gauss, geometry, options, _parts(gauss, geometry, options, kept, 0), *more)
-    return device.with_smaller_chunks(
+    return runtime.with_smaller_chunks(
         lambda available: work(gauss, geometry, options, _parts(gauss, geometry, options, None, available), *more),
         gauss.device)
 
@@ -89,7 +92,7 @@ def _grid(geometry, lists):
 
 
 def _threads(count):
-    return device.blocks(count, THREADS), THREADS
+    return runtime.blocks(count, THREADS), THREADS
 
 
 def _forward(gauss, geometry, options, parts):
@@ -100,7 +103,7 @@ def _forward(gauss, geometry, options, parts):
     for part, lists in parts:
         span = slice(lists.start, lists.stop)
         record, _ = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
-        device.launch(splat_cuda.render_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
+        runtime.launch(splat_cuda.render_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
                       lists.tile_list, part.extent, options.eps, image[span], weight[span])
     whole = lists is not None and lists.stop - lists.start == len(geometry)
     return image, weight, [lists] if whole else None
@@ -169,7 +172,7 @@ def _step(gauss, geometry, options, parts, acquired):
         record, box = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         h = torch.empty_like(image[span])
         k_image, lost = torch.empty_like(h), gauss.new_empty((len(part), lists.tiles[0] * lists.tiles[1]))
-        device.launch(splat_cuda.step_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
+        runtime.launch(splat_cuda.step_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
                       lists.tile_list, part.extent, options.eps, delta, gain[span], values[span], importance[span],
                       image[span], h, k_image, lost)
         loss[span] = lost.sum(1, dtype=torch.float64)
@@ -191,8 +194,8 @@ def _image_gradient(gauss, geometry, options, parts, image, weight):
         span = slice(lists.start, lists.stop)
         record, _ = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         depth = gauss.new_empty((len(lists.pairs), 4))
-        device.launch(adjoint_cuda.project_depth, *_threads(len(lists.pairs)), part.frame, gauss, lists.pairs, depth)
-        device.launch(adjoint_cuda.image_gradient_tiles, _grid(part, lists), TILE * TILE, part.frame, record, depth,
+        runtime.launch(adjoint_cuda.project_depth, *_threads(len(lists.pairs)), part.frame, gauss, lists.pairs, depth)
+        runtime.launch(adjoint_cuda.image_gradient_tiles, _grid(part, lists), TILE * TILE, part.frame, record, depth,
                       lists.tile_start, lists.tile_list, part.extent, image[span], weight[span], out[span])
     return out
 
@@ -200,7 +203,7 @@ def _image_gradient(gauss, geometry, options, parts, image, weight):
 def pose_normal_equations(geometry, gradient, residual, weight, gain):
     """Gauss-Newton systems (S, 6, 6), (S, 6) of the poses, float64, summed in float32.
 
-    See :func:`gsbids.kernels.splat_cpu.pose_normal_equations`; ``gain`` may be an array, the others are tensors.
+    See :func:`gsbids.kernels.cpu.splat.pose_normal_equations`; ``gain`` may be an array, the others are tensors.
     """
     geometry = on_device(geometry, residual.device)
     gain = torch.as_tensor(gain, device=residual.device)
@@ -208,7 +211,7 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
     right = torch.stack([torch.arange(6, device=residual.device), torch.full((6,), 6, device=residual.device)])
     entry = torch.cat([upper, right], 1).T.to(torch.int32).contiguous()
     sums = residual.new_empty((len(residual), adjoint_cuda.NORMAL), dtype=torch.float32)
-    device.launch(adjoint_cuda.normal_equations, len(residual), adjoint_cuda.NORMAL_BLOCK, geometry.frame,
+    runtime.launch(adjoint_cuda.normal_equations, len(residual), adjoint_cuda.NORMAL_BLOCK, geometry.frame,
                   *(a.float().contiguous() for a in (gradient, residual, weight, gain)), entry, sums)
     matrix = sums.new_empty((len(sums), 6, 6), dtype=torch.float64)
     matrix[:, upper[0], upper[1]] = sums[:, :21].double()
@@ -220,14 +223,14 @@ def _gather(gauss, part, lists, options, projected, cotangents, grad, pose):
     """Add what the slices of a part give to ``grad`` (J, 11), and fill their rows of ``pose`` (S, 6)."""
     n, (record, box), (h, k_image) = len(lists.pairs), projected, cotangents
     moment = gauss.new_empty((n, adjoint_cuda.MOMENTS))
-    device.launch(adjoint_cuda.moments, device.blocks(n, adjoint_cuda.PAIRS), adjoint_cuda.PAIRS * adjoint_cuda.WARP,
+    runtime.launch(adjoint_cuda.moments, runtime.blocks(n, adjoint_cuda.PAIRS), adjoint_cuda.PAIRS * adjoint_cuda.WARP,
                   record, box, lists.pairs, *part.shape, h.reshape(-1), k_image.reshape(-1), moment)
     given = gauss.new_empty((n, adjoint_cuda.PARTS))
-    device.launch(adjoint_cuda.chain_pairs, *_threads(n), part.frame, gauss, lists.pairs, moment, options.mass_factor,
+    runtime.launch(adjoint_cuda.chain_pairs, *_threads(n), part.frame, gauss, lists.pairs, moment, options.mass_factor,
                   given)
-    device.launch(adjoint_cuda.reduce_gaussians, *_threads(grad.numel()), given, lists.list_start, lists.pair_list,
+    runtime.launch(adjoint_cuda.reduce_gaussians, *_threads(grad.numel()), given, lists.list_start, lists.pair_list,
                   grad, lists.start > 0)
-    device.launch(adjoint_cuda.reduce_poses, len(part), adjoint_cuda.POSE_BLOCK, given, lists.slice_start,
+    runtime.launch(adjoint_cuda.reduce_poses, len(part), adjoint_cuda.POSE_BLOCK, given, lists.slice_start,
                   pose[lists.start:lists.stop])
 
 
@@ -244,8 +247,8 @@ def _backward(gauss, geometry, options, parts, h, k_image):
 def gradients(gauss, geometry: DeviceGeometry, options, lists, h, k_image):
     """Gradients with respect to the 11 numbers of each Gaussian, (J, 11), and to the poses, (S, 6).
 
-    ``gauss`` (J, 12) from :func:`gsbids.kernels.plan_cuda.pack_field`; ``h = g / D``, 0 where nothing is rendered,
-    and ``k = h I``, both (S, X, Y); columns as in :func:`gsbids.kernels.splat_cpu.backward`.
+    ``gauss`` (J, 12) from :func:`gsbids.kernels.cuda.plan.pack_field`; ``h = g / D``, 0 where nothing is rendered,
+    and ``k = h I``, both (S, X, Y); columns as in :func:`gsbids.kernels.cpu.splat.backward`.
     """
     return _fitting(_backward, gauss, geometry, options, lists, h, k_image)
 
@@ -254,7 +257,7 @@ def field_gradients(log_scale, quaternion, total, mass_factor: bool) -> tuple[to
     """Gradients of the five parameters of the field from the 11 numbers (J, 11) of each Gaussian."""
     log_scale, quaternion = (a.detach().float().contiguous() for a in (log_scale, quaternion))
     scale, turn = torch.empty_like(log_scale), torch.empty_like(quaternion)
-    device.launch(adjoint_cuda.unpack_gradient, *_threads(len(total)), log_scale, quaternion, total, mass_factor,
+    runtime.launch(adjoint_cuda.unpack_gradient, *_threads(len(total)), log_scale, quaternion, total, mass_factor,
                   scale, turn)
     return total[:, :3].contiguous(), scale, turn, total[:, 9].contiguous(), total[:, 10].contiguous()
 

@@ -24,12 +24,14 @@ import math
 import torch
 from numba import float32
 
-from gsbids.kernels import device, ops_cuda, plan_cuda
+from gsbids.kernels.cuda import ops as ops_cuda
+from gsbids.kernels.cuda import plan as plan_cuda
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda.formulas import ONE, TWO, ZERO
+from gsbids.kernels.cuda.splat import THREADS
 from gsbids.kernels.problem import DEFAULT
-from gsbids.kernels.splat_cuda import THREADS
-from gsbids.kernels.splat_device import ONE, TWO, ZERO
 
-cuda = device.numba_cuda()
+cuda = runtime.numba_cuda()
 
 SAFETY = 1e-3  # of a standard deviation, for the rounding of all this
 SLACK = 0.15  # room in the lists for later, longer ones
@@ -138,7 +140,7 @@ class KeptLists:
         before, low, frame, radius, least, spread = self._before
         after = plan_cuda.pack_field(*field, False)
         need = after.new_empty(len(after))
-        device.launch(margin_used, device.blocks(len(after), THREADS), THREADS, before, after, low,
+        runtime.launch(margin_used, runtime.blocks(len(after), THREADS), THREADS, before, after, low,
                       _slices_moved(frame, geometry.frame, radius), least, spread, self.options.cut, need)
         self.used.copy_(need.amax() if len(need) else need.sum())
 

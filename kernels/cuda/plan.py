@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from gsbids.kernels import device, splat_cuda
-from gsbids.kernels.splat_device import FRAME, GAUSS, RECORD, TILE
+from gsbids.kernels.cuda import runtime
+from gsbids.kernels.cuda import splat as splat_cuda
+from gsbids.kernels.cuda.formulas import FRAME, GAUSS, RECORD, TILE
 
 BYTES_PER_PAIR = 600  # working memory: pair, record, box, moments, parts, lists, and ~5 tiles with their sort
 BYTES_KEPT = 40  # of those, what a kept list holds: the pair, its place by Gaussian, ~5 tiles
@@ -23,7 +24,7 @@ class DeviceGeometry:
     Attributes
     ----------
     frame : tensor, (S, 20)
-        See :mod:`gsbids.kernels.splat_device`.
+        See :mod:`gsbids.kernels.cuda.formulas`.
     extent : tensor, (S, X, 2), int32
     window : tensor, (S, 4), int32
         First and one-past-last row, and column, with anything to render.
@@ -55,7 +56,7 @@ class DeviceGeometry:
         window = np.stack([np.argmin(empty, 1), rows - np.argmin(empty[:, ::-1], 1), first.min(1, initial=columns),
                            extent[..., 1].max(1, initial=0)], 1).astype(np.int32)
         window[empty.all(1)] = 0
-        tiles = device.blocks(rows, TILE)
+        tiles = runtime.blocks(rows, TILE)
         pad = ((0, 0), (0, tiles * TILE - rows))
         span = np.stack([np.pad(first, pad, constant_values=columns).reshape(len(extent), tiles, TILE).min(2),
                          np.pad(extent[..., 1], pad).reshape(len(extent), tiles, TILE).max(2)], 2).astype(np.int32)
@@ -90,9 +91,9 @@ def frames(geometry) -> np.ndarray:
 
 
 def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor: bool) -> torch.Tensor:
-    """Rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.splat_cuda.pack_field`."""
+    """Rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.cuda.splat.pack_field`."""
     gauss = torch.empty((len(mean), GAUSS), device=mean.device)
-    device.launch(splat_cuda.pack_field, device.blocks(len(mean), splat_cuda.THREADS), splat_cuda.THREADS,
+    runtime.launch(splat_cuda.pack_field, runtime.blocks(len(mean), splat_cuda.THREADS), splat_cuda.THREADS,
                   *(a.detach().float().contiguous() for a in (mean, log_scale, quaternion, intensity, log_weight)),
                   mass_factor, gauss)
     return gauss
@@ -171,7 +172,7 @@ def check_finite(gauss) -> None:
 def count_pairs(gauss, geometry: DeviceGeometry, cut: float) -> torch.Tensor:
     """Pairs that each block of the culling finds, (S, chunks) int32."""
     check_finite(gauss)
-    counts = gauss.new_zeros((len(geometry), device.blocks(len(gauss), splat_cuda.CULL_BLOCK)), dtype=torch.int32)
+    counts = gauss.new_zeros((len(geometry), runtime.blocks(len(gauss), splat_cuda.CULL_BLOCK)), dtype=torch.int32)
     none = gauss.new_empty((1, 2), dtype=torch.int32)
     _cull(gauss, geometry, cut, counts, none, False)
     return counts
@@ -202,7 +203,7 @@ def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor,
 
 
 def _cull(gauss, geometry, cut, start, pairs, write):
-    device.launch(splat_cuda.cull, (start.shape[1], start.shape[0]) if start.numel() else 0, splat_cuda.CULL_BLOCK,
+    runtime.launch(splat_cuda.cull, (start.shape[1], start.shape[0]) if start.numel() else 0, splat_cuda.CULL_BLOCK,
                   geometry.frame, gauss, geometry.window, cut**2, *geometry.shape, start, pairs, write)
 
 
@@ -220,22 +221,22 @@ def first_places(keys: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def project(gauss, geometry: DeviceGeometry, pairs, cut: float, mass_factor: bool):
-    """Records (n, 8) and boxes (n, 4) of pairs; see :func:`gsbids.kernels.splat_cuda.project_pairs`."""
+    """Records (n, 8) and boxes (n, 4) of pairs; see :func:`gsbids.kernels.cuda.splat.project_pairs`."""
     record = gauss.new_empty((len(pairs), RECORD))
     box = gauss.new_empty((len(pairs), 4), dtype=torch.int32)
-    device.launch(splat_cuda.project_pairs, device.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
+    runtime.launch(splat_cuda.project_pairs, runtime.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
                   geometry.frame, gauss, pairs, cut**2, mass_factor, *geometry.shape, record, box)
     return record, box
 
 
 def _tiles(gauss, geometry, cut, pairs):
     """Pairs by tile, in the order of the pairs within each."""
-    tiles = tuple(device.blocks(n, TILE) for n in geometry.shape)
+    tiles = tuple(runtime.blocks(n, TILE) for n in geometry.shape)
     record, box = project(gauss, geometry, pairs, cut, False)
     counts = torch.zeros(len(pairs), dtype=torch.int32, device=pairs.device)
 
     def run(start, keys, values, write):
-        device.launch(splat_cuda.bin_tiles, device.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
+        runtime.launch(splat_cuda.bin_tiles, runtime.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
                       record, box, pairs, geometry.span, tiles[1], start, keys, values, write)
 
     none = counts.new_empty(1)

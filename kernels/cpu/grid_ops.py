@@ -1,46 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Gaussian field on a regular grid as a torch operation: the forward model of super-resolution."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 
-from gsbids.kernels import grid_cpu, pairs, rows
-from gsbids.kernels.problem import DEFAULT, PackedField, RenderOptions
+from gsbids.kernels.cpu import grid as grid_cpu
+from gsbids.kernels.cpu import pairs, rows
+from gsbids.kernels.cpu.packed import PackedField
+from gsbids.kernels.problem import DEFAULT, GridGeometry, RenderOptions
 
 KEYS = 1 << 16  # bricks at most: numpy sorts 16-bit keys in linear time
 SMALLEST = 8  # voxels along half the side of the smallest bricks
-
-
-@dataclass(frozen=True)
-class GridGeometry:
-    """Where the voxels of a grid are: voxel (a, b, c) lies at ``origin + rotation @ (spacing * (a, b, c))``.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        (P, X, Y).
-    spacing, origin : ndarray, (3,)
-        Voxel size, and position of voxel (0, 0, 0), in the unit of the field.
-    rotation : ndarray, (3, 3)
-        Columns: directions of the three axes, orthonormal and right-handed.
-    psf : ndarray, (3,)
-        Variances that widen every Gaussian along the three axes; 0 to sample the field itself.
-    """
-
-    shape: tuple[int, int, int]
-    spacing: np.ndarray
-    origin: np.ndarray
-    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
-    psf: np.ndarray = field(default_factory=lambda: np.zeros(3))
-
-    def arrays(self):
-        """Pose and pixels as :mod:`gsbids.kernels.grid_cpu` takes them: rows on axis 1."""
-        given = (self.rotation, self.origin, self.psf, self.spacing)
-        turn, origin, psf, spacing = (np.asarray(a, float) for a in given)
-        pose = (np.ascontiguousarray(turn[:, [1, 2, 0]]), np.ascontiguousarray(origin), psf[[1, 2, 0]])
-        return pose, np.array([spacing[1], spacing[2], 0.0, 0.0, spacing[0]])
 
 
 class _Grid:
