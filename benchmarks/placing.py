@@ -4,8 +4,9 @@
     python benchmarks/placing.py --json placing.json
 
 Scenes (``placing_scenes.py``) are reconstructed with seven kinds of masks, pairs of orthogonal stacks of the real
-subject with three, as scanned and turned, and special inputs (``placing_special.py``). A reconstruction is right if
-its slices are within 2 mm (median) of where they should be and it has at most 2 dB less than the same fit with tight
+subject with three, as scanned and turned, and special inputs (``placing_special.py``). Part ``misplaced`` makes
+failures, for the verdict to be judged on: scenes whose last stack starts turned by 180 degrees, and is not looked for.
+A reconstruction is right if its slices are within 2 mm (median) of where they should be and it has at most 2 dB less than the same fit with tight
 masks at the true poses; none of two stacks of two subjects is. The rules of the verdict
 (``gsbids.qc.verdict``) were chosen on seeds from 100 on; they are judged on seeds from 1 on.
 """
@@ -16,6 +17,7 @@ import os
 import pickle
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,9 +30,11 @@ import placing_scenes as scenes  # noqa: E402
 import placing_special  # noqa: E402
 from common import machine, say, write_json  # noqa: E402
 from placing_score import masked, psnr, slice_errors, volume_in_truth  # noqa: E402
+from scipy.spatial.transform import Rotation  # noqa: E402
 
 NEAR, LOSS = 2.0, 2.0  # mm, and dB: of a reconstruction that is right
-PARTS = ("scenes", "real", *placing_special.KINDS)
+PARTS = ("scenes", "misplaced", "real", *placing_special.KINDS)
+WRONG_MASKS = ("tight", "network")
 REAL_MASKS = ("tight", "network", "grown-6")
 KEPT = Path("work/benchmarks/placing")  # cases; to be removed where these are made otherwise
 FAST = {"members": 1, "doublings": 1}  # of the fit: one field shows whether the slices are in their places
@@ -91,19 +95,20 @@ def kinds(part: str, wanted) -> tuple[str, ...]:
     """Masks that a part is tried with."""
     if part in placing_special.KINDS:
         return ("given",)
-    return tuple(kind for kind in wanted if part == "scenes" or kind in REAL_MASKS)
+    known = {"scenes": wanted, "misplaced": WRONG_MASKS, "real": REAL_MASKS}[part]
+    return tuple(kind for kind in wanted if kind in known)
 
 
 def case_of(part: str, seed: int) -> scenes.Scene:
     """A scene, a pair of real stacks, or a special input."""
     if part in placing_special.KINDS:
         return placing_special.special(part, seed)
-    return scenes.scene(seed) if part == "scenes" else placing_real.pair(seed)
+    return placing_real.pair(seed) if part == "real" else scenes.scene(seed)
 
 
 def prepared(part: str, seed: int) -> tuple[scenes.Scene, float]:
     """A case and the PSNR that can be had of it; made once, and kept in a file."""
-    path = KEPT / f"{part}-{seed}.pkl"
+    path = KEPT / f"{'scenes' if part == 'misplaced' else part}-{seed}.pkl"
     if not path.exists():
         case = case_of(part, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +122,7 @@ def run(part: str, seed: int, kind: str, figures: Path | None) -> dict:
     """One case with one kind of masks."""
     case, reference = prepared(part, seed)
     try:
-        entry, volume = one(case, kind, seed)
+        entry, volume = one(case, kind, seed, part == "misplaced")
     except Exception as error:  # the others go on, and the table says what became of this one
         entry, volume = {"error": f"{type(error).__name__}: {error}"}, None
     entry = {"part": part, "seed": seed, "case": case.name, "turn": case.turn, "masks": kind} | entry
@@ -145,8 +150,11 @@ def known(case) -> float:
                 case.brain)
 
 
-def one(case, kind: str, seed: int) -> tuple[dict, np.ndarray]:
-    """Fit a case with one kind of masks; scores, metrics, and the volume on the grid of the truth."""
+def one(case, kind: str, seed: int, misplace: bool = False) -> tuple[dict, np.ndarray]:
+    """Fit a case with one kind of masks; scores, metrics, and the volume on the grid of the truth.
+
+    ``misplace``: the last stack starts turned by 180 degrees, and no stack is looked for.
+    """
     from gsbids.qc.metrics import reconstruction_metrics
     from gsbids.qc.verdict import judge
     from gsbids.recon.fitting.options import SvrOptions
@@ -159,8 +167,9 @@ def one(case, kind: str, seed: int) -> tuple[dict, np.ndarray]:
     chosen = [n for n, mask in enumerate(given) if mask is not None and mask.any()]
     stacks = [masked(case.stacks[n], given[n]) for n in chosen]
     begun = time.process_time()
-    registered = register_stacks(stacks)
-    result = fit_svr(stacks, registered.transforms, SvrOptions(**FAST))
+    transforms = register_stacks(stacks).transforms
+    with no_search() if misplace else nullcontext():
+        result = fit_svr(stacks, upside_down(stacks, transforms, seed) if misplace else transforms, SvrOptions(**FAST))
     seconds = time.process_time() - begun
     errors, align = slice_errors(result, [case.transforms[n] for n in chosen],
                                  [case.stacks[n].mask for n in chosen], [s.affine for s in stacks])
@@ -184,6 +193,30 @@ def one(case, kind: str, seed: int) -> tuple[dict, np.ndarray]:
             "black": round(float(((image <= 0) & mask).sum() / mask.sum()), 5),
             "metrics": {key: round(value, 4) for key, value in row.items() if np.isfinite(value)},
             "verdict": verdict.level, "spoke": list(verdict.rules)}, volume
+
+
+def upside_down(stacks, transforms: np.ndarray, seed: int) -> np.ndarray:
+    """Transforms (N, 4, 4) with the last stack turned by 180 degrees about an axis through its brain."""
+    axis = np.random.default_rng((25, seed)).standard_normal(3)
+    last = stacks[-1]
+    middle = last.affine[:3, :3] @ np.argwhere(last.mask).mean(0) + last.affine[:3, 3]
+    middle = transforms[-1, :3, :3] @ middle + transforms[-1, :3, 3]
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec(np.pi * axis / np.linalg.norm(axis)).as_matrix()
+    turn[:3, 3] = middle - turn[:3, :3] @ middle
+    return np.array([*transforms[:-1], turn @ transforms[-1]])
+
+
+@contextmanager
+def no_search():
+    """Slices are placed from where their stacks are put, and from nowhere else."""
+    from unittest import mock
+
+    from gsbids.recon.svr import arrangements, misplaced, place
+
+    with (mock.patch.object(arrangements, "TRIED", 0), mock.patch.object(misplaced, "TRIALS", 0),
+          mock.patch.object(place, "INNER", (place.INNER[0],)), mock.patch.object(place, "ENOUGH", -1.0)):
+        yield
 
 
 def dice(one, other) -> float:
@@ -244,6 +277,7 @@ def summary(cases: list[dict]) -> dict:
         called = [case for case in wrong if case.get("verdict", "do not use") == "do not use"]
         alarms = [case for case in good if case["verdict"] == "do not use"]
         out[part] = {"masks": table, "wrong": len(wrong), "wrong_called": len(called), "right": len(good),
+                     "wrong_usable": sum(case.get("verdict") == "usable" for case in wrong),
                      "right_called_wrong": len(alarms),
                      "right_look": sum(case["verdict"] == "look at it" for case in good),
                      "cpu_s_median": round(float(np.median([c["cpu_s"] for c in own if "cpu_s" in c] or [0])), 1)}
