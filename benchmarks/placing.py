@@ -6,8 +6,8 @@
 Scenes (``placing_scenes.py``) are reconstructed with seven kinds of masks, pairs of orthogonal stacks of the real
 subject with three, as scanned and turned, and special inputs (``placing_special.py``). Part ``misplaced`` makes
 failures, for the verdict to be judged on: scenes whose last stack starts turned by 180 degrees, and is not looked for.
-A reconstruction is right if its slices are within 2 mm (median) of where they should be and it has at most 2 dB less than the same fit with tight
-masks at the true poses; none of two stacks of two subjects is. The rules of the verdict
+A reconstruction is right if its slices are within 2 mm (median) of where they should be and it has at most 2 dB less
+than the same fit with tight masks at the true poses; none of two stacks of two subjects is. The rules of the verdict
 (``gsbids.qc.verdict``) were chosen on seeds from 100 on; they are judged on seeds from 1 on.
 """
 
