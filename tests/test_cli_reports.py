@@ -7,8 +7,8 @@ import pytest
 
 from gsbids.bids.names import derivative_path
 from gsbids.cli.main import main
-from gsbids.qc.boilerplate import bibtex, latex, markdown, plain_text
-from gsbids.qc.citations import MethodsFacts, methods_paragraphs, references
+from gsbids.qc.report.boilerplate import bibtex, latex, markdown, plain_text
+from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs, references
 
 CRASH = """Node: gsbids_wf.sub_01_T2w_wf.svr_wf.fit
 Working directory: /x

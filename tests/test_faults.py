@@ -251,7 +251,7 @@ def test_error_text_is_quoted_in_the_report(tmp_path):
 
     from qc_samples import sample_content
 
-    from gsbids.qc.report import render_report
+    from gsbids.qc.report.page import render_report
 
     content = sample_content(tmp_path)
     page = render_report(replace(content, crashes=(f"Node: a.b\nValueError: {EVIL}",), warnings=(EVIL,), title=EVIL))

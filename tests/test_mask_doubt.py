@@ -20,7 +20,7 @@ from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
 from gsbids.interfaces.stack import CorrectBias, DenoiseStack, MaskStack
 from gsbids.masking.doubt import choose_stacks, mask_length
 from gsbids.qc.exclusions import excluded_stacks
-from gsbids.qc.report import render_report, state
+from gsbids.qc.report.page import render_report, state
 from gsbids.recon.svr.result import SvrResult
 
 QUICK = {"iterations": 12, "n_gaussians": 500, "detail_iterations": 4, "members": 1, "doublings": 0, "place": False}

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from qc_samples import DEPTH, ball, grid, sample_result
 
-from gsbids.qc import figures_curves as curves
-from gsbids.qc.citations import MethodsFacts, methods_paragraphs, number_citations, references
 from gsbids.qc.displacement import slice_displacement
-from gsbids.qc.figures_style import PALETTE, inline_svg
-from gsbids.qc.figures_tiles import StackImages, mid_planes, middle_slices, mosaic, stack_rows
-from gsbids.qc.tiles import cut, grey_png, outline_path, plane_edges, to_ras, window
+from gsbids.qc.figures import curves
+from gsbids.qc.figures.panels import StackImages, mid_planes, middle_slices, mosaic, stack_rows
+from gsbids.qc.figures.style import PALETTE, inline_svg
+from gsbids.qc.figures.tiles import cut, grey_png, outline_path, plane_edges, to_ras, window
+from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs, number_citations, references
 
 
 def pixels(tile):

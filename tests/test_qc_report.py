@@ -18,7 +18,7 @@ import pytest
 from qc_samples import ball, grid, sample_content, sample_result
 
 from gsbids.imaging.nifti import save_image
-from gsbids.qc.report import (
+from gsbids.qc.report.page import (
     TEMPLATES,
     ReportContent,
     SrPanel,
@@ -28,7 +28,7 @@ from gsbids.qc.report import (
     verdict_of,
     write_report,
 )
-from gsbids.qc.usage import StepUsage
+from gsbids.qc.report.usage import StepUsage
 from gsbids.qc.verdict import judge
 
 SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")

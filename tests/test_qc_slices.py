@@ -12,9 +12,9 @@ from qc_samples import DEPTH, ball, grid, sample_result
 from gsbids.qc.acquisition import slice_order
 from gsbids.qc.average import plain_average
 from gsbids.qc.exclusions import excluded_stacks, rejected_slices, without_brain
-from gsbids.qc.figures_slices import stack_pixel_weights, worst_row, worst_slices
-from gsbids.qc.figures_tiles import StackImages, StackView, plane_pairs
-from gsbids.qc.tiles import palette_png
+from gsbids.qc.figures.panels import StackImages, StackView, plane_pairs
+from gsbids.qc.figures.slices import stack_pixel_weights, worst_row, worst_slices
+from gsbids.qc.figures.tiles import palette_png
 
 
 def moving(index, passes, step=0.4, jump=3.0):

@@ -208,7 +208,7 @@ def test_spectra_lie_over_one_another():
 
 
 def test_figures_of_odd_volumes():
-    from gsbids.qc.figures_sr import SrImages, comparison_rows, detail_rows, spectrum_curves
+    from gsbids.qc.figures.sr import SrImages, comparison_rows, detail_rows, spectrum_curves
 
     affine = np.diag([1.0, 1, 1, 1])
     for shape in ((8, 9, 10), (12, 5, 1)):

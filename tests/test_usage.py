@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gsbids.interfaces.usage import USAGE_FILE, gather_usage, measured
-from gsbids.qc.usage import StepUsage, format_usage, read_usage, usage_rows, usage_total
+from gsbids.qc.report.usage import StepUsage, format_usage, read_usage, usage_rows, usage_total
 
 ALLOCATE = """
 import sys, time

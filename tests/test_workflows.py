@@ -10,7 +10,7 @@ from trees import checksums
 from gsbids.bids.query import Selection, find_tasks
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import WorkflowError
-from gsbids.qc.usage import read_usage
+from gsbids.qc.report.usage import read_usage
 from gsbids.workflows.base import init_gsbids_wf
 from gsbids.workflows.names import task_folder, workflow_name
 from gsbids.workflows.outputs import common_fields, slice_times

@@ -65,7 +65,7 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
 
     from gsbids.interfaces.outputs import gather_content
     from gsbids.interfaces.super_resolve import gather_sr_content
-    from gsbids.qc.report import write_report
+    from gsbids.qc.report.page import write_report
 
     config, root, of_sr = config.of_method(task.method), config.execution.output_dir, task.method == "sr"
     if of_sr:
@@ -131,7 +131,7 @@ def write_boilerplate(config: Config, tasks: Sequence[ReconstructionTask]) -> st
     str
         The text with numbered citations.
     """
-    from gsbids.qc.boilerplate import boilerplate_files, plain_text
+    from gsbids.qc.report.boilerplate import boilerplate_files, plain_text
 
     paragraphs = run_paragraphs(config, tasks)
     folder = config.execution.output_dir / "logs"
@@ -143,8 +143,8 @@ def write_boilerplate(config: Config, tasks: Sequence[ReconstructionTask]) -> st
 
 def run_paragraphs(config: Config, tasks: Sequence[ReconstructionTask]) -> tuple[str, ...]:
     """Methods text of a whole run: what its tasks have in common, those of SVR first."""
-    from gsbids.qc.citations import MethodsFacts, methods_paragraphs
-    from gsbids.qc.citations_sr import SrMethodsFacts, sr_methods_paragraphs
+    from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs
+    from gsbids.qc.report.methods_sr import SrMethodsFacts, sr_methods_paragraphs
 
     svr, volumes = ([task for task in tasks if task.method == method] for method in ("svr", "sr"))
     paragraphs: tuple[str, ...] = ()

@@ -104,7 +104,7 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
 
     from gsbids.interfaces.outputs import gather_content
     from gsbids.interfaces.super_resolve import gather_sr_content
-    from gsbids.qc.report import write_report
+    from gsbids.qc.report.page import write_report
 
     config = config.of_method(task.method)
     usage = keep_usage(config, task)

@@ -12,7 +12,7 @@ from gsbids.config import Config
 from gsbids.interfaces.base import NodeInterface
 from gsbids.interfaces.outputs import SaveLog
 from gsbids.interfaces.usage import USAGE_FILE, gather_usage
-from gsbids.qc.usage import format_usage
+from gsbids.qc.report.usage import format_usage
 from gsbids.workflows.names import task_folder
 
 

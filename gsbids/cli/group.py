@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from gsbids.bids.group import GROUP_STEM, GroupSelection, collect_rows, write_table
     from gsbids.bids.names import METHOD, SR_METHOD
     from gsbids.qc.group import group_spreads, outliers
-    from gsbids.qc.group_page import GroupContent, GroupRow, render_group
     from gsbids.qc.metrics import METRIC_DESCRIPTIONS
     from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
+    from gsbids.qc.report.group_page import GroupContent, GroupRow, render_group
     from gsbids.qc.verdict import DO_NOT_USE, VERDICT_COLUMN
 
     check_folders(bids_dir, output_dir)

@@ -10,7 +10,7 @@ from pathlib import Path
 from gsbids.bids.description import FILE
 from gsbids.bids.names import derivative_path, log_folder, sidecar_path
 from gsbids.config import Config
-from gsbids.qc.crashes import crash_summary
+from gsbids.qc.report.crashes import crash_summary
 from gsbids.qc.verdict import DO_NOT_USE, LOOK, Verdict, verdict_of_fields
 from gsbids.workflows.names import registry_folder, volume_path, workflow_name
 

@@ -169,8 +169,8 @@ class ReportInterface(NodeInterface):
     def write(self, runtime, gather):
         """Write the report of what ``gather`` makes of the inputs that are there, and the table of the steps."""
         from gsbids.interfaces.usage import gather_usage
-        from gsbids.qc.report import write_report
-        from gsbids.qc.usage import format_usage
+        from gsbids.qc.report.page import write_report
+        from gsbids.qc.report.usage import format_usage
 
         found = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
         usage = gather_usage(found.get("work_folder", runtime.cwd), found["steps"])
@@ -222,10 +222,10 @@ def gather_content(found: dict):
 
     Returns
     -------
-    gsbids.qc.report.ReportContent
+    gsbids.qc.report.page.ReportContent
     """
-    from gsbids.qc.citations import MethodsFacts, methods_paragraphs
-    from gsbids.qc.report import ReportContent, StackPanel
+    from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs
+    from gsbids.qc.report.page import ReportContent, StackPanel
     from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(found["result"]) if "result" in found else None
@@ -281,7 +281,7 @@ def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
 
 def usage_of(found: dict) -> tuple:
     """What the steps took, where there is a table of it among the inputs of a report."""
-    from gsbids.qc.usage import read_usage
+    from gsbids.qc.report.usage import read_usage
 
     return read_usage(found["usage"]) if found.get("usage") else ()
 

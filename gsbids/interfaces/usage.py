@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gsbids.qc.usage import StepUsage
+from gsbids.qc.report.usage import StepUsage
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 

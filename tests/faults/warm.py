@@ -38,7 +38,7 @@ def load_everything() -> None:
     import gsbids.workflows.base
     import gsbids.workflows.svr
     from gsbids.bids.layout import open_raw  # noqa: F401
-    from gsbids.qc.report import write_report  # noqa: F401
+    from gsbids.qc.report.page import write_report  # noqa: F401
     from gsbids.recon.models import load_model  # noqa: F401
 
     torch.set_num_threads(1)

@@ -13,14 +13,11 @@ from gsbids.errors import GsbidsError
 from gsbids.imaging.itk import read_itk_transforms
 from gsbids.imaging.masks import resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
-from gsbids.qc import figures_curves as curves
 from gsbids.qc.average import plain_average
 from gsbids.qc.displacement import SliceDisplacement, slice_displacement
 from gsbids.qc.exclusions import Exclusion, empty_slices, excluded_stacks, rejected_slices, without_brain
-from gsbids.qc.figures_slices import stack_pixel_weights, worst_row, worst_slices
-from gsbids.qc.figures_sr import SrImages, comparison_rows, detail_rows, member_losses, spectrum_curves
-from gsbids.qc.figures_style import inline_svg
-from gsbids.qc.figures_tiles import (
+from gsbids.qc.figures import curves
+from gsbids.qc.figures.panels import (
     StackImages,
     StackView,
     TilePair,
@@ -32,7 +29,10 @@ from gsbids.qc.figures_tiles import (
     plane_pairs,
     stack_rows,
 )
-from gsbids.qc.tiles import Tile
+from gsbids.qc.figures.slices import stack_pixel_weights, worst_row, worst_slices
+from gsbids.qc.figures.sr import SrImages, comparison_rows, detail_rows, member_losses, spectrum_curves
+from gsbids.qc.figures.style import inline_svg
+from gsbids.qc.figures.tiles import Tile
 from gsbids.recon.svr.result import SvrResult
 
 FULL_DETAIL = 4  # stacks that are shown in full detail, more of them in less each

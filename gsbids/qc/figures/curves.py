@@ -7,7 +7,7 @@ import numpy as np
 
 from gsbids.qc.acquisition import SliceOrder, slice_order
 from gsbids.qc.displacement import SliceDisplacement
-from gsbids.qc.figures_style import PALETTE, house_style, new_figure, svg_bytes
+from gsbids.qc.figures.style import PALETTE, house_style, new_figure, svg_bytes
 from gsbids.recon.svr.result import SvrResult
 
 #: Colour, dashes and marker of the three components (right, front, head).

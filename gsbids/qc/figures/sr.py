@@ -7,11 +7,11 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from gsbids.qc.figures_style import PALETTE, house_style, new_figure, svg_bytes
-from gsbids.qc.figures_tiles import Frame, TileRow, middle_of, plane_tile, tile_pixels
+from gsbids.qc.figures.panels import Frame, TileRow, middle_of, plane_tile, tile_pixels
+from gsbids.qc.figures.style import PALETTE, house_style, new_figure, svg_bytes
+from gsbids.qc.figures.tiles import PLANES, RasImage, Tile, crop_box, cut, difference_png, to_ras, window
 from gsbids.qc.metrics_sr import foreground
 from gsbids.qc.spectrum import axis_spectrum
-from gsbids.qc.tiles import PLANES, RasImage, Tile, crop_box, cut, difference_png, to_ras, window
 
 COLUMNS = ("Input", "B-spline", "Super-resolved", "Difference")
 FULL_COLOUR = 0.15  # of white: differences drawn in full colour

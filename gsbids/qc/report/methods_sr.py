@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from gsbids.qc.citations import software_sentence, version_of
+from gsbids.qc.report.methods import software_sentence, version_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from gsbids.qc.group import RULE, Spread
-from gsbids.qc.report import TEMPLATES, VERDICT_LOOKS, format_number, page_template
+from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, format_number, page_template
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, USABLE, judge
 
 #: Metrics that are shown without asking.

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gsbids.atomic import write_atomic
-from gsbids.qc.citations import number_citations
-from gsbids.qc.crashes import crash_summary
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
-from gsbids.qc.report_figures import Figures, draw_figures
-from gsbids.qc.usage import StepUsage, usage_rows, usage_total
+from gsbids.qc.report.crashes import crash_summary
+from gsbids.qc.report.draw import Figures, draw_figures
+from gsbids.qc.report.methods import number_citations
+from gsbids.qc.report.usage import StepUsage, usage_rows, usage_total
 from gsbids.qc.verdict import LEVELS, USABLE, Verdict, judge
 
 LOGGER = logging.getLogger("gsbids.qc")
@@ -107,7 +107,7 @@ class ReportContent:
     metrics : dict, optional
         Row of :func:`gsbids.qc.metrics.reconstruction_metrics`.
     methods : tuple of str
-        Paragraphs with ``[@key]`` citations (:func:`gsbids.qc.citations.methods_paragraphs`).
+        Paragraphs with ``[@key]`` citations (:func:`gsbids.qc.report.methods.methods_paragraphs`).
     versions : dict of str to str
     crashes : tuple of str
         Text of every crash of this subject.

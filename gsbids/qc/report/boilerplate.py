@@ -4,7 +4,7 @@
 import html
 import re
 
-from gsbids.qc.citations import Reference, number_citations, references
+from gsbids.qc.report.methods import Reference, number_citations, references
 
 _CITATION = re.compile(r"\[((?:@[\w.-]+(?:\s*;\s*)?)+)\]")
 _KEY = re.compile(r"@([\w.-]+)")
@@ -19,7 +19,7 @@ def boilerplate_files(paragraphs: tuple[str, ...]) -> dict[str, str]:
     Parameters
     ----------
     paragraphs : tuple of str
-        As from :func:`gsbids.qc.citations.methods_paragraphs`.
+        As from :func:`gsbids.qc.report.methods.methods_paragraphs`.
     """
     return {"CITATION.md": markdown(paragraphs), "CITATION.tex": latex(paragraphs),
             "CITATION.bib": bibtex(paragraphs), "CITATION.html": page(paragraphs)}

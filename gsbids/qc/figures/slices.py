@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from gsbids.qc.figures_tiles import StackImages, StackView, TileRow
-from gsbids.qc.tiles import Tile, palette_png
+from gsbids.qc.figures.panels import StackImages, StackView, TileRow
+from gsbids.qc.figures.tiles import Tile, palette_png
 from gsbids.recon.fitting import outliers
 from gsbids.recon.svr.result import SvrResult
 

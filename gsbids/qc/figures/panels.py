@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gsbids.qc.tiles import (
+from gsbids.qc.figures.tiles import (
     LETTERS,
     PLANES,
     RasImage,
