@@ -10,7 +10,7 @@ import torch
 
 from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.plan import Plan
-from gsbids.cli.run import execute, one_gpu
+from gsbids.cli.running.run import execute, one_gpu
 from gsbids.config import Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
 from gsbids.kernels import backend

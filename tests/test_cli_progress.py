@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gsbids.cli.progress import NOTE, Progress, fraction_done
+from gsbids.cli.running.progress import NOTE, Progress, fraction_done
 from gsbids.interfaces.base import ProgressNote
 
 

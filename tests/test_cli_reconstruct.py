@@ -106,7 +106,7 @@ def test_a_volume_not_to_be_used_is_written_all_the_same(files, capsys, fake):
 
 
 def test_thickness(files, fake, capsys):
-    from gsbids.cli.reconstruct import make_plan, parse
+    from gsbids.cli.commands.reconstruct import make_plan, parse
 
     def thicknesses(*words):
         plan = make_plan(parse([*STACKS, *MASKS, *OUT, *words]), files / "work")
@@ -166,7 +166,7 @@ def test_the_command_of_fetpype(container):
     import yaml
     from conftest import CHECKOUT
 
-    from gsbids.cli.reconstruct import parse
+    from gsbids.cli.commands.reconstruct import parse
 
     command = yaml.safe_load((CHECKOUT / "docs" / "fetpype.yaml").read_text())[container]["cmd"]
     tags = {"mount": "-v /d:/d", "input_stacks": "/d/a.nii.gz /d/b.nii.gz", "input_masks": "/m/a.nii.gz /m/b.nii.gz",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from gsbids.cli.main import main
-from gsbids.cli.resources import MAIN_GB, WAITING_GB, plan_budget
+from gsbids.cli.running.resources import MAIN_GB, WAITING_GB, plan_budget
 from gsbids.config import NipypeOptions
 from gsbids.errors import InputError
 

@@ -18,8 +18,8 @@ from conftest import ball_stack, write_nifti
 from trees import checksums
 
 from gsbids.bids.query import Selection, find_tasks
-from gsbids.cli.executor import make_executor
 from gsbids.cli.main import main
+from gsbids.cli.running.executor import make_executor
 from gsbids.config import Config
 
 

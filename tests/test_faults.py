@@ -24,7 +24,7 @@ from gsbids.bids.description import write_description
 from gsbids.bids.sink import Sink
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.cli.main import main
-from gsbids.cli.outcome import report_outcome
+from gsbids.cli.running.outcome import report_outcome
 from gsbids.config import Config, Execution
 from gsbids.errors import InputError
 from gsbids.recon.models import load_model

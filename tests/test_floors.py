@@ -22,7 +22,8 @@ BESIDE = {("qc", "recon")}
 # The rooms of the science, from the top; what lies in the folder itself is below its rooms. Rooms of one entry do not
 # know each other.
 ROOMS = {"recon": [("models",), ("volume",), ("svr_paper",), ("svr",), ("fitting", "registration", "sr")],
-         "kernels": [("ops", "points"), ("backend",), ("cpu", "cuda")]}
+         "kernels": [("ops", "points"), ("backend",), ("cpu", "cuda")], "qc": [("report",), ("figures",)],
+         "cli": [("main",), ("commands",), ("running",)]}
 
 # Settings are made by the command line and read by the builders; steps get values.
 CONFIG = {"cli", "workflows"}
@@ -88,7 +89,7 @@ def test_the_test_sees_something():
     assert "gsbids.kernels.reference" in NAMES
     found = dict(imports(CHECKOUT / "gsbids" / "cli" / "main.py"))
     assert found["gsbids.cli.parser"] is True
-    assert found["gsbids.cli.run"] is False
+    assert found["gsbids.cli.running.run"] is False
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

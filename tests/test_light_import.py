@@ -40,7 +40,7 @@ def test_the_package_is_light():
 def test_the_fits_need_a_bare_gpu_machine_only():
     absent = sorted(HEAVY - {"numba", "numpy", "scipy", "torch"} | {"sklearn"})
     script = (f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
-              "from gsbids.recon import fit_sr, fit_svr, resample, sr_sample, uncertainty")
+              "from gsbids.recon.sr import fit, sample; from gsbids.recon.svr import fit; from gsbids.recon.volume import sample, uncertainty")
     subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
 

@@ -123,3 +123,14 @@ def test_three_directions_leave_nothing_to_search():
 def test_the_longest_step_bounds_the_way():
     assert strain.lowest(10.0, 9.9, 9.8) == strain.LONGEST / strain.STEP
     assert strain.lowest(1.0, 1.001, 1.0) == 0
+
+
+def test_slices_that_turn_until_nothing_is_free_end_the_search(monkeypatch):
+    slices = gathered("axial", "coronal")
+    found = [[SHEAR], [SHEAR], []]
+    monkeypatch.setattr(strain, "free_strains", lambda *_: found.pop(0))
+    state = FitState.start(slices)
+    losses = iter((1.0, 2.0, 3.0))  # less towards one side: another round would follow
+    _, amount = strain.settle_strains(slices, state, 900, 0, lambda before, _: (before, next(losses)))
+    assert amount > strain.SETTLED
+    assert found == []

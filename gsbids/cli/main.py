@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gsbids.cli import mask, reconstruct, sample, super_resolve
+from gsbids.cli.commands import mask, reconstruct, sample, super_resolve
 from gsbids.cli.parser import parse_args
 from gsbids.cli.places import writable_places
-from gsbids.cli.progress import RunLog, TerminalHandler
-from gsbids.cli.signals import handled
+from gsbids.cli.running.progress import RunLog, TerminalHandler
+from gsbids.cli.running.signals import handled
 from gsbids.config import Config
 from gsbids.errors import GsbidsError
 
@@ -63,7 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
             args = parse_args(argv)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             if args.analysis_level == "group":
-                from gsbids.cli.group import run
+                from gsbids.cli.commands.group import run
 
                 return run(args)
             from gsbids.cli.plan import make_config
@@ -86,10 +86,10 @@ def _participants(args: argparse.Namespace, config: Config) -> int:
 
     plan = make_plan(args, config)
     if (args.reports_only or args.boilerplate_only) and not args.dry_run:
-        from gsbids.cli.reports import print_boilerplate, remake_reports
+        from gsbids.cli.commands.reports import print_boilerplate, remake_reports
 
         return remake_reports(plan) if args.reports_only else print_boilerplate(plan)
-    from gsbids.cli.run import run_plan
+    from gsbids.cli.running.run import run_plan
 
     return run_plan(plan)
 

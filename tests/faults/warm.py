@@ -33,8 +33,8 @@ def load_everything() -> None:
     import torch._dynamo  # optimizers load it when the first one is made
     from numba.core.registry import cpu_target
 
-    import gsbids.cli.group
-    import gsbids.cli.run
+    import gsbids.cli.commands.group
+    import gsbids.cli.running.run
     import gsbids.workflows.base
     import gsbids.workflows.svr
     from gsbids.bids.layout import open_raw  # noqa: F401

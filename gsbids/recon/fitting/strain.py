@@ -107,7 +107,10 @@ def settle_strains(slices: SliceSet, state: FitState, gaussians: int, seed: int,
     stage, total = Stage(gaussians, ITERATIONS, RATE, seed, POSE_TURNS), np.zeros((3, 3))
     for number in range(len(free_strains(slices, state.pose.motion))):
         for _ in range(ROUNDS):
-            strain = free_strains(slices, state.pose.motion)[number]
+            free = free_strains(slices, state.pose.motion)
+            if number >= len(free):  # slices have turned, and tell more
+                break
+            strain = free[number]
             tried = [run(_followed(slices, state, way * STEP * strain), stage) for way in (-1, 0, 1)]
             way = lowest(*(loss for _, loss in tried))
             nearest = int(np.clip(np.rint(way), -1, 1))

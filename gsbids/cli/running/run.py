@@ -13,13 +13,13 @@ from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
 from gsbids.bids.names import log_folder
 from gsbids.cli.devices import device_words
-from gsbids.cli.graph import describe_plan, write_graphs
-from gsbids.cli.locks import locked
-from gsbids.cli.outcome import report_outcome
 from gsbids.cli.plan import PLUGINS, Plan
-from gsbids.cli.progress import Progress, RunLog, TerminalHandler, handlers, is_step
-from gsbids.cli.resources import Budget, plan_budget
-from gsbids.cli.signals import handled
+from gsbids.cli.running.graph import describe_plan, write_graphs
+from gsbids.cli.running.locks import locked
+from gsbids.cli.running.outcome import report_outcome
+from gsbids.cli.running.progress import Progress, RunLog, TerminalHandler, handlers, is_step
+from gsbids.cli.running.resources import Budget, plan_budget
+from gsbids.cli.running.signals import handled
 from gsbids.config import Config, NipypeOptions
 from gsbids.errors import GsbidsError, InputError, WorkflowError
 from gsbids.workflows.names import task_folder, workflow_name
@@ -119,7 +119,7 @@ def execute(workflow, plan: Plan) -> bool:
     """Run all nodes; whether nipype says that all went well.
 
     What failed is found out from crash files and outputs, task by task: see
-    :func:`gsbids.cli.outcome.report_outcome`.
+    :func:`gsbids.cli.running.outcome.report_outcome`.
     """
     options = plan.config.nipype
     LOGGER.info("device: %s", device_words(plan.config.workflow.device, options.plugin))
@@ -129,7 +129,7 @@ def execute(workflow, plan: Plan) -> bool:
     progress = Progress(names, len(steps), all_start=plugin == "Linear")
     arguments = {"status_callback": progress, **options.plugin_args}
     if plugin == "MultiProc":
-        from gsbids.cli.executor import make_executor
+        from gsbids.cli.running.executor import make_executor
 
         budget = _budget(plan.config, workflow)
         executor = make_executor({"n_procs": options.nprocs, "raise_insufficient": False, "workers": budget.workers,

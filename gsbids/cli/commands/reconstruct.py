@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from gsbids.cli.commands.slice_folders import FOLDERS, write_slice_folders
 from gsbids.cli.parser import (
     RESOLUTION_RANGE,
     Parser,
@@ -25,7 +26,6 @@ from gsbids.cli.parser import (
     with_dashes,
 )
 from gsbids.cli.places import writable_places
-from gsbids.cli.slices import FOLDERS, write_slice_folders
 from gsbids.config import AUTO, NONE
 from gsbids.errors import InputError
 
@@ -218,7 +218,7 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list
 
     poses = None
     if args.input_slices:
-        from gsbids.cli.slices import stacks_of_slices
+        from gsbids.cli.commands.slice_folders import stacks_of_slices
 
         found, poses = stacks_of_slices(args, work)
         parts = [(image, mask, thickness, {"SliceEncodingDirection": "k"}, files)
@@ -236,9 +236,9 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list
 
 def _execute(plan) -> bool:
     """Run the workflow; whether it failed, which has been said then."""
-    from gsbids.cli.locks import locked
-    from gsbids.cli.outcome import find_crashes, report_outcome
-    from gsbids.cli.run import build, environment, execute, prepare_folders
+    from gsbids.cli.running.locks import locked
+    from gsbids.cli.running.outcome import find_crashes, report_outcome
+    from gsbids.cli.running.run import build, environment, execute, prepare_folders
     from gsbids.workflows.names import volume_path
 
     config, task = plan.config, plan.tasks[0]
@@ -256,7 +256,7 @@ def _execute(plan) -> bool:
 
 def _tell_verdict(plan, volume: Path) -> int:
     """Say what is to be thought of the volume; the exit code that follows."""
-    from gsbids.cli.outcome import NOT_TO_BE_USED, find_verdict, tell_verdict
+    from gsbids.cli.running.outcome import NOT_TO_BE_USED, find_verdict, tell_verdict
 
     return NOT_TO_BE_USED if tell_verdict(str(volume), find_verdict(plan.config, plan.tasks[0])) else 0
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gsbids.cli.commands.super_resolve import by, positive
 from gsbids.cli.devices import device_words, resolve_device
 from gsbids.cli.parser import OneOrThree, Parser, add_device
 from gsbids.cli.places import spare_places
-from gsbids.cli.super_resolve import by, positive
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gsbids.bids.names import subject_folder
-from gsbids.cli.outcome import find_crashes
 from gsbids.cli.plan import Plan
-from gsbids.cli.run import environment
+from gsbids.cli.running.outcome import find_crashes
+from gsbids.cli.running.run import environment
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
