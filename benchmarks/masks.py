@@ -26,7 +26,7 @@ from svr_real import ALL_RUNS, LEFT_OUT, mask_file, reconstruct, stack_file
 from svr_rows import Suite, run_against
 
 from gsbids.imaging.nifti import load_image, save_image
-from gsbids.masking.network import weights_file
+from gsbids.masking.networks import weights_file
 from gsbids.simulate.compare import align_rigid
 
 PARTS = ("real", "simulated")

@@ -18,7 +18,8 @@ from test_mask_monaifbs import stack
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.masking.fetal_bet import FetalBetShape, build_fetal_bet, load_fetal_bet, segment_fetal_bet
-from gsbids.masking.network import MaskNetwork, load_network
+from gsbids.masking.found import MaskNetwork
+from gsbids.masking.networks import load_network
 
 SPACING = (1.4, 1.6, 40.0)  # 7 and 8 fifths of Fetal-BET2's pixels
 

@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from gsbids.errors import InputError
+from gsbids.masking.found import MaskNetwork
 from gsbids.masking.judge import SIDE, VOXEL, block_about, build_judge, judge_block
-from gsbids.masking.network import (
-    MaskNetwork,
-    NetworkShape,
-    build_network,
-    load_network,
-    save_network,
-    segment,
-)
+from gsbids.masking.network import NetworkShape, build_network, segment
+from gsbids.masking.networks import load_network, save_network
 
 SHAPE = NetworkShape((4, 8, 8), 2.0)
 SPACING = (2.0, 2.0, 4.0)

@@ -20,8 +20,9 @@ from scipy import ndimage
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.masking.checkpoint import read_state
+from gsbids.masking.found import MaskNetwork
 from gsbids.masking.monaifbs import MonaifbsShape, build_monaifbs, converted, segment_monaifbs
-from gsbids.masking.network import MaskNetwork, load_network, segment_stack
+from gsbids.masking.networks import load_network, segment_stack
 
 SPACING = (1.12, 1.28, 40.0)  # 7 / 5 and 8 / 5 of MONAIfbs' pixels; one slice has 101 ml
 SMALL = MonaifbsShape(window=(32, 32))  # for what does not depend on the size

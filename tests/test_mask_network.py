@@ -12,17 +12,9 @@ import torch
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.imaging.masks import without_appendages
-from gsbids.masking.network import (
-    MaskNetwork,
-    NetworkShape,
-    build_network,
-    load_network,
-    normalised,
-    save_network,
-    segment,
-    segment_stack,
-    weights_file,
-)
+from gsbids.masking.found import MaskNetwork
+from gsbids.masking.network import NetworkShape, build_network, normalised, segment
+from gsbids.masking.networks import load_network, save_network, segment_stack, weights_file
 from gsbids.masking.stack_masks import make_mask
 
 SHAPE = NetworkShape((4, 8, 8), 2.0)

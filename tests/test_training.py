@@ -35,7 +35,9 @@ from generator import (  # noqa: E402
 from sampling import NO_INNER, sample  # noqa: E402
 from sources import AROUND, CSF, REAL, Brain, Inner, is_brain, read_stack, scene_of, surrounded, transplanted  # noqa: E402
 
-from gsbids.masking.network import MaskNetwork, NetworkShape, build_network, load_network, save_network  # noqa: E402
+from gsbids.masking.found import MaskNetwork  # noqa: E402
+from gsbids.masking.network import NetworkShape, build_network  # noqa: E402
+from gsbids.masking.networks import load_network, save_network  # noqa: E402
 
 SPACING = (1.5, 1.5, 3.0)
 

@@ -18,8 +18,10 @@ from generator import Mixture, scenes
 from sources import REAL, Brain, scene_of
 
 from gsbids.errors import InputError
+from gsbids.masking.found import MaskNetwork
 from gsbids.masking.judge import SIDE, build_judge
-from gsbids.masking.network import MaskNetwork, NetworkShape, build_network, load_network, save_network
+from gsbids.masking.network import NetworkShape, build_network
+from gsbids.masking.networks import load_network, save_network
 
 SHAPE = NetworkShape((4, 8), 2.0)
 MIXTURE = Mixture(scenes=2, empty=0.0, away=0.5, narrow=0.0, close=0.2, alone=0.2)

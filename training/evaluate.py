@@ -29,7 +29,8 @@ from sources import brains, stack_files
 
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image
-from gsbids.masking.network import DOUBTFUL, load_network, segment_stack
+from gsbids.masking.found import DOUBTFUL
+from gsbids.masking.networks import load_network, segment_stack
 
 SLICES = 24
 SCORED, VALIDATION = 10_000, 770_000  # seeds

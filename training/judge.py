@@ -23,8 +23,10 @@ from student import Schedule, Student, add_arguments, batches, train
 from torch.utils.data import DataLoader, Dataset
 
 from gsbids.errors import InputError
+from gsbids.masking.found import MaskNetwork
 from gsbids.masking.judge import SIDE, VOXEL, block_about, build_judge
-from gsbids.masking.network import MaskNetwork, NetworkShape, load_network, save_network
+from gsbids.masking.network import NetworkShape
+from gsbids.masking.networks import load_network, save_network
 
 SHARES = {"brain": 0.5, "mistaken": 0.3, "other": 0.2}  # of the blocks, by what is in the middle
 UNSURE = 0.02  # what is true is at most so near to 0 and 1

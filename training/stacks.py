@@ -9,7 +9,8 @@ from generator import PIXEL, Mixture, Plane, acquired, cut, drawn_plane, drawn_s
 from scipy import ndimage
 from sources import Scene, as_bytes
 
-from gsbids.masking.network import MaskNetwork, normalised, regions
+from gsbids.masking.found import MaskNetwork
+from gsbids.masking.network import normalised, regions
 
 MOST = 30  # slices of a stack
 SUSPECT = 0.25  # probability above which a region is looked at: lower than what is taken for a brain

@@ -19,7 +19,9 @@ from sources import brains
 from student import Schedule, Student, add_arguments, batches, train
 
 from gsbids.errors import InputError
-from gsbids.masking.network import MaskNetwork, NetworkShape, build_network, load_network, save_network
+from gsbids.masking.found import MaskNetwork
+from gsbids.masking.network import NetworkShape, build_network
+from gsbids.masking.networks import load_network, save_network
 
 
 def loss_of(logit: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -150,7 +150,7 @@ def make_config(args: argparse.Namespace) -> Config:
 def check_weights(workflow: WorkflowOptions) -> None:
     """InputError where a network is asked for, or its weights are given, and they are not there."""
     if workflow.mask_mode == "network" or workflow.mask_weights:
-        from gsbids.masking.network import load_network, weights_file
+        from gsbids.masking.networks import load_network, weights_file
 
         load_network(weights_file(workflow.mask_weights))
 

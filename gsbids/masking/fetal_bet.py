@@ -12,7 +12,7 @@ import numpy as np
 
 from gsbids.imaging.masks import largest_region
 from gsbids.masking.checkpoint import checked, mean_score, resampled
-from gsbids.masking.network import MaskNetwork, NetworkMask, judged
+from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 
 FIRST = "model.0."  # how names of its layers begin
 CHANNELS, STRIDES = (64, 128, 256, 512, 1024), (2, 2, 2, 2)
@@ -99,7 +99,7 @@ def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], kn
                                                                      mode="gaussian")).numpy()
     back = np.stack([resampled(np.moveaxis(score[:, n], 0, 2), 1 / step, own, 1, "grid-constant") for n in (0, 1)])
     probability = 1 / (1 + np.exp(np.clip(back[0] - back[1], -50, 50)))
-    return judged(largest_region(probability > 0.5, corners=True), probability, spacing)
+    return with_confidence(largest_region(probability > 0.5, corners=True), probability, spacing)
 
 
 def _scaled(stack: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gsbids.imaging.masks import largest_region
 from gsbids.masking.checkpoint import checked, mean_score, resampled
-from gsbids.masking.network import MaskNetwork, NetworkMask, judged
+from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 
 NO_PART = ("skip_layers.", "deep_supervision_heads.")  # the same layers by other names, and those of the training
 
@@ -129,4 +129,4 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], kno
     back, size = 1 / step, np.array(image.shape[:2])
     mask = resampled(found.astype(np.uint8), back, size, 0) > 0
     probability = resampled(probability, back, size, 1)
-    return judged(mask, probability, spacing)
+    return with_confidence(mask, probability, spacing)

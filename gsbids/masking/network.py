@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain masks of stacks by a small network: slice by slice, mirrored, made one across slices, judged as a whole."""
+"""The mask network of the package: slice by slice, mirrored, made one across slices, judged as a whole."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from gsbids.errors import InputError
 from gsbids.imaging.masks import without_appendages
-from gsbids.masking.judge import block_about, build_judge, judge_block
+from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
+from gsbids.masking.judge import block_about, judge_block
 
-LEAST_BRAIN = 15.0  # ml; a brain of 18 weeks has more; what is smaller is no brain that could be reconstructed
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
 LEVEL = 0.4  # probability; under one half, as the Dice of an unsure edge is best there
 CANDIDATES = 3  # regions, the largest, that may be the brain
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
 LEAST_CONFIDENCE = 0.6  # below it, what is found is no brain
-JUDGE = "judge."  # how names of its weights begin
-DOUBTFUL = 0.8  # confidence below which a stack is to be looked at
 
 
 @dataclass(frozen=True)
@@ -49,125 +44,12 @@ class NetworkShape:
         return max(self.side - size, 0) + -max(self.side, size) % multiple
 
 
-@dataclass(frozen=True)
-class MaskNetwork:
-    """A mask network as it is read from a file.
-
-    Attributes
-    ----------
-    network : torch.nn.Module
-    shape : NetworkShape, gsbids.masking.monaifbs.MonaifbsShape or gsbids.masking.fetal_bet.FetalBetShape
-    judge : torch.nn.Module or None
-        Says whether what was found is a brain (:mod:`gsbids.masking.judge`).
-    facts : dict of str to str
-        How it was trained, in the header of its file.
-    """
-
-    network: object
-    shape: object
-    judge: object = None
-    facts: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class NetworkMask:
-    """What a network finds in a stack.
-
-    Attributes
-    ----------
-    mask : ndarray, (X, Y, Z), bool
-        Empty where no brain is found: nothing, too little, or too uncertain.
-    probability : ndarray, (X, Y, Z), float32
-    confidence : float
-        Mean over the voxels of the mask of how far they are from undecided, 0 to 1; times the belief of a judge.
-    """
-
-    mask: np.ndarray
-    probability: np.ndarray
-    confidence: float
-
-    def millilitres(self, affine: np.ndarray) -> float:
-        """Volume of the mask."""
-        return float(self.mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1e3)
-
-
-def weights_file(given: str | Path | None = None) -> Path:
-    """The file of weights to use: the one that is given, else the one of the package."""
-    return Path(given) if given else Path(__file__).parent / "weights" / "fetal.safetensors"
-
-
 def build_network(shape: NetworkShape):
     """A 2D U-Net with a channel in for each slice and one (a logit) out, weights as they start."""
     from monai.networks.nets import UNet
 
     return UNet(spatial_dims=2, in_channels=shape.slices, out_channels=1, channels=shape.channels,
                 strides=(2,) * (len(shape.channels) - 1), num_res_units=1, norm="INSTANCE", act="PRELU")
-
-
-def save_network(path: str | Path, known: MaskNetwork) -> None:
-    """Weights as safetensors, those of a judge under :data:`JUDGE`; shape and facts in its header."""
-    from safetensors.torch import save_file
-
-    state = dict(known.network.state_dict())
-    if known.judge is not None:
-        state |= {JUDGE + name: tensor for name, tensor in known.judge.state_dict().items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, str(path), {"shape": json.dumps(asdict(known.shape)), **known.facts})
-
-
-def load_network(path: str | Path) -> MaskNetwork:
-    """A network from a file of weights: our own or, by its suffix, a checkpoint of MONAIfbs or Fetal-BET2.
-
-    Returns
-    -------
-    MaskNetwork
-        With a judge if there is one in the file.
-
-    Raises
-    ------
-    gsbids.errors.InputError
-        There is no such file, it holds something else, or its weights do not fit its shape.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from gsbids.masking.checkpoint import SUFFIXES
-
-    if not Path(path).is_file():
-        raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
-                         "FILE, or give masks")
-    if Path(path).suffix in SUFFIXES:
-        return MaskNetwork(*_from_elsewhere(path))
-    try:
-        with safe_open(str(path), "pt") as file:
-            facts = file.metadata() or {}
-            told = json.loads(facts.pop("shape"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)),
-                             int(told.get("side", 160)))
-        of_judge = {name: tensors.pop(name) for name in list(tensors) if name.startswith(JUDGE)}
-        network = build_network(shape)
-        network.load_state_dict(tensors)
-        judge = build_judge() if of_judge else None
-        if judge:
-            judge.load_state_dict({name.removeprefix(JUDGE): tensor for name, tensor in of_judge.items()})
-            judge.eval()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
-                         "file that training/train.py or judge.py has written") from error
-    return MaskNetwork(network.eval(), shape, judge, facts)
-
-
-def _from_elsewhere(path: str | Path) -> tuple:
-    """Network and shape from a checkpoint of another tool, which the names of its layers tell."""
-    from gsbids.masking.checkpoint import read_state
-    from gsbids.masking.fetal_bet import FIRST, load_fetal_bet
-    from gsbids.masking.monaifbs import load_monaifbs
-
-    state = read_state(path)
-    load = load_fetal_bet if any(name.startswith(FIRST) for name in state) else load_monaifbs
-    return load(state, path)
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
@@ -187,38 +69,6 @@ def normalised(image: np.ndarray) -> np.ndarray:
         return np.zeros(image.shape, np.float32)
     low, high = np.percentile(seen, (1, 99))
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1.5).astype(np.float32)
-
-
-def segment_stack(image: np.ndarray, affine: np.ndarray, known: MaskNetwork) -> NetworkMask:
-    """The brain in a stack, whatever the axis of its slices.
-
-    See :func:`segment`, :func:`gsbids.masking.monaifbs.segment_monaifbs`, and
-    :func:`gsbids.masking.fetal_bet.segment_fetal_bet`.
-
-    Parameters
-    ----------
-    image : ndarray, (X, Y, Z)
-        Slices along the axis with the largest voxel side.
-    affine : ndarray, (4, 4)
-    known : MaskNetwork
-
-    Returns
-    -------
-    NetworkMask
-        On the grid of the image.
-    """
-    from gsbids.masking.fetal_bet import FetalBetShape, segment_fetal_bet
-    from gsbids.masking.monaifbs import segment_monaifbs
-
-    if image.ndim != 3:
-        raise InputError(f"the image has {image.ndim} axes; a stack has three")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    across = int(np.argmax(spacing)) if spacing.max() > 1.01 * spacing.min() else 2
-    order = [axis for axis in range(3) if axis != across] + [across]
-    back = np.argsort(order)
-    find = {NetworkShape: segment, FetalBetShape: segment_fetal_bet}.get(type(known.shape), segment_monaifbs)
-    found = find(np.transpose(image, order), tuple(spacing[order]), known)
-    return NetworkMask(np.transpose(found.mask, back), np.transpose(found.probability, back), found.confidence)
 
 
 def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
@@ -250,7 +100,7 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskN
     for label in 1 + np.argsort(-sums)[:CANDIDATES]:
         mask = labels == label
         mask = np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], 2)
-        found = judged(without_appendages(mask, spacing), probability, spacing)
+        found = with_confidence(without_appendages(mask, spacing), probability, spacing)
         if not found.mask.any():
             continue
         belief = _belief(found.mask, seen, spacing, known.judge)
@@ -283,13 +133,6 @@ def regions(probability: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
     logit = ndimage.gaussian_filter1d(np.log(clipped / (1 - clipped)), ACROSS, axis=2, mode="nearest")
     labels, count = ndimage.label(logit > np.log(level / (1 - level)))
     return labels, ndimage.sum_labels(probability, labels, np.arange(1, count + 1))
-
-
-def judged(mask: np.ndarray, probability: np.ndarray, spacing) -> NetworkMask:
-    """A mask with its confidence; empty where it is too small for a brain."""
-    if mask.sum() * float(np.prod(spacing)) / 1e3 < LEAST_BRAIN:
-        return NetworkMask(np.zeros(mask.shape, bool), probability, 0.0)
-    return NetworkMask(mask, probability, float(np.mean(np.abs(2 * probability[mask] - 1))))
 
 
 def seen_slices(image: np.ndarray, spacing, pixel: float) -> np.ndarray:

@@ -14,7 +14,8 @@ from gsbids.imaging.geometry import conform
 from gsbids.imaging.intensity import above_background
 from gsbids.imaging.masks import inside_of, largest_region, resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
-from gsbids.masking.network import DOUBTFUL, load_network, segment_stack, weights_file
+from gsbids.masking.found import DOUBTFUL
+from gsbids.masking.networks import load_network, segment_stack, weights_file
 
 LOGGER = logging.getLogger("gsbids.masking")
 

@@ -53,7 +53,8 @@ def _mask(args: argparse.Namespace) -> int:
 
     from gsbids.imaging.intensity import above_background
     from gsbids.imaging.nifti import load_image, save_image
-    from gsbids.masking.network import DOUBTFUL, load_network, segment_stack, weights_file
+    from gsbids.masking.found import DOUBTFUL
+    from gsbids.masking.networks import load_network, segment_stack, weights_file
 
     weights = weights_file(args.mask_weights)
     image, affine = load_image(args.input)
