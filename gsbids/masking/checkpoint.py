@@ -72,10 +72,34 @@ def checked(state: dict, wanted: dict, path: str | Path, network: str) -> dict:
     return state
 
 
-def mean_score(slices, find: Callable):
-    """Scores of slices (N, 1, X, Y) by a function, averaged over mirror images."""
+def grid_of(shape, spacing, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the grid of pixels of another size that fills the same slices.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Pixels of a slice, and any other axes.
+    spacing : tuple of float
+        Their size, mm.
+    pixel : float
+        Size of the new pixels, mm.
+
+    Returns
+    -------
+    step : ndarray, (2,)
+        Size of the new pixels in old ones.
+    size : ndarray, (2,), int
+        Number of the new pixels.
+    """
+    step = pixel / np.array(spacing[:2])
+    return step, np.rint((np.array(shape[:2]) - 1) / step + 1).astype(int)
+
+
+def mean_score(stack: np.ndarray, find: Callable):
+    """Scores of slices, (X, Y, N), by a function of tensors (N, 1, X, Y), averaged over mirror images."""
     import torch
 
+    slices = torch.from_numpy(np.moveaxis(stack, 2, 0)[:, None].astype(np.float32))
     with torch.inference_mode():
         return sum(torch.flip(find(torch.flip(slices, axes)), axes) for axes in FLIPS) / len(FLIPS)
 

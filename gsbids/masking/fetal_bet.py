@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gsbids.imaging.masks import largest_region
-from gsbids.masking.checkpoint import checked, mean_score, resampled
+from gsbids.masking.checkpoint import checked, grid_of, mean_score, resampled
 from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 
 FIRST = "model.0."  # how names of its layers begin
@@ -86,17 +86,14 @@ def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], kn
     NetworkMask
         Empty where less than 15 ml are found.
     """
-    import torch
     from monai.inferers import sliding_window_inference
 
     network, shape = known.network, known.shape
     image = np.nan_to_num(np.asarray(image, np.float32))
-    step, own = shape.pixel / np.array(spacing[:2]), np.array(image.shape[:2])
-    size = np.rint((own - 1) / step + 1).astype(int)
-    seen = _scaled(resampled(image, step, size, 1, "grid-constant"))
-    slices = torch.from_numpy(np.moveaxis(seen, 2, 0)[:, None].astype(np.float32))
-    score = mean_score(slices, lambda seen: sliding_window_inference(seen, shape.window, BATCH, network, OVERLAP,
-                                                                     mode="gaussian")).numpy()
+    step, size = grid_of(image.shape, spacing, shape.pixel)
+    seen, own = _scaled(resampled(image, step, size, 1, "grid-constant")), image.shape[:2]
+    score = mean_score(seen, lambda batch: sliding_window_inference(batch, shape.window, BATCH, network, OVERLAP,
+                                                                      mode="gaussian")).numpy()
     back = np.stack([resampled(np.moveaxis(score[:, n], 0, 2), 1 / step, own, 1, "grid-constant") for n in (0, 1)])
     probability = 1 / (1 + np.exp(np.clip(back[0] - back[1], -50, 50)))
     return with_confidence(largest_region(probability > 0.5, corners=True), probability, spacing)

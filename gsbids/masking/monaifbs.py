@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gsbids.imaging.masks import largest_region
-from gsbids.masking.checkpoint import checked, mean_score, resampled
+from gsbids.masking.checkpoint import checked, grid_of, mean_score, resampled
 from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 
 NO_PART = ("skip_layers.", "deep_supervision_heads.")  # the same layers by other names, and those of the training
@@ -117,13 +117,11 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], kno
 
     network, shape = known.network, known.shape
     image = np.nan_to_num(np.asarray(image, np.float32))
-    step = shape.pixel / np.array(spacing[:2])
-    size = np.rint((np.array(image.shape[:2]) - 1) / step + 1).astype(int)
+    step, size = grid_of(image.shape, spacing, shape.pixel)
     seen = resampled(image, step, size, 1)
     deviation = float(seen.std())
     seen = (seen - seen.mean()) / (deviation if deviation > 0 else 1.0)
-    slices = torch.from_numpy(np.moveaxis(seen, 2, 0)[:, None].astype(np.float32))
-    score = mean_score(slices, lambda seen: sliding_window_inference(seen, shape.window, 4, network, 0.0))
+    score = mean_score(seen, lambda batch: sliding_window_inference(batch, shape.window, 4, network, 0.0))
     probability = np.moveaxis(torch.softmax(score, 1)[:, 1].numpy(), 0, 2)
     found = largest_region(probability > 0.5, corners=True)
     back, size = 1 / step, np.array(image.shape[:2])
