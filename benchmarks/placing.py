@@ -189,7 +189,7 @@ def one(case, kind: str, seed: int, misplace: bool = False) -> tuple[dict, np.nd
             "slice_error_p90": round(float(np.nanpercentile(errors, 90)), 3), "stack_errors": per_stack,
             "psnr": round(psnr(volume, case.truth.image, case.brain), 3), "cpu_s": round(seconds, 1),
             "dice": [round(dice(given[n], case.stacks[n].mask), 3) for n in chosen],
-            "anew": result.settings["placed_anew"], "excluded": result.settings["excluded"],
+            "re_registered": result.settings["placed_anew"], "excluded": result.settings["excluded"],
             "black": round(float(((image <= 0) & mask).sum() / mask.sum()), 5),
             "metrics": {key: round(value, 4) for key, value in row.items() if np.isfinite(value)},
             "verdict": verdict.level, "spoke": list(verdict.rules)}, volume

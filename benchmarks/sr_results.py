@@ -74,7 +74,7 @@ def main() -> None:
     """Join and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, help="JSON files of benchmarks/super_resolution.py")
-    parser.add_argument("--into", type=Path, required=True, help="results that they are joined with, written anew")
+    parser.add_argument("--into", type=Path, required=True, help="results that they are joined with, written again")
     parser.add_argument("--plot", type=Path, help="PNG of PSNR against CPU seconds")
     parser.add_argument("--case", default="x2", help="the case that is drawn (default: %(default)s)")
     args = parser.parse_args()

@@ -541,7 +541,7 @@ def test_kept_index_that_is_not_of_what_is_there(tiny_bids, tmp_path, caplog):
     assert [stack.label for stack in task.stacks] == ["run-1", "run-2"]
     assert caplog.messages == [
         f"--bids-database-dir {database}: images came or went since the index was made, and are left out: 2 new (first "
-        f"{added[0]}), 1 gone (first {gone}); add --bids-database-wipe to make it anew"]
+        f"{added[0]}), 1 gone (first {gone}); add --bids-database-wipe to make it again"]
     caplog.clear()
     tasks = find_tasks(tiny.root, Selection(database_dir=database, database_wipe=True))
     assert [len(task.stacks) for task in tasks] == [3, 1]

@@ -9,7 +9,7 @@ from qc_samples import sample_result
 from test_recon import QUICK, STILL, acquire, brain
 
 from gsbids.recon.field import GaussianField
-from gsbids.recon.svr.exclude import apart_from_all, strangers, with_excluded
+from gsbids.recon.svr.exclude import apart_from_all, outlying_stacks, with_excluded
 from gsbids.recon.svr.fit import fit_svr
 from gsbids.recon.volume.coverage import vote_mask
 from gsbids.recon.volume.motion_table import motion_table, slice_transforms
@@ -24,7 +24,7 @@ NEAR = dataclasses.replace(QUICK, place=False)
     ([0.9, 0.2], [0, 0]), ([0.97, np.nan, 0.5, 0.96], [0, 0, 1, 0]), ([np.nan, 0.9, 0.5], [0, 0, 0]), ([0.5], [0]),
     ([0.74, 0.71, 0.87], [0, 0, 0]), ([0.85, 0.78, 0.92], [0, 0, 0])])
 def test_a_stranger_is_one_that_stands_out(similarity, out):
-    np.testing.assert_array_equal(strangers(np.array(similarity)), np.array(out, bool))
+    np.testing.assert_array_equal(outlying_stacks(np.array(similarity)), np.array(out, bool))
 
 
 @pytest.mark.parametrize(("agreement", "rest", "out"), [

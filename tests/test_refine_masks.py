@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices gathered anew: where they were, as bright as they were, and with masks that have followed the head."""
+"""Slices gathered again: where they were, as bright as they were, and with masks that have followed the head."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from gsbids.recon.fitting.poses import PoseState
 from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.svr.refine_masks import gathered_anew, refine_masks
+from gsbids.recon.svr.refine_masks import gathered_again, refine_masks
 
 RIM = 4.0  # mm
 
@@ -66,7 +66,7 @@ def test_slices_gathered_anew_are_where_they_were_and_as_bright(scene):
     slices = dataclasses.replace(slices, start=RigidMotion(
         np.where(own[:, None, None], start.rotation, slices.start.rotation),
         np.where(own[:, None], start.translation, slices.start.translation)))
-    stacks, fresh, now = gathered_anew(scene.stacks, slices, state, 2 * RIM)
+    stacks, fresh, now = gathered_again(scene.stacks, slices, state, 2 * RIM)
     assert stacks is scene.stacks
     assert numbers(fresh) == numbers(slices)
     assert np.abs(fresh.origin - slices.origin).max() > 1

@@ -267,7 +267,7 @@ def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors)
     back = str(xfm).replace("from-T2w_to-template", "from-template_to-T2w")
     np.testing.assert_allclose(read_itk_transforms(back)[0] @ read_itk_transforms(xfm)[0], np.eye(4), atol=1e-6)
     assert "aligned rigidly to the template old brain.nii.gz" in page
-    # The report is made anew from these files, whatever the options.
+    # The report is made again from these files, whatever the options.
     (out / "sub-01.html").unlink()
     assert main([*words[:7], "--reports-only", "--nprocs", "1"]) == 0
     assert (out / "sub-01.html").read_text(encoding="utf-8") == page

@@ -61,7 +61,7 @@ def test_steps_can_be_left_out(setting):
     names = init_gsbids_wf(config=config, tasks=[task]).list_node_names()
     assert not [name for name in names if re.search(r"denoise|\.n4|save_stack$", name)]
     names = init_gsbids_wf(config=config.replace("workflow", denoise=True), tasks=[task]).list_node_names()
-    assert [name for name in names if name.endswith("save_stack")], "the report is made anew from what was fitted"
+    assert [name for name in names if name.endswith("save_stack")], "the report is made again from what was fitted"
 
 
 def test_method_reaches_the_fit(setting):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An endless, seeded set of slices with brain masks, cut at any angle from real and from made-up scenes.
 
-Contrast, size, thickness, motion, receive field and noise are drawn anew for every slice. Nothing is drawn but what
+Contrast, size, thickness, motion, receive field and noise are drawn again for every slice. Nothing is drawn but what
 the seed says.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and methods text from what earlier runs have left: nothing is computed anew."""
+"""Reports and methods text from what earlier runs have left: nothing is computed again."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def settings_of_last_run(config: Config, task: ReconstructionTask) -> Config:
 
 
 def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[str], scratch: Path) -> Path | None:
-    """Write the report of a task anew, from its outputs and from what its working folder still holds.
+    """Write the report of a task again, from its outputs and from what its working folder still holds.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
     database_dir : Path, optional
         Where the index is kept; used again when it is there, as it is: what has changed since is said.
     database_wipe : bool
-        Make the kept index anew.
+        Make the kept index again.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
         if not kept:
             raise
         raise InputError(f"--bids-database-dir {database_dir}: the index there cannot be read; add "
-                         "--bids-database-wipe to make it anew") from error
+                         "--bids-database-wipe to make it again") from error
     if Path(layout.root).resolve() != Path(root).resolve():
         raise InputError(f"--bids-database-dir {database_dir}: holds the index of {layout.root}; "
                          "add --bids-database-wipe or give another folder")
@@ -120,7 +120,7 @@ def _say_what_changed(layout, database_dir: Path) -> None:
     words = [f"{len(paths)} {what} (first {paths[0]})" for what, paths in changed.items() if paths]
     if words:
         LOGGER.warning("--bids-database-dir %s: images came or went since the index was made, and are left out: %s; "
-                       "add --bids-database-wipe to make it anew", database_dir, ", ".join(words))
+                       "add --bids-database-wipe to make it again", database_dir, ", ".join(words))
 
 
 def open_derivative(root: Path):

@@ -126,7 +126,7 @@ def _add_selection(group) -> None:
                        help='queries "stacks" and "masks" with pybids entities; null: absent, "*": any')
     group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
                        help="keep the index of the data set here, and use it when it is there")
-    group.add_argument("--bids-database-wipe", action="store_true", help="make the kept index anew")
+    group.add_argument("--bids-database-wipe", action="store_true", help="make the kept index again")
     group.add_argument("-d", "--derivatives", nargs="+", metavar="[NAME=]PATH", default={},
                        help="derivative data sets with brain masks of the stacks (*_mask.nii.gz)")
 
@@ -235,7 +235,7 @@ def _add_control(group) -> None:
                        help="print tasks and steps with their threads and memory, run nothing")
     only = group.add_mutually_exclusive_group()
     only.add_argument("--reports-only", action="store_true",
-                      help="write the reports anew, from outputs and working folder, with the settings of the last run")
+                      help="write the reports again from outputs and working folder, with the settings of the last run")
     only.add_argument("--boilerplate-only", action="store_true",
                       help="print the methods text with its references, and write it to output_dir/logs")
     group.add_argument("--preview", action="store_true",

@@ -104,7 +104,7 @@ def without_spikes(image: np.ndarray, name: str) -> np.ndarray:
     if limit <= 0 or not broken.any():
         return image
     LOGGER.warning("%s: %d voxels are more than %g times as bright as nearly all others (up to %.3g), and are cut off: "
-                   "convert the file anew if they are no noise", name, broken.sum(), SPIKE, image.max())
+                   "convert the file again if they are no noise", name, broken.sum(), SPIKE, image.max())
     return np.minimum(image, image[~broken].max())
 
 

@@ -94,7 +94,7 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
                          "copy it again or leave it out with --bids-filter-file") from error
     except (MemoryError, OverflowError) as error:
         raise InputError(f"{path}: the header says {' x '.join(map(str, shape))} voxels, which do not fit into memory; "
-                         "convert it anew or leave it out with --bids-filter-file") from error
+                         "convert it again or leave it out with --bids-filter-file") from error
     bad = ~np.isfinite(data)
     if bad.any():
         count = int(bad.sum())
@@ -151,7 +151,7 @@ def _open(path):
         image = nib.load(path)
     except _READ_ERRORS as error:
         raise InputError(not_fetched(path) or f"{path}: this is not a readable NIfTI file ({_first_line(error)}); "
-                         "copy it again or convert it anew") from error
+                         "copy it again or convert it again") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(f"{path}: this is {type(image).__name__}, not NIfTI; convert it to .nii.gz")
     return image
@@ -207,7 +207,7 @@ def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
     if (below == below[0]).all() or np.mean((voxels < 0) & (voxels > -WRAPPED / 4)) > UNLIKELY:
         return voxels
     LOGGER.warning("%s: %d voxels are negative, as those brighter than 32767 become where unsigned numbers are stored "
-                   "as signed ones; they are taken as unsigned: convert the file anew", path, below.size)
+                   "as signed ones; they are taken as unsigned: convert the file again", path, below.size)
     return voxels.astype(np.uint16)
 
 
@@ -238,7 +238,7 @@ def _affine(image, path) -> np.ndarray:
     usable = np.isfinite(affine).all() and (lengths > 1e-6).all()
     if not usable or abs(np.linalg.det(axes / lengths)) < 1e-3:
         raise InputError(f"{path}: the affine ({form}) is zero or singular, so voxels have no place in "
-                         "space; correct the header or convert the file anew")
+                         "space; correct the header or convert the file again")
     return np.diag([*[_unit(header, affine)[0]] * 3, 1.0]) @ affine
 
 

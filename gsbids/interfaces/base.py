@@ -26,7 +26,7 @@ class StacksInputSpec(BaseInterfaceInputSpec):
     names = InputMultiObject(traits.Str, mandatory=True, desc="short names")
     thicknesses = InputMultiObject(traits.Float, mandatory=True, desc="slice thicknesses in mm")
     choice = File(exists=True, desc="JSON of ChooseStacks: stacks that are left out, and whose masks were made")
-    # The result does not depend on it: another number of threads is no reason to compute anew.
+    # The result does not depend on it: another number of threads is no reason to compute again.
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 

@@ -149,7 +149,7 @@ class ReportInputSpec(BaseInterfaceInputSpec):
 
     content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
     facts = traits.Dict(mandatory=True, desc="facts of the methods text known when the workflow is built")
-    # What steps took differs from run to run, and is no reason to make a report anew.
+    # What steps took differs from run to run, and is no reason to make a report again.
     steps = traits.List(traits.Str, usedefault=True, nohash=True, desc="names of the steps before the report")
     work_folder = traits.Str(nohash=True, desc="folder of the task, below which the steps worked")
 
@@ -296,8 +296,8 @@ def _summary(result) -> tuple:
     """Rows that tell of a result."""
     rows = (("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
             ("Gaussians", f"{len(result.field)}"))
-    if anew := result.settings.get("placed_anew"):
-        rows += (("Placed anew", f"{', '.join(anew)}: slices did not fit where the co-registration had put the stack, "
+    if moved := result.settings.get("placed_anew"):
+        rows += (("Re-registered", f"{', '.join(moved)}: slices did not fit where the co-registration put the stack, "
                   "and fit better in another place"),)
     if shifts := result.settings.get("shifts"):
         added = "; ".join(f"{name}: {-offset:.3g} added" for name, offset in shifts.items())

@@ -99,9 +99,9 @@ class FitSvr(NodeInterface):
             observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
         result = fit(stacks, transforms[~out], options, progress=ProgressNote(runtime.cwd), observe=observe)
         release(self.inputs.device)
-        if anew := result.settings.get("placed_anew"):
-            LOGGER.warning("%s did not fit where the co-registration had put it, and was placed anew: look at it",
-                           ", ".join(anew))
+        if moved := result.settings.get("placed_anew"):
+            LOGGER.warning("%s did not fit where the co-registration had put it, and was re-registered: look at it",
+                           ", ".join(moved))
         if changes := mask_changes(result):
             LOGGER.info("masks follow what moves with the head (%s)", "; ".join(changes))
         if strange := result.settings.get("excluded"):

@@ -69,10 +69,10 @@ def empty_words(slices: Sequence[int]) -> str:
     Examples
     --------
     >>> empty_words([7])
-    'slice 7: One intensity in the whole mask, as of a slice lost by conversion: no part of the fit. Convert it anew.'
+    'slice 7: One intensity in the whole mask, as of a slice lost by conversion: no part of the fit. Convert it again.'
     """
     return (f"slice{'s' if len(slices) > 1 else ''} {ranges(slices)}: One intensity in the whole mask, as of a slice "
-            "lost by conversion: no part of the fit. Convert it anew.")
+            "lost by conversion: no part of the fit. Convert it again.")
 
 
 def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | None:

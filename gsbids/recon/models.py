@@ -45,7 +45,7 @@ def load_model(path: str | Path) -> SvrResult | SrResult:
         raise InputError(f"{path}: this is no model of gsbids, or a damaged one ({why}); give a "
                          "*_desc-gaussians_model.npz that gsbids wrote") from error
     raise InputError(f"{path}: the model has the format {found!r}, and this version reads {', '.join(KINDS)}: make "
-                     "it anew with this version")
+                     "it again with this version")
 
 
 class _DamageError(ValueError):
@@ -142,7 +142,7 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
     try:
         image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)
     except FloatingPointError as error:
-        raise InputError(f"the model cannot be sampled ({error}): make it anew") from error
+        raise InputError(f"the model cannot be sampled ({error}): make it again") from error
     if mask is None:
         return image
     inside = resample_mask(*mask, affine, shape)

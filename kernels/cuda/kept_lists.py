@@ -145,7 +145,7 @@ class KeptLists:
         self.used.copy_(need.amax() if len(need) else need.sum())
 
     def rebuild(self, field, geometry) -> None:
-        """Make the lists anew, in place where there is room."""
+        """Make the lists again, in place where there is room."""
         geometry = ops_cuda.on_device(geometry, field[0].device)
         plans = ops_cuda.plan(field, geometry, self.options, self.margin)
         kept = self.plans is not None and plans is not None and len(plans) == len(self.plans)

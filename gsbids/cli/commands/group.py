@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``gsbids BIDS_DIR OUT_DIR group``: one table and one page of all reconstructions; nothing is computed anew."""
+"""``gsbids BIDS_DIR OUT_DIR group``: one table and one page of all reconstructions; nothing is computed again."""
 
 import argparse
 import logging

@@ -18,7 +18,7 @@ LOGGER = logging.getLogger("gsbids.cli")
 
 
 def remake_reports(plan: Plan) -> int:
-    """Write the reports of all tasks anew from outputs and working folders.
+    """Write the reports of all tasks again from outputs and working folders.
 
     Returns
     -------

@@ -33,7 +33,7 @@ def make_executor(plugin_args: dict):
     """Nipype's MultiProc plugin with two repairs.
 
     A worker that dies (out of memory, say) breaks the whole pool, and the plugin would wait for ever
-    for what was running. Here the pool is made anew, each step that was running is tried once more in
+    for what was running. Here the pool is made again, each step that was running is tried once more in
     a process of its own, and the one whose process dies again has crashed like any other step.
 
     Parameters

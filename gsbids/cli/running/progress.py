@@ -123,7 +123,7 @@ def step_name(fullname: str, names: Mapping[str, str]) -> str:
 
 
 class TerminalHandler(logging.StreamHandler):
-    """Messages to a stream; on a terminal with a last line that is drawn anew below them.
+    """Messages to a stream; on a terminal with a last line that is drawn again below them.
 
     Use :meth:`watching` around a run. Where the stream is no terminal, or one that knows no escape codes, there is
     no such line, and nothing but the messages is written.
@@ -137,7 +137,7 @@ class TerminalHandler(logging.StreamHandler):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether lines can be drawn anew."""
+        """Whether lines can be drawn again."""
         with suppress(OSError, ValueError, AttributeError):
             return self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         return False

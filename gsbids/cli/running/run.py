@@ -150,7 +150,7 @@ def execute(workflow, plan: Plan) -> bool:
     except Exception as error:
         if progress.interrupted:
             raise KeyboardInterrupt from error
-        # Nipype raises anew, at the end, the first error of any node.
+        # Nipype raises again, at the end, the first error of any node.
         LOGGER.debug("nipype ended with %s: %s", type(error).__name__, error)
         return False
     finally:

@@ -115,7 +115,7 @@ def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray
         raise InputError(f"voxels are of type {data.dtype}; real numbers are expected")
     if data.shape != tuple(axis.coarse for axis in grid.axes):
         raise InputError(f"the grid was made for a volume of {tuple(axis.coarse for axis in grid.axes)} voxels, the "
-                         f"image has {data.shape}: make it anew")
+                         f"image has {data.shape}: make it again")
     if options.quality not in QUALITIES:
         raise InputError(f"the quality is {options.quality!r}; give one of {', '.join(QUALITIES)}")
     data = data.astype(np.float64)

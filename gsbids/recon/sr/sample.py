@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A super-resolved volume on any grid: Gaussians are evaluated anew, what they do not explain is interpolated."""
+"""A super-resolved volume on any grid: Gaussians are evaluated again, what they do not explain is interpolated."""
 
 import numpy as np
 from scipy import ndimage

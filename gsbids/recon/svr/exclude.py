@@ -17,7 +17,7 @@ STRANGE, APART, AGREED = 0.85, 0.08, 0.9
 AT_ODDS, LESS, AT_ONE = 0.65, 0.15, 0.75
 
 
-def strangers(similarity: np.ndarray) -> np.ndarray:
+def outlying_stacks(similarity: np.ndarray) -> np.ndarray:
     """Stacks that do not belong to the others, (N,), bool: at most one at a time, and none of two.
 
     Parameters

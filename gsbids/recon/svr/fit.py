@@ -22,7 +22,7 @@ from gsbids.recon.fitting.stack_bias import StackBias
 from gsbids.recon.fitting.stage import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.fitting.strain import settle_strains
 from gsbids.recon.motion import RigidMotion
-from gsbids.recon.svr.exclude import apart_from_all, strangers, with_excluded
+from gsbids.recon.svr.exclude import apart_from_all, outlying_stacks, with_excluded
 from gsbids.recon.svr.misplaced import stack_similarity, turned_elsewhere
 from gsbids.recon.svr.place import Placing, place_slices
 from gsbids.recon.svr.place_search import LEVELS
@@ -97,7 +97,7 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
     state.pose = pose or state.pose
     state = stage_of((), state, coarse)
-    if options.motion_correction and (out := strangers(stack_similarity(slices, state))).any():
+    if options.motion_correction and (out := outlying_stacks(stack_similarity(slices, state))).any():
         return _without(out, given, transforms, fit, observe)
     if options.motion_correction and options.free_strains and not _first_look(options):
         state, notes["strain"] = settle_strains(slices, state, coarse.gaussians, options.seed, lambda *stage: (
@@ -221,7 +221,7 @@ class _Log:
 def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
     """What the search for the slices' places has changed, and how sure of it one can be."""
     starts = placed.slices.starts
-    anew = [stack.name for stack, turned in zip(given, turned_elsewhere(starts, transforms), strict=True) if turned]
+    moved = [stack.name for stack, turned in zip(given, turned_elsewhere(starts, transforms), strict=True) if turned]
     changes = {}
     for old, new in zip(given, placed.stacks, strict=True):
         size = max(int(old.mask.sum()), 1)
@@ -229,7 +229,7 @@ def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
         changes[old.name] = {"lost": round(float(lost), 4), "won": round(float(won), 4)}
     agreement = [None if np.isnan(value) else round(float(value), 4) for value in placed.agreement]
     margin = None if np.isnan(placed.margin) else round(placed.margin, 4)
-    return {"placed_anew": anew, "mask_changes": changes, "agreement": agreement, "placing_margin": margin}
+    return {"placed_anew": moved, "mask_changes": changes, "agreement": agreement, "placing_margin": margin}
 
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:

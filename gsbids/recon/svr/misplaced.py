@@ -23,7 +23,7 @@ GAIN, GAIN_OF_HALF_TURN = 0.01, 0.02  # of agreement, that a stack moves for; an
 TRIALS = 12
 PLACES = 6  # tried for every stack
 TURNS = 16  # rotations of the cover that are refined
-ANEW = 15.0  # degrees by which a stack is turned against the others to be called placed anew
+REREGISTERED = 15.0  # degrees by which a stack is turned against the others to be called re-registered
 ELSEWHERE = 25.0  # degrees by which another place is turned, at least
 LESS_ALIKE = 0.03  # of similarity as scanned, by which a place that is tried may look worse than the present one
 LEAST_SHARED = 0.7  # of the smaller brain, that stacks must share: agreement in less counts in proportion
@@ -250,10 +250,10 @@ def turned_apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def turned_elsewhere(now: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Which stacks lie turned by more than :data:`ANEW` against most others as they lay before, (N,), bool."""
+    """Which stacks lie turned by more than :data:`REREGISTERED` against most others as they lay before, (N,), bool."""
     change = now @ np.linalg.inv(before)
     apart = np.array([[_apart(one, other) for other in change] for one in change])
-    return apart[np.argmin(np.median(apart, axis=1))] > ANEW
+    return apart[np.argmin(np.median(apart, axis=1))] > REREGISTERED
 
 
 def half_turns(points: np.ndarray) -> list[np.ndarray]:

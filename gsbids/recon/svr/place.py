@@ -21,7 +21,7 @@ from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.svr.arrangements import try_arrangements
 from gsbids.recon.svr.misplaced import ELSEWHERE, look_again, settled, turned_elsewhere
 from gsbids.recon.svr.place_search import INNER, RIM, Search, inside
-from gsbids.recon.svr.refine_masks import gathered_anew, refine_masks
+from gsbids.recon.svr.refine_masks import gathered_again, refine_masks
 
 BRAIN = 58.5  # mm: cube root of the volume for which the sizes of the search are stated
 TRUSTED = 0.75  # mean agreement from which on places are good enough to say what moves with the head
@@ -102,7 +102,7 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     best, *rest = search.carried_on([search.placed_again(stacks, each) for each in rivals])
     margin = np.fmin(margin, best.mean - rest[0].mean if rest else np.nan)
     state = best.state
-    following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_anew
+    following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_again
     stacks, fine, state = following(stacks, best.slices, state, options.rim)
     fine, state = anchored(fine, state, transforms, best.transforms)
     return Placing([replace(old, mask=new.mask) for old, new in zip(given, stacks, strict=True)],

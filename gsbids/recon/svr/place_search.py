@@ -102,7 +102,7 @@ class Search:
         return every, float(np.nanmin(self.agreement(fine, state, int(np.nanargmin(every)))))
 
     def placed(self, fine: SliceSet, before: FitState, outlined: bool = True) -> Placed:
-        """Slices fitted anew, and how the stacks agree then: the mean of the agreements with and without outlines."""
+        """Slices fitted again, and how the stacks agree then: the mean of the agreements with and without outlines."""
         state = self.fitted(self.coarse(fine, outlined=outlined), before)
         both = [self.agreement(fine, state, outlined=each) for each in (True, False)]
         return Placed(fine, state, sum(both) / 2, fine.starts)

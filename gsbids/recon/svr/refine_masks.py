@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices gathered anew with masks that hold what moves with the head, in the places that have been found."""
+"""Slices gathered again with masks that hold what moves with the head, in the places that have been found."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def refine_masks(stacks: list[Stack], slices: SliceSet, state: FitState,
     found = [new if LEAST_LEFT * old.mask.sum() < new.mask.sum() else old
              for new, old in zip(found, stacks, strict=True)]
     if max(change(old, new) for old, new in zip(stacks, found, strict=True)) < CHANGED:
-        return gathered_anew(stacks, slices, state, rim)
+        return gathered_again(stacks, slices, state, rim)
     stacks, slices, state = _gathered(found, moves, slices, state, rim)
     return stacks, replace(slices, region=slices.mask | (slices.region & ~_foreign(slices, state, head))), state
 
@@ -61,7 +61,7 @@ def change(old: Stack, new: Stack) -> float:
     return float((old.mask != new.mask).sum() / max(old.mask.sum(), 1))
 
 
-def gathered_anew(stacks: list[Stack], slices: SliceSet, state: FitState,
+def gathered_again(stacks: list[Stack], slices: SliceSet, state: FitState,
                   rim: float) -> tuple[list[Stack], SliceSet, FitState]:
     """The same slices with another rim; parameters and returns as for :func:`refine_masks`."""
     return _gathered(stacks, _moves(stacks, slices, state), slices, state, rim)

@@ -44,7 +44,7 @@ class Previewer:
     """An observer for :func:`gsbids.recon.svr.fit.fit_svr` that shows volumes on the way.
 
     It looks at the fit at iteration ``first`` and then at ever larger distances (each 1.5 times as far), and shows a
-    state if its slices are explained about as well as by the best one before: a field that has just been started anew
+    state if its slices are explained about as well as by the best one before: a field that has just been started again
     is not shown. The fit takes no notice of it: its result is the same to the bit.
 
     Parameters

@@ -238,7 +238,7 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
     if mask_path is not None:
         inside, mask_affine = load_image(mask_path)
         if not same_grid(inside.shape, mask_affine, image.shape, affine, 0.5):
-            raise InputError(f"{mask_path}: its pixels are not those of {path.name}; write both anew")
+            raise InputError(f"{mask_path}: its pixels are not those of {path.name}; write both again")
         mask = inside_of(inside)[0] if inside.any() else inside > 0
     if thickness is None:
         thickness = round(float(np.linalg.norm(affine[:3, 2])), 4)
