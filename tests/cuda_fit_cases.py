@@ -81,7 +81,7 @@ def shape_of(field):
 
 
 def stage() -> dict:
-    """A stage: steps of the field and of the poses, gains, weights, shades and bias."""
+    """A stage: steps of the field and of the poses, gains, weights, signal losses and bias."""
     fit_field.REWEIGHT_EVERY = 2
     plan = fit_field.Stage(8, 3, 0.05, 0, frozenset({1}))
     records, states = {"cpu": [], "cuda": []}, {}
@@ -95,7 +95,7 @@ def stage() -> dict:
     errors |= {name: relative(ours.parameters[name], theirs.parameters[name]) for name in ("mean", "intensity")}
     errors["covariance"] = relative(shape_of(ours.parameters), shape_of(theirs.parameters))
     errors |= {name: relative(getattr(ours, name), getattr(theirs, name))
-               for name in ("gain", "slice_weight", "pixel_weight", "shade", "bias", "log_bias", "image")}
+               for name in ("gain", "slice_weight", "pixel_weight", "kept_signal", "bias", "log_bias", "image")}
     errors |= {name: relative(getattr(ours.pose.motion, name), getattr(theirs.pose.motion, name))
                for name in ("rotation", "translation")}
     moved = np.abs(theirs.pose.motion.translation - given.slices.start.translation).max()
@@ -137,12 +137,13 @@ def weights() -> dict:
     for name in ("cpu", "cuda"):
         images = [backend.to_device(a, name) for a in (values, simulated, mask)]
         missed = images[0] - images[1]
-        shade, trust = outliers.shades_and_weights(*images, width)
-        found.append((outliers.slice_gains(*images), shade, trust, outliers.pixel_weights(missed, images[2]),
+        kept_signal, trust = outliers.kept_signal_and_weights(*images, width)
+        found.append((outliers.slice_gains(*images), kept_signal, trust, outliers.pixel_weights(missed, images[2]),
                       backend.medians(abs(missed), images[2])))
-    names = ("gains", "shade", "trust", "pixels", "medians")
+    names = ("gains", "kept_signal", "trust", "pixels", "medians")
     errors = {name: relative(b, a) for name, a, b in zip(names, *found, strict=True)}
-    return errors | {"no shade": float((found[0][1] == 1).all()), "nothing rejected": float(found[0][2].min() > 0.5)}
+    return errors | {"no signal loss": float((found[0][1] == 1).all()),
+                     "nothing rejected": float(found[0][2].min() > 0.5)}
 
 
 def long_gaussians(*args, **kwargs):

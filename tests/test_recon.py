@@ -272,11 +272,11 @@ def test_a_slice_that_lost_signal_in_a_part_gets_it_back_and_a_wrong_one_does_no
     values = slices.values.copy()
     values[half] *= ramp[:, None]
     values[wrong] = slices.values[wrong, ::-1, ::-1]
-    shade, weight = outliers.shades_and_weights(values + noise, slices.values, slices.mask, 6.0 / slices.spacing)
+    kept, weight = outliers.kept_signal_and_weights(values + noise, slices.values, slices.mask, 6.0 / slices.spacing)
     inside = ndimage.binary_erosion(slices.mask[half], iterations=3)
-    assert np.abs(shade[half] - ramp[:, None])[inside].mean() < 0.08
+    assert np.abs(kept[half] - ramp[:, None])[inside].mean() < 0.08
     assert weight[half] > 0.5 > weight[wrong]
-    assert (np.delete(shade, half, 0) == 1).all()
+    assert (np.delete(kept, half, 0) == 1).all()
     without = outliers.slice_weights(values + noise - slices.values, slices.mask)
     assert without[half] < 0.1
     np.testing.assert_allclose(np.delete(weight, half), np.delete(without, half), atol=0.2)

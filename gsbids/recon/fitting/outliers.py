@@ -15,11 +15,11 @@ SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
 LEAST_SPREAD = 0.3  # of the median: slices that are all alike must not reject one another
 PIXEL_TOLERANCE = 4.0
 GAIN_LIMITS = (0.05, 5.0)
-SHADE_LIMITS = (0.05, 3.0)
+SIGNAL_LIMITS = (0.05, 3.0)
 TRUSTED = 0.5  # weight of a slice that is like others
 GAIN_SPREAD = 0.3  # standard deviation of gains as expected: the pull to 1
 ALIKE = 50.0  # pixels whose residuals go together: less evidence than their number says
-SHADE_PRIOR = 1e-4  # pull of a shade to 1, as a share of the slice's median evidence
+SIGNAL_PRIOR = 1e-4  # pull of the kept signal to 1, as a share of the slice's median evidence
 
 
 def slice_gains(values, simulated, weight) -> np.ndarray:
@@ -69,11 +69,11 @@ def slice_weights(residual, mask) -> np.ndarray:
     return weight if np.median(weight) > 0.1 else np.ones_like(weight)
 
 
-def shades_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.ndarray]:
+def kept_signal_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.ndarray]:
     """Weights of slices, after those that lost signal in a part (spin history, motion while it was read) got it back.
 
-    A slice that stands out is compared with what it should be in averages of some millimetres: ``shade = sum w y I /
-    sum w I^2``. If with this smooth factor it is a slice like others, it keeps it; if not, it is rejected.
+    A slice that stands out is compared with what it should be in averages of some millimetres:
+    ``kept_signal = sum w y I / sum w I^2``. If with this smooth factor it is a slice like others, it keeps it; if not, it is rejected.
 
     Parameters
     ----------
@@ -84,23 +84,23 @@ def shades_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.n
 
     Returns
     -------
-    shade : ndarray, (S, X, Y), float32
+    kept_signal : ndarray, (S, X, Y), float32
         Share of the signal that is there.
     weight : ndarray, (S,)
         See :func:`slice_weights`.
     """
-    shade = np.ones(tuple(values.shape), np.float32)
+    kept_signal = np.ones(tuple(values.shape), np.float32)
     weight = slice_weights(values - simulated, mask)
     doubtful = np.flatnonzero(weight < TRUSTED)
     for s in doubtful:
         inside, acquired, expected = backend.to_host((mask[s], values[s], simulated[s]))
         cross, power = (ndimage.gaussian_filter(inside * a * expected, width[s]) for a in (acquired, expected))
-        prior = SHADE_PRIOR * np.median(power[inside])
-        shade[s] = np.clip((cross + prior) / (power + prior), *SHADE_LIMITS)
-    with_shade = slice_weights(values - backend.like(shade, values) * simulated, mask)
-    helped = (weight < TRUSTED) & (with_shade >= TRUSTED)
-    shade[~helped] = 1
-    return backend.like(shade, values), np.where(helped, with_shade, weight)
+        prior = SIGNAL_PRIOR * np.median(power[inside])
+        kept_signal[s] = np.clip((cross + prior) / (power + prior), *SIGNAL_LIMITS)
+    with_kept = slice_weights(values - backend.like(kept_signal, values) * simulated, mask)
+    helped = (weight < TRUSTED) & (with_kept >= TRUSTED)
+    kept_signal[~helped] = 1
+    return backend.like(kept_signal, values), np.where(helped, with_kept, weight)
 
 
 def pixel_weights(residual, mask) -> np.ndarray:

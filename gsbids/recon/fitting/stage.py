@@ -20,7 +20,7 @@ from gsbids.recon.fitting.stack_bias import BiasBasis, StackBias, fit_bias, latt
 
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
 REWEIGHT_EVERY = 10
-SHADE_WIDTH = 3.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
+SIGNAL_WIDTH = 3.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 
@@ -157,7 +157,7 @@ class FitState:
     pose : PoseState
     gain, slice_weight : ndarray, (S,)
     pixel_weight : ndarray, (S, X, Y)
-    shade : ndarray, (S, X, Y), float32
+    kept_signal : ndarray, (S, X, Y), float32
         Share of the signal that a slice has kept, pixel by pixel; 1 but in slices that lost some.
     bias : ndarray, (S, X, Y), float32
         Factor by which stacks are brighter than the volume, smooth (:mod:`gsbids.recon.fitting.stack_bias`).
@@ -177,14 +177,14 @@ class FitState:
     gain: np.ndarray
     slice_weight: np.ndarray
     pixel_weight: np.ndarray
-    shade: np.ndarray
+    kept_signal: np.ndarray
     bias: np.ndarray
     log_bias: np.ndarray | None = None
     image: np.ndarray | None = None
     held_out: float = math.inf
     compared: Compared | None = None
 
-    IMAGES = ("pixel_weight", "shade", "bias", "image")
+    IMAGES = ("pixel_weight", "kept_signal", "bias", "image")
 
     @classmethod
     def start(cls, slices: SliceSet) -> "FitState":
@@ -205,18 +205,18 @@ class FitState:
                                                for name, image in images.items()})
 
     def pixel_weights(self, pixels):
-        """Weight of each of some pixels (a mask) of the slices without shade, float32: its own times its slice's."""
+        """Weights of some pixels (a mask) of the slices as restored, float32: each its own times its slice's."""
         weight = backend.like(self.slice_weight[:, None, None], self.pixel_weight) * self.pixel_weight
-        return backend.as_float32(pixels * weight * (self.shade * self.bias) ** 2)
+        return backend.as_float32(pixels * weight * (self.kept_signal * self.bias) ** 2)
 
-    def unshaded(self, slices: SliceSet) -> SliceSet:
+    def restored(self, slices: SliceSet) -> SliceSet:
         """The slices with the signal that they have lost, and without their stacks' bias."""
-        return slices.with_values(slices.values / (self.shade * self.bias))
+        return slices.with_values(slices.values / (self.kept_signal * self.bias))
 
     def compare(self, pixels: DevicePixels) -> Compared:
         """What the next step is compared with."""
         if self.compared is None:
-            clean, weight = self.unshaded(pixels.slices), self.pixel_weights(pixels.train)
+            clean, weight = self.restored(pixels.slices), self.pixel_weights(pixels.train)
             gain = backend.like(self.gain, clean.values)
             seen = pixels.held * backend.like(self.slice_weight[:, None, None], clean.values)
             acquired = ops.Acquired(clean.values, weight, poses.CHARBONNIER, gain)
@@ -225,7 +225,7 @@ class FitState:
 
     def residual(self, slices: SliceSet):
         """Acquired minus simulated slices, (S, X, Y)."""
-        return slices.values - self.shade * self.simulated(self.image)
+        return slices.values - self.kept_signal * self.simulated(self.image)
 
     def simulated(self, image):
         """Rendered slices (S, X, Y) with the gains and the bias of the acquired ones."""
@@ -291,7 +291,7 @@ def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: 
 def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:
     """State with a field that starts from the slices as they are placed now, on the device of the fit."""
     device = problem.options.device
-    field = initial_field(before.unshaded(problem.slices), stage.gaussians, problem.options.edge_share, stage.seed,
+    field = initial_field(before.restored(problem.slices), stage.gaussians, problem.options.edge_share, stage.seed,
                           before.pose.motion, before.gain, before.slice_weight)
     parameters = {k: torch.tensor(getattr(field, k), device=backend.torch_device(device), requires_grad=True)
                   for k in PARAMETERS}
@@ -341,11 +341,11 @@ def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -
     state.compared = None
     if robust:
         simulated = backend.like(state.gain[:, None, None].astype(np.float32), state.image) * state.image
-        state.shade, state.slice_weight = outliers.shades_and_weights(
-            slices.values, simulated * state.bias, pixels.inner, SHADE_WIDTH / slices.spacing)
+        state.kept_signal, state.slice_weight = outliers.kept_signal_and_weights(
+            slices.values, simulated * state.bias, pixels.inner, SIGNAL_WIDTH / slices.spacing)
         state.pixel_weight = backend.as_float32(outliers.pixel_weights(state.residual(slices), train))
         if biased and problem.options.stack_bias:
-            whole = backend.to_host((state.shade == 1).all((1, 2))) * state.slice_weight
+            whole = backend.to_host((state.kept_signal == 1).all((1, 2))) * state.slice_weight
             weight = train * backend.like(whole[:, None, None], simulated) * state.pixel_weight
             basis, images = problem.basis_on_device, (slices.values, simulated, weight)
             state.log_bias = fit_bias(basis, slices.stack_index, images, slices.spacing[0])

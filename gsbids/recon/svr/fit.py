@@ -191,7 +191,7 @@ def moved(slices: SliceSet, before: RigidMotion, after: RigidMotion) -> float:
 
 def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> float:
     """Residual of one state over that of another on the pixels held out, in slices that both trust as they are."""
-    whole = [(state.shade == 1).all((1, 2)) * state.slice_weight for state in (one, other)]
+    whole = [(state.kept_signal == 1).all((1, 2)) * state.slice_weight for state in (one, other)]
     seen = problem.held * np.minimum(*whole)[:, None, None]
     mine, others = ((np.abs(state.residual(problem.slices)) * seen).sum(dtype=float) for state in (one, other))
     return mine / max(others, 1e-12)

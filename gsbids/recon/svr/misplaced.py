@@ -289,7 +289,7 @@ def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: Rigi
     shape = tuple((np.ceil(points.max(0) / step) - low + 3).astype(int))
     voxel = np.ravel_multi_index(np.rint(points / step - low).astype(int).T, shape)
     weight = np.maximum(state.slice_weight[row], LEAST_WEIGHT)
-    value = state.unshaded(slices).values[row, i, j] / state.gain[row]
+    value = state.restored(slices).values[row, i, j] / state.gain[row]
 
     def spread(array):
         return ndimage.gaussian_filter(np.bincount(voxel, array, np.prod(shape)).reshape(shape), SPREAD)
