@@ -73,7 +73,8 @@ def kept_signal_and_weights(values, simulated, mask, width) -> tuple[np.ndarray,
     """Weights of slices, after those that lost signal in a part (spin history, motion while it was read) got it back.
 
     A slice that stands out is compared with what it should be in averages of some millimetres:
-    ``kept_signal = sum w y I / sum w I^2``. If with this smooth factor it is a slice like others, it keeps it; if not, it is rejected.
+    ``kept_signal = sum w y I / sum w I^2``. If with this smooth factor it is a slice like others, it keeps it; if not,
+    it is rejected.
 
     Parameters
     ----------

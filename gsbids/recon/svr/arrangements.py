@@ -13,7 +13,7 @@ import numpy as np
 
 from gsbids.imaging.stack import Stack, seen_from
 from gsbids.recon.registration.register import likely_places, refine, similarity
-from gsbids.recon.svr.misplaced import ELSEWHERE, SURE, TURNS, Placed, StackImages, turned_apart
+from gsbids.recon.svr.misplaced import ELSEWHERE, LESS_ALIKE, SURE, TURNS, Placed, StackImages, turned_apart
 
 SURE_OF_THREE = 0.92  # agreement of all of three stacks from which on no other arrangement of them is tried
 PLACES = 8  # of a pair that are kept, the most alike ones
@@ -67,7 +67,7 @@ def try_arrangements(stacks: list[Stack], first: Placed, place: Callable[[np.nda
 
 
 def likely_arrangements(images: StackImages, transforms: np.ndarray) -> list[np.ndarray]:
-    """Find the arrangements in which all pairs of stacks look most alike, but for the present one.
+    """Find the arrangements in which all pairs of stacks look most alike, but for the present one and worse ones.
 
     Stacks are added one by one where they look like one of those that have a place already; the similarity with all
     of these decides which arrangements are gone on with.
@@ -95,8 +95,10 @@ def likely_arrangements(images: StackImages, transforms: np.ndarray) -> list[np.
     for k in order[1:]:
         grown = [_with(images, each, k, place) for each in beam for place in _places_of(k, each, pairs)]
         beam = _different(grown)[:BEAM]
-    found = (each.as_transforms() for each in beam)
-    return [seen_from(each, -images.origin) for each in found if turned_apart(each, here) > ELSEWHERE][:TRIED]
+    now = sum(refine(images.fine[a], images.fine[b], np.linalg.inv(here[b]) @ here[a])[1]
+              for a, b in combinations(range(len(here)), 2))
+    others = [each.as_transforms() for each in beam if each.alike >= now - LESS_ALIKE]
+    return [seen_from(each, -images.origin) for each in others if turned_apart(each, here) > ELSEWHERE][:TRIED]
 
 
 def _places_of_pair(images: StackImages, a: int, b: int) -> list[tuple[np.ndarray, float]]:
