@@ -20,11 +20,12 @@ export NO_ET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help install demo test slurm-test container-test fault-test lint bench-install docs-figures clean distclean
+.PHONY: help install demo check test slurm-test container-test fault-test lint bench-install docs-figures clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          simulate a small BIDS data set and reconstruct it'
+	@echo 'make check         lint, and run the fast tests'
 	@echo 'make test          lint, and run the whole test suite'
 	@echo 'make slurm-test    reconstruct on a Slurm of one machine (needs slurm-wlm and munge)'
 	@echo 'make lint          ruff alone'
@@ -71,6 +72,12 @@ demo: $(STAMP) $(DEMO)/bids/dataset_description.json
 	@echo "Report: $(CURDIR)/$(DEMO)/out/sub-01.html"
 
 # Both always run; the closing line of pytest comes last.
+check: $(STAMP)
+	@status=0; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m 'not slow' $(PYTEST_ARGS) || status=1; \
+	exit $$status
+
 test: $(STAMP)
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \

@@ -14,11 +14,32 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+SLOW = Path(__file__).with_name("slow_tests.txt")
+
+
+def pytest_addoption(parser):
+    """Add the option that times tests, for ``slow_tests.py``."""
+    parser.addoption("--times", metavar="FOLDER", type=Path, help="write how long every test takes into files here")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the slow tests."""
+    slow = set(SLOW.read_text(encoding="utf-8").split())
+    for item in items:
+        if f"{item.path.stem}::{item.originalname}" in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    """Escape names that are not in UTF-8 in what a test has logged, as pytest-xdist cannot send them."""
+def pytest_runtest_makereport(item, call):
+    """Escape names that are not in UTF-8 in what a test has logged, as pytest-xdist cannot send them; note its time."""
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    if folder := item.config.getoption("--times"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
+            fixtures = sorted(set(item.fixturenames) - {"request"})
+            print(json.dumps([f"{item.path.stem}::{item.originalname}", call.when, call.duration, fixtures]), file=file)
     return report
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ball_stack, write_nifti
+from qc_samples import sample_result
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -15,6 +16,7 @@ from gsbids.bids.names import derivative_path
 from gsbids.imaging.geometry import conform
 from gsbids.imaging.itk import read_itk_transforms
 from gsbids.imaging.nifti import load_image, read_header
+from gsbids.interfaces import outputs
 from gsbids.interfaces.base import read_stack
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative, SubjectReport
 from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SampleVolume, SimulateStack
@@ -327,3 +329,10 @@ def test_save_derivative(fitted, tmp_path):
     sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
     assert sidecar["Note"] == 1
     assert sidecar["Type"] == "Brain"
+
+
+def test_the_report_tells_of_strains_that_were_searched_along():
+    found = sample_result()
+    rows = dict(outputs._summary(replace(found, settings=found.settings | {"strain": 0.0312})))
+    assert "3.1% from where they had settled" in rows["Free strain"]
+    assert "Free strain" not in dict(outputs._summary(found))

@@ -299,6 +299,10 @@ def _summary(result) -> tuple:
     if moved := result.settings.get("placed_anew"):
         rows += (("Re-registered", f"{', '.join(moved)}: slices did not fit where the co-registration put the stack, "
                   "and fit better in another place"),)
+    if strain := result.settings.get("strain"):
+        rows += (("Free strain", f"stacks of so few directions leave a strain of the brain open (of two, the angle "
+                  f"between them); it was found by how well a field explains the slices, {strain:.1%} from where they "
+                  "had settled"),)
     if shifts := result.settings.get("shifts"):
         added = "; ".join(f"{name}: {-offset:.3g} added" for name, offset in shifts.items())
         rows += (("Negative intensities", f"{added} for the fit; the volume and all other images have those of the "
