@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from gsbids.cli.commands import mask, reconstruct, sample, super_resolve
+from gsbids.cli.overview import check_command, overview
 from gsbids.cli.parser import parse_args
 from gsbids.cli.places import writable_places
 from gsbids.cli.running.progress import RunLog, TerminalHandler
 from gsbids.cli.running.signals import handled
 from gsbids.config import Config
-from gsbids.errors import GsbidsError
+from gsbids.errors import GsbidsError, InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -57,10 +58,15 @@ def _run(argv: Sequence[str] | None) -> int:
     with _messages() as logger, _terminated_like_interrupted():
         try:
             words = list(sys.argv[1:] if argv is None else argv)
-            command = COMMANDS.get(words[0]) if words else None
-            if command:
+            if not words:
+                print(overview(), file=sys.stderr)
+                return InputError.exit_code
+            if words[0] == "help":
+                return _help(words[1:])
+            if command := COMMANDS.get(words[0]):
                 return command.run(command.parse(words[1:]))
-            args = parse_args(argv)
+            check_command(words, COMMANDS)
+            args = parse_args(words)
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             if args.analysis_level == "group":
                 from gsbids.cli.commands.group import run
@@ -78,6 +84,14 @@ def _run(argv: Sequence[str] | None) -> int:
         except KeyboardInterrupt:
             LOGGER.error("interrupted; the same command goes on from here")
             return INTERRUPTED
+
+
+def _help(words: Sequence[str]) -> int:
+    """``gsbids help``, and ``gsbids help COMMAND``, which is ``gsbids COMMAND --help``."""
+    if words and words[0] in COMMANDS:
+        COMMANDS[words[0]].parse(["--help"])
+    print(overview())
+    return 0
 
 
 def _participants(args: argparse.Namespace, config: Config) -> int:

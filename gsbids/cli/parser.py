@@ -5,6 +5,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from gsbids import __version__
@@ -24,12 +25,24 @@ FACTOR_RANGE = (1.0, 16.0)
 _SIZES = {"--output-resolution": "output_resolution", "--sr-factor": "sr_factor", "--like": "like"}
 
 
+#: Options of fmriprep and mriqc that change nothing here, and why.
+WITHOUT_EFFECT = {
+    "--notrack": "gsbids never sends anything anywhere",
+    "--skip-bids-validation": "gsbids does not run the validator; it checks what it uses",
+    "--low-mem": "steps are planned by --mem",
+    "--resource-monitor": "time and memory of every step are always in log/*/*_usage.tsv and in the report",
+    "--md-only-boilerplate": "all forms of the methods text are written at once"}
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are one line: ``gsbids: error: ...``."""
 
     def error(self, message: str):
-        """Print one line and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (gsbids --help lists the options)\n")
+        """Print one line, with the option that a mistyped one resembles, and leave with exit code 2."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        close = unknown and get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}{meant} ({self.prog} --help lists the options)\n")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,7 +80,7 @@ def _settings(path: str) -> dict[str, object]:
     values = {key: value for section in read_toml(path).values() for key, value in section.items()
               if key not in _OF_ONE_RUN}
     parser = build_parser()
-    options = {action.dest: action for action in parser._actions if action.option_strings}
+    options = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
     argv = [word for key, value in values.items() if key in options
             for word in _as_words(options[key], value)]
     checked = vars(parser.parse_args(["-", "-", "participant", *argv]))
@@ -105,8 +118,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"gsbids {__version__}")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0,
                         help="say more; -vv also what nipype says")
-    parser.add_argument("--notrack", action="store_true",
-                        help="accepted and without effect: gsbids never sends anything anywhere")
+    parser.add_argument("--debug", dest="verbosity", action="store_const", const=2, help="the same as -vv")
     parser.set_defaults(bids_filters={}, plugin="auto", plugin_args={})
     _add_selection(parser.add_argument_group("which data"))
     _add_method(parser.add_argument_group("what is computed"))
@@ -114,13 +126,16 @@ def build_parser() -> Parser:
     add_resources(resources)
     _add_plugin(resources)
     _add_control(parser.add_argument_group("control of the run"))
+    others = parser.add_argument_group("accepted for scripts of other BIDS-Apps, and without effect")
+    for name, why in WITHOUT_EFFECT.items():
+        others.add_argument(name, action="store_true", help=why)
     return parser
 
 
 def _add_selection(group) -> None:
-    group.add_argument("--participant-label", nargs="+", type=_label("sub"), metavar="LABEL", default=(),
-                       help="participants to run, with or without sub- (default: all)")
-    group.add_argument("--session-label", nargs="+", type=_label("ses"), metavar="LABEL", default=(),
+    group.add_argument("--participant-label", "--participant-labels", nargs="+", type=_label("sub"), metavar="LABEL",
+                       default=(), help="participants to run, with or without sub- (default: all)")
+    group.add_argument("--session-label", "--session-id", nargs="+", type=_label("ses"), metavar="LABEL", default=(),
                        help="sessions to run, with or without ses- (default: all)")
     group.add_argument("--bids-filter-file", type=Path, metavar="JSON",
                        help='queries "stacks" and "masks" with pybids entities; null: absent, "*": any')
@@ -139,7 +154,7 @@ def _add_method(group) -> None:
     group.add_argument("--svr-method", choices=("default", "paper"), default="default",
                        help="how it is fitted; paper: as in the paper on which it builds, slower and less exact, "
                        "to compare with (default: %(default)s)")
-    group.add_argument("--modality", default="T2w", metavar="SUFFIX",
+    group.add_argument("-m", "--modality", "--modalities", default="T2w", metavar="SUFFIX",
                        help="suffix of the stacks (default: %(default)s)")
     size = group.add_mutually_exclusive_group()
     size.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), nargs="+", action=OneOrThree,
