@@ -86,6 +86,7 @@ def test_all_well(run, tiny_bids, tmp_path):
     assert lines[5].startswith("sub-01_T2w reconstruct: ")
     assert lines[-1] == f"2 of 2 reconstructions done; results in {tmp_path / 'out'}"
     assert f"sub-02_T2w: report in {tmp_path / 'out' / 'sub-02.html'}" in lines
+    assert any(line.startswith(f"sub-02_T2w: volume in {tmp_path / 'out' / 'sub-02' / 'anat'}") for line in lines)
     assert (tmp_path / "out" / "dataset_description.json").is_file()
     (settings,) = (tmp_path / "out" / "sub-02" / "log").glob("*/gsbids.toml")
     config = Config.from_toml(settings)

@@ -51,12 +51,31 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int
 
 def find_verdict(config: Config, task) -> Verdict | None:
     """The verdict on the volume of a task, as its sidecar says; None where it says none (super-resolution)."""
+    return verdict_of_fields(_sidecar(config, task))
+
+
+def _sidecar(config: Config, task) -> dict:
+    """Fields of the sidecar of a volume; none where it cannot be read."""
     path = sidecar_path(config.execution.output_dir / volume_path(config, task))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    return verdict_of_fields(found) if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def volume_line(path: Path, fields: dict) -> str:
+    """Where a volume is, what it was made of, and what is to be thought of it.
+
+    Examples
+    --------
+    >>> volume_line(Path("out/a.nii.gz"), {"NumberOfStacksUsed": 3, "NumberOfSlicesUsed": 60, "Verdict": "usable"})
+    'volume in out/a.nii.gz, of 3 stacks and 60 slices: usable'
+    """
+    known = fields.get("NumberOfStacksUsed"), fields.get("NumberOfSlicesUsed")
+    made = ", of {} stacks and {} slices".format(*known) if all(isinstance(n, int) for n in known) else ""
+    verdict = verdict_of_fields(fields)
+    return f"volume in {path}{made}{f': {verdict.level}' if verdict else ''}"
 
 
 def tell_verdict(name: str, verdict: Verdict | None) -> bool:
@@ -99,6 +118,8 @@ def _report_task(config: Config, task) -> bool:
         missing = [path for path in (output_dir / volume_path(config, task), report) if not path.is_file()]
         gone = [path for path in _written(config, task) if not path.is_file()]
         if not missing and not gone:
+            line = volume_line(output_dir / volume_path(config, task), _sidecar(config, task))
+            LOGGER.info("%s: %s", task.name, line)
             LOGGER.info("%s: report in %s", task.name, report)
             return True
         if gone:
