@@ -140,8 +140,8 @@ def _add_selection(group) -> None:
     group.add_argument("--bids-filter-file", type=Path, metavar="JSON",
                        help='queries "stacks" and "masks" with pybids entities; null: absent, "*": any')
     group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
-                       help="keep the index of the data set here, and use it when it is there")
-    group.add_argument("--bids-database-wipe", action="store_true", help="make the kept index again")
+                       help="cache the index of the data set here, and use it when it is there")
+    group.add_argument("--bids-database-wipe", action="store_true", help="rebuild the cached index of the data set")
     group.add_argument("-d", "--derivatives", nargs="+", metavar="[NAME=]PATH", default={},
                        help="derivative data sets with brain masks of the stacks (*_mask.nii.gz)")
 
@@ -166,8 +166,8 @@ def _add_method(group) -> None:
     group.add_argument("--sr-quality", choices=("full", "fast"), default="full",
                        help="sr: fast is the linear solution, in seconds (default: %(default)s)")
     group.add_argument("--sr-profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
-                       help="sr: how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile "
-                       "across thick slices (default: %(default)s)")
+                       help="sr: point-spread function assumed for the voxels; auto: the mean over the "
+                       "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)")
     group.add_argument("--slice-thickness", type=between(0.1, 20.0), metavar="MM",
                        help="thickness of the slices, instead of SliceThickness in the sidecars")
     add_masking(group, ("auto", "derivatives", "network", "nonzero", "otsu", "none"),
@@ -245,7 +245,7 @@ def _add_control(group) -> None:
     group.add_argument("--stop-on-first-crash", action="store_true",
                        help="stop everything when one step fails")
     group.add_argument("--config-file", type=Path, metavar="TOML",
-                       help="settings of a former run (gsbids.toml); options of the command line go first")
+                       help="settings of a former run (gsbids.toml); command-line options take precedence")
     group.add_argument("--dry-run", action="store_true",
                        help="print tasks and steps with their threads and memory, run nothing")
     only = group.add_mutually_exclusive_group()

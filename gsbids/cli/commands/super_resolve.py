@@ -33,8 +33,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sr-quality", choices=("full", "fast"), default="full",
                         help="fast: the linear solution, in seconds (default: %(default)s)")
     parser.add_argument("--profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
-                        help="how a voxel comes from finer ones; auto: its mean, and a Gaussian slice profile across "
-                        "thick slices (default: %(default)s)")
+                        help="point-spread function assumed for the voxels; auto: the mean over the "
+                        "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)")
     parser.add_argument("--slice-thickness", type=positive, metavar="MM",
                         help="of thick slices, instead of SliceThickness in the sidecar")
     parser.add_argument("--model", type=Path, metavar="MODEL.npz", help="write the Gaussians here as well")

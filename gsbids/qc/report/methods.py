@@ -141,7 +141,7 @@ def _preprocessing(facts: MethodsFacts) -> str:
 
 
 def _reconstruction(facts: MethodsFacts) -> str:
-    number = f" of {facts.n_gaussians:,} Gaussians".replace(",", " ") if facts.n_gaussians else ""
+    number = f" of {facts.n_gaussians:,} Gaussians".replace(",", " ") if facts.n_gaussians else " of Gaussians"
     sentences = [
         f"The brain was represented as a normalised field{number} of free position, size, orientation and "
         "intensity [@gsvr]. Every slice was simulated from it through a Gaussian point spread function with "
