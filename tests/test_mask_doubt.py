@@ -89,7 +89,7 @@ def stacks(tmp_path):
 
 
 NAMES = [f"run-{run}" for run in (1, 2, 3, 4)]
-DOUBTS = ["", "", "The network has low confidence (confidence 0.30, below 0.80).", "No brain was found."]
+DOUBTS = ["", "", "The network has low confidence (0.30, below 0.80).", "No brain was found."]
 
 
 def facts_of(doubts):
@@ -112,7 +112,7 @@ def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_pa
     assert step.facts[0] == facts_of([""])[0]
     assert step.facts[2]["MaskDoubt"] == f"{DOUBTS[2]} The stack is left out of the reconstruction."
     assert json.loads(Path(chosen).read_text())["left_out"] == NAMES[2:]
-    assert "run-3: The network has low confidence (confidence 0.30, below 0.80)" in caplog.text
+    assert "run-3: The network has low confidence (0.30, below 0.80)" in caplog.text
     assert "run-1: brain mask: by a test" in caplog.text
     fixed = {"in_files": images, "in_masks": masks, "names": NAMES, "thicknesses": [4.0] * 4}
     registration = RegisterStacks(choice=chosen, **fixed).run(cwd=str(tmp_path)).outputs.out_file
@@ -143,7 +143,7 @@ def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_pa
         assert state(content) == ("bad", "Finished, but 2 masks are doubtful")
         page = render_report(content)
         assert page.count('class="alarm"') == 4
-        assert page.count("The network has low confidence (confidence 0.30, below 0.80). The stack is left out of the "
+        assert page.count("The network has low confidence (0.30, below 0.80). The stack is left out of the "
                           "reconstruction.") == 3  # warnings, table of what is excluded, stack
     assert ("Excluded", "run-3, run-4: has a doubtful mask (see Warnings), and has no say in the volume") in (
         content.summary)

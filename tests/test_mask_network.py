@@ -207,7 +207,7 @@ def biased(tmp_path, logit):
 
 
 @pytest.mark.parametrize(("logit", "method", "doubt"), [
-    (5.0, "network", ""), (1.75, "network", "The network has low confidence (confidence 0.70, below 0.80)."),
+    (5.0, "network", ""), (1.75, "network", "The network has low confidence (0.70, below 0.80)."),
     (0.5, "otsu", "The network found no brain in it."), (-5.0, "otsu", "The network found no brain in it.")])
 def test_auto_takes_what_the_network_finds_with_its_doubt_and_a_threshold_where_it_finds_nothing(
         tmp_path, logit, method, doubt):
@@ -232,7 +232,7 @@ def test_a_network_that_is_in_doubt_or_finds_nothing_says_so(tmp_path):
     made = make_mask("network", stack()[0], affine, weights=biased(tmp_path, 1.75))
     assert made.method == "network"
     assert "Look at this mask" in made.reason
-    assert made.doubt.startswith("The network has low confidence (confidence 0.")
+    assert made.doubt.startswith("The network has low confidence (0.")
 
 
 def test_weights_that_are_not_there_are_told_of_at_the_start(tmp_path, capsys):

@@ -115,7 +115,7 @@ def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | No
     reason = f"Network ({file.name}), confidence {found.confidence:.2f}, {found.millilitres(affine):.0f} ml."
     doubt = ""
     if found.confidence < DOUBTFUL:
-        doubt = f"The network has low confidence (confidence {found.confidence:.2f}, below {DOUBTFUL:.2f})."
+        doubt = f"The network has low confidence ({found.confidence:.2f}, below {DOUBTFUL:.2f})."
     return MadeMask(found.mask, f"{reason} Look at this mask.", "network", doubt)
 
 

@@ -68,6 +68,6 @@ def _mask(args: argparse.Namespace) -> int:
     save_image(args.output, found.mask, affine, "uint8")
     LOGGER.info("wrote %s: %.0f ml, confidence %.2f", args.output, found.millilitres(affine), found.confidence)
     if found.confidence < DOUBTFUL:
-        LOGGER.warning("%s: the network has low confidence (confidence %.2f, below %.2f); look at the mask", args.input,
+        LOGGER.warning("%s: the network has low confidence (%.2f, below %.2f); look at the mask", args.input,
                        found.confidence, DOUBTFUL)
     return 0
