@@ -73,12 +73,15 @@ RULES: tuple[Rule, ...] = (
     Rule("ncc_median", 0.93, True, DO_NOT_USE,
          "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); below "
          "{limit:.2f} the volume does not explain the slices."),
-    Rule("stack_agreement", 0.71, True, DO_NOT_USE,
+    Rule("stack_agreement", 0.68, True, DO_NOT_USE,
          "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
          "many slices lie in wrong places."),
-    Rule("placing_agreement", 0.70, True, DO_NOT_USE,
+    Rule("placing_agreement", 0.65, True, DO_NOT_USE,
          "When the slices had been placed, the brain of the worst stack resembled the others by only {value:.2f} "
          "(correlation); below {limit:.2f} it lies in a wrong place, or shows another brain."),
+    Rule("ncc_worst_stack", 0.92, True, DO_NOT_USE,
+         "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
+         "below {limit:.2f} it lies in a wrong place, or shows another brain."),
     Rule("ncc_median", 0.96, True, LOOK,
          "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); volumes that "
          "came right have mostly more than {limit:.2f}."),
