@@ -29,10 +29,14 @@ def refusal(tiny, **options) -> str:
     return str(caught.value)
 
 
-def test_gap_between_slices_is_said_once(tiny_bids):
-    assert check(tiny_bids()) == [
-        "run-1, run-2, run-3: slices are 3.5 mm thick (sidecar) and 4 mm apart (header), a gap of 0.5 mm; "
+def test_gap_between_slices_is_said_once(tiny_bids, caplog):
+    assert check(tiny_bids(thickness=3.0, name="wide")) == [
+        "run-1, run-2, run-3: slices are 3 mm thick (sidecar) and 4 mm apart (header), a gap of 1 mm; "
         "the thickness is taken for the slice profile"]
+    caplog.set_level("INFO", logger="gsbids.bids")
+    assert check(tiny_bids()) == []  # a usual gap is no warning, but it is logged
+    assert caplog.messages == ["sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick (sidecar) and 4 mm apart "
+                               "(header), a gap of 0.5 mm; the thickness is taken for the slice profile"]
     assert check(tiny_bids(thickness=4.0, name="equal")) == []
     (line,) = check(tiny_bids(thickness=4.4, name="overlap"), thickness_given=True)
     assert "(--slice-thickness)" in line
@@ -191,7 +195,7 @@ def test_several_volumes(tiny_bids):
     assert line.startswith(f"{tiny.stack()}: ")
     assert "2 volumes" in line
     write_nifti(tiny.stack(), image[..., None], affine)
-    assert len(check(tiny)) == 1
+    assert check(tiny) == []  # as one with three axes
 
 
 def test_bad_voxels_are_counted(tiny_bids, caplog):
@@ -267,10 +271,11 @@ def test_missing_masks(tiny_bids):
     assert check(tiny, masks=False) == []
 
 
-def test_real_data_warns_of_the_gap(test_data):
+def test_real_data_has_a_usual_gap(test_data, caplog):
     root = test_data / "fetal-stacks-mialsrtk"
     if not root.is_dir():
         pytest.skip(f"{root} is not there")
     (task,) = find_tasks(root, Selection(mask_datasets={"masks": root / "derivatives" / "manual_masks"}))
-    (line,) = check_task(fill_thickness(task))
-    assert "slices are 3 mm thick (sidecar) and 3.3 mm apart (header), a gap of 0.3 mm" in line
+    caplog.set_level("INFO", logger="gsbids.bids")
+    assert check_task(fill_thickness(task)) == []
+    assert "slices are 3 mm thick (sidecar) and 3.3 mm apart (header), a gap of 0.3 mm" in caplog.text

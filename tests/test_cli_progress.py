@@ -64,7 +64,7 @@ def test_on_a_terminal_a_line_is_drawn_anew(on_terminal, tmp_path, nprocs):
     assert all(plain.fullmatch(line) for line in lines)
     assert any(re.search(r"INFO sub-01_T2w reconstruct: \d+\.\d s \(1 of 2\)$", line) for line in lines)
     # Also what was said before it was known where to write, and nothing of the other subject.
-    assert any("WARNING sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick" in line for line in lines)
+    assert any("INFO sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick" in line for line in lines)
     assert not any("sub-02_T2w" in line for line in lines)
     assert lines[-1].endswith("ERROR interrupted; the same command goes on from here")
 

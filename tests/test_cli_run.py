@@ -80,7 +80,7 @@ def test_all_well(run, tiny_bids, tmp_path):
     code, out, err = run(tiny_bids(subjects=("01", "02")))
     assert (code, out) == (0, "")
     lines = err.splitlines()
-    assert lines[0].startswith("gsbids: warning: sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick")
+    assert lines[0].startswith("sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick")
     assert lines[1] == "sub-01_T2w: slice-to-volume reconstruction of 3 stacks that are thick (--mode auto)"
     assert lines[4].startswith("device: c")
     assert lines[5].startswith("sub-01_T2w reconstruct: ")

@@ -18,6 +18,11 @@ from gsbids.imaging.intensity import without_spikes
 from gsbids.imaging.masks import inside_of, oddness, resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 
+LOGGER = logging.getLogger("gsbids.bids")
+
+# Share of the slice thickness: protocols leave such a gap so that slices do not excite one another.
+_USUAL_GAP = 0.2
+
 # Thinner or thicker slices than this are a mistake in the unit.
 _THICKNESS_RANGE = (0.1, 20.0)
 
@@ -142,7 +147,7 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
         warnings.append(f"{_labels(stack for stack, _ in negative)}: negative intensities (down to "
                         f"{min(low for _, low in negative):.3g}); those of the brain are shifted for the fit, and the "
                         "outputs are on the scale of the input; what is darker than the brain counts as nothing")
-    return warnings + ([] if task.poses else _gap_warnings(spacings, options))
+    return warnings + ([] if task.poses else _gap_warnings(task.name, spacings, options))
 
 
 def check_volume(task: ReconstructionTask, options: CheckOptions) -> tuple[tuple, list[str]]:
@@ -267,15 +272,20 @@ def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> tuple[bool, list
     return same_grid(mask.shape, mask_affine, shape, affine), [words for words in (soft, oddness(there)) if words]
 
 
-def _gap_warnings(spacings, options: CheckOptions) -> list[str]:
+def _gap_warnings(name: str, spacings, options: CheckOptions) -> list[str]:
+    """Tell of slices that are not as thick as they are apart: a usual gap is logged, all else is a warning."""
     source = "--slice-thickness" if options.thickness_given else "sidecar"
     lines = []
     for (thickness, spacing), stacks in sorted(spacings.items()):
         apart = spacing - thickness
         if abs(apart) > 0.01:
             what = f"a gap of {apart:.3g} mm" if apart > 0 else f"an overlap of {-apart:.3g} mm"
-            lines.append(f"{_labels(stacks)}: slices are {thickness:g} mm thick ({source}) and {spacing:g} "
-                         f"mm apart (header), {what}; the thickness is taken for the slice profile")
+            line = (f"{_labels(stacks)}: slices are {thickness:g} mm thick ({source}) and {spacing:g} mm apart "
+                    f"(header), {what}; the thickness is taken for the slice profile")
+            if 0 < apart <= _USUAL_GAP * thickness:
+                LOGGER.info("%s: %s", name, line)
+            else:
+                lines.append(line)
     return lines
 
 
