@@ -231,3 +231,21 @@ def test_the_image_of_slices_is_where_their_poses_are():
     edge = one.sample(one.value, slices.start.translation + slices.start.rotation @ [0.0, 26.0, 0.0])
     assert np.abs(edge).max() < 0.1 < one.value.max()
     assert np.median(one.value[one.value > 0.5]) == pytest.approx(1, abs=0.2)
+
+
+def test_the_best_other_place_is_kept(still):
+    """It is carried on with more detail where the stacks agree about as much in it."""
+    first, near, close, worse = (replace(left_at(still, turned(degrees)), agreement=np.full(3, value))
+                                 for degrees, value in ((0, 0.8), (10, 0.799), (90, 0.79), (170, 0.7)))
+    for order in ((near, close, worse), (worse, close, near)):
+        best = first
+        for other in order:
+            best = best.better(other)
+        assert best.mean == pytest.approx(0.8)
+        assert best.rival.mean == pytest.approx(0.79)
+        assert best.rival.rival is None
+        assert place._rivals(best, first) == [best, best.rival]
+        assert place._rivals(replace(best, rival=None), worse) == [replace(best, rival=None), worse]
+    far = first.better(worse)
+    assert far.rival.mean == pytest.approx(0.7)
+    assert place._rivals(far, first) == [far]

@@ -99,6 +99,8 @@ class Placed:
         World, scanner -> common space: where the stacks started.
     runner_up : float
         Largest mean agreement of other places that were tried; 0 where none was.
+    rival : Placed, optional
+        The other place in which the stacks agree most.
     """
 
     slices: SliceSet
@@ -106,6 +108,7 @@ class Placed:
     agreement: np.ndarray
     transforms: np.ndarray
     runner_up: float = 0.0
+    rival: "Placed | None" = None
 
     @property
     def mean(self) -> float:
@@ -132,7 +135,10 @@ class Placed:
         lead = GAIN + GAIN_OF_HALF_TURN * angle / 180
         best, rest = (other, self) if other.mean > self.mean + lead else (self, other)
         tried = rest.mean if angle > ELSEWHERE else 0.0  # what slides back is no other place
-        return replace(best, runner_up=max(best.runner_up, rest.runner_up, tried))
+        others = [each for each in (best.rival, rest.rival, replace(rest, rival=None))
+                  if each is not None and best.apart(each) > ELSEWHERE]
+        return replace(best, runner_up=max(best.runner_up, rest.runner_up, tried),
+                       rival=max(others, key=lambda each: each.mean, default=None))
 
 
 def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:

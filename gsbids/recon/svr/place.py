@@ -19,7 +19,7 @@ from gsbids.recon.fitting.poses import PoseState
 from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.svr.arrangements import try_arrangements
-from gsbids.recon.svr.misplaced import ELSEWHERE, look_again, settled, turned_elsewhere
+from gsbids.recon.svr.misplaced import ELSEWHERE, Placed, look_again, settled, turned_elsewhere
 from gsbids.recon.svr.place_search import INNER, RIM, Search, inside
 from gsbids.recon.svr.refine_masks import gathered_again, refine_masks
 
@@ -27,6 +27,7 @@ BRAIN = 58.5  # mm: cube root of the volume for which the sizes of the search ar
 TRUSTED = 0.75  # mean agreement from which on places are good enough to say what moves with the head
 WORSE = 0.02  # of agreement, by which masks that follow that may be worse
 ENOUGH = 0.9  # agreement of all stacks from which on they are not looked for in inner parts of the masks
+CLOSE = 0.05  # of mean agreement, by which another place may have less and is still carried on with more detail
 ROUNDS = 2  # of stacks in other places and masks that follow
 
 
@@ -98,7 +99,9 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
         if refined is stacks or after.mean < best.mean - WORSE:
             break
         stacks, best = refined, after
-    rivals = [best, first] if stacks is begun_with and first.apart(best) > ELSEWHERE else [best]
+    rivals = _rivals(best, first) if stacks is begun_with else [best]
+    if any(each is best.rival for each in rivals):  # more detail says how close it is
+        margin = np.nan
     best, *rest = search.carried_on([search.placed_again(stacks, each) for each in rivals])
     margin = np.fmin(margin, best.mean - rest[0].mean if rest else np.nan)
     state = best.state
@@ -108,6 +111,18 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     return Placing([replace(old, mask=new.mask) for old, new in zip(given, stacks, strict=True)],
                    replace(fine, origin=fine.origin + corner), state.pose, *search.agreement_of_rest(fine, state),
                    float(margin))
+
+
+def _rivals(best: Placed, first: Placed) -> list[Placed]:
+    """The best placing, and others that are turned against it: the first one, and one in which the stacks agree as much
+    but for :data:`CLOSE`."""
+    found = [best]
+    if first.apart(best) > ELSEWHERE:
+        found.append(first)
+    close = best.rival
+    if close is not None and close.mean > best.mean - CLOSE and first.apart(close) > ELSEWHERE:
+        found.append(close)
+    return found
 
 
 def anchored(slices: SliceSet, state: FitState, transforms: np.ndarray,
