@@ -72,16 +72,11 @@ demo: $(STAMP) $(DEMO)/bids/dataset_description.json
 	@echo "Report: $(CURDIR)/$(DEMO)/out/sub-01.html"
 
 # Both always run; the closing line of pytest comes last.
-check: $(STAMP)
+check: WHICH := -m 'not slow'
+check test: $(STAMP)
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m 'not slow' $(PYTEST_ARGS) || status=1; \
-	exit $$status
-
-test: $(STAMP)
-	@status=0; \
-	$(BIN)/ruff check . || status=1; \
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || status=1; \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(WHICH) $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
 # Sets up its own Slurm under a temporary folder where none answers.

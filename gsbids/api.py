@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gsbids.errors import DeviceError, GsbidsError, InputError, WorkflowError
+from gsbids.errors import NOT_TO_BE_USED, DeviceError, GsbidsError, InputError, WorkflowError
 
-DO_NOT_USE = 3  # exit code of a reconstruction that is written, and marked so
 FILES = {"volume": "volume.nii.gz", "mask": "brain_mask.nii.gz", "model": "model.npz", "report": "report.html"}
 ERRORS = {error.exit_code: error for error in (InputError, WorkflowError, DeviceError)}
 
@@ -78,7 +77,7 @@ def reconstruct(stacks: Sequence, masks: Sequence | None = None, thickness: floa
     words += ["--output-volume", found._path("volume"), "--output-mask", found._path("mask"), "--output-model",
               found._path("model"), "--output-report", found._path("report"), "--output-folder",
               str(place / "derivatives"), "--output-resolution", str(resolution), "--device", device]
-    if _run([*words, *_as_words(options)], progress) == DO_NOT_USE:
+    if _run([*words, *_as_words(options)], progress) == NOT_TO_BE_USED:
         warnings.warn(f"do not use this volume: {' '.join(found.reasons)}", stacklevel=2)
     return found
 
@@ -282,7 +281,7 @@ def _as_words(options: dict) -> list[str]:
 
 
 def _run(words: list[str], progress: bool) -> int:
-    """Run a command; its exit code, 0 or :data:`DO_NOT_USE`.
+    """Run a command; its exit code, 0, or 3 where the volume is marked "do not use".
 
     Raises
     ------
@@ -297,7 +296,7 @@ def _run(words: list[str], progress: bool) -> int:
             said.append(line.strip())
             if progress:
                 sys.stderr.write(line)
-    if process.returncode in (0, DO_NOT_USE):
+    if process.returncode in (0, NOT_TO_BE_USED):
         return process.returncode
     errors = [line.partition("error: ")[2] for line in said if "error: " in line]
     raise ERRORS.get(process.returncode, GsbidsError)(errors[-1] if errors else " ".join(said[-3:]) or "it was stopped")

@@ -4,6 +4,9 @@
 from contextlib import suppress
 from pathlib import Path
 
+#: Exit code where everything was computed, but the volume of at least one subject is marked "do not use".
+NOT_TO_BE_USED = 3
+
 # What files begin with that stand for a content kept elsewhere, and what fetches it.
 _POINTERS = {b"/annex/objects/": "datalad get or git annex get", b"version https://git-lfs": "git lfs pull"}
 

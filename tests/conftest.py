@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-
-
 SLOW = Path(__file__).with_name("slow_tests.txt")
 
 

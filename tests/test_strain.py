@@ -15,6 +15,7 @@ from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.fitting.stage import FitProblem, FitState, Stage, fit_stage
 from gsbids.recon.motion import RigidMotion
 
+COARSE = Stage(900, 60, 2.5e-2, 0)
 SHEAR = np.sqrt(0.5) * np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0.0]])  # of axial and coronal slices: normals z and y
 
 
@@ -91,7 +92,7 @@ def test_a_sheared_start_is_straightened():
         losses = []
         return fit_stage(problem, before, stage, lambda _, record: losses.append(record["loss"])), losses[-1]
 
-    state, amount = strain.settle_strains(slices, state, 900, 0, run)
+    state, amount = strain.settle_strains(slices, state, COARSE, run)
     assert 0.02 < amount < 0.08  # of all steps: the other motion takes part of it along
     begun, ended = (shear_of(slices, known, motion) for motion in (
         strain.strained(slices, known, 0.04 * SHEAR), state.pose.motion))
@@ -115,7 +116,7 @@ def shear_of(slices, known, motion):
 def test_three_directions_leave_nothing_to_search():
     slices = gathered("axial", "coronal", "sagittal")
     state = FitState.start(slices)
-    found, amount = strain.settle_strains(slices, state, 900, 0, lambda *_: pytest.fail("was fitted"))
+    found, amount = strain.settle_strains(slices, state, COARSE, lambda *_: pytest.fail("was fitted"))
     assert found is state
     assert amount == 0
 
@@ -131,6 +132,6 @@ def test_slices_that_turn_until_nothing_is_free_end_the_search(monkeypatch):
     monkeypatch.setattr(strain, "free_strains", lambda *_: found.pop(0))
     state = FitState.start(slices)
     losses = iter((1.0, 2.0, 3.0))  # less towards one side: another round would follow
-    _, amount = strain.settle_strains(slices, state, 900, 0, lambda before, _: (before, next(losses)))
+    _, amount = strain.settle_strains(slices, state, COARSE, lambda before, _: (before, next(losses)))
     assert amount > strain.SETTLED
     assert found == []

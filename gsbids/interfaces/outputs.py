@@ -300,9 +300,7 @@ def _summary(result) -> tuple:
         rows += (("Re-registered", f"{', '.join(moved)}: slices did not fit where the co-registration put the stack, "
                   "and fit better in another place"),)
     if strain := result.settings.get("strain"):
-        rows += (("Free strain", f"stacks of so few directions leave a strain of the brain open (of two, the angle "
-                  f"between them); it was found by how well a field explains the slices, {strain:.1%} from where they "
-                  "had settled"),)
+        rows += (("Free strain", strain_words(strain)),)
     if shifts := result.settings.get("shifts"):
         added = "; ".join(f"{name}: {-offset:.3g} added" for name, offset in shifts.items())
         rows += (("Negative intensities", f"{added} for the fit; the volume and all other images have those of the "
@@ -318,6 +316,12 @@ def _summary(result) -> tuple:
         if names := [name for name in out if (name in left_out) == doubtful]:
             rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
     return rows
+
+
+def strain_words(strain: float) -> str:
+    """Tell that a strain was looked for that the stacks leave free (:mod:`gsbids.recon.fitting.strain`)."""
+    return ("stacks of so few directions leave a strain of the brain open (of two, the angle between them); it was "
+            f"found by how well a field explains the slices, {strain:.1%} from where they had settled")
 
 
 def mask_changes(result) -> list[str]:

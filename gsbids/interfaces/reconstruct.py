@@ -19,7 +19,7 @@ from gsbids.interfaces.base import (
     write_text,
 )
 from gsbids.interfaces.masks import chosen_stacks, read_choice
-from gsbids.interfaces.outputs import mask_changes
+from gsbids.interfaces.outputs import mask_changes, strain_words
 from gsbids.interfaces.preview import previewer
 
 LOGGER = logging.getLogger("gsbids.interfaces")
@@ -102,6 +102,8 @@ class FitSvr(NodeInterface):
         if moved := result.settings.get("placed_anew"):
             LOGGER.warning("%s did not fit where the co-registration had put it, and was re-registered: look at it",
                            ", ".join(moved))
+        if strain := result.settings.get("strain"):
+            LOGGER.info(strain_words(strain))
         if changes := mask_changes(result):
             LOGGER.info("masks follow what moves with the head (%s)", "; ".join(changes))
         if strange := result.settings.get("excluded"):

@@ -127,7 +127,7 @@ def chain(p, s0, su, sv, suu, suv, svv, mass_factor):
     """Gradients with respect to m (3) and S (6, full symmetric entries) from the moments, in mm.
 
     The moments are those of ``W = w (c h - k)`` about xbar; formulas: DESIGN section 3 and
-    ``splat_cpu._chain``.
+    ``gsbids.kernels.cpu.splat``.
     """
     mz, suz_, svz_, szz, quu, quv, qvv = p[2], p[5], p[7], p[8], p[11], p[12], p[13]
     xu, xv = quu * su + quv * sv, quv * su + qvv * sv

@@ -27,7 +27,7 @@ from gsbids.cli.parser import (
 )
 from gsbids.cli.places import writable_places
 from gsbids.config import AUTO, NONE
-from gsbids.errors import InputError
+from gsbids.errors import NOT_TO_BE_USED, InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "reconstruct"
@@ -256,7 +256,7 @@ def _execute(plan) -> bool:
 
 def _tell_verdict(plan, volume: Path) -> int:
     """Say what is to be thought of the volume; the exit code that follows."""
-    from gsbids.cli.running.outcome import NOT_TO_BE_USED, find_verdict, tell_verdict
+    from gsbids.cli.running.outcome import find_verdict, tell_verdict
 
     return NOT_TO_BE_USED if tell_verdict(str(volume), find_verdict(plan.config, plan.tasks[0])) else 0
 

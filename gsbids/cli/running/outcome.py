@@ -10,14 +10,15 @@ from pathlib import Path
 from gsbids.bids.description import FILE
 from gsbids.bids.names import derivative_path, log_folder, sidecar_path
 from gsbids.config import Config
+from gsbids.errors import NOT_TO_BE_USED
 from gsbids.qc.report.crashes import crash_summary
 from gsbids.qc.verdict import DO_NOT_USE, LOOK, Verdict, verdict_of_fields
 from gsbids.workflows.names import registry_folder, volume_path, workflow_name
 
 LOGGER = logging.getLogger("gsbids.cli")
 
-#: Exit codes of a run in which something failed, and of one that computed everything, but a volume is not to be used.
-FAILED, NOT_TO_BE_USED = 1, 3
+#: Exit code of a run in which something failed.
+FAILED = 1
 
 
 def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int = 0) -> int:

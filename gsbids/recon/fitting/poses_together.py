@@ -131,7 +131,7 @@ def _jacobian(near: _Nearby, gradient, robust, gain, rng) -> tuple[sparse.csr_ma
     drawn = np.sort(rng.choice(pixels, min(PIXELS, len(pixels)), replace=False))
     row, i, j = np.unravel_index(drawn, robust.shape)
     local = np.zeros((len(row), 3))
-    local[:, :2] = (np.stack([i, j], 1) - slices.centre[row]) * slices.spacing[row]
+    local[:, :2] = slices.in_plane(row, np.stack([i, j], 1))
     slope = gain[row, None] * gradient[row, i, j].astype(float)
     world = np.einsum("nij,nj->ni", motion.rotation[row], slope)
     point, other, at_other, share = near.through(

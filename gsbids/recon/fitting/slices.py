@@ -100,6 +100,22 @@ class SliceSet:
         """Rows of the region, see :func:`row_extent`: found once, asked for in every iteration."""
         return row_extent(self.region)
 
+    def in_plane(self, row, index: np.ndarray) -> np.ndarray:
+        """Find where pixels lie in the planes of their slices, mm from the slice origins.
+
+        Parameters
+        ----------
+        row : int or ndarray, (P,), int
+            Slice of the pixels.
+        index : ndarray, (P, 2)
+            Pixel indices.
+
+        Returns
+        -------
+        ndarray, (P, 2)
+        """
+        return (index - self.centre[row]) * self.spacing[row]
+
     @property
     def volume(self) -> float:
         """Volume (mm3) of the region, as the median stack sees it."""

@@ -22,7 +22,7 @@ STEP = 0.03  # norm of the strains that are tried on both sides
 LONGEST = 0.06  # norm of a step
 SETTLED = 0.004  # norm of a step after which no other is tried
 ROUNDS = 4
-ITERATIONS, RATE = 60, 2.5e-2  # of the field that is fitted for each trial, and its learning rate
+ITERATIONS = 60  # of the field that is fitted for each trial
 POSE_TURNS = frozenset(range(20, 36, 4))  # the slices' other motion follows
 
 
@@ -72,14 +72,14 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
     rotation, translation = motion.rotation.copy(), motion.translation.copy()
     for s in np.flatnonzero(pixels):
         local = np.zeros((int(pixels[s]), 3))
-        local[:, :2] = (np.argwhere(slices.mask[s]) - slices.centre[s]) * slices.spacing[s]
+        local[:, :2] = slices.in_plane(s, np.argwhere(slices.mask[s]))
         points = local @ motion.rotation[s].T + motion.translation[s]
         pose = best_rigid(local, points + (points - middle) @ strain.T)
         rotation[s], translation[s] = pose[:3, :3], pose[:3, 3]
     return RigidMotion(rotation, translation)
 
 
-def settle_strains(slices: SliceSet, state: FitState, gaussians: int, seed: int,
+def settle_strains(slices: SliceSet, state: FitState, coarse: Stage,
                    run: Callable[[FitState, Stage], tuple[FitState, float]]) -> tuple[FitState, float]:
     """Move along the strains that the slices leave free to where a field explains the slices best.
 
@@ -90,10 +90,9 @@ def settle_strains(slices: SliceSet, state: FitState, gaussians: int, seed: int,
     ----------
     slices : SliceSet
     state : FitState
-        Of a coarse field.
-    gaussians : int
-        Of that field.
-    seed : int
+        After the coarse stage.
+    coarse : Stage
+        That stage: fields like its own are fitted for the trials.
     run : callable
         ``run(state, stage)`` fits a stage, and returns its state and its last loss.
 
@@ -102,9 +101,10 @@ def settle_strains(slices: SliceSet, state: FitState, gaussians: int, seed: int,
     FitState
         The same where no strain is free.
     amount : float
-        Norm of all strains that were taken; 0 where none was.
+        Norm of the sum of all strains that were taken; 0 where none was.
     """
-    stage, total = Stage(gaussians, ITERATIONS, RATE, seed, POSE_TURNS), np.zeros((3, 3))
+    stage = Stage(coarse.gaussians, ITERATIONS, coarse.learning_rate, coarse.seed, POSE_TURNS)
+    total = np.zeros((3, 3))
     for number in range(len(free_strains(slices, state.pose.motion))):
         for _ in range(ROUNDS):
             free = free_strains(slices, state.pose.motion)

@@ -94,14 +94,16 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
         return fit_stage(problem, state, stage, lambda now, record: log.add(
             record, lambda: result(now, [*before, now.field(slices.origin)])))
 
+    def with_loss(state, stage):
+        return stage_of((), state, stage), log.history["loss"][-1]
+
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
     state.pose = pose or state.pose
     state = stage_of((), state, coarse)
     if options.motion_correction and (out := outlying_stacks(stack_similarity(slices, state))).any():
         return _without(out, given, transforms, fit, observe)
     if options.motion_correction and options.free_strains and not _first_look(options):
-        state, notes["strain"] = settle_strains(slices, state, coarse.gaussians, options.seed, lambda *stage: (
-            stage_of((), *stage), log.history["loss"][-1]))
+        state, notes["strain"] = settle_strains(slices, state, coarse, with_loss)
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):

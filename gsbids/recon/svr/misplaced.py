@@ -289,7 +289,7 @@ def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: Rigi
         Its positions are those of the poses.
     """
     row, i, j = np.nonzero(slices.region & chosen[:, None, None])
-    local = (np.stack([i, j], 1) - slices.centre[row]) * slices.spacing[row]
+    local = slices.in_plane(row, np.stack([i, j], 1))
     points = np.einsum("nij,nj->ni", motion.rotation[row, :, :2], local) + motion.translation[row]
     low = np.floor(points.min(0) / step) - 2
     shape = tuple((np.ceil(points.max(0) / step) - low + 3).astype(int))

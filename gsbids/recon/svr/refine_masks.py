@@ -98,7 +98,7 @@ def _gathered(stacks: list[Stack], moves: list[np.ndarray], slices: SliceSet, st
 def _foreign(slices: SliceSet, state: FitState, head: HeadRegion) -> np.ndarray:
     """Pixels (S, X, Y) of the region that do not move with the head."""
     s, i, j = np.nonzero(slices.region)
-    local = (np.stack([i, j], 1) - slices.centre[s]) * slices.spacing[s]
+    local = slices.in_plane(s, np.stack([i, j], 1))
     pose = state.pose.motion
     points = np.einsum("pij,pj->pi", pose.rotation[s, :, :2], local) + pose.translation[s] + slices.origin
     out = np.zeros(slices.region.shape, bool)

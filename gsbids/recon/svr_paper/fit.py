@@ -194,7 +194,7 @@ def initial_field(slices: SliceSet, options: PaperOptions) -> GaussianField:
     chosen = rng.choice(candidates, count, replace=False, p=probability[candidates] / probability[candidates].sum())
     s, *index = np.unravel_index(chosen, slices.values.shape)
     local = np.zeros((count, 3))
-    local[:, :2] = (np.stack(index, 1) - slices.centre[s]) * slices.spacing[s]
+    local[:, :2] = slices.in_plane(s, np.stack(index, 1))
     mean = np.einsum("jab,jb->ja", slices.start.rotation[s], local) + slices.start.translation[s]
     return GaussianField(
         mean=mean.astype(np.float32), log_scale=np.full((count, 3), options.scale_init, np.float32),

@@ -53,7 +53,7 @@ class PixelSet:
         place = np.nonzero(slices.mask)
         s, index = place[0], np.stack(place[1:], 1)
         local = np.zeros((len(s), 3), np.float32)
-        local[:, :2] = (index - slices.centre[s]) * slices.spacing[s]
+        local[:, :2] = slices.in_plane(s, index)
         return cls(place, torch.from_numpy(local), torch.from_numpy(slices.values[place]))
 
 
