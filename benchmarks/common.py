@@ -48,9 +48,19 @@ def shared_folder() -> Path:
 
 def gsbids_command(bids_dir: Path, out_dir: Path, work_dir: Path, *options: str) -> list[str]:
     """The command that a user would type, with this Python; volumes lie as in the scanner, where the truth lies."""
-    return [sys.executable, "-m", "gsbids", str(bids_dir), str(out_dir), "participant", "-w", str(work_dir),
-            "--template", "none",
-            *map(str, options)]
+    return [
+        sys.executable,
+        "-m",
+        "gsbids",
+        str(bids_dir),
+        str(out_dir),
+        "participant",
+        "-w",
+        str(work_dir),
+        "--template",
+        "none",
+        *map(str, options),
+    ]
 
 
 def run_measured(command: list[str], log: Path) -> Cost:
@@ -155,7 +165,8 @@ def heldout_medians(volume: Path, stack: Path, mask: Path) -> dict:
     score = run_tool("score_heldout_stack.py", volume, "--stack", stack, "--mask", mask)
     keys = ("ncc", "ncc_shading", "psnr", "grad_ncc", "hp_ncc", "grad_ncc_covered", "hp_ncc_covered")
     return {key: score[key]["median"] for key in keys} | {
-        key: score[key] for key in ("coverage", "hp_energy", "hp_ncc_at_blur", "slices_scored", "at_limit")}
+        key: score[key] for key in ("coverage", "hp_energy", "hp_ncc_at_blur", "slices_scored", "at_limit")
+    }
 
 
 def slice_ncc(out_dir: Path) -> dict:
@@ -163,10 +174,13 @@ def slice_ncc(out_dir: Path) -> dict:
     from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(only(out_dir, "*_desc-gaussians_model.npz"))
-    return {"slice_ncc_median": round(float(np.median(result.ncc)), 4),
-            "slice_ncc_p10": round(float(np.percentile(result.ncc, 10)), 4),
-            "slices": len(result.ncc), "slices_rejected": int(result.rejected.sum()),
-            "gaussians": len(result.field)}
+    return {
+        "slice_ncc_median": round(float(np.median(result.ncc)), 4),
+        "slice_ncc_p10": round(float(np.percentile(result.ncc, 10)), 4),
+        "slices": len(result.ncc),
+        "slices_rejected": int(result.rejected.sum()),
+        "gaussians": len(result.field),
+    }
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -185,15 +199,31 @@ def machine() -> dict:
 
     import gsbids
 
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"],
-                            capture_output=True, text=True, check=False).stdout.strip()
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    commit = subprocess.run(
+        ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"date": date.today().isoformat(), "cpu": cpu, "cores": len(os.sched_getaffinity(0)),
-            "memory_gb": round(memory), "python": platform.python_version(), "gsbids": gsbids.__version__,
-            "commit": commit, "torch": torch.__version__, "numba": numba.__version__,
-            "numpy": np.__version__, "scipy": scipy.__version__}
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory),
+        "python": platform.python_version(),
+        "gsbids": gsbids.__version__,
+        "commit": commit,
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
 
 
 def write_json(path: Path | None, content: dict) -> None:

@@ -26,8 +26,10 @@ def main() -> None:
     masks = sorted((bids / "derivatives" / "masks").rglob("*_mask.nii.gz"))
     with tempfile.TemporaryDirectory() as folder:
         average = save_image(Path(folder) / "average.nii.gz", *average_of_stacks(stacks, masks, 0.8))
-        volumes = {"stacks averaged": average,
-                   "gsbids": only(args.demo / "out", "*_rec-gsvr_*_desc-preproc_T2w.nii.gz")}
+        volumes = {
+            "stacks averaged": average,
+            "gsbids": only(args.demo / "out", "*_rec-gsvr_*_desc-preproc_T2w.nii.gz"),
+        }
         rows = {"one stack": on_grid(stacks[0], truth)} | aligned_rows(volumes, truth, mask)
     brain = load_image(mask)[0] > 0.5
     rows["truth"] = load_image(truth)[0] * brain

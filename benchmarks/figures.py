@@ -33,8 +33,10 @@ def upright(volume: Path, folder: Path, spacing: float = 0.8) -> tuple[Path, Pat
     where = {"matrix": index[:3, :3], "offset": index[:3, 3], "output_shape": shape, "order": 1}
     mask = ndimage.affine_transform((data > 0).astype(np.float32), **where) > 0.5
     folder.mkdir(parents=True, exist_ok=True)
-    return (save_image(folder / "reference.nii.gz", ndimage.affine_transform(data, **where), grid),
-            save_image(folder / "reference_mask.nii.gz", mask, grid, dtype="uint8"))
+    return (
+        save_image(folder / "reference.nii.gz", ndimage.affine_transform(data, **where), grid),
+        save_image(folder / "reference_mask.nii.gz", mask, grid, dtype="uint8"),
+    )
 
 
 def aligned_rows(volumes: dict[str, Path], reference: Path, mask: Path) -> dict[str, np.ndarray]:
@@ -58,15 +60,26 @@ def draw_planes(path: Path, rows: dict[str, np.ndarray], mask: np.ndarray, spaci
     heights = [(box[b].stop - box[b].start) * spacing[b] for b in (2, 2, 1)]
     height = 2.6 * len(rows)
     figure, axes = plt.subplots(
-        len(rows), 3, figsize=(2.6 * sum(widths) / max(heights) + 0.3, height), squeeze=False,
-        gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02})
+        len(rows),
+        3,
+        figsize=(2.6 * sum(widths) / max(heights) + 0.3, height),
+        squeeze=False,
+        gridspec_kw={"width_ratios": widths, "wspace": 0.02, "hspace": 0.02},
+    )
     for line, (name, volume) in zip(axes, rows.items(), strict=True):
         top = np.percentile(volume[mask], 99.5)
         for axis, place in enumerate(line):
             cut = [b if k != axis else middle[axis] for k, b in enumerate(box)]
             across, up = [k for k in range(3) if k != axis]
-            place.imshow(volume[tuple(cut)].T, cmap="gray", vmin=0, vmax=top, origin="lower",
-                         aspect=spacing[up] / spacing[across], interpolation="nearest")
+            place.imshow(
+                volume[tuple(cut)].T,
+                cmap="gray",
+                vmin=0,
+                vmax=top,
+                origin="lower",
+                aspect=spacing[up] / spacing[across],
+                interpolation="nearest",
+            )
             place.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=9)
     for plane, place in zip(PLANES, axes[0], strict=True):
@@ -92,8 +105,13 @@ def draw_errors(path: Path, aligned: dict[str, Path], truth: Path, mask: Path) -
     box = [slice(max(0, i.min() - 4), i.max() + 5) for i in np.nonzero(brain)]
     widths = [box[b].stop - box[b].start for b in (1, 0, 0)]
     rows = {"truth": image * brain} | {name: load_image(file)[0] for name, file in aligned.items()}
-    figure, axes = plt.subplots(len(rows), 6, figsize=(13, 2.3 * len(rows)), squeeze=False,
-                                gridspec_kw={"width_ratios": 2 * widths, "wspace": 0.02, "hspace": 0.02})
+    figure, axes = plt.subplots(
+        len(rows),
+        6,
+        figsize=(13, 2.3 * len(rows)),
+        squeeze=False,
+        gridspec_kw={"width_ratios": 2 * widths, "wspace": 0.02, "hspace": 0.02},
+    )
     for line, (name, volume) in zip(axes, rows.items(), strict=True):
         for axis in range(3):
             cut = tuple(b if k != axis else middle[axis] for k, b in enumerate(box))
@@ -146,8 +164,9 @@ def draw_calibration(path: Path, curves: dict[str, list[dict]]) -> None:
     values = [b[key] for bins in curves.values() for b in bins for key in ("sigma", "error")]
     ends = [0.9 * min(values), 1.1 * max(values)]
     place.plot(ends, ends, "--", color="0.5", linewidth=1)
-    place.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal", xlabel="predicted sigma",
-              ylabel="RMS error")
+    place.set(
+        xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal", xlabel="predicted sigma", ylabel="RMS error"
+    )
     place.grid(alpha=0.3, which="both")
     place.legend(fontsize=8)
     figure.tight_layout()

@@ -84,8 +84,12 @@ def relative(a, b) -> float:
 def small_cases(run: Run) -> dict:
     """The cases of the simulator's test, on this device; in a smoke run the shortest alone."""
     cases = run.pick((), ("against_oracle",))
-    done = subprocess.run([sys.executable, str(TESTS / "cuda_sim_cases.py"), "--device", run.target.type, *cases],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "cuda_sim_cases.py"), "--device", run.target.type, *cases],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -116,25 +120,40 @@ def correctness(run: Run) -> dict:
     errors["image_rms"] = float(far.square().mean().sqrt() / theirs[0].double().std())  # the largest is at the cut
     again = gradients(ops.SliceRender, [*field, *tangents], there, OPTIONS)
     errors["same_bits"] = all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-    target = ops.Acquired(problem.values, problem.mask().astype(np.float32), 0.03,
-                          np.linspace(0.8, 1.2, len(problem.values)).astype(np.float32))
+    target = ops.Acquired(
+        problem.values,
+        problem.mask().astype(np.float32),
+        0.03,
+        np.linspace(0.8, 1.2, len(problem.values)).astype(np.float32),
+    )
     steps = [ops.step_slices(*f, geometry, target, OPTIONS) for f in (field, problem.field)]
-    errors |= compared(("loss", "image", *NAMES[:5], "pose"),
-                       *((step.loss, step.image, *step.gradients, step.pose) for step in steps), "_of_the_step")
+    errors |= compared(
+        ("loss", "image", *NAMES[:5], "pose"),
+        *((step.loss, step.image, *step.gradients, step.pose) for step in steps),
+        "_of_the_step",
+    )
     rendered = ops.render(*problem.field, geometry, OPTIONS)
     expected = ops.image_gradient(*problem.field, geometry, rendered, OPTIONS)
     errors["image_gradient"] = relative(ops.image_gradient(*field, there, run.tensors(rendered), OPTIONS), expected)
     parts = (expected, problem.values - rendered[0], target.weight, target.gain)
-    return errors | compared(("matrix", "vector"), ops.pose_normal_equations(there, *run.tensors(parts)),
-                             ops.pose_normal_equations(geometry, *parts))
+    return errors | compared(
+        ("matrix", "vector"),
+        ops.pose_normal_equations(there, *run.tensors(parts)),
+        ops.pose_normal_equations(geometry, *parts),
+    )
 
 
 def grid(run: Run) -> dict:
     """The brick renderer: against the CPU's at one size, upright and turned with a PSF, and its rate at another."""
     size, gaussians = run.pick((96, 20000), (9, 8))
     rng, result = np.random.default_rng(0), {}
-    field = [rng.uniform(0, size, (gaussians, 3)), rng.normal(0.2, 0.2, (gaussians, 3)),
-             rng.normal(size=(gaussians, 4)), rng.random(gaussians), rng.normal(0, 0.3, gaussians)]
+    field = [
+        rng.uniform(0, size, (gaussians, 3)),
+        rng.normal(0.2, 0.2, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.random(gaussians),
+        rng.normal(0, 0.3, gaussians),
+    ]
     field = [torch.tensor(a, dtype=torch.float32) for a in field]
     angle = 0.3
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
@@ -150,9 +169,19 @@ def grid_rate(run: Run, options) -> dict:
     """Milliseconds of an iteration: 256^3 voxels, 470 k Gaussians of 1.2 voxel."""
     size, gaussians = run.pick((256, 470000), (9, 10))
     rng = np.random.default_rng(1)
-    field = run.tensors([a.astype(np.float32) for a in (
-        rng.uniform(0, size, (gaussians, 3)), np.full((gaussians, 3), np.log(1.2)), rng.normal(size=(gaussians, 4)),
-        rng.random(gaussians), np.zeros(gaussians))], requires_grad=True)
+    field = run.tensors(
+        [
+            a.astype(np.float32)
+            for a in (
+                rng.uniform(0, size, (gaussians, 3)),
+                np.full((gaussians, 3), np.log(1.2)),
+                rng.normal(size=(gaussians, 4)),
+                rng.random(gaussians),
+                np.zeros(gaussians),
+            )
+        ],
+        requires_grad=True,
+    )
     voxels = ops_grid_cuda.on_device(ops.GridGeometry((size,) * 3, np.ones(3), np.zeros(3)), run.target)
     lists = ops_grid_cuda.plan_grid(field, voxels, options)
 
@@ -164,8 +193,13 @@ def grid_rate(run: Run, options) -> dict:
     with torch.no_grad():
         forward = run.seconds(lambda: ops_grid_cuda.render_grid(*field, voxels, options, lists))
         lists_s = run.seconds(lambda: ops_grid_cuda.plan_grid(field, voxels, options))
-    return {"size": size, "gaussians": gaussians, "forward_ms": 1e3 * forward, "lists_ms": 1e3 * lists_s,
-            "iteration_ms": 1e3 * run.seconds(iteration)}
+    return {
+        "size": size,
+        "gaussians": gaussians,
+        "forward_ms": 1e3 * forward,
+        "lists_ms": 1e3 * lists_s,
+        "iteration_ms": 1e3 * run.seconds(iteration),
+    }
 
 
 def rates(run: Run) -> dict:
@@ -178,8 +212,9 @@ def rates(run: Run) -> dict:
     record, box = plan_cuda.project(gauss, geometry, lists.pairs, OPTIONS.cut, OPTIONS.mass_factor)
     useful = gpu_problem.useful_pairs(record, box, geometry.inside, lists.pairs[:, 0])
     image, weight = ops.render(*field, geometry, OPTIONS, plans)
-    values, mask, gain = run.tensors((problem.values, problem.mask().astype(np.float32),
-                                      np.ones(len(problem.values), np.float32)))
+    values, mask, gain = run.tensors(
+        (problem.values, problem.mask().astype(np.float32), np.ones(len(problem.values), np.float32))
+    )
     acquired = ops.Acquired(values, mask, 0.03, gain)
     h = torch.where(geometry.inside, image / weight, 0.0)
     k, moment = h * image, gauss.new_empty((len(record), adjoint_cuda.MOMENTS))
@@ -188,19 +223,44 @@ def rates(run: Run) -> dict:
     stages = {
         "lists": lambda: ops_cuda.plan(field, geometry, OPTIONS),
         "project": lambda: plan_cuda.project(gauss, geometry, lists.pairs, OPTIONS.cut, OPTIONS.mass_factor),
-        "render": lambda: runtime.launch(splat_cuda.render_tiles, tiles, splat_cuda.WARP, record, lists.tile_start,
-                                        lists.tile_list, geometry.extent, OPTIONS.eps, image, weight),
-        "moments": lambda: runtime.launch(adjoint_cuda.moments, *warps, record, box, lists.pairs, *geometry.shape,
-                                         h.reshape(-1), k.reshape(-1), moment),
+        "render": lambda: runtime.launch(
+            splat_cuda.render_tiles,
+            tiles,
+            splat_cuda.WARP,
+            record,
+            lists.tile_start,
+            lists.tile_list,
+            geometry.extent,
+            OPTIONS.eps,
+            image,
+            weight,
+        ),
+        "moments": lambda: runtime.launch(
+            adjoint_cuda.moments,
+            *warps,
+            record,
+            box,
+            lists.pairs,
+            *geometry.shape,
+            h.reshape(-1),
+            k.reshape(-1),
+            moment,
+        ),
         "forward": lambda: ops.render(*field, geometry, OPTIONS, plans),
         "backward": lambda: ops_cuda.gradients(gauss, geometry, OPTIONS, plans, h, k),
         "step": lambda: ops.step_slices(*field, geometry, acquired, OPTIONS, plans),
         "image_gradient": lambda: ops.image_gradient(*field, geometry, (image, weight), OPTIONS, plans),
     }
     took = {name: run.seconds(work, 20) for name, work in stages.items()}
-    return {"pixels": problem.pixels, "gaussians": len(gauss), "pairs_of_slices": len(record), "useful_pairs": useful,
-            "tile_pairs": 64 * len(lists.tile_list), "ms": {name: 1e3 * s for name, s in took.items()},
-            "ns_per_useful_pair": {name: 1e9 * s / useful for name, s in took.items()}}
+    return {
+        "pixels": problem.pixels,
+        "gaussians": len(gauss),
+        "pairs_of_slices": len(record),
+        "useful_pairs": useful,
+        "tile_pairs": 64 * len(lists.tile_list),
+        "ms": {name: 1e3 * s for name, s in took.items()},
+        "ns_per_useful_pair": {name: 1e9 * s / useful for name, s in took.items()},
+    }
 
 
 def launches(run: Run) -> dict:
@@ -223,8 +283,12 @@ def registers(run: Run) -> dict:
     """Registers of each kernel as it was compiled for this device, by signature."""
     if run.smoke:
         return {"none": "the simulator compiles nothing"}
-    kernels = [k for m in (splat_cuda, adjoint_cuda, verlet_cuda, grid_cuda) for k in vars(m).values()
-               if hasattr(k, "get_regs_per_thread") and not k.targetoptions.get("device")]
+    kernels = [
+        k
+        for m in (splat_cuda, adjoint_cuda, verlet_cuda, grid_cuda)
+        for k in vars(m).values()
+        if hasattr(k, "get_regs_per_thread") and not k.targetoptions.get("device")
+    ]
     return {k.py_func.__name__: sorted(k.get_regs_per_thread().values()) for k in kernels if k.overloads}
 
 
@@ -233,11 +297,20 @@ def machine(run: Run) -> dict:
     import numba_cuda
 
     gpu = torch.cuda.get_device_name(run.target) if run.target.type == "cuda" else None
-    commit = subprocess.run(["git", "-C", str(TESTS), "describe", "--always", "--dirty"], capture_output=True,
-                            text=True, check=False).stdout.strip()
-    return {"date": date.today().isoformat(), "gpu": gpu, "cores": os.cpu_count(), "python": platform.python_version(),
-            "torch": torch.__version__, "cuda": torch.version.cuda, "numba": numba.__version__,
-            "numba_cuda": numba_cuda.__version__, "commit": commit}
+    commit = subprocess.run(
+        ["git", "-C", str(TESTS), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "date": date.today().isoformat(),
+        "gpu": gpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "numba": numba.__version__,
+        "numba_cuda": numba_cuda.__version__,
+        "commit": commit,
+    }
 
 
 PARTS = (correctness, svr_fit, sr_fit, agreement, epochs, paper, rates, grid, launches, registers, small_cases)
@@ -253,8 +326,11 @@ def attempt(part: Callable, run: Run, late: bool) -> dict:
     except Exception:
         found = {"failed": traceback.format_exc()[-3000:]}
     found["part_s"] = time.perf_counter() - start
-    print(f"{part.__name__}: {found['part_s']:.1f} s{', failed' if 'failed' in found else ''}", file=sys.stderr,
-          flush=True)
+    print(
+        f"{part.__name__}: {found['part_s']:.1f} s{', failed' if 'failed' in found else ''}",
+        file=sys.stderr,
+        flush=True,
+    )
     return found
 
 
@@ -262,8 +338,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU, in the simulator")
-    parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS], metavar="PART",
-                        help="parts to run, of " + ", ".join(part.__name__ for part in PARTS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[part.__name__ for part in PARTS],
+        metavar="PART",
+        help="parts to run, of " + ", ".join(part.__name__ for part in PARTS),
+    )
     options = parser.parse_args()
     parts = [part for part in PARTS if not options.only or part.__name__ in options.only]
     run = Run(torch.device("cpu" if options.smoke else "cuda"), options.smoke)

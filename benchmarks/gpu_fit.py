@@ -28,8 +28,13 @@ class Fit:
         self.target = run.target
         self.geometry = ops_cuda.on_device(problem.geometry, run.target)
         self.leaves = run.tensors(problem.field)
-        values, weight, gain = run.tensors((problem.values, problem.mask().astype(np.float32) / problem.pixels,
-                                            np.ones(len(problem.values), np.float32)))
+        values, weight, gain = run.tensors(
+            (
+                problem.values,
+                problem.mask().astype(np.float32) / problem.pixels,
+                np.ones(len(problem.values), np.float32),
+            )
+        )
         self.acquired = ops.Acquired(values, weight, 1e-3, gain)
         more = {"capturable": True, "fused": True} if run.target.type == "cuda" else {}
         self.optimiser = torch.optim.Adam(self.leaves[:4], lr=RATE, eps=1e-15, **more)
@@ -58,8 +63,12 @@ class Fit:
                 work.renew()
             version = self.lists.version
             work()
-        return {"loss": float(self.loss), "rebuilds": self.lists.rebuilds, "largest_margin_used": longest,
-                **({"replays": work.replays, "no_graph": work.failure} if captured else {})}
+        return {
+            "loss": float(self.loss),
+            "rebuilds": self.lists.rebuilds,
+            "largest_margin_used": longest,
+            **({"replays": work.replays, "no_graph": work.failure} if captured else {}),
+        }
 
 
 def epochs(run) -> dict:
@@ -86,9 +95,17 @@ def paper(run) -> dict:
     """
     problem = gpu_problem.make(*run.pick(MILLION, (1, 8, 6)))
     mask, neighbours = problem.mask(), run.pick(32, 4)
-    points, values, rotation, psf = run.tensors([a.astype(np.float32) for a in (
-        gpu_problem.positions(problem.geometry)[mask], problem.values[mask], problem.geometry.rotation,
-        problem.geometry.psf)])
+    points, values, rotation, psf = run.tensors(
+        [
+            a.astype(np.float32)
+            for a in (
+                gpu_problem.positions(problem.geometry)[mask],
+                problem.values[mask],
+                problem.geometry.rotation,
+                problem.geometry.psf,
+            )
+        ]
+    )
     owner = torch.tensor(np.nonzero(mask)[0], device=run.target)
     leaves = run.tensors(problem.field, requires_grad=True)
     optimiser = torch.optim.Adam(leaves[:4], lr=RATE, eps=1e-15)
@@ -112,8 +129,13 @@ def paper(run) -> dict:
                 raise
             batches *= 2
         torch.cuda.empty_cache()
-    return {"neighbours": neighbours, "index_s": index_s, "epoch_s": epoch_s, "batches": batches,
-            "index_every": INDEX_EPOCHS}
+    return {
+        "neighbours": neighbours,
+        "index_s": index_s,
+        "epoch_s": epoch_s,
+        "batches": batches,
+        "index_every": INDEX_EPOCHS,
+    }
 
 
 def ratio_to_paper(result: dict) -> float:

@@ -46,28 +46,52 @@ def make(slices: int, size: int, gaussians: int, seed: int = 0, radius: float = 
     rotation = np.repeat(np.array(AXES, float), slices, 0)
     translation = rotation[:, :, 2] * np.tile(offset, 3)[:, None] + rng.normal(0, 0.3, (count, 3))
     turn = torch.tensor(rng.normal(0, 0.02, (count, 3)))
-    rotation = reference.retract(torch.tensor(rotation), torch.zeros(count, 3, dtype=torch.float64), turn,
-                                 torch.zeros(count, 3, dtype=torch.float64))[0].numpy()
+    rotation = reference.retract(
+        torch.tensor(rotation),
+        torch.zeros(count, 3, dtype=torch.float64),
+        turn,
+        torch.zeros(count, 3, dtype=torch.float64),
+    )[0].numpy()
     psf = np.tile([(1.2 * spacing / 2.3548) ** 2] * 2 + [(3.0 / 2.3548) ** 2], (count, 1))
-    half = np.sqrt(np.maximum(radius**2 - np.tile(offset, 3)[:, None] ** 2
-                              - ((np.arange(size) - (size - 1) / 2) * spacing) ** 2, 0)) / spacing
+    half = (
+        np.sqrt(
+            np.maximum(
+                radius**2 - np.tile(offset, 3)[:, None] ** 2 - ((np.arange(size) - (size - 1) / 2) * spacing) ** 2, 0
+            )
+        )
+        / spacing
+    )
     extent = np.stack([np.ceil((size - 1) / 2 - half), np.floor((size - 1) / 2 + half) + 1], -1)
     extent[half == 0] = 0
-    geometry = ops.SliceGeometry(rotation, translation, psf, np.full((count, 2), spacing),
-                                 np.full((count, 2), (size - 1) / 2), extent.astype(np.int32), (size, size))
+    geometry = ops.SliceGeometry(
+        rotation,
+        translation,
+        psf,
+        np.full((count, 2), spacing),
+        np.full((count, 2), (size - 1) / 2),
+        extent.astype(np.int32),
+        (size, size),
+    )
     x, y, z = np.moveaxis(positions(geometry), -1, 0)
     values = 0.5 + 0.2 * np.sin(x / 3) * np.cos(y / 4) + 0.15 * np.sin(z / 2.5 + x / 7) + rng.normal(0, 0.01, x.shape)
     mean = rng.normal(size=(gaussians, 3))
     mean *= radius * rng.random((gaussians, 1)) ** (1 / 3) / np.linalg.norm(mean, axis=1, keepdims=True)
-    field = [mean, rng.normal(0.3, 0.3, (gaussians, 3)), rng.normal(size=(gaussians, 4)),
-             rng.uniform(0.2, 0.8, gaussians), np.zeros(gaussians)]
+    field = [
+        mean,
+        rng.normal(0.3, 0.3, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.uniform(0.2, 0.8, gaussians),
+        np.zeros(gaussians),
+    ]
     return Problem([a.astype(np.float32) for a in field], geometry, values.astype(np.float32))
 
 
 def positions(geometry: ops.SliceGeometry) -> np.ndarray:
     """World positions (S, X, Y, 3) of all pixels, mm."""
-    u, v = ((np.arange(n)[None] - geometry.centre[:, k, None]) * geometry.spacing[:, k, None]
-            for k, n in enumerate(geometry.shape))
+    u, v = (
+        (np.arange(n)[None] - geometry.centre[:, k, None]) * geometry.spacing[:, k, None]
+        for k, n in enumerate(geometry.shape)
+    )
     local = np.stack(np.broadcast_arrays(u[:, :, None], v[:, None, :], 0.0), -1)
     return np.einsum("sab,sxyb->sxya", geometry.rotation, local) + geometry.translation[:, None, None]
 

@@ -76,8 +76,15 @@ def warm(device: str) -> float:
     from gsbids.recon.fitting.options import SvrOptions
     from gsbids.recon.svr.fit import fit_svr
 
-    options = SvrOptions(iterations=24, detail_iterations=16, neighbour_turns=(2,), doublings=1, members=2,
-                         device=device, threads=os.cpu_count())
+    options = SvrOptions(
+        iterations=24,
+        detail_iterations=16,
+        neighbour_turns=(2,),
+        doublings=1,
+        members=2,
+        device=device,
+        threads=os.cpu_count(),
+    )
     fit_svr(make_stacks(9, 33), np.tile(np.eye(4), (3, 1, 1)), options)
     return time.perf_counter() - start
 
@@ -101,12 +108,20 @@ def svr_fit(run) -> dict:
     seconds = time.perf_counter() - start
     if not run.smoke and seconds < 90:
         profile.runcall(fit_svr, given, transforms, options)
-    return {"seconds": seconds, "must_s": MUST_S, "aim_s": AIM_S, "first_fit_of_a_process_s": compiled,
-            "pixels": result.settings["pixels"], "device": result.settings["device"],
-            "iterations": len(result.history["loss"]),
-            "gaussians_of_members": result.settings["gaussians_of_members"],
-            "held_out": result.history["held_out"][-1], "median_ncc": float(np.median(result.ncc)),
-            "slices_rejected": int(result.rejected.sum()), "profile": most_of(profile)}
+    return {
+        "seconds": seconds,
+        "must_s": MUST_S,
+        "aim_s": AIM_S,
+        "first_fit_of_a_process_s": compiled,
+        "pixels": result.settings["pixels"],
+        "device": result.settings["device"],
+        "iterations": len(result.history["loss"]),
+        "gaussians_of_members": result.settings["gaussians_of_members"],
+        "held_out": result.history["held_out"][-1],
+        "median_ncc": float(np.median(result.ncc)),
+        "slices_rejected": int(result.rejected.sum()),
+        "profile": most_of(profile),
+    }
 
 
 def most_of(profile: cProfile.Profile) -> list[str]:
@@ -115,8 +130,10 @@ def most_of(profile: cProfile.Profile) -> list[str]:
         return []
     stats = pstats.Stats(profile).stats
     ordered = sorted(stats.items(), key=lambda item: -item[1][2])[:SHOWN]
-    return [f"{own:.3f} {whole:.3f} {calls} {Path(file).name}:{name}"
-            for (file, _, name), (_, calls, own, whole, _) in ordered]
+    return [
+        f"{own:.3f} {whole:.3f} {calls} {Path(file).name}:{name}"
+        for (file, _, name), (_, calls, own, whole, _) in ordered
+    ]
 
 
 def sr_fit(run) -> dict:
@@ -145,12 +162,19 @@ def sr_fit(run) -> dict:
         fit = fit_member(problem, coarse, schedule, 0)
         render_fine(problem, fit.field)
         run.wait()
-        result |= {"voxels": int(np.prod(grid.shape)), "gaussians": len(fit.field), "one_field_s":
-                   time.perf_counter() - start, "loss": fit.history["loss"][-1]}
+        result |= {
+            "voxels": int(np.prod(grid.shape)),
+            "gaussians": len(fit.field),
+            "one_field_s": time.perf_counter() - start,
+            "loss": fit.history["loss"][-1],
+        }
         start = time.perf_counter()
         whole = super_resolve(volume, np.eye(4), grid, options)
-        result |= {"whole_s": time.perf_counter() - start, "fields": len(whole.fields),
-                   "device": whole.settings["device"]}
+        result |= {
+            "whole_s": time.perf_counter() - start,
+            "fields": len(whole.fields),
+            "device": whole.settings["device"],
+        }
     return result
 
 
@@ -168,11 +192,24 @@ def agreement(run) -> dict:
         return found
     given, results = make_stacks(12, 96), []
     for device in ("cpu", "cuda"):
-        options = SvrOptions(iterations=30, detail_iterations=20, members=1, doublings=0, patience=0, place=False,
-                             device=device, threads=os.cpu_count())
+        options = SvrOptions(
+            iterations=30,
+            detail_iterations=20,
+            members=1,
+            doublings=0,
+            patience=0,
+            place=False,
+            device=device,
+            threads=os.cpu_count(),
+        )
         results.append(fit_svr(given, np.tile(np.eye(4), (3, 1, 1)), options))
     here, there = results
     shift = np.linalg.norm(here.motion.translation - there.motion.translation, axis=1)
-    return found | {"larger": {"pixels": here.settings["pixels"], "largest_shift_mm": float(shift.max()),
-                               "held_out": [r.history["held_out"][-1] for r in results],
-                               "loss_of_first_10": [r.history["loss"][:10] for r in results]}}
+    return found | {
+        "larger": {
+            "pixels": here.settings["pixels"],
+            "largest_shift_mm": float(shift.max()),
+            "held_out": [r.history["held_out"][-1] for r in results],
+            "loss_of_first_10": [r.history["loss"][:10] for r in results],
+        }
+    }

@@ -36,8 +36,13 @@ VOLUME, MASK = "*_rec-gsvr_*_desc-preproc_T2w.nii.gz", "*_rec-gsvr_*_desc-brain_
 def main() -> None:
     """Run what was asked for; after each part, what is known is written."""
     args = parse()
-    result = {"benchmark": "masks", "machine": machine(), "weights": weights_name(args.weights), "real": {},
-              "simulated": []}
+    result = {
+        "benchmark": "masks",
+        "machine": machine(),
+        "weights": weights_name(args.weights),
+        "real": {},
+        "simulated": [],
+    }
 
     def record(entry: dict) -> None:
         result["simulated"].append({key: value for key, value in entry.items() if key != "volume"})
@@ -66,12 +71,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--weights", type=Path, help="of the network (default: those of the package)")
-    parser.add_argument("--left-out", nargs="+", type=int, choices=ALL_RUNS, default=LEFT_OUT,
-                        help="real stacks that are left out in turn (default: %(default)s)")
+    parser.add_argument(
+        "--left-out",
+        nargs="+",
+        type=int,
+        choices=ALL_RUNS,
+        default=LEFT_OUT,
+        help="real stacks that are left out in turn (default: %(default)s)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=(1,), help="of the simulation (default: 1)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--reuse", action="store_true",
-                        help="take reconstructions that an earlier call has left in --work with these masks")
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="take reconstructions that an earlier call has left in --work with these masks",
+    )
     parser.add_argument("--work", type=Path, default=Path("work/benchmarks/masks"))
     parser.add_argument("--json", type=Path, help="results (default: screen)")
     return parser.parse_args()
@@ -86,9 +100,18 @@ def weights_name(given: Path | None) -> dict:
 def simulated_part(seed: int, suite: Suite) -> None:
     """Loss of PSNR by every kind of error alone, and the two that ``svr.py`` has, with an end slice missing."""
     case = simulated("A", seed, suite.work)
-    run_against(suite, "masks", case, [
-        with_masks(case, "dilated", dilated, (0, 0)), with_masks(case, "eroded", eroded, (0, 0)),
-        with_masks(case, "ends", lambda mask: mask, (1, 1)), spilled(case, "spill")], ("default",))
+    run_against(
+        suite,
+        "masks",
+        case,
+        [
+            with_masks(case, "dilated", dilated, (0, 0)),
+            with_masks(case, "eroded", eroded, (0, 0)),
+            with_masks(case, "ends", lambda mask: mask, (1, 1)),
+            spilled(case, "spill"),
+        ],
+        ("default",),
+    )
 
 
 def real_part(args: argparse.Namespace, suite: Suite):
@@ -99,16 +122,23 @@ def real_part(args: argparse.Namespace, suite: Suite):
     kinds = {"manual": (), network: ("--mask-mode", "network", *weights)}
 
     def made(name: str, runs: tuple[int, ...]) -> dict[str, Path]:
-        return {kind.partition("-")[0]: kept(data, name, runs, kind, options, suite, args.reuse)
-                for kind, options in kinds.items()}
+        return {
+            kind.partition("-")[0]: kept(data, name, runs, kind, options, suite, args.reuse)
+            for kind, options in kinds.items()
+        }
 
     folders = made("all-runs", ALL_RUNS)
-    yield "all", {kind: slice_ncc(folder) | facts(folder) for kind, folder in folders.items()} | {
-        "network_against_manual": agreement(folders["network"], folders["manual"])}
+    yield (
+        "all",
+        {kind: slice_ncc(folder) | facts(folder) for kind, folder in folders.items()}
+        | {"network_against_manual": agreement(folders["network"], folders["manual"])},
+    )
     for run in args.left_out:
         folders = made(f"without-run-{run}", tuple(r for r in ALL_RUNS if r != run))
-        scores = {kind: heldout_medians(only(folder, VOLUME), stack_file(data, run), mask_file(data, run))
-                  for kind, folder in folders.items()}
+        scores = {
+            kind: heldout_medians(only(folder, VOLUME), stack_file(data, run), mask_file(data, run))
+            for kind, folder in folders.items()
+        }
         yield f"run-{run}", scores | {"ncc_loss": round(scores["manual"]["ncc"] - scores["network"]["ncc"], 4)}
 
 
@@ -127,9 +157,13 @@ def facts(folder: Path) -> dict:
     mask, affine = load_image(only(folder, MASK))
     sidecars = sorted(folder.rglob("*_run-*_desc-brain_mask.json"))
     told = {path.name.split("_")[1]: json.loads(path.read_text()) for path in sidecars}
-    return {"mask_ml": round(float((mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1e3), 1),
-            "stacks": {run: found.get("MaskSource", "") + (f" {found['MaskDoubt']}" if "MaskDoubt" in found else "")
-                       for run, found in told.items()}}
+    return {
+        "mask_ml": round(float((mask > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1e3), 1),
+        "stacks": {
+            run: found.get("MaskSource", "") + (f" {found['MaskDoubt']}" if "MaskDoubt" in found else "")
+            for run, found in told.items()
+        },
+    }
 
 
 def agreement(folder: Path, reference: Path) -> dict:
@@ -141,8 +175,10 @@ def agreement(folder: Path, reference: Path) -> dict:
     found, filled = align_rigid(moving, fixed, fixed_mask)
     truth, inside = load_image(fixed)[0], load_image(fixed_mask)[0] > 0
     both = filled & inside
-    return {"dice": round(float(2 * both.sum() / (filled.sum() + inside.sum())), 4),
-            "ncc": round(float(np.corrcoef(found[both], truth[both])[0, 1]), 4)}
+    return {
+        "dice": round(float(2 * both.sum() / (filled.sum() + inside.sum())), 4),
+        "ncc": round(float(np.corrcoef(found[both], truth[both])[0, 1]), 4),
+    }
 
 
 if __name__ == "__main__":

@@ -46,8 +46,12 @@ def main() -> None:
     wanted = [(part, seed) for part in args.parts for seed in (args.pairs if part == "real" else args.seeds)]
     found = kept(args.json) if args.keep and args.json and args.json.exists() else []
     there = {(case["part"], case["seed"], case["masks"]) for case in found}
-    jobs = [(part, seed, kind, args.figures) for part, seed in wanted for kind in kinds(part, args.masks)
-            if (part, seed, kind) not in there]
+    jobs = [
+        (part, seed, kind, args.figures)
+        for part, seed in wanted
+        for kind in kinds(part, args.masks)
+        if (part, seed, kind) not in there
+    ]
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         waiting = [pool.submit(run, *job) for job in jobs]
         for future in as_completed(waiting):
@@ -65,8 +69,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 29), help="of scenes (default: 1 to 28)")
-    parser.add_argument("--pairs", nargs="+", type=int, default=range(24),
-                        help="of the real subject: 0 to 11 as scanned, 12 to 23 turned (default: all)")
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        type=int,
+        default=range(24),
+        help="of the real subject: 0 to 11 as scanned, 12 to 23 turned (default: all)",
+    )
     parser.add_argument("--masks", nargs="+", choices=scenes.MASKS, default=scenes.MASKS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--figures", type=Path, help="folder for a picture of every case that is not right")
@@ -96,10 +105,25 @@ def write(path: Path | None, found: list[dict]) -> None:
 
 def write_short(path: Path, found: list[dict]) -> None:
     """The summary, and what tells most of each case, one a line."""
-    names = ("part", "seed", "case", "masks", "slice_error", "slice_error_p90", "loss", "right", "verdict", "spoke",
-             "dice", "re_registered", "cpu_s")
-    rows = [json.dumps({name: case.get(name) for name in names})
-            for case in sorted(found, key=lambda case: (case["part"], case["seed"], case["masks"]))]
+    names = (
+        "part",
+        "seed",
+        "case",
+        "masks",
+        "slice_error",
+        "slice_error_p90",
+        "loss",
+        "right",
+        "verdict",
+        "spoke",
+        "dice",
+        "re_registered",
+        "cpu_s",
+    )
+    rows = [
+        json.dumps({name: case.get(name) for name in names})
+        for case in sorted(found, key=lambda case: (case["part"], case["seed"], case["masks"]))
+    ]
     head = {"benchmark": "placing", "machine": machine(), "summary": summary(found)}
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     path.write_text("{\n" + ",\n".join(lines) + ',\n"cases": [\n' + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
@@ -142,8 +166,12 @@ def run(part: str, seed: int, kind: str, figures: Path | None) -> dict:
     entry = {"part": part, "seed": seed, "case": case.name, "turn": case.turn, "masks": kind} | entry
     if volume is not None:
         entry["loss"] = round(reference - entry["psnr"], 3)
-    entry["right"] = bool("slice_error" in entry and entry["slice_error"] < NEAR
-                          and entry.get("loss", 0.0) < LOSS and part != "stranger-of-2")
+    entry["right"] = bool(
+        "slice_error" in entry
+        and entry["slice_error"] < NEAR
+        and entry.get("loss", 0.0) < LOSS
+        and part != "stranger-of-2"
+    )
     if figures and volume is not None:
         draw(figures, entry, case, volume)
     return entry
@@ -155,13 +183,15 @@ def known(case) -> float:
     from gsbids.recon.svr.fit import fit_svr
 
     depth = max(map(len, case.transforms))
-    poses = np.stack([np.concatenate([each, np.tile(np.eye(4), (depth - len(each), 1, 1))])
-                      for each in case.transforms])
+    poses = np.stack(
+        [np.concatenate([each, np.tile(np.eye(4), (depth - len(each), 1, 1))]) for each in case.transforms]
+    )
     poses[~np.isfinite(poses).all((2, 3))] = np.eye(4)
     used = [n for n, each in enumerate(case.transforms) if np.isfinite(each).any()]
     result = fit_svr([case.stacks[n] for n in used], poses[used], SvrOptions(motion_correction=False, **FAST))
-    return psnr(volume_in_truth(result, np.eye(4), case.truth.affine, case.truth.image.shape), case.truth.image,
-                case.brain)
+    return psnr(
+        volume_in_truth(result, np.eye(4), case.truth.affine, case.truth.image.shape), case.truth.image, case.brain
+    )
 
 
 def one(case, kind: str, seed: int, misplace: bool = False) -> tuple[dict, np.ndarray]:
@@ -185,8 +215,9 @@ def one(case, kind: str, seed: int, misplace: bool = False) -> tuple[dict, np.nd
     with no_search() if misplace else nullcontext():
         result = fit_svr(stacks, upside_down(stacks, transforms, seed) if misplace else transforms, SvrOptions(**FAST))
     seconds = time.process_time() - begun
-    errors, align = slice_errors(result, [case.transforms[n] for n in chosen],
-                                 [case.stacks[n].mask for n in chosen], [s.affine for s in stacks])
+    errors, align = slice_errors(
+        result, [case.transforms[n] for n in chosen], [case.stacks[n].mask for n in chosen], [s.affine for s in stacks]
+    )
     volume = volume_in_truth(result, align, case.truth.affine, case.truth.image.shape)
     affine, shape = output_grid(stacks, result, 1.2)
     image = sample_result(result, affine, shape)
@@ -199,14 +230,20 @@ def one(case, kind: str, seed: int, misplace: bool = False) -> tuple[dict, np.nd
     for n in range(len(stacks)):
         mine = errors[own & (result.stack_index == n)]
         per_stack.append(round(float(np.median(mine)), 3) if len(mine) else None)
-    return {"slice_error": round(float(np.nanmedian(errors)), 3),
-            "slice_error_p90": round(float(np.nanpercentile(errors, 90)), 3), "stack_errors": per_stack,
-            "psnr": round(psnr(volume, case.truth.image, case.brain), 3), "cpu_s": round(seconds, 1),
-            "dice": [round(dice(given[n], case.stacks[n].mask), 3) for n in chosen],
-            "re_registered": result.settings["placed_anew"], "excluded": result.settings["excluded"],
-            "black": round(float(((image <= 0) & mask).sum() / mask.sum()), 5),
-            "metrics": {key: round(value, 4) for key, value in row.items() if np.isfinite(value)},
-            "verdict": verdict.level, "spoke": list(verdict.rules)}, volume
+    return {
+        "slice_error": round(float(np.nanmedian(errors)), 3),
+        "slice_error_p90": round(float(np.nanpercentile(errors, 90)), 3),
+        "stack_errors": per_stack,
+        "psnr": round(psnr(volume, case.truth.image, case.brain), 3),
+        "cpu_s": round(seconds, 1),
+        "dice": [round(dice(given[n], case.stacks[n].mask), 3) for n in chosen],
+        "re_registered": result.settings["placed_anew"],
+        "excluded": result.settings["excluded"],
+        "black": round(float(((image <= 0) & mask).sum() / mask.sum()), 5),
+        "metrics": {key: round(value, 4) for key, value in row.items() if np.isfinite(value)},
+        "verdict": verdict.level,
+        "spoke": list(verdict.rules),
+    }, volume
 
 
 def upside_down(stacks, transforms: np.ndarray, seed: int) -> np.ndarray:
@@ -228,8 +265,11 @@ def no_search():
 
     from gsbids.recon.svr import arrangements, misplaced, place
 
-    with (mock.patch.object(arrangements, "TRIED", 0), mock.patch.object(misplaced, "TRIALS", 0),
-          mock.patch.object(place, "ENOUGH", -1.0)):
+    with (
+        mock.patch.object(arrangements, "TRIED", 0),
+        mock.patch.object(misplaced, "TRIALS", 0),
+        mock.patch.object(place, "ENOUGH", -1.0),
+    ):
         yield
 
 
@@ -265,11 +305,13 @@ def line(case: dict) -> str:
     if "error" in case:
         return f"{case['case']} {case['masks']}: {case['error']}"
     metrics = case["metrics"]
-    return (f"{'right' if case['right'] else 'WRONG'} {case['verdict']:>10} {case['case']} {case['masks']}: "
-            f"error {case['slice_error']:.2f}/{case['slice_error_p90']:.2f} mm, PSNR {case['psnr']:.1f} "
-            f"(loss {case.get('loss', 0):.1f}), ncc {metrics.get('ncc_median', 0):.3f}, agreement "
-            f"{metrics.get('stack_agreement', 0):.2f}, rejected {metrics.get('slices_rejected', 0):.2f}, "
-            f"{case['cpu_s']:.0f} s")
+    return (
+        f"{'right' if case['right'] else 'WRONG'} {case['verdict']:>10} {case['case']} {case['masks']}: "
+        f"error {case['slice_error']:.2f}/{case['slice_error_p90']:.2f} mm, PSNR {case['psnr']:.1f} "
+        f"(loss {case.get('loss', 0):.1f}), ncc {metrics.get('ncc_median', 0):.3f}, agreement "
+        f"{metrics.get('stack_agreement', 0):.2f}, rejected {metrics.get('slices_rejected', 0):.2f}, "
+        f"{case['cpu_s']:.0f} s"
+    )
 
 
 def summary(cases: list[dict]) -> dict:
@@ -282,19 +324,29 @@ def summary(cases: list[dict]) -> dict:
             mine = [case for case in own if case["masks"] == kind]
             if mine:
                 losses = [case["loss"] for case in mine if "loss" in case and case["right"]]
-                turns = {str(turn): rate([c for c in mine if c["turn"] == turn])
-                         for turn in sorted({c["turn"] for c in mine})}
-                table[kind] = {"right": rate(mine), "median_loss_db": round(float(np.median(losses)), 3)
-                               if losses else None, "by_turn": turns}
+                turns = {
+                    str(turn): rate([c for c in mine if c["turn"] == turn])
+                    for turn in sorted({c["turn"] for c in mine})
+                }
+                table[kind] = {
+                    "right": rate(mine),
+                    "median_loss_db": round(float(np.median(losses)), 3) if losses else None,
+                    "by_turn": turns,
+                }
         wrong = [case for case in own if not case["right"]]
         good = [case for case in own if case["right"]]
         called = [case for case in wrong if case.get("verdict", "do not use") == "do not use"]
         alarms = [case for case in good if case["verdict"] == "do not use"]
-        out[part] = {"masks": table, "wrong": len(wrong), "wrong_called": len(called), "right": len(good),
-                     "wrong_usable": sum(case.get("verdict") == "usable" for case in wrong),
-                     "right_called_wrong": len(alarms),
-                     "right_look": sum(case["verdict"] == "look at it" for case in good),
-                     "cpu_s_median": round(float(np.median([c["cpu_s"] for c in own if "cpu_s" in c] or [0])), 1)}
+        out[part] = {
+            "masks": table,
+            "wrong": len(wrong),
+            "wrong_called": len(called),
+            "right": len(good),
+            "wrong_usable": sum(case.get("verdict") == "usable" for case in wrong),
+            "right_called_wrong": len(alarms),
+            "right_look": sum(case["verdict"] == "look at it" for case in good),
+            "cpu_s_median": round(float(np.median([c["cpu_s"] for c in own if "cpu_s" in c] or [0])), 1),
+        }
     return out
 
 

@@ -29,8 +29,11 @@ def runs() -> tuple[Stack, ...]:
     for run in RUNS:
         image, affine = load_image(stack_file(data, run))
         thickness = json.loads(stack_file(data, run).with_suffix("").with_suffix(".json").read_text())["SliceThickness"]
-        out.append(Stack(f"run-{run}", image, load_image(mask_file(data, run))[0] > 0, np.array(affine, float),
-                         float(thickness)))
+        out.append(
+            Stack(
+                f"run-{run}", image, load_image(mask_file(data, run))[0] > 0, np.array(affine, float), float(thickness)
+            )
+        )
     return tuple(out)
 
 
@@ -83,5 +86,13 @@ def pair(number: int) -> Scene:
         picked[1] = replace(picked[1], affine=moved @ picked[1].affine)
         transforms[1] = transforms[1] @ np.linalg.inv(moved)
     name = f"{picked[0].name}_{picked[1].name}_{turn}deg_{shift:.0f}mm"
-    return Scene(name, turn, picked[0].thickness, Volume(image, affine), brain, picked,
-                 [np.zeros_like(s.mask) for s in picked], transforms)
+    return Scene(
+        name,
+        turn,
+        picked[0].thickness,
+        Volume(image, affine),
+        brain,
+        picked,
+        [np.zeros_like(s.mask) for s in picked],
+        transforms,
+    )

@@ -191,8 +191,12 @@ def scene(seed: int) -> Scene:
     behind = real_mother(rng, int(rng.integers(1, 7))) if real else made_mother(rng, head)
     turn, thickness = TURNS[seed % len(TURNS)], float(rng.choice(THICKNESSES))
     count = 2 + int(rng.random() < 0.35)
-    how = Acquisition(in_plane=float(rng.uniform(1.0, 1.3)), thickness=thickness,
-                      spacing=thickness * rng.choice((1.0, 1.1)), noise=float(rng.uniform(0.01, 0.04)))
+    how = Acquisition(
+        in_plane=float(rng.uniform(1.0, 1.3)),
+        thickness=thickness,
+        spacing=thickness * rng.choice((1.0, 1.1)),
+        noise=float(rng.uniform(0.01, 0.04)),
+    )
     extent = np.ptp(np.argwhere(head.brain), axis=0).max() * FINE + 2 * MARGIN
     stacks, faces, transforms = [], [], []
     orientations = rng.permutation(ORIENTATIONS)[:count]
@@ -251,11 +255,13 @@ def acquired(rng, head: MovingHead, behind: Volume, how: Acquisition, where, pos
 def _slices(head: MovingHead, behind: Volume, affine, shape, how: Acquisition, transforms):
     """Slices without noise, and where brain and face fill half of a pixel."""
     in_plane = 1.2 * how.in_plane * FWHM_TO_SIGMA
-    blurred = [ndimage.gaussian_filter(np.asarray(a, np.float32), in_plane / FINE)
-               for a in (head.image, head.cover, head.brain, head.face)]
+    blurred = [
+        ndimage.gaussian_filter(np.asarray(a, np.float32), in_plane / FINE)
+        for a in (head.image, head.cover, head.brain, head.face)
+    ]
     normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
     through = how.thickness * FWHM_TO_SIGMA
-    weights = np.exp(-NODES**2 / 2)
+    weights = np.exp(-(NODES**2) / 2)
     weights /= weights.sum()
     out = np.zeros((3, *shape), np.float32)
     for k in range(shape[2]):
@@ -265,8 +271,9 @@ def _slices(head: MovingHead, behind: Volume, affine, shape, how: Acquisition, t
         slab[:3, 3] = affine[:3, :3] @ [0, 0, k] + affine[:3, 3] + normal * through * NODES[0]
 
         def seen(array, to_voxel, mode="constant"):
-            return ndimage.affine_transform(array, to_voxel[:3, :3], to_voxel[:3, 3], (*shape[:2], len(NODES)),
-                                            order=1, mode=mode)
+            return ndimage.affine_transform(
+                array, to_voxel[:3, :3], to_voxel[:3, 3], (*shape[:2], len(NODES)), order=1, mode=mode
+            )
 
         to_head = np.linalg.inv(head.affine) @ transforms[k] @ slab
         image, cover, brain, side = (seen(a, to_head) for a in blurred)
@@ -329,5 +336,10 @@ def leaky(rng, stack: Stack, side: np.ndarray) -> np.ndarray:
 
 def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     """A mask, so many pixels wider in the plane of its slices."""
-    return np.stack([ndimage.distance_transform_edt(~mask[..., k]) <= pixels if mask[..., k].any() else mask[..., k]
-                     for k in range(mask.shape[2])], axis=2)
+    return np.stack(
+        [
+            ndimage.distance_transform_edt(~mask[..., k]) <= pixels if mask[..., k].any() else mask[..., k]
+            for k in range(mask.shape[2])
+        ],
+        axis=2,
+    )

@@ -14,8 +14,9 @@ ROUNDS = 8  # of the robust alignment of all slices
 NEAR = 2.0  # mm: errors from which on a slice loses its say in it
 
 
-def slice_errors(result: SvrResult, transforms: list[np.ndarray], masks: list[np.ndarray],
-                 affines: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def slice_errors(
+    result: SvrResult, transforms: list[np.ndarray], masks: list[np.ndarray], affines: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Distances of slices from where they should be, after one rigid alignment of all.
 
     Parameters

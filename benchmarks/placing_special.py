@@ -60,10 +60,13 @@ def special(kind: str, seed: int) -> Scene:
         stacks[1], faces[1], transforms[1] = ended(stacks[1], faces[1], transforms[1])
     if twin:
         brain, affine = twin
-        given = [stack.mask | (resample_mask(brain, affine, stack.affine, stack.mask.shape) if n == 1 else False)
-                 for n, stack in enumerate(stacks)]
-    return Scene(f"{kind}_seed-{seed}", TURN, 3.0, Volume(head.image, head.affine), head.brain, stacks, faces,
-                 transforms, given)
+        given = [
+            stack.mask | (resample_mask(brain, affine, stack.affine, stack.mask.shape) if n == 1 else False)
+            for n, stack in enumerate(stacks)
+        ]
+    return Scene(
+        f"{kind}_seed-{seed}", TURN, 3.0, Volume(head.image, head.affine), head.brain, stacks, faces, transforms, given
+    )
 
 
 def ended(stack, side: np.ndarray, moved: np.ndarray):

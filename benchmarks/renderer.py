@@ -50,8 +50,13 @@ def problem(gaussians: int, log_scale: float, pixel: float = 0.75, seed: int = 0
     rng = np.random.default_rng(seed)
     mean = rng.uniform(-1, 1, (3 * gaussians + 100, 3))
     mean = mean[(mean**2).sum(1) < 1][:gaussians] * AXES
-    field = [mean, rng.normal(log_scale, 0.3, (gaussians, 3)), rng.normal(size=(gaussians, 4)),
-             rng.uniform(size=gaussians), np.zeros(gaussians)]
+    field = [
+        mean,
+        rng.normal(log_scale, 0.3, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.uniform(size=gaussians),
+        np.zeros(gaussians),
+    ]
     turns, places = [], []
     for axis in range(3):
         turn = np.roll(np.eye(3), axis, axis=1)
@@ -69,8 +74,14 @@ def problem(gaussians: int, log_scale: float, pixel: float = 0.75, seed: int = 0
     extent = np.stack([mask.argmax(2), size - mask[:, :, ::-1].argmax(2)], -1)
     psf = np.array([1.2 * pixel, 1.2 * pixel, 3.0]) / 2.3548
     geometry = ops.SliceGeometry(
-        rotation[keep], translation[keep], np.tile(psf**2, (slices, 1)), np.full((slices, 2), pixel),
-        np.full((slices, 2), (size - 1) / 2), np.where(filled[..., None], extent, 0).astype(np.int32), (size, size))
+        rotation[keep],
+        translation[keep],
+        np.tile(psf**2, (slices, 1)),
+        np.full((slices, 2), pixel),
+        np.full((slices, 2), (size - 1) / 2),
+        np.where(filled[..., None], extent, 0).astype(np.int32),
+        (size, size),
+    )
     return Problem([a.astype(np.float32) for a in field], geometry, mask)
 
 
@@ -91,8 +102,12 @@ def _count(rotation, translation, psf, spacing, centre, extent, mean, cov, cut2)
                 u = (i - centre[s, 0]) * spacing[s, 0] - m[0]
                 for k in range(extent[s, i, 0], extent[s, i, 1]):
                     v = (k - centre[s, 1]) * spacing[s, 1] - m[1]
-                    energy = (u * u * p[0, 0] + v * v * p[1, 1] + m[2] ** 2 * p[2, 2]
-                              + 2 * (u * v * p[0, 1] - u * m[2] * p[0, 2] - v * m[2] * p[1, 2]))
+                    energy = (
+                        u * u * p[0, 0]
+                        + v * v * p[1, 1]
+                        + m[2] ** 2 * p[2, 2]
+                        + 2 * (u * v * p[0, 1] - u * m[2] * p[0, 2] - v * m[2] * p[1, 2])
+                    )
                     pairs[s] += energy < cut2
     return pairs.sum()
 
@@ -126,13 +141,16 @@ def time_splat(case: Problem, options: ops.RenderOptions, repeats: int, quick: b
     image = ops.SliceRender.apply(*leaves(case.field), zero, zero, case.geometry, options)
     loss = (image * torch.tensor(target)).sum()
     acquired = ops.Acquired(target, case.mask.astype(np.float32), 0.03)
-    seconds = {"forward": least(lambda: ops.render(*case.field, case.geometry, options), repeats),
-               "backward": least(lambda: loss.backward(retain_graph=True), repeats),
-               "step": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats)}
+    seconds = {
+        "forward": least(lambda: ops.render(*case.field, case.geometry, options), repeats),
+        "backward": least(lambda: loss.backward(retain_graph=True), repeats),
+        "step": least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats),
+    }
     if not quick:
         rendered = ops.render(*case.field, case.geometry, options)
         seconds["image_gradient"] = least(
-            lambda: ops.image_gradient(*case.field, case.geometry, rendered, options), repeats)
+            lambda: ops.image_gradient(*case.field, case.geometry, rendered, options), repeats
+        )
     return seconds
 
 
@@ -164,8 +182,10 @@ def time_top_k(case: Problem, count: int, repeats: int) -> dict:
     seconds = {"search": time.process_time() - start}
     index = torch.tensor(listed.members.reshape(-1, K)).long()
     where, matrices = torch.tensor(position, dtype=torch.float32), torch.tensor(psf[frame], dtype=torch.float32)
-    renderers = {"torch": lambda field: torch_top_k(field, where, matrices, index),
-                 "top_k": lambda field: points.PointRender.apply(*field, where, listed, 1e-3)}
+    renderers = {
+        "torch": lambda field: torch_top_k(field, where, matrices, index),
+        "top_k": lambda field: points.PointRender.apply(*field, where, listed, 1e-3),
+    }
     for name, render in renderers.items():
         field = leaves(case.field)
         loss = (render(field) ** 2).sum()
@@ -180,25 +200,43 @@ def accuracy(case: Problem, cut: float) -> dict:
     image, _ = ops.render(*case.field, case.geometry, ops.RenderOptions(cut=cut, mass_factor=False))
     signal = exact[case.mask].std()
     rng = np.random.default_rng(2)
-    field = [a.astype(np.float32) for a in (rng.normal(0, 4, (60, 3)), rng.normal(0.3, 0.3, (60, 3)),
-                                            rng.normal(size=(60, 4)), rng.uniform(0.2, 1, 60), np.zeros(60))]
+    field = [
+        a.astype(np.float32)
+        for a in (
+            rng.normal(0, 4, (60, 3)),
+            rng.normal(0.3, 0.3, (60, 3)),
+            rng.normal(size=(60, 4)),
+            rng.uniform(0.2, 1, 60),
+            np.zeros(60),
+        )
+    ]
     shape, slices = (16, 20), 4
-    small = ops.SliceGeometry(Rotation.random(slices, random_state=1).as_matrix(), rng.normal(0, 1, (slices, 3)),
-                              np.tile([0.2, 0.2, 1.6], (slices, 1)), np.full((slices, 2), 0.9),
-                              np.tile((np.array(shape) - 1) / 2, (slices, 1)), ops.full_extent(slices, shape), shape)
+    small = ops.SliceGeometry(
+        Rotation.random(slices, random_state=1).as_matrix(),
+        rng.normal(0, 1, (slices, 3)),
+        np.tile([0.2, 0.2, 1.6], (slices, 1)),
+        np.full((slices, 2), 0.9),
+        np.tile((np.array(shape) - 1) / 2, (slices, 1)),
+        ops.full_extent(slices, shape),
+        shape,
+    )
     target = rng.uniform(size=(slices, *shape))
     doubles = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in field]
     flat = [torch.tensor(a) for a in (small.rotation, small.translation, small.psf, small.spacing, small.centre)]
-    expected, _ = reference.render_slices(doubles[0], reference.covariance(*doubles[1:3]), *doubles[3:],
-                                          (*flat, shape))
+    expected, _ = reference.render_slices(doubles[0], reference.covariance(*doubles[1:3]), *doubles[3:], (*flat, shape))
     (torch.sqrt((expected - torch.tensor(target)) ** 2 + 0.03**2) - 0.03).sum().backward()
-    step = ops.step_slices(*field, small, ops.Acquired(target, np.ones_like(target), 0.03),
-                           ops.RenderOptions(cut=8.0, mass_factor=False))
-    errors = [np.abs(a - b.grad.numpy()).max() / np.abs(b.grad.numpy()).max()
-              for a, b in zip(step.gradients, doubles, strict=True)]
-    return {"truncation_rms": float(np.sqrt(np.mean((image - exact)[case.mask] ** 2)) / signal),
-            "gradient_error": float(max(errors)),
-            "forward_error": float(np.abs(step.image - expected.detach().numpy()).max())}
+    step = ops.step_slices(
+        *field, small, ops.Acquired(target, np.ones_like(target), 0.03), ops.RenderOptions(cut=8.0, mass_factor=False)
+    )
+    errors = [
+        np.abs(a - b.grad.numpy()).max() / np.abs(b.grad.numpy()).max()
+        for a, b in zip(step.gradients, doubles, strict=True)
+    ]
+    return {
+        "truncation_rms": float(np.sqrt(np.mean((image - exact)[case.mask] ** 2)) / signal),
+        "gradient_error": float(max(errors)),
+        "forward_error": float(np.abs(step.image - expected.detach().numpy()).max()),
+    }
 
 
 def halves(case: Problem) -> ops.Acquired:
@@ -225,8 +263,9 @@ def thread_scaling(case: Problem, options: ops.RenderOptions, repeats: int) -> d
     threads, wall = 1, {}
     while threads <= numba.config.NUMBA_NUM_THREADS:
         numba.set_num_threads(threads)
-        wall[threads] = least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats,
-                              time.perf_counter)
+        wall[threads] = least(
+            lambda: ops.step_slices(*case.field, case.geometry, acquired, options), repeats, time.perf_counter
+        )
         threads *= 2
     numba.set_num_threads(1)
     return wall
@@ -253,24 +292,35 @@ def measure(quick: bool) -> dict:
     """Everything; a quick run takes fewer repeats and epochs, and leaves cuts and the size of the problem out."""
     torch.set_num_threads(1)
     repeats, options = (3, 7)[not quick], ops.RenderOptions(mass_factor=False)
-    result = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-              "load_before": os.getloadavg()[0], "rows": "vector" if int(rows.lanes()) > 1 else "plain",
-              "cut": options.cut, "gflops_of_a_core": peak_gflops(), "cases": {}}
+    result = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "rows": "vector" if int(rows.lanes()) > 1 else "plain",
+        "cut": options.cut,
+        "gflops_of_a_core": peak_gflops(),
+        "cases": {},
+    }
     for name, log_scale in WIDTHS.items():
         case = problem(30_000, log_scale)
         pairs, pixels = useful_pairs(case, options.cut), int(case.mask.sum())
         seconds, top_k = time_splat(case, options, repeats, quick), time_top_k(case, SAMPLE, 2)
         ours = seconds["forward"] + seconds["backward"]
         result["cases"][name] = {
-            "pixels": pixels, "slices": len(case.mask), "gaussians": 30_000, "useful_pairs": pairs,
-            "seconds": seconds, "seconds_per_pixel_k32": top_k,
+            "pixels": pixels,
+            "slices": len(case.mask),
+            "gaussians": 30_000,
+            "useful_pairs": pairs,
+            "seconds": seconds,
+            "seconds_per_pixel_k32": top_k,
             "ratio_vs_torch": pixels * (top_k["torch_forward"] + top_k["torch_backward"]) / ours,
             "ratio_vs_top_k": pixels * (top_k["top_k_forward"] + top_k["top_k_backward"]) / ours,
             "forward_ns_per_pair": 1e9 * seconds["forward"] / pairs,
             "backward_ns_per_pair": 1e9 * seconds["backward"] / pairs,
             "step_ns_per_pair": 1e9 * seconds["step"] / pairs,
             "roofline_share": 1e-9 * pairs * (FLOPS_FORWARD + FLOPS_BACKWARD) / ours / result["gflops_of_a_core"],
-            **accuracy(case, options.cut)}
+            **accuracy(case, options.cut),
+        }
     wall = thread_scaling(case, options, repeats)
     result["wall_by_threads"] = wall
     result["thread_scaling"] = wall[1] / wall[2] if 2 in wall else 1.0
@@ -280,15 +330,25 @@ def measure(quick: bool) -> dict:
     result["grid"] = fits.iterate_grid(fits.VOXELS, fits.IN_THE_GRID, cores, 1 if quick else 5)
     numba.set_num_threads(1)
     if not quick:
-        result["fit"] |= {"useful_pairs_first": useful_pairs(begin, options.cut),
-                          "useful_pairs_last": useful_pairs(replace(begin, field=fitted), options.cut)}
+        result["fit"] |= {
+            "useful_pairs_first": useful_pairs(begin, options.cut),
+            "useful_pairs_last": useful_pairs(replace(begin, field=fitted), options.cut),
+        }
         result["cuts"] = {name: cuts(problem(30_000, scale), 5) for name, scale in WIDTHS.items()}
-        result["scaling"] = [_size(g, p, options) for g, p in [(7_500, 0.75), (30_000, 0.75), (120_000, 0.75),
-                                                                (30_000, 1.5), (30_000, 0.5)]]
+        result["scaling"] = [
+            _size(g, p, options)
+            for g, p in [(7_500, 0.75), (30_000, 0.75), (120_000, 0.75), (30_000, 1.5), (30_000, 0.5)]
+        ]
     worst = result["cases"].values()
-    return {**result, **{k: max(c[k] for c in worst) for k in ("forward_ns_per_pair", "backward_ns_per_pair",
-                                                               "truncation_rms", "gradient_error")},
-            "ratio_vs_torch": min(c["ratio_vs_torch"] for c in worst), "load_after": os.getloadavg()[0]}
+    return {
+        **result,
+        **{
+            k: max(c[k] for c in worst)
+            for k in ("forward_ns_per_pair", "backward_ns_per_pair", "truncation_rms", "gradient_error")
+        },
+        "ratio_vs_torch": min(c["ratio_vs_torch"] for c in worst),
+        "load_after": os.getloadavg()[0],
+    }
 
 
 def _size(gaussians, pixel, options):
@@ -296,25 +356,38 @@ def _size(gaussians, pixel, options):
     case = problem(gaussians, 0.1 + np.log(30_000 / gaussians) / 3, pixel)
     acquired, pairs = halves(case), useful_pairs(case, options.cut)
     seconds = least(lambda: ops.step_slices(*case.field, case.geometry, acquired, options), 3)
-    return {"gaussians": gaussians, "pixels": int(case.mask.sum()), "useful_pairs": pairs, "step_s": seconds,
-            "step_ns_per_pair": 1e9 * seconds / pairs}
+    return {
+        "gaussians": gaussians,
+        "pixels": int(case.mask.sum()),
+        "useful_pairs": pairs,
+        "step_s": seconds,
+        "step_ns_per_pair": 1e9 * seconds / pairs,
+    }
 
 
 def plot(result: dict, path: Path) -> None:
     """Time of one pass over all pixels, for each renderer and case."""
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3), layout="constrained")
     for ax, (name, case) in zip(figure.subplots(1, 2, sharey=True), result["cases"].items(), strict=True):
         other = {k: v * case["pixels"] for k, v in case["seconds_per_pixel_k32"].items()}
-        for y, (label, seconds) in enumerate([("torch, K = 32", [other["torch_forward"], other["torch_backward"]]),
-                                              ("top-K, K = 32", [other["top_k_forward"], other["top_k_backward"]]),
-                                              ("splat, all pairs", [case["seconds"]["forward"],
-                                                                    case["seconds"]["backward"]])]):
+        for y, (label, seconds) in enumerate(
+            [
+                ("torch, K = 32", [other["torch_forward"], other["torch_backward"]]),
+                ("top-K, K = 32", [other["top_k_forward"], other["top_k_backward"]]),
+                ("splat, all pairs", [case["seconds"]["forward"], case["seconds"]["backward"]]),
+            ]
+        ):
             ax.barh([y - 0.2, y + 0.2], seconds, 0.36, color=["#4878a8", "#c06c5a"])
             ax.text(seconds[1] * 1.1, y, f"{label}: {sum(seconds):.2f} s", va="center", fontsize=8)
-        ax.set(xscale="log", yticks=[], xlim=(0.02, 50),
-               title=f"{name}: {case['useful_pairs'] / case['pixels']:.0f} pairs a pixel",
-               xlabel="s of one core (blue forward, red backward)")
+        ax.set(
+            xscale="log",
+            yticks=[],
+            xlim=(0.02, 50),
+            title=f"{name}: {case['useful_pairs'] / case['pixels']:.0f} pairs a pixel",
+            xlabel="s of one core (blue forward, red backward)",
+        )
     figure.savefig(path)
 
 

@@ -43,16 +43,30 @@ def fit_slices(start, truth, epochs: int, threads: int) -> tuple[dict, list[np.n
         losses.append(step.loss.sum() / start.mask.sum())
     wall, process = clocks() - begun
     fitted = [a.detach().numpy() for a in leaves]
-    return {"pixels": int(start.mask.sum()), "gaussians": len(fitted[0]), "epochs": epochs, "threads": threads,
-            "wall_s": wall, "process_s": process, "loss_first": float(losses[0]), "loss_last": float(losses[-1]),
-            "log_scale_first": float(start.field[1].mean()), "log_scale_last": float(fitted[1].mean())}, fitted
+    return {
+        "pixels": int(start.mask.sum()),
+        "gaussians": len(fitted[0]),
+        "epochs": epochs,
+        "threads": threads,
+        "wall_s": wall,
+        "process_s": process,
+        "loss_first": float(losses[0]),
+        "loss_last": float(losses[-1]),
+        "log_scale_first": float(start.field[1].mean()),
+        "log_scale_last": float(fitted[1].mean()),
+    }, fitted
 
 
 def grid_problem(voxels: int, gaussians: int, seed: int = 0):
     """Random Gaussians of 1.2 voxel everywhere in a cube."""
     rng = np.random.default_rng(seed)
-    field = [rng.uniform(0, voxels - 1, (gaussians, 3)), np.log(SIGMA) + rng.normal(0, 0.15, (gaussians, 3)),
-             rng.normal(size=(gaussians, 4)), rng.uniform(size=gaussians), np.zeros(gaussians)]
+    field = [
+        rng.uniform(0, voxels - 1, (gaussians, 3)),
+        np.log(SIGMA) + rng.normal(0, 0.15, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.uniform(size=gaussians),
+        np.zeros(gaussians),
+    ]
     return [a.astype(np.float32) for a in field], ops.GridGeometry((voxels,) * 3, np.ones(3), np.zeros(3))
 
 
@@ -70,5 +84,12 @@ def iterate_grid(voxels: int, gaussians: int, threads: int, repeats: int) -> dic
         image.backward(cotangent)
         times.append([between - begun, clocks() - between])
     (forward, forward_cpu), (backward, backward_cpu) = np.min(times[1:], axis=0)
-    return {"voxels": voxels**3, "gaussians": gaussians, "threads": threads, "wall_s": forward + backward,
-            "process_s": forward_cpu + backward_cpu, "forward_wall_s": forward, "backward_wall_s": backward}
+    return {
+        "voxels": voxels**3,
+        "gaussians": gaussians,
+        "threads": threads,
+        "wall_s": forward + backward,
+        "process_s": forward_cpu + backward_cpu,
+        "forward_wall_s": forward,
+        "backward_wall_s": backward,
+    }

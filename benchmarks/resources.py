@@ -150,8 +150,16 @@ def simulate(folder: Path, full: bool) -> Path:
     from gsbids.simulate.acquire import Acquisition
     from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
-    small = {} if full else {"phantom_voxel": 1.2, "brain_ml": 15.0, "truth_resolution": 1.5,
-                             "acquisition": Acquisition(in_plane=2.0, thickness=5.0, spacing=5.0, noise=0.01)}
+    small = (
+        {}
+        if full
+        else {
+            "phantom_voxel": 1.2,
+            "brain_ml": 15.0,
+            "truth_resolution": 1.5,
+            "acquisition": Acquisition(in_plane=2.0, thickness=5.0, spacing=5.0, noise=0.01),
+        }
+    )
     if not folder.exists():
         simulate_dataset(folder, SimulationSettings(orientations=("axial", "coronal", "sagittal"), **small))
     return folder
@@ -162,8 +170,20 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
     nprocs, threads, memory = case
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    command = gsbids_command(data, work / "out", work / "work", "-d", f"masks={data}/derivatives/masks", "--nprocs",
-                             nprocs, "--omp-nthreads", threads, "--mem", f"{memory}G", *options)
+    command = gsbids_command(
+        data,
+        work / "out",
+        work / "work",
+        "-d",
+        f"masks={data}/derivatives/masks",
+        "--nprocs",
+        nprocs,
+        "--omp-nthreads",
+        threads,
+        "--mem",
+        f"{memory}G",
+        *options,
+    )
     # As a user has it: what limits the threads must come from the command itself.
     environment = {key: value for key, value in os.environ.items() if not key.endswith("NUM_THREADS")}
     start = time.monotonic()
@@ -176,18 +196,31 @@ def run_case(data: Path, work: Path, case: tuple, options: list[str]) -> dict:
             time.sleep(max(0.0, EVERY - (time.monotonic() - began)))
     counts, total = dict(sorted(sampler.counts.items())), sum(sampler.counts.values())
     more = sum(n for seen, n in counts.items() if seen > nprocs)
-    return {"nprocs": nprocs, "omp_nthreads": threads, "mem_gb": memory, "exit_code": child.returncode,
-            "wall_s": round(time.monotonic() - start, 1), "samples": total,
-            "samples_by_running_threads": {str(key): n for key, n in counts.items()},
-            "samples_with_main_process": {str(key): n for key, n in sorted(sampler.with_main.items())},
-            "most_cores": round(sampler.cores, 2), "cpu_s": round(sum(sampler.ticks.values()) * TICK, 1),
-            "cpu_s_of_other_than_main_threads": round(TICK * sum(
-                ticks for (pid, thread), ticks in sampler.ticks.items() if pid != thread), 1),
-            "share_above_nprocs": round(more / max(total, 1), 4), "most_threads": max(counts, default=0),
-            "peak_pss_gb": round(sampler.memory, 3), "driver_gb": round(sampler.driver, 3),
-            "idle_worker_gb": round(sampler.idle, 3), "processes": sampler.processes,
-            "steps": {name: {"peak_gb": round(size, 3), "most_threads": count}
-                      for name, (size, count) in sorted(sampler.by_step.items())}}
+    return {
+        "nprocs": nprocs,
+        "omp_nthreads": threads,
+        "mem_gb": memory,
+        "exit_code": child.returncode,
+        "wall_s": round(time.monotonic() - start, 1),
+        "samples": total,
+        "samples_by_running_threads": {str(key): n for key, n in counts.items()},
+        "samples_with_main_process": {str(key): n for key, n in sorted(sampler.with_main.items())},
+        "most_cores": round(sampler.cores, 2),
+        "cpu_s": round(sum(sampler.ticks.values()) * TICK, 1),
+        "cpu_s_of_other_than_main_threads": round(
+            TICK * sum(ticks for (pid, thread), ticks in sampler.ticks.items() if pid != thread), 1
+        ),
+        "share_above_nprocs": round(more / max(total, 1), 4),
+        "most_threads": max(counts, default=0),
+        "peak_pss_gb": round(sampler.memory, 3),
+        "driver_gb": round(sampler.driver, 3),
+        "idle_worker_gb": round(sampler.idle, 3),
+        "processes": sampler.processes,
+        "steps": {
+            name: {"peak_gb": round(size, 3), "most_threads": count}
+            for name, (size, count) in sorted(sampler.by_step.items())
+        },
+    }
 
 
 def main() -> None:
@@ -197,19 +230,28 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="stacks of the size of real ones")
     parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), help="numbers of the cases to run")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "docs" / "results" / "resources.json")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=["--sloppy", "--output-resolution", "2"],
-                        help="options of gsbids")
+    parser.add_argument(
+        "--options",
+        nargs=argparse.REMAINDER,
+        default=["--sloppy", "--output-resolution", "2"],
+        help="options of gsbids",
+    )
     args = parser.parse_args()
     data = simulate(args.work / ("full" if args.full else "small"), args.full)
     rows = []
     for number in args.cases:
         row = run_case(data, args.work / f"case{number}", CASES[number], args.options)
         rows.append(row)
-        write_json(args.out, {"machine": machine(), "data": "full" if args.full else "small", "options": args.options,
-                              "cases": rows})
-        print(f"nprocs {row['nprocs']} omp {row['omp_nthreads']} mem {row['mem_gb']:g}: exit {row['exit_code']}, most "
-              f"threads {row['most_threads']} ({row['share_above_nprocs']:.1%} of samples above), most cores "
-              f"{row['most_cores']:.2f}, peak {row['peak_pss_gb']:.2f} GB", file=sys.stderr)
+        write_json(
+            args.out,
+            {"machine": machine(), "data": "full" if args.full else "small", "options": args.options, "cases": rows},
+        )
+        print(
+            f"nprocs {row['nprocs']} omp {row['omp_nthreads']} mem {row['mem_gb']:g}: exit {row['exit_code']}, most "
+            f"threads {row['most_threads']} ({row['share_above_nprocs']:.1%} of samples above), most cores "
+            f"{row['most_cores']:.2f}, peak {row['peak_pss_gb']:.2f} GB",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of the super-resolution benchmark: summed up, runs joined into one file, PSNR drawn against seconds.
 
-    python benchmarks/sr_results.py RUN.json ... --into docs/results/super_resolution.json --plot TIME.png
+python benchmarks/sr_results.py RUN.json ... --into docs/results/super_resolution.json --plot TIME.png
 """
 
 import argparse
@@ -13,8 +13,14 @@ import numpy as np
 from common import write_json
 
 SETS = {"tuning": ("stroke-T1", "icbm152", "atlas-GA25"), "scoring": ("stroke-T2", "atlas-GA22", "atlas-GA28")}
-KINDS = {"stroke-T1": "sharp", "stroke-T2": "sharp", "icbm152": "average", "atlas-GA22": "fetal", "atlas-GA25": "fetal",
-         "atlas-GA28": "fetal"}
+KINDS = {
+    "stroke-T1": "sharp",
+    "stroke-T2": "sharp",
+    "icbm152": "average",
+    "atlas-GA22": "fetal",
+    "atlas-GA25": "fetal",
+    "atlas-GA28": "fetal",
+}
 
 
 def summarise(records: list[dict]) -> list[dict]:
@@ -24,12 +30,26 @@ def summarise(records: list[dict]) -> list[dict]:
     for of, names in SETS.items():
         for kind in dict.fromkeys(KINDS[name] for name in names):
             for case, method in dict.fromkeys((r["case"], r["method"]) for r in records):
-                gains = [r["psnr"] - base[r["volume"], case] for r in records
-                         if (r["case"], r["method"]) == (case, method) and r["volume"] in names
-                         and KINDS[r["volume"]] == kind and (r["volume"], case) in base]
+                gains = [
+                    r["psnr"] - base[r["volume"], case]
+                    for r in records
+                    if (r["case"], r["method"]) == (case, method)
+                    and r["volume"] in names
+                    and KINDS[r["volume"]] == kind
+                    and (r["volume"], case) in base
+                ]
                 if gains:
-                    out.append({"set": of, "kind": kind, "case": case, "method": method, "volumes": len(gains),
-                                "gain_db": round(float(np.mean(gains)), 3), "least_db": round(float(min(gains)), 3)})
+                    out.append(
+                        {
+                            "set": of,
+                            "kind": kind,
+                            "case": case,
+                            "method": method,
+                            "volumes": len(gains),
+                            "gain_db": round(float(np.mean(gains)), 3),
+                            "least_db": round(float(min(gains)), 3),
+                        }
+                    )
     return out
 
 
@@ -42,7 +62,9 @@ def joined(kept: dict, runs: list[dict]) -> dict:
     ordered = [records[key] for key in sorted(records)]
     first = kept or runs[0]
     return {k: v for k, v in first.items() if k not in ("summary", "records")} | {
-        "summary": summarise(ordered), "records": ordered}
+        "summary": summarise(ordered),
+        "records": ordered,
+    }
 
 
 def draw_times(records: list[dict], case: str, path: Path) -> None:
@@ -59,8 +81,9 @@ def draw_times(records: list[dict], case: str, path: Path) -> None:
         for record in (r for r in records if r["volume"] == name):
             seconds = max(record["cpu_s"], 0.01)
             axis.plot(seconds, record["psnr"], "o", color="C3" if record["method"] == "gsbids" else "C0")
-            axis.annotate(record["method"], (seconds, record["psnr"]), xytext=(5, -3), textcoords="offset points",
-                          fontsize=8)
+            axis.annotate(
+                record["method"], (seconds, record["psnr"]), xytext=(5, -3), textcoords="offset points", fontsize=8
+            )
         axis.set(xscale="log", xlim=(0.005, 2000), title=f"{name}, {case}", xlabel="CPU seconds")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("PSNR (dB)")

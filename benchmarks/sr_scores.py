@@ -26,13 +26,20 @@ def scores(image: np.ndarray, truth: np.ndarray) -> dict:
     miss = (image - truth).astype(float)
     inside = truth > 0.02
     sharp = [ndimage.gaussian_laplace(a, HFEN_SIGMA) for a in (image, truth)]
-    slices = [structural_similarity(image[..., k], truth[..., k], data_range=1.0)
-              for k in range(truth.shape[2]) if inside[..., k].any()]
-    return {"psnr": _psnr(miss), "psnr_inside": _psnr(miss[inside]),
-            "ssim": float(structural_similarity(image, truth, data_range=1.0)), "ssim_slices": float(np.mean(slices)),
-            "nrmse": float(np.sqrt(np.mean(miss**2) / np.mean(truth.astype(float) ** 2))),
-            "hfen": float(np.linalg.norm(sharp[0] - sharp[1]) / np.linalg.norm(sharp[1])),
-            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    slices = [
+        structural_similarity(image[..., k], truth[..., k], data_range=1.0)
+        for k in range(truth.shape[2])
+        if inside[..., k].any()
+    ]
+    return {
+        "psnr": _psnr(miss),
+        "psnr_inside": _psnr(miss[inside]),
+        "ssim": float(structural_similarity(image, truth, data_range=1.0)),
+        "ssim_slices": float(np.mean(slices)),
+        "nrmse": float(np.sqrt(np.mean(miss**2) / np.mean(truth.astype(float) ** 2))),
+        "hfen": float(np.linalg.norm(sharp[0] - sharp[1]) / np.linalg.norm(sharp[1])),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
 
 
 def energy_above(volume: np.ndarray, share: float) -> float:
@@ -41,7 +48,7 @@ def energy_above(volume: np.ndarray, share: float) -> float:
     full = [np.abs(np.fft.fftfreq(n)) for n in volume.shape[:2]] + [np.fft.rfftfreq(volume.shape[2])]
     high = np.any(np.stack(np.meshgrid(*(f > 0.5 * share for f in full), indexing="ij")), axis=0)
     double = np.ones(power.shape[2])
-    double[1:(volume.shape[2] + 1) // 2] = 2
+    double[1 : (volume.shape[2] + 1) // 2] = 2
     return float((power * double)[high].sum() / (power * double).sum())
 
 

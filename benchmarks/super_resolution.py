@@ -35,12 +35,23 @@ from gsbids.recon.sr.options import SrOptions
 from gsbids.recon.sr.sampling_operator import SamplingOperator
 from gsbids.recon.sr.sobolev import sobolev
 
-FACTORS = {"x2": (2, 2, 2), "x3": (3, 3, 3), "x4": (4, 4, 4), "arbitrary": (2.4, 2.0, 1.56), "thick": (1, 1, 4),
-           "rician": (2, 2, 2)}
+FACTORS = {
+    "x2": (2, 2, 2),
+    "x3": (3, 3, 3),
+    "x4": (4, 4, 4),
+    "arbitrary": (2.4, 2.0, 1.56),
+    "thick": (1, 1, 4),
+    "rician": (2, 2, 2),
+}
 NOISE = 0.03
 METHODS = ("nearest", "linear", "cubic", "bspline", "lanczos", "sobolev", "siren", "gsbids")
-ABLATION = {"neither": {"amplitude": False, "proxy": False}, "amplitude": {"proxy": False}, "both": {},
-            "fixed geometry": {"geometry": False}, "points": {"forward": "point"}}
+ABLATION = {
+    "neither": {"amplitude": False, "proxy": False},
+    "amplitude": {"proxy": False},
+    "both": {},
+    "fixed geometry": {"geometry": False},
+    "points": {"forward": "point"},
+}
 
 
 def fine_volume(name: str, crop: int | None) -> np.ndarray:
@@ -66,15 +77,16 @@ def coarsened(fine: np.ndarray, case: str, seed: int):
     """The coarse volume of a case, the grid back to the fine one, and the operator between them."""
     shape = tuple(int(n // f) for n, f in zip(fine.shape, FACTORS[case], strict=True))
     if case == "thick":
-        fine = fine[:, :, :4 * shape[2]]  # whole slices
+        fine = fine[:, :, : 4 * shape[2]]  # whole slices
     grid = grid_by_shape(shape, np.eye(4), fine.shape)
     profiles = ("trilinear", "trilinear", "gaussian") if case == "thick" else ("trilinear",) * 3
     operator = SamplingOperator.of(grid.axes, profiles)
     if case == "thick":
         coarse = operator(fine)
     else:
-        coarse = torch.nn.functional.interpolate(torch.from_numpy(fine)[None, None], size=shape, mode="trilinear",
-                                                 align_corners=False)[0, 0].numpy()
+        coarse = torch.nn.functional.interpolate(
+            torch.from_numpy(fine)[None, None], size=shape, mode="trilinear", align_corners=False
+        )[0, 0].numpy()
     if case == "rician":
         noise = NOISE * np.random.default_rng(seed).standard_normal((2, *shape))
         coarse = np.hypot(coarse + noise[0], noise[1]).astype(np.float32)
@@ -83,8 +95,15 @@ def coarsened(fine: np.ndarray, case: str, seed: int):
 
 def run(args) -> None:
     """Every volume, case and method."""
-    result = {"benchmark": "super_resolution", "machine": machine(), "sets": SETS, "kinds": KINDS,
-              "options": asdict(changed(args, ())), "summary": [], "records": []}
+    result = {
+        "benchmark": "super_resolution",
+        "machine": machine(),
+        "sets": SETS,
+        "kinds": KINDS,
+        "options": asdict(changed(args, ())),
+        "summary": [],
+        "records": [],
+    }
     warm_up()
     for name in args.volumes:
         whole = fine_volume(name, args.crop)
@@ -94,22 +113,38 @@ def run(args) -> None:
             pictures = {"truth": fine}
             jobs = [(m, None) for m in args.methods]
             if args.ablation and case == "x2":
-                jobs += [(f"ablation: {k}", v | {"held_out": 0.0, "members": 1, "nonlocal_steps": 0})
-                         for k, v in ABLATION.items()]
+                jobs += [
+                    (f"ablation: {k}", v | {"held_out": 0.0, "members": 1, "nonlocal_steps": 0})
+                    for k, v in ABLATION.items()
+                ]
             for method, changes in jobs:
                 options = changed(args, profiles, changes)
                 forget_peak()
                 start = time.perf_counter(), time.process_time()
                 found, settings = by_method(method, coarse, grid, operator, options)
-                cost = {"wall_s": time.perf_counter() - start[0], "cpu_s": time.process_time() - start[1],
-                        "peak_gb": peak_gb()}
-                entry = {"volume": name, "case": case, "method": method, **scores(found, fine), **shares, **cost,
-                         "threads": args.threads, "load": os.getloadavg()[0], "settings": settings}
+                cost = {
+                    "wall_s": time.perf_counter() - start[0],
+                    "cpu_s": time.process_time() - start[1],
+                    "peak_gb": peak_gb(),
+                }
+                entry = {
+                    "volume": name,
+                    "case": case,
+                    "method": method,
+                    **scores(found, fine),
+                    **shares,
+                    **cost,
+                    "threads": args.threads,
+                    "load": os.getloadavg()[0],
+                    "settings": settings,
+                }
                 result["records"].append(entry)
                 result["summary"] = summarise(result["records"])
                 pictures[method] = found
-                say(f"{name} {case} {method}: PSNR {entry['psnr']:.2f} SSIM {entry['ssim']:.4f} "
-                    f"HFEN {entry['hfen']:.3f}  {cost['cpu_s']:.1f} s CPU {cost['peak_gb']:.2f} GB")
+                say(
+                    f"{name} {case} {method}: PSNR {entry['psnr']:.2f} SSIM {entry['ssim']:.4f} "
+                    f"HFEN {entry['hfen']:.3f}  {cost['cpu_s']:.1f} s CPU {cost['peak_gb']:.2f} GB"
+                )
                 if args.json:
                     write_json(args.json, result)
             if args.figures:
@@ -133,8 +168,13 @@ def by_method(method: str, coarse, grid, operator, options: SrOptions):
 def changed(args, profiles, changes=None) -> SrOptions:
     """Options of a run."""
     given = dict(word.split("=", 1) for word in args.set)
-    return SrOptions(profile=profiles or "trilinear", threads=args.threads, seed=args.seed,
-                     **{k: json.loads(v) for k, v in given.items()}, **(changes or {}))
+    return SrOptions(
+        profile=profiles or "trilinear",
+        threads=args.threads,
+        seed=args.seed,
+        **{k: json.loads(v) for k, v in given.items()},
+        **(changes or {}),
+    )
 
 
 def warm_up() -> None:

@@ -27,20 +27,34 @@ from common import machine, say, write_json
 from svr_fit import METHODS
 from svr_summary import as_text, summarise
 
-ROWS = {**{name: partial(svr_rows.standard_row, name) for name in svr_rows.STANDARD},
-        "robust": svr_rows.robust_row, "corrupted": svr_rows.corrupted_row, "masks": svr_rows.masks_row,
-        "origin": svr_rows.origin_row, "speed": svr_rows.speed_row, "memory": svr_rows.memory_row,
-        "ablation": svr_rows.ablation_row, "heldout": svr_real.heldout_row,
-        "uncertainty": svr_uncertainty.uncertainty_row, "uncertainty-calibration": svr_uncertainty.calibration_row,
-        "preview": svr_preview.preview_row,
-        "command": svr_rows.whole_command_row, "real-command": svr_real.command_row}
+ROWS = {
+    **{name: partial(svr_rows.standard_row, name) for name in svr_rows.STANDARD},
+    "robust": svr_rows.robust_row,
+    "corrupted": svr_rows.corrupted_row,
+    "masks": svr_rows.masks_row,
+    "origin": svr_rows.origin_row,
+    "speed": svr_rows.speed_row,
+    "memory": svr_rows.memory_row,
+    "ablation": svr_rows.ablation_row,
+    "heldout": svr_real.heldout_row,
+    "uncertainty": svr_uncertainty.uncertainty_row,
+    "uncertainty-calibration": svr_uncertainty.calibration_row,
+    "preview": svr_preview.preview_row,
+    "command": svr_rows.whole_command_row,
+    "real-command": svr_real.command_row,
+}
 
 
 def main() -> None:
     """Run the benchmark."""
     args = parse()
-    result = {"benchmark": "svr", "machine": machine(), "options": {"default": args.set, "paper": args.set_paper},
-              "summary": [], "records": []}
+    result = {
+        "benchmark": "svr",
+        "machine": machine(),
+        "options": {"default": args.set, "paper": args.set_paper},
+        "summary": [],
+        "records": [],
+    }
 
     def record(entry: dict) -> None:
         result["records"].append(entry)
@@ -50,8 +64,15 @@ def main() -> None:
             write_json(args.json, result)
 
     changes = {"default": svr_rows.read_changes(args.set), "paper": svr_rows.read_changes(args.set_paper)}
-    suite = svr_rows.Suite(args.work, args.threads, record, args.seeds and tuple(args.seeds),
-                           args.methods and tuple(args.methods), changes, args.figures)
+    suite = svr_rows.Suite(
+        args.work,
+        args.threads,
+        record,
+        args.seeds and tuple(args.seeds),
+        args.methods and tuple(args.methods),
+        changes,
+        args.figures,
+    )
     for row in args.rows:
         ROWS[row](suite)
     if not args.json:
@@ -66,11 +87,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, help="of the simulations (default: 1 2 3; 1 to 20 for robust)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: each row's own")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--set", nargs="+", metavar="OPTION=VALUE", default=[],
-                        help="fields of SvrOptions that differ from their defaults, values in JSON")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        metavar="OPTION=VALUE",
+        default=[],
+        help="fields of SvrOptions that differ from their defaults, values in JSON",
+    )
     parser.add_argument("--set-paper", nargs="+", metavar="OPTION=VALUE", default=[], help="the same of PaperOptions")
-    parser.add_argument("--work", type=Path, default=Path("work/benchmarks/svr"),
-                        help="working folder; cases in it are used again")
+    parser.add_argument(
+        "--work", type=Path, default=Path("work/benchmarks/svr"), help="working folder; cases in it are used again"
+    )
     parser.add_argument("--json", type=Path, help="results (default: screen)")
     parser.add_argument("--figures", type=Path, help="folder for pictures")
     return parser.parse_args()
@@ -78,18 +105,25 @@ def parse() -> argparse.Namespace:
 
 def in_words(entry: dict) -> str:
     """A record in a line."""
-    parts = [f"{entry['row']}: {entry['case']}", *([f"seed {entry['seed']}"] if "seed" in entry else []),
-             entry["method"], *([entry["change"]] if isinstance(entry.get("change"), str) else [])]
+    parts = [
+        f"{entry['row']}: {entry['case']}",
+        *([f"seed {entry['seed']}"] if "seed" in entry else []),
+        entry["method"],
+        *([entry["change"]] if isinstance(entry.get("change"), str) else []),
+    ]
     score = entry.get("score")
     if score:
-        parts.append(f"PSNR {score['psnr']:.2f} core {score['psnr_core']:.2f}  SSIM {score['ssim']:.3f} "
-                     f"core {score['ssim_core']:.3f}")
+        parts.append(
+            f"PSNR {score['psnr']:.2f} core {score['psnr_core']:.2f}  SSIM {score['ssim']:.3f} "
+            f"core {score['ssim_core']:.3f}"
+        )
         if "unmasked" in score:
             parts.append(f"whole {score['unmasked']['psnr']:.2f}")
         if "slice_error" in score:
             error = score["slice_error"]
-            parts.append(f"slices {error['median_mm']:.2f} / {error['mean_mm']:.2f} mm, "
-                         f"{100 * error['over_2mm']:.1f} % lost")
+            parts.append(
+                f"slices {error['median_mm']:.2f} / {error['mean_mm']:.2f} mm, {100 * error['over_2mm']:.1f} % lost"
+            )
     if "psnr_loss" in entry:
         parts.append(f"loss {entry['psnr_loss']:.2f} dB (whole {entry.get('psnr_loss_whole', np.nan):.2f})")
     if "heldout" in entry:
@@ -98,12 +132,16 @@ def in_words(entry: dict) -> str:
         parts.append(str(entry["change"]))
     if "uncertainty" in entry:
         found = entry["uncertainty"]
-        parts.append(f"PSNR {found['psnr']:.2f}  Spearman {found['spearman']:.3f} core {found['spearman_core']:.3f}  "
-                     f"sigma {found['rms_sigma']:.1f} error {found['rms_error']:.1f}  within 1, 2 sigma "
-                     f"{found['within'][0]:.3f}, {found['within'][1]:.3f}")
+        parts.append(
+            f"PSNR {found['psnr']:.2f}  Spearman {found['spearman']:.3f} core {found['spearman_core']:.3f}  "
+            f"sigma {found['rms_sigma']:.1f} error {found['rms_error']:.1f}  within 1, 2 sigma "
+            f"{found['within'][0]:.3f}, {found['within'][1]:.3f}"
+        )
     if "previews" in entry:
-        parts.append(f"first after {entry['first_s']} s, within 0.05 of the final SSIM {entry['final']['ssim']:.3f} "
-                     f"after {entry['close_s']} s ({entry['close_cpu_s']} s of CPU)")
+        parts.append(
+            f"first after {entry['first_s']} s, within 0.05 of the final SSIM {entry['final']['ssim']:.3f} "
+            f"after {entry['close_s']} s ({entry['close_cpu_s']} s of CPU)"
+        )
     if "curve" in entry:
         parts.append(f"ends at {entry['curve'][-1]['psnr']:.2f} dB")
     if "cost" in entry:

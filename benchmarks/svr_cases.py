@@ -20,14 +20,37 @@ from gsbids.imaging.stack import Stack
 
 MNI = ("--phantom", "mni")
 SMALL = (*MNI, "--voxel", "0.4", "--inplane", "1.0", "--surround", "none")
-TILTED = ("--surround", "fluid", "--inplane", "1.1", "--thickness", "3", "--spacing", "3.3", "--stacks",
-          "axial", "coronal", "sagittal", "axial", "--angle", "6", "--shift", "4", "--noise", "0.04", "--tilt", "5")
+TILTED = (
+    "--surround",
+    "fluid",
+    "--inplane",
+    "1.1",
+    "--thickness",
+    "3",
+    "--spacing",
+    "3.3",
+    "--stacks",
+    "axial",
+    "coronal",
+    "sagittal",
+    "axial",
+    "--angle",
+    "6",
+    "--shift",
+    "4",
+    "--noise",
+    "0.04",
+    "--tilt",
+    "5",
+)
 ATLAS = {"F22": "GA22_notoperated", "F25": "GA25_operated", "F28": "GA28_operated", "T28": "GA28_operated"}
 OPTIONS = {
     "A": (*MNI, "--surround", "fluid"),
     "B2": SMALL,
     "B0": (*SMALL, "--motion", "none", "--noise", "0"),
-    "F22": ("--surround", "fluid"), "F25": ("--surround", "fluid"), "F28": ("--surround", "fluid"),
+    "F22": ("--surround", "fluid"),
+    "F25": ("--surround", "fluid"),
+    "F28": ("--surround", "fluid"),
     "T28": TILTED,
 }
 POSE_COLUMNS = ("qw", "qx", "qy", "qz", "tx_mm", "ty_mm", "tz_mm", "cx_mm", "cy_mm", "cz_mm")
@@ -83,8 +106,9 @@ class Case:
         for image, mask in zip(self.images, self.masks, strict=True):
             data, affine = load_image(image)
             sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
-            out.append(Stack(image.name.split("_")[1], data, load_image(mask)[0] > 0, affine,
-                             float(sidecar["SliceThickness"])))
+            out.append(
+                Stack(image.name.split("_")[1], data, load_image(mask)[0] > 0, affine, float(sidecar["SliceThickness"]))
+            )
         return out
 
     def true_transforms(self) -> np.ndarray:
@@ -92,7 +116,7 @@ class Case:
         tables = [read_motion(path) for path in self.true_motion]
         out = np.tile(np.eye(4), (len(tables), max(map(len, tables)), 1, 1))
         for n, table in enumerate(tables):
-            out[n, :len(table)] = table
+            out[n, : len(table)] = table
         return out
 
 
@@ -114,8 +138,12 @@ def simulated(name: str, seed: int, work: Path, more: tuple[str, ...] = (), labe
     options = [*OPTIONS[name], *more]
     if name in ATLAS:
         atlas = shared_folder() / "data" / "fetal-atlas-spinabifida"
-        options += ["--input", atlas / f"{ATLAS[name]}_srr.nii.gz", "--input-mask",
-                    atlas / f"{ATLAS[name]}_mask.nii.gz"]
+        options += [
+            "--input",
+            atlas / f"{ATLAS[name]}_srr.nii.gz",
+            "--input-mask",
+            atlas / f"{ATLAS[name]}_mask.nii.gz",
+        ]
     name = f"{name}-{label}" if label else name
     folder = work / "cases" / f"{name}_seed-{seed}"
     words = [*map(str, options), "--seed", str(seed)]
@@ -125,8 +153,16 @@ def simulated(name: str, seed: int, work: Path, more: tuple[str, ...] = (), labe
         say(f"simulating {name}, seed {seed}")
         run_tool("simulate_stacks.py", *words, "--out", folder)
         masks = folder / "derivatives" / "masks" / "dataset_description.json"
-        masks.write_text(json.dumps({"Name": "Masks of simulated stacks", "BIDSVersion": "1.10.1",
-                                     "DatasetType": "derivative", "GeneratedBy": [{"Name": "simulate_stacks.py"}]}))
+        masks.write_text(
+            json.dumps(
+                {
+                    "Name": "Masks of simulated stacks",
+                    "BIDSVersion": "1.10.1",
+                    "DatasetType": "derivative",
+                    "GeneratedBy": [{"Name": "simulate_stacks.py"}],
+                }
+            )
+        )
         note.write_text(json.dumps(words))  # last: a folder without it was not finished
     return Case(name, folder, seed)
 

@@ -35,8 +35,9 @@ def turned_apart(case: Case, degrees: float) -> Case:
     return changed
 
 
-def with_masks(case: Case, name: str, change: Callable[[np.ndarray], np.ndarray],
-               ends: tuple[int, int] = (1, 0)) -> Case:
+def with_masks(
+    case: Case, name: str, change: Callable[[np.ndarray], np.ndarray], ends: tuple[int, int] = (1, 0)
+) -> Case:
     """The case with masks dilated or eroded in the plane by ``change``, and end slices of each left out.
 
     ``ends`` are the numbers of slices of brain left out, first and last. They are not counted among the slices either:
@@ -47,8 +48,8 @@ def with_masks(case: Case, name: str, change: Callable[[np.ndarray], np.ndarray]
         mask, affine = load_image(path)
         mask = mask > 0
         lit = np.flatnonzero(mask.any((0, 1)))
-        mask[:, :, lit[:ends[0]]] = False
-        mask[:, :, lit[len(lit) - ends[1]:]] = False
+        mask[:, :, lit[: ends[0]]] = False
+        mask[:, :, lit[len(lit) - ends[1] :]] = False
         true = changed.folder / "derivatives" / "truemasks" / path.name
         true.parent.mkdir(parents=True, exist_ok=True)
         save_image(true, mask, affine, "uint8")
@@ -67,7 +68,7 @@ def spilled(case: Case, name: str, radius: float = 14.0) -> Case:
         mask, affine = load_image(path)
         mask, spacing = mask > 0, np.linalg.norm(affine[:3, :3], axis=0)
         lit = np.flatnonzero(mask.any((0, 1)))
-        k = int(rng.choice(lit[len(lit) // 3:2 * len(lit) // 3]))
+        k = int(rng.choice(lit[len(lit) // 3 : 2 * len(lit) // 3]))
         edge = np.argwhere(mask[:, :, k] & ~ndimage.binary_erosion(mask[:, :, k]))
         outwards = (edge - np.argwhere(mask[:, :, k]).mean(0)) * spacing[:2]
         outwards /= np.linalg.norm(outwards, axis=1)[:, None]
@@ -97,8 +98,9 @@ def resized(case: Case, shape: tuple[int, int, int]) -> Case:
         out, affine = np.zeros(shape, data.dtype), affine.copy()
         before = [(n - m) // 2 for n, m in zip(shape, data.shape, strict=True)]
         into = tuple(slice(max(b, 0), max(b, 0) + min(n, m)) for b, n, m in zip(before, shape, data.shape, strict=True))
-        taken = tuple(slice(max(-b, 0), max(-b, 0) + min(n, m))
-                      for b, n, m in zip(before, shape, data.shape, strict=True))
+        taken = tuple(
+            slice(max(-b, 0), max(-b, 0) + min(n, m)) for b, n, m in zip(before, shape, data.shape, strict=True)
+        )
         out[into] = data[taken]
         affine[:3, 3] -= affine[:3, :3] @ before
         save_image(path, out, affine, dtype)

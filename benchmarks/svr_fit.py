@@ -59,8 +59,12 @@ class Fitted:
 
     def cost(self) -> dict:
         """For the record."""
-        return {"fit_s": round(self.seconds, 2), "fit_cpu_s": round(self.cpu_seconds, 2),
-                "register_s": round(self.register_seconds, 2), "load_before": self.load}
+        return {
+            "fit_s": round(self.seconds, 2),
+            "fit_cpu_s": round(self.cpu_seconds, 2),
+            "register_s": round(self.register_seconds, 2),
+            "load_before": self.load,
+        }
 
 
 class Watch:
@@ -87,12 +91,16 @@ class Watch:
         folder.mkdir(parents=True, exist_ok=True)
         affine, shape = output_grid(stacks, fitted.result, RESOLUTION)
         curve = []
-        for iteration, seconds, result in [*self.states, (len(fitted.result.history["loss"]), fitted.seconds,
-                                                          fitted.result)]:
+        for iteration, seconds, result in [
+            *self.states,
+            (len(fitted.result.history["loss"]), fitted.seconds, fitted.result),
+        ]:
             path = save_image(folder / f"{iteration}.nii.gz", sample_result(result, affine, shape), affine)
             score = run_tool("score.py", path, *by_truth(case))
-            curve.append({"iteration": iteration, "seconds": round(seconds, 3)}
-                         | {key: score[key] for key in ("psnr", "ssim", "psnr_core", "ssim_core")})
+            curve.append(
+                {"iteration": iteration, "seconds": round(seconds, 3)}
+                | {key: score[key] for key in ("psnr", "ssim", "psnr_core", "ssim_core")}
+            )
         return curve
 
 
@@ -103,8 +111,9 @@ def options_for(method: str, threads: int, changes: dict) -> SvrOptions | PaperO
     return replace(SvrOptions(threads=threads), motion_correction=method not in ("nomotion", "known"), **changes)
 
 
-def fit(method: str, case: Case, threads: int, changes: dict | None = None,
-        watch: Watch | None = None) -> tuple[Fitted, list[Stack]]:
+def fit(
+    method: str, case: Case, threads: int, changes: dict | None = None, watch: Watch | None = None
+) -> tuple[Fitted, list[Stack]]:
     """Fit a case; also the stacks, which volumes are sampled for.
 
     Parameters
@@ -165,14 +174,33 @@ def save_volumes(result: SvrResult, stacks: list[Stack], files: dict[str, Path])
 def score_fit(result: SvrResult, stacks: list[Stack], case: Case, files: dict[str, Path]) -> dict:
     """Scores of ``score.py``: the delivered volume with the slices' poses, and the whole field of view."""
     save_volumes(result, stacks, files)
-    motion = [write_motion(files["volume"].with_name(f"run-{n + 1}_motion.tsv"),
-                           slice_transforms(result, n, stack.image.shape[2])) for n, stack in enumerate(stacks)]
-    score = run_tool("score.py", files["volume"], *by_truth(case), "--true-transforms", *case.true_motion,
-                     "--est-transforms", *motion, "--slice-masks", *case.true_masks,
-                     "--save-aligned", files["aligned"])
+    motion = [
+        write_motion(
+            files["volume"].with_name(f"run-{n + 1}_motion.tsv"), slice_transforms(result, n, stack.image.shape[2])
+        )
+        for n, stack in enumerate(stacks)
+    ]
+    score = run_tool(
+        "score.py",
+        files["volume"],
+        *by_truth(case),
+        "--true-transforms",
+        *case.true_motion,
+        "--est-transforms",
+        *motion,
+        "--slice-masks",
+        *case.true_masks,
+        "--save-aligned",
+        files["aligned"],
+    )
     whole = run_tool("score.py", files["unmasked"], *by_truth(case))
-    return score | {"unmasked": whole, "gaussians": len(result.field), "iterations": len(result.history["loss"]),
-                    "pixels": result.settings["pixels"], "slices_rejected": int(result.rejected.sum())}
+    return score | {
+        "unmasked": whole,
+        "gaussians": len(result.field),
+        "iterations": len(result.history["loss"]),
+        "pixels": result.settings["pixels"],
+        "slices_rejected": int(result.rejected.sum()),
+    }
 
 
 def by_truth(case: Case) -> tuple:
@@ -188,5 +216,8 @@ def run_method(method: str, case: Case, work: Path, threads: int, changes: dict 
         score = run_tool("score.py", path, *by_truth(case), "--save-aligned", files["aligned"])
         return {"score": score, "volume": str(path)}
     fitted, stacks = fit(method, case, threads, changes)
-    return {"score": score_fit(fitted.result, stacks, case, files), "cost": fitted.cost(),
-            "volume": str(files["volume"])}
+    return {
+        "score": score_fit(fitted.result, stacks, case, files),
+        "cost": fitted.cost(),
+        "volume": str(files["volume"]),
+    }

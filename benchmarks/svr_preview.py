@@ -63,8 +63,10 @@ def preview_row(suite) -> None:
     quick = asdict(quick_options(SvrOptions(**changes)))
     quick = {name: value for name, value in quick.items() if value != asdict(SvrOptions())[name]}
     shelves = {name: _Shelf(case, suite.work / "preview" / name) for name in ("fit", "quick")}
-    fits = {name: fit("default", case, suite.threads, change, shelves[name])
-            for name, change in (("fit", changes), ("quick", quick))}
+    fits = {
+        name: fit("default", case, suite.threads, change, shelves[name])
+        for name, change in (("fit", changes), ("quick", quick))
+    }
     fitted, stacks = fits["fit"]
     affine, shape = output_grid(stacks, fitted.result, RESOLUTION)
     final = save_image(shelves["fit"].folder / "final.nii.gz", sample_result(fitted.result, affine, shape), affine)
@@ -80,14 +82,32 @@ def _record(suite, case: Case, what: str, files, final: Path, cost: dict) -> Non
     points = []
     for label, seconds, cpu, path in files:
         score = run_tool("score.py", path, *by_truth(case))
-        points.append({"iteration": label, "seconds": round(seconds, 2), "cpu_s": cpu and round(cpu, 2),
-                       "ssim": score["ssim"], "psnr": score["psnr"],
-                       "ssim_to_final": round(similarity(path, final, case), 3)})
+        points.append(
+            {
+                "iteration": label,
+                "seconds": round(seconds, 2),
+                "cpu_s": cpu and round(cpu, 2),
+                "ssim": score["ssim"],
+                "psnr": score["psnr"],
+                "ssim_to_final": round(similarity(path, final, case), 3),
+            }
+        )
     close = [point for point in points if point["ssim"] >= end["ssim"] - CLOSE][:1]
-    suite.record({"row": "preview", "case": case.name, "seed": case.seed, "method": "default", "change": what,
-                  "cost": cost, "final": {"ssim": end["ssim"], "psnr": end["psnr"]}, "previews": points,
-                  "first_s": points[0]["seconds"], "close_s": close[0]["seconds"] if close else None,
-                  "close_cpu_s": close[0]["cpu_s"] if close else None})
+    suite.record(
+        {
+            "row": "preview",
+            "case": case.name,
+            "seed": case.seed,
+            "method": "default",
+            "change": what,
+            "cost": cost,
+            "final": {"ssim": end["ssim"], "psnr": end["psnr"]},
+            "previews": points,
+            "first_s": points[0]["seconds"],
+            "close_s": close[0]["seconds"] if close else None,
+            "close_cpu_s": close[0]["cpu_s"] if close else None,
+        }
+    )
 
 
 def similarity(preview: Path, final: Path, case: Case) -> float:
@@ -98,8 +118,15 @@ def similarity(preview: Path, final: Path, case: Case) -> float:
     other = ndimage.affine_transform(other, index[:3, :3], index[:3, 3], data.shape, order=3)
     brain = ndimage.binary_opening(data > 0.25 * np.percentile(data, 99.5), iterations=2)
     slope, offset = np.polyfit(other[brain], data[brain], 1)
-    found = structural_similarity(data * brain, (slope * other + offset) * brain, data_range=float(data[brain].max()),
-                                  gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)[1]
+    found = structural_similarity(
+        data * brain,
+        (slope * other + offset) * brain,
+        data_range=float(data[brain].max()),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )[1]
     return float(found[brain].mean())
 
 
@@ -109,8 +136,16 @@ def _watched_command(case: Case, suite):
     shutil.rmtree(folder, ignore_errors=True)
     kept = folder / "kept"
     kept.mkdir(parents=True)
-    command = gsbids_command(case.folder, folder / "out", folder / "work", "-d",
-                             f"masks={case.folder / 'derivatives' / 'masks'}", "--nprocs", suite.threads, "--preview")
+    command = gsbids_command(
+        case.folder,
+        folder / "out",
+        folder / "work",
+        "-d",
+        f"masks={case.folder / 'derivatives' / 'masks'}",
+        "--nprocs",
+        suite.threads,
+        "--preview",
+    )
     say("gsbids with --preview")
     path = folder / "out" / "sub-01" / "anat" / "sub-01_rec-gsvr_desc-preview_T2w.nii.gz"
     begun, files, seen = time.perf_counter(), [], None

@@ -36,14 +36,18 @@ def command_row(suite) -> None:
     """Cost and similarity with all six stacks, from start to report."""
     data = shared_folder() / "data" / "fetal-stacks-mialsrtk"
     out, entry = reconstruct(data, "all-runs", ALL_RUNS, "default", suite)
-    volumes = {"average": average(data, ALL_RUNS, suite.work / "real" / "all-runs"),
-               "default": only(out, "*_rec-gsvr_*_desc-preproc_T2w.nii.gz"), "SVRTK": peer("all-runs")}
+    volumes = {
+        "average": average(data, ALL_RUNS, suite.work / "real" / "all-runs"),
+        "default": only(out, "*_rec-gsvr_*_desc-preproc_T2w.nii.gz"),
+        "SVRTK": peer("all-runs"),
+    }
     suite.record({"row": "real-command", "case": "real, 6 stacks", "method": "default", **entry})
     draw("all-runs", volumes, data, suite)
 
 
-def reconstruct(data: Path, name: str, runs: tuple[int, ...], method: str, suite,
-                options: tuple[str, ...] | None = None) -> tuple[Path, dict]:
+def reconstruct(
+    data: Path, name: str, runs: tuple[int, ...], method: str, suite, options: tuple[str, ...] | None = None
+) -> tuple[Path, dict]:
     """gsbids on some runs, from nothing; the output folder and the cost.
 
     ``options`` stand in the place of those of the method.
@@ -54,8 +58,18 @@ def reconstruct(data: Path, name: str, runs: tuple[int, ...], method: str, suite
     out, filters = folder / "out", folder / "filter.json"
     filters.write_text(json.dumps({"stacks": {"run": list(runs)}}))
     masks = data / "derivatives" / "manual_masks"
-    command = gsbids_command(data, out, folder / "work", "-d", f"masks={masks}", "--bids-filter-file", filters,
-                             "--nprocs", suite.threads, *(COMMANDS[method] if options is None else options))
+    command = gsbids_command(
+        data,
+        out,
+        folder / "work",
+        "-d",
+        f"masks={masks}",
+        "--bids-filter-file",
+        filters,
+        "--nprocs",
+        suite.threads,
+        *(COMMANDS[method] if options is None else options),
+    )
     say(f"{name}: gsbids, {method}")
     cost = run_measured(command, folder / "gsbids.log")
     return out, {"cost": asdict(cost), **slice_ncc(out)}
@@ -73,8 +87,16 @@ def leave_out(run: int, data: Path, suite) -> None:
     volumes |= {"average": average(data, runs, suite.work / "real" / name), "SVRTK": peer(name)}
     for method, volume in volumes.items():
         scores = heldout_medians(volume, stack_file(data, run), mask_file(data, run))
-        suite.record({"row": "heldout", "case": f"run-{run}", "method": method, "heldout": scores,
-                      "volume": str(volume), **more.get(method, {})})
+        suite.record(
+            {
+                "row": "heldout",
+                "case": f"run-{run}",
+                "method": method,
+                "heldout": scores,
+                "volume": str(volume),
+                **more.get(method, {}),
+            }
+        )
     draw(name, volumes, data, suite)
 
 

@@ -28,13 +28,23 @@ TURN = 30.0  # degrees
 ORIGIN = np.array([500.0, -300.0, 200.0])  # mm
 LARGE = (320, 320, 30)
 PAPER_CHANGES = {
-    "10 000 Gaussians": {"n_gaussians": 10_000}, "20 000 Gaussians": {"n_gaussians": 20_000},
-    "as published": {}, "40 000 Gaussians": {"n_gaussians": 40_000},
-    "K = 32": {"neighbours": 32}, "K = 128": {"neighbours": 128}, "no PSF": {"psf": False},
-    "no scale regularisation": {"scale_weight": 0.0}, "uniform start": {"edge_share": 0.0}}
+    "10 000 Gaussians": {"n_gaussians": 10_000},
+    "20 000 Gaussians": {"n_gaussians": 20_000},
+    "as published": {},
+    "40 000 Gaussians": {"n_gaussians": 40_000},
+    "K = 32": {"neighbours": 32},
+    "K = 128": {"neighbours": 128},
+    "no PSF": {"psf": False},
+    "no scale regularisation": {"scale_weight": 0.0},
+    "uniform start": {"edge_share": 0.0},
+}
 DEFAULT_CHANGES = {
-    "as it is": {}, "PSF without its mass factor": {"mass_factor": False},
-    "no scale regularisation": {"scale_weight": 0.0}, "uniform start": {"edge_share": 0.0}, "no rim": {"rim": 0.0}}
+    "as it is": {},
+    "PSF without its mass factor": {"mass_factor": False},
+    "no scale regularisation": {"scale_weight": 0.0},
+    "uniform start": {"edge_share": 0.0},
+    "no rim": {"rim": 0.0},
+}
 
 
 @dataclass
@@ -112,8 +122,13 @@ def robust_row(suite: Suite) -> None:
 def corrupted_row(suite: Suite) -> None:
     """One slice in five has lost signal."""
     for seed in suite.seeds_or(*SEEDS):
-        run_against(suite, "corrupted", simulated("A", seed, suite.work),
-                 [simulated("A", seed, suite.work, CORRUPTED, "corrupted")], suite.methods_or("default"))
+        run_against(
+            suite,
+            "corrupted",
+            simulated("A", seed, suite.work),
+            [simulated("A", seed, suite.work, CORRUPTED, "corrupted")],
+            suite.methods_or("default"),
+        )
 
 
 def masks_row(suite: Suite) -> None:
@@ -158,9 +173,19 @@ def origin_row(suite: Suite) -> None:
             brain = vote_mask(there, result, affine, shape)[0]
         images.append(sample_result(result, move @ affine, shape)[brain])
     difference = np.abs(images[1] - images[0]) / np.ptp(images[0])
-    suite.record({"row": "origin", "case": case.name, "seed": case.seed, "method": "default", "change": {
-        "max": float(difference.max()), "p99.9": float(np.percentile(difference, 99.9)),
-        "rms": float(np.sqrt(np.mean(difference**2)))}})
+    suite.record(
+        {
+            "row": "origin",
+            "case": case.name,
+            "seed": case.seed,
+            "method": "default",
+            "change": {
+                "max": float(difference.max()),
+                "p99.9": float(np.percentile(difference, 99.9)),
+                "rms": float(np.sqrt(np.mean(difference**2))),
+            },
+        }
+    )
 
 
 def speed_row(suite: Suite) -> None:
@@ -172,8 +197,17 @@ def speed_row(suite: Suite) -> None:
         watch = Watch()
         fitted, stacks = fit(method, case, suite.threads, suite.changes_of(method), watch)
         curves[method] = curve = watch.scored(fitted, stacks, case, suite.work / "curves" / method)
-        suite.record({"row": "speed", "case": case.name, "seed": case.seed, "method": method, "curve": curve,
-                      "cost": fitted.cost(), "pixels": fitted.result.settings["pixels"]})
+        suite.record(
+            {
+                "row": "speed",
+                "case": case.name,
+                "seed": case.seed,
+                "method": method,
+                "curve": curve,
+                "cost": fitted.cost(),
+                "pixels": fitted.result.settings["pixels"],
+            }
+        )
     if suite.figures:
         draw_convergence(suite.figures / "svr_convergence.png", curves)
 
@@ -185,11 +219,25 @@ def memory_row(suite: Suite) -> None:
     case = resized(simulated("A", seed, suite.work, twelve, "twelve"), LARGE)
     out = suite.work / "memory"
     say("gsbids on 12 stacks")
-    command = gsbids_command(case.folder, out / "out", out / "work", "-d",
-                             f"masks={case.folder / 'derivatives' / 'masks'}", "--nprocs", suite.threads,
-                             "--clean-workdir")
-    suite.record({"row": "memory", "case": case.name, "seed": seed, "method": "default",
-                  "cost": dataclasses.asdict(run_measured(command, out / "gsbids.log"))})
+    command = gsbids_command(
+        case.folder,
+        out / "out",
+        out / "work",
+        "-d",
+        f"masks={case.folder / 'derivatives' / 'masks'}",
+        "--nprocs",
+        suite.threads,
+        "--clean-workdir",
+    )
+    suite.record(
+        {
+            "row": "memory",
+            "case": case.name,
+            "seed": seed,
+            "method": "default",
+            "cost": dataclasses.asdict(run_measured(command, out / "gsbids.log")),
+        }
+    )
 
 
 def ablation_row(suite: Suite) -> None:
@@ -204,21 +252,38 @@ def ablation_row(suite: Suite) -> None:
                 say(f"ablation: {method} has no option {', '.join(set(change) - known)}")
                 continue
             found = run_method(method, case, suite.work, suite.threads, suite.changes_of(method) | change)
-            suite.record({"row": "ablation", "case": case.name, "seed": case.seed, "method": method,
-                          "change": label, **found})
+            suite.record(
+                {"row": "ablation", "case": case.name, "seed": case.seed, "method": method, "change": label, **found}
+            )
 
 
 def whole_command_row(suite: Suite) -> None:
     """The fit within ``gsbids``, with denoising and N4, on case T: what a user gets from simulated data."""
     case = simulated("T28", suite.seeds_or(*SEEDS)[0], suite.work)
     out = suite.work / "simulated-command"
-    command = gsbids_command(case.folder, out / "out", out / "work", "-d",
-                             f"masks={case.folder / 'derivatives' / 'masks'}", "--nprocs", suite.threads,
-                             "--clean-workdir")
+    command = gsbids_command(
+        case.folder,
+        out / "out",
+        out / "work",
+        "-d",
+        f"masks={case.folder / 'derivatives' / 'masks'}",
+        "--nprocs",
+        suite.threads,
+        "--clean-workdir",
+    )
     cost = dataclasses.asdict(run_measured(command, out / "gsbids.log"))
     volume = only(out / "out", "*_rec-gsvr_*_desc-preproc_T2w.nii.gz")
-    suite.record({"row": "command", "case": case.name, "seed": case.seed, "method": "default", "cost": cost,
-                  "score": run_tool("score.py", volume, *by_truth(case)), "volume": str(volume)})
+    suite.record(
+        {
+            "row": "command",
+            "case": case.name,
+            "seed": case.seed,
+            "method": "default",
+            "cost": cost,
+            "score": run_tool("score.py", volume, *by_truth(case)),
+            "volume": str(volume),
+        }
+    )
 
 
 def read_changes(words: list[str]) -> dict:

@@ -33,8 +33,12 @@ from gsbids.simulate.phantom import Phantom
 FILES = {22: "GA22_notoperated", 25: "GA25_operated", 28: "GA28_operated"}
 RIGHT = 20.0  # degrees
 QUICK = {"iterations": 40, "n_gaussians": 2000, "members": 1}  # poses and outlines are all that is needed
-SETTINGS = SimulationSettings(orientations=("axial", "coronal", "sagittal"), angle=4.0, shift=2.5,
-                              acquisition=Acquisition(in_plane=1.4, thickness=4.0, spacing=4.0))
+SETTINGS = SimulationSettings(
+    orientations=("axial", "coronal", "sagittal"),
+    angle=4.0,
+    shift=2.5,
+    acquisition=Acquisition(in_plane=1.4, thickness=4.0, spacing=4.0),
+)
 
 
 def turned_phantom(atlas: Stack, turn: np.ndarray, voxel: float = 1.0) -> tuple[Phantom, np.ndarray]:
@@ -47,8 +51,10 @@ def turned_phantom(atlas: Stack, turn: np.ndarray, voxel: float = 1.0) -> tuple[
     affine = np.diag([voxel] * 3 + [1.0])
     affine[:3, 3] = -voxel * (count - 1) / 2
     index = np.linalg.inv(move @ atlas.affine) @ affine
-    image, mask = (ndimage.affine_transform(a.astype(np.float32), index[:3, :3], index[:3, 3], (count,) * 3, order=1)
-                   for a in (atlas.image, atlas.mask))
+    image, mask = (
+        ndimage.affine_transform(a.astype(np.float32), index[:3, :3], index[:3, 3], (count,) * 3, order=1)
+        for a in (atlas.image, atlas.mask)
+    )
     return Phantom(image * 1000 / np.percentile(atlas.image[atlas.mask], 99), mask > 0.5, affine), move
 
 
@@ -57,8 +63,10 @@ def reconstructed(atlas: Stack, seed: int, threads: int = 1) -> tuple[Stack, np.
     phantom, move = turned_phantom(atlas, Rotation.random(random_state=seed).as_matrix())
     settings = SimulationSettings(**{**vars(SETTINGS), "seed": seed})
     acquired = simulate_stacks(settings, phantom)
-    stacks = [Stack(f"run-{n}", a.image, a.mask, a.affine, settings.acquisition.thickness)
-              for n, a in enumerate(acquired, start=1)]
+    stacks = [
+        Stack(f"run-{n}", a.image, a.mask, a.affine, settings.acquisition.thickness)
+        for n, a in enumerate(acquired, start=1)
+    ]
     result = fit_svr(stacks, register_stacks(stacks, threads).transforms, SvrOptions(**QUICK, threads=threads))
     true = np.array([acquired[n].transforms[k] for n, k in zip(result.stack_index, result.slice_index, strict=True)])
     gauge = poses.mean_correction(result.motion, result.nominal.moved(true), result.weight)
@@ -70,8 +78,14 @@ def aligned(brain: Stack, move: np.ndarray, templates: list[Stack]) -> dict:
     begun = time.process_time()
     number, found = align_to_templates(brain, templates)
     error = found.transform[:3, :3] @ move[:3, :3]
-    return {"template": templates[number].name, "error": angle(error), "similarity": found.similarity,
-            "runner_up": found.runner_up, "doubt": found.doubt, "cpu": time.process_time() - begun}
+    return {
+        "template": templates[number].name,
+        "error": angle(error),
+        "similarity": found.similarity,
+        "runner_up": found.runner_up,
+        "doubt": found.doubt,
+        "cpu": time.process_time() - begun,
+    }
 
 
 def angle(rotation: np.ndarray) -> float:
@@ -92,31 +106,44 @@ def main() -> None:
     parser.add_argument("--wide", type=float, default=0.0, help="mm by which masks are too wide")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    packaged = {age: replace(template.brain, name=str(age))
-                for age, template in zip(WEEKS, fetal_templates(), strict=True)}
+    packaged = {
+        age: replace(template.brain, name=str(age)) for age, template in zip(WEEKS, fetal_templates(), strict=True)
+    }
     rows = []
     for age in args.ages:
         atlas = load_template(shared_folder() / "data" / "fetal-atlas-spinabifida" / f"{FILES[age]}_srr.nii.gz")
         for seed in args.seeds:
             brain, move = reconstructed(atlas, seed)
-            for kind, templates in (("all ages", list(packaged.values())),
-                                    ("other ages", [brain for week, brain in packaged.items() if week != age])):
-                rows.append({"age": age, "seed": seed, "templates": kind, "turned": angle(move[:3, :3])}
-                            | aligned(wider(brain, args.wide) if args.wide else brain, move, templates))
-                say(", ".join(f"{key} {value if isinstance(value, str) else format(value, '.3g')}"
-                              for key, value in rows[-1].items()))
+            for kind, templates in (
+                ("all ages", list(packaged.values())),
+                ("other ages", [brain for week, brain in packaged.items() if week != age]),
+            ):
+                rows.append(
+                    {"age": age, "seed": seed, "templates": kind, "turned": angle(move[:3, :3])}
+                    | aligned(wider(brain, args.wide) if args.wide else brain, move, templates)
+                )
+                say(
+                    ", ".join(
+                        f"{key} {value if isinstance(value, str) else format(value, '.3g')}"
+                        for key, value in rows[-1].items()
+                    )
+                )
     counts = {kind: counted([row for row in rows if row["templates"] == kind]) for kind in ("all ages", "other ages")}
     say(str(counts))
-    write_json(args.output, {"benchmark": "template", "machine": machine(), "wide": args.wide, "rows": rows,
-                             "counts": counts})
+    write_json(
+        args.output, {"benchmark": "template", "machine": machine(), "wide": args.wide, "rows": rows, "counts": counts}
+    )
 
 
 def counted(rows: list[dict]) -> dict:
     """How many lie right, wrong, and are not to be trusted."""
-    return {"of": len(rows), "right": sum(row["error"] < RIGHT and not row["doubt"] for row in rows),
-            "wrong and not said": sum(row["error"] >= RIGHT and not row["doubt"] for row in rows),
-            "doubted": sum(bool(row["doubt"]) for row in rows),
-            "median error": float(np.median([row["error"] for row in rows]))}
+    return {
+        "of": len(rows),
+        "right": sum(row["error"] < RIGHT and not row["doubt"] for row in rows),
+        "wrong and not said": sum(row["error"] >= RIGHT and not row["doubt"] for row in rows),
+        "doubted": sum(bool(row["doubt"]) for row in rows),
+        "median error": float(np.median([row["error"] for row in rows])),
+    }
 
 
 if __name__ == "__main__":

@@ -70,11 +70,15 @@ def score_uncertainty(result: SvrResult, stacks: list[Stack], case: Case) -> dic
     found = predict_error(result, stacks, grid, image)
     slope, offset = np.polyfit(image[mask].astype(float), truth[mask], 1)
     error = np.abs(image + (offset - truth) / slope)
-    return {"psnr": round(float(20 * np.log10(truth[mask].max() / (slope * rms(error[mask])))), 2),
-            "rms_error": round(rms(error[mask]), 2), "rms_sigma": round(rms(found.sigma[mask]), 2),
-            **correlations(found, error, mask),
-            "within": [round(float((error <= times * found.sigma)[mask].mean()), 3) for times in (1, 2)],
-            "bins": binned(found.sigma[mask], error[mask]), "calibration": round(factor(found, error, mask), 2)}
+    return {
+        "psnr": round(float(20 * np.log10(truth[mask].max() / (slope * rms(error[mask])))), 2),
+        "rms_error": round(rms(error[mask]), 2),
+        "rms_sigma": round(rms(found.sigma[mask]), 2),
+        **correlations(found, error, mask),
+        "within": [round(float((error <= times * found.sigma)[mask].mean()), 3) for times in (1, 2)],
+        "bins": binned(found.sigma[mask], error[mask]),
+        "calibration": round(factor(found, error, mask), 2),
+    }
 
 
 def rms(values: np.ndarray) -> float:
@@ -90,9 +94,13 @@ def correlations(found: Uncertainty, error: np.ndarray, mask: np.ndarray) -> dic
     def rank(a, b, where=mask):
         return round(float(spearmanr(a[where], b[where])[0]), 3)
 
-    return {"spearman": rank(found.sigma, error), "spearman_core": rank(found.sigma, error, core),
-            "spearman_parts": {part: rank(getattr(found, part), error) for part in ("data", "members", "placement")},
-            "spearman_local": rank(found.sigma, local), "spearman_oracle": rank(local, error)}
+    return {
+        "spearman": rank(found.sigma, error),
+        "spearman_core": rank(found.sigma, error, core),
+        "spearman_parts": {part: rank(getattr(found, part), error) for part in ("data", "members", "placement")},
+        "spearman_local": rank(found.sigma, local),
+        "spearman_oracle": rank(local, error),
+    }
 
 
 def binned(sigma: np.ndarray, error: np.ndarray) -> list[dict]:

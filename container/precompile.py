@@ -24,19 +24,37 @@ def main(folder: Path) -> None:
         simulate(Path(scratch))
         for level in levels:
             begin = time.perf_counter()
-            run_all(Path(scratch), {variable: str(folder / name) for name, variable in FOLDERS.items()} |
-                    {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": ""}, level)
+            run_all(
+                Path(scratch),
+                {variable: str(folder / name) for name, variable in FOLDERS.items()}
+                | {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": ""},
+                level,
+            )
             print(f"{level}: {time.perf_counter() - begin:.0f} s")
     count = len(list(folder.glob("numba/*/*.nbc")))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{count} compiled kernels; {size / 2 ** 20:.1f} MiB of caches")
+    print(f"{count} compiled kernels; {size / 2**20:.1f} MiB of caches")
     if levels and not count:
         sys.exit("no kernel was kept")
 
 
 def simulate(scratch: Path) -> None:
-    subprocess.run([sys.executable, "-m", "gsbids.simulate", scratch / "bids", "--brain-ml", "20",
-                    "--stacks", "axial", "coronal", "sagittal"], check=True, cwd=scratch)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gsbids.simulate",
+            scratch / "bids",
+            "--brain-ml",
+            "20",
+            "--stacks",
+            "axial",
+            "coronal",
+            "sagittal",
+        ],
+        check=True,
+        cwd=scratch,
+    )
 
 
 # Always in another folder than the sources, which Python would find first.
@@ -45,14 +63,28 @@ def run_all(scratch: Path, caches: dict[str, str], name: str) -> None:
     environ = {key: value for key, value in os.environ.items() if key != PREPARED} | caches
     truth = bids / "derivatives/truth/sub-01/anat/sub-01_desc-truth_T2w.nii.gz"
     for arguments in (
-            [bids, out, "participant", "-d", bids / "derivatives" / "masks", "-w", scratch / f"{name}-work", "--sloppy",
-             "--nprocs", "1"],
-            ["super-resolve", truth, out / "fine.nii.gz", "--factor", "1", "1", "2", "--sr-quality", "fast"],
+        [
+            bids,
+            out,
+            "participant",
+            "-d",
+            bids / "derivatives" / "masks",
+            "-w",
+            scratch / f"{name}-work",
+            "--sloppy",
+            "--nprocs",
+            "1",
+        ],
+        ["super-resolve", truth, out / "fine.nii.gz", "--factor", "1", "1", "2", "--sr-quality", "fast"],
     ):
         subprocess.run([sys.executable, "-m", "gsbids", *arguments], check=True, env=environ, cwd=scratch)
     model = next(out.rglob("*_model.npz"))
-    subprocess.run([sys.executable, "-m", "gsbids", "sample", model, out / "sample.nii.gz", "--spacing", "2"],
-                   check=True, env=environ, cwd=scratch)
+    subprocess.run(
+        [sys.executable, "-m", "gsbids", "sample", model, out / "sample.nii.gz", "--spacing", "2"],
+        check=True,
+        env=environ,
+        cwd=scratch,
+    )
 
 
 if __name__ == "__main__":

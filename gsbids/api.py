@@ -23,8 +23,15 @@ FILES = {"volume": "volume.nii.gz", "mask": "brain_mask.nii.gz", "model": "model
 ERRORS = {error.exit_code: error for error in (InputError, WorkflowError, DeviceError)}
 
 
-def reconstruct(stacks: Sequence, masks: Sequence | None = None, thickness: float | Sequence[float] | None = None,
-                resolution: float = 0.8, device: str = "auto", progress: bool = True, **options) -> "Reconstruction":
+def reconstruct(
+    stacks: Sequence,
+    masks: Sequence | None = None,
+    thickness: float | Sequence[float] | None = None,
+    resolution: float = 0.8,
+    device: str = "auto",
+    progress: bool = True,
+    **options,
+) -> "Reconstruction":
     """Reconstruct one volume from stacks of slices of one brain (``gsbids reconstruct``).
 
     Parameters
@@ -74,17 +81,35 @@ def reconstruct(stacks: Sequence, masks: Sequence | None = None, thickness: floa
     if thickness is not None:
         each = [thickness] if isinstance(thickness, int | float) else thickness
         words += ["--slice-thickness", *map(str, each)]
-    words += ["--output-volume", found._path("volume"), "--output-mask", found._path("mask"), "--output-model",
-              found._path("model"), "--output-report", found._path("report"), "--output-folder",
-              str(place / "derivatives"), "--output-resolution", str(resolution), "--device", device]
+    words += [
+        "--output-volume",
+        found._path("volume"),
+        "--output-mask",
+        found._path("mask"),
+        "--output-model",
+        found._path("model"),
+        "--output-report",
+        found._path("report"),
+        "--output-folder",
+        str(place / "derivatives"),
+        "--output-resolution",
+        str(resolution),
+        "--device",
+        device,
+    ]
     if _run([*words, *_as_words(options)], progress) == NOT_TO_BE_USED:
         warnings.warn(f"do not use this volume: {' '.join(found.reasons)}", stacklevel=2)
     return found
 
 
-def super_resolve(image, factor: float | Sequence[float] | None = None,
-                  resolution: float | Sequence[float] | None = None, device: str = "auto", progress: bool = True,
-                  **options):
+def super_resolve(
+    image,
+    factor: float | Sequence[float] | None = None,
+    resolution: float | Sequence[float] | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    **options,
+):
     """Make one volume finer (``gsbids super-resolve``).
 
     Parameters
@@ -109,8 +134,19 @@ def super_resolve(image, factor: float | Sequence[float] | None = None,
     with tempfile.TemporaryDirectory(prefix="gsbids-") as place:
         out = str(Path(place, "fine.nii.gz"))
         # The files go first, as options with several values would take them.
-        _run(["super-resolve", *_files([image], Path(place), "image"), out, name, *map(str, value), "--device", device,
-              *_as_words(options)], progress)
+        _run(
+            [
+                "super-resolve",
+                *_files([image], Path(place), "image"),
+                out,
+                name,
+                *map(str, value),
+                "--device",
+                device,
+                *_as_words(options),
+            ],
+            progress,
+        )
         return _image(out)
 
 
@@ -179,8 +215,9 @@ class Reconstruction:
         ``*_desc-motion_timeseries.tsv``."""
         import pandas as pd
 
-        tables = [pd.read_csv(path, sep="\t", na_values="n/a")
-                  for path in self._written("*_desc-motion_timeseries.tsv")]
+        tables = [
+            pd.read_csv(path, sep="\t", na_values="n/a") for path in self._written("*_desc-motion_timeseries.tsv")
+        ]
         return pd.concat(tables, keys=range(1, len(tables) + 1), names=["stack", None]).reset_index(level=0)
 
     @cached_property
@@ -250,8 +287,9 @@ def _files(images: Sequence, place: Path, name: str) -> list[str]:
             out.append(os.path.abspath(image))
         elif hasattr(image, "affine"):
             out.append(str(place / f"{name}-{number}.nii.gz"))
-            nib.save(image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image(image.dataobj, image.affine),
-                     out[-1])
+            nib.save(
+                image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image(image.dataobj, image.affine), out[-1]
+            )
         else:
             raise InputError(f"{name} {number} is a {type(image).__name__}; give a nibabel image or a path")
     return out
@@ -290,8 +328,9 @@ def _run(words: list[str], progress: bool) -> int:
     """
     command = [sys.executable, "-m", "gsbids", *words]
     said, environment = [], os.environ | {"NO_ET": "1"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
-                          env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+    ) as process:
         for line in process.stderr:
             said.append(line.strip())
             if progress:

@@ -186,8 +186,10 @@ class Config:
         method : {"svr", "sr"}
         """
         usual = method == "svr"
-        settled = {name: usual if getattr(self.workflow, name) is None else getattr(self.workflow, name)
-                   for name in ("denoise", "n4")}
+        settled = {
+            name: usual if getattr(self.workflow, name) is None else getattr(self.workflow, name)
+            for name in ("denoise", "n4")
+        }
         return self.replace("workflow", **settled)
 
     def to_toml(self, path: str | Path) -> Path:
@@ -210,8 +212,10 @@ class Config:
         """
         sections = read_toml(path)
         if not {"bids_dir", "output_dir", "work_dir"} <= set(sections["execution"]):
-            raise InputError(f"{path}: bids_dir, output_dir or work_dir is missing in [execution]; "
-                             "give a gsbids.toml that a run has written")
+            raise InputError(
+                f"{path}: bids_dir, output_dir or work_dir is missing in [execution]; "
+                "give a gsbids.toml that a run has written"
+            )
         return cls(**{name: kind(**sections[name]) for name, kind in SECTIONS.items()})
 
 
@@ -237,8 +241,7 @@ def read_toml(path: str | Path) -> dict[str, dict[str, object]]:
         raise InputError(f"--config-file {path}: not a TOML file ({error})") from error
     strange = [name for name in found if name not in SECTIONS or not isinstance(found[name], dict)]
     if strange:
-        raise InputError(f"--config-file {path}: unknown section {strange[0]!r}; "
-                         f"sections are {', '.join(SECTIONS)}")
+        raise InputError(f"--config-file {path}: unknown section {strange[0]!r}; sections are {', '.join(SECTIONS)}")
     return {name: _typed_section(path, name, found.get(name, {})) for name in SECTIONS}
 
 

@@ -84,8 +84,9 @@ def exp(array):
 def medians(images, mask) -> np.ndarray:
     """Median of each image (S, X, Y) within its mask, (S,) array; 0 where a mask is empty."""
     if not torch.is_tensor(images):
-        return np.array([np.median(image[inside]) if inside.any() else 0.0
-                         for image, inside in zip(images, mask, strict=True)])
+        return np.array(
+            [np.median(image[inside]) if inside.any() else 0.0 for image, inside in zip(images, mask, strict=True)]
+        )
     ordered = torch.where(mask, images, torch.inf).flatten(1).sort(1).values
     count = mask.flatten(1).sum(1, keepdim=True)
     middle = [ordered.gather(1, place.clamp(min=0)) for place in ((count - 1) // 2, count // 2)]
@@ -127,8 +128,10 @@ def find_gpus() -> tuple[tuple[str, ...], str]:
     if not expects_gpu():
         return (), f"torch {torch.__version__} is a build without CUDA; install one with CUDA, and 'gsbids[gpu]'"
     if not torch.cuda.is_available():
-        return (), ("torch finds no GPU (none is there or visible, or its driver is missing or too old); look at "
-                    "nvidia-smi, in a container give it the GPU (--nv, --gpus all)")
+        return (), (
+            "torch finds no GPU (none is there or visible, or its driver is missing or too old); look at "
+            "nvidia-smi, in a container give it the GPU (--nv, --gpus all)"
+        )
     try:
         found = len(runtime.numba_cuda().gpus)
     except DeviceError as error:

@@ -73,7 +73,7 @@ def _extent(row):
 def _add(x, a, b, shift, first, last, scale, column, total, weight):
     """Add one neighbour of each voxel of a row."""
     edge, (i, j, k) = SEARCH + 1, shift
-    column[first:last + 2] = 0
+    column[first : last + 2] = 0
     for u in range(-1, 2):
         for v in range(-1, 2):
             here, there = x[a + u, b + v], x[a + i + u, b + j + v]

@@ -19,9 +19,24 @@ from gsbids.kernels.cpu.packed import PackedField
 from gsbids.kernels.cuda import runtime
 from gsbids.kernels.problem import DEFAULT, Acquired, GridGeometry, RenderOptions, SliceGeometry, Step, full_extent
 
-__all__ = ["Acquired", "GridGeometry", "GridRender", "RenderOptions", "SliceGeometry", "SliceRender", "Step",
-           "full_extent", "image_gradient", "kept_lists", "on_device", "plan", "pose_normal_equations", "render",
-           "render_grid", "step_slices"]
+__all__ = [
+    "Acquired",
+    "GridGeometry",
+    "GridRender",
+    "RenderOptions",
+    "SliceGeometry",
+    "SliceRender",
+    "Step",
+    "full_extent",
+    "image_gradient",
+    "kept_lists",
+    "on_device",
+    "plan",
+    "pose_normal_equations",
+    "render",
+    "render_grid",
+    "step_slices",
+]
 
 
 def _cuda(array, module: str = "ops"):
@@ -92,8 +107,16 @@ def render(mean, log_scale, quaternion, intensity, log_weight, geometry, options
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
     weight = np.empty_like(image)
-    splat.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
-                      options.mass_factor, rows.lanes(), image, weight)
+    splat.forward(
+        *geometry.arrays(),
+        field.arrays(),
+        options.cut**2,
+        np.float32(options.eps),
+        options.mass_factor,
+        rows.lanes(),
+        image,
+        weight,
+    )
     return image, weight
 
 
@@ -123,15 +146,26 @@ def step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, ac
     image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
     total, pose = np.empty((len(field.table), 11), np.float32), np.empty((slices, 6))
     gain = np.ones(slices) if acquired.gain is None else acquired.gain
-    splat.step(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps), options.mass_factor,
-                   rows.lanes(), np.ascontiguousarray(acquired.values, np.float32),
-                   np.ascontiguousarray(acquired.weight, np.float32), np.asarray(gain, np.float32),
-                   np.float32(acquired.delta), image, loss, total, pose)
+    splat.step(
+        *geometry.arrays(),
+        field.arrays(),
+        options.cut**2,
+        np.float32(options.eps),
+        options.mass_factor,
+        rows.lanes(),
+        np.ascontiguousarray(acquired.values, np.float32),
+        np.ascontiguousarray(acquired.weight, np.float32),
+        np.asarray(gain, np.float32),
+        np.float32(acquired.delta),
+        image,
+        loss,
+        total,
+        pose,
+    )
     return Step(loss, image, field.gradients(total, options), pose)
 
 
-def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT,
-                   lists=None):
+def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT, lists=None):
     """Derivative of the rendered slices with respect to the pixels' positions.
 
     Parameters
@@ -150,12 +184,14 @@ def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry,
         field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
         return backend.to_host(image_gradient(*field, geometry, _moved(rendered, options), options, lists))
     if twin := _cuda(mean):
-        return twin.image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options,
-                                   lists)
+        return twin.image_gradient(
+            mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options, lists
+        )
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
-    splat.image_gradient(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
-                             *rendered, out)
+    splat.image_gradient(
+        *geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(), *rendered, out
+    )
     return out
 
 
@@ -179,8 +215,9 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
     slices = len(residual)
     matrix, vector = np.empty((slices, 6, 6)), np.empty((slices, 6))
     _, _, _, spacing, centre, _ = geometry.arrays()
-    splat.pose_normal_equations(spacing, centre, gradient, residual, weight,
-                                    np.asarray(gain, np.float64), matrix, vector)
+    splat.pose_normal_equations(
+        spacing, centre, gradient, residual, weight, np.asarray(gain, np.float64), matrix, vector
+    )
     return matrix, vector
 
 
@@ -210,8 +247,16 @@ class SliceRenderCpu(torch.autograd.Function):
         field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
         image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
-        splat.forward(*geometry.arrays(), field.arrays(), options.cut**2, np.float32(options.eps),
-                          options.mass_factor, rows.lanes(), image, weight)
+        splat.forward(
+            *geometry.arrays(),
+            field.arrays(),
+            options.cut**2,
+            np.float32(options.eps),
+            options.mass_factor,
+            rows.lanes(),
+            image,
+            weight,
+        )
         ctx.problem = (field, geometry, options)
         image = torch.from_numpy(image)
         ctx.save_for_backward(image, torch.from_numpy(weight))
@@ -223,8 +268,18 @@ class SliceRenderCpu(torch.autograd.Function):
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         total = np.empty((len(field.table), 11), np.float32)
         pose = np.empty((len(geometry.rotation), 6))
-        splat.backward(*geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(),
-                           np.ascontiguousarray(grad, np.float32), image, weight, total, pose)
+        splat.backward(
+            *geometry.arrays(),
+            field.arrays(),
+            options.cut**2,
+            options.mass_factor,
+            rows.lanes(),
+            np.ascontiguousarray(grad, np.float32),
+            image,
+            weight,
+            total,
+            pose,
+        )
         pose = torch.from_numpy(pose.astype(np.float32))
         gradients = (torch.from_numpy(a) for a in field.gradients(total, options))
         return *gradients, pose[:, :3], pose[:, 3:], None, None

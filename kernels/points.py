@@ -53,8 +53,14 @@ class PointSet:
 
     def arrays(self):
         """The arrays in the order of the kernels."""
-        return (np.ascontiguousarray(self.position, np.float64), self.start, self.stop, self.members,
-                np.ascontiguousarray(self.psf, np.float64), np.ascontiguousarray(self.frame, np.int64))
+        return (
+            np.ascontiguousarray(self.position, np.float64),
+            self.start,
+            self.stop,
+            self.members,
+            np.ascontiguousarray(self.psf, np.float64),
+            np.ascontiguousarray(self.frame, np.int64),
+        )
 
 
 def _frames(count, psf, frame):
@@ -83,8 +89,9 @@ def nearest(mean, position, count, psf=None, frame=None) -> PointSet:
     count = min(count, len(mean))
     index = cKDTree(mean).query(position, k=np.arange(1, count + 1))[1] if count else np.empty((len(position), 0))
     start = np.arange(len(position), dtype=np.int64) * count
-    return PointSet(position, start, start + count, index.ravel().astype(np.int32), math.inf,
-                    *_frames(len(position), psf, frame))
+    return PointSet(
+        position, start, start + count, index.ravel().astype(np.int32), math.inf, *_frames(len(position), psf, frame)
+    )
 
 
 def within_cut(field, position, cut=DEFAULT.cut, psf=None, frame=None, cell=4.0) -> PointSet:
@@ -166,8 +173,24 @@ def _forward(position, start, stop, members, psf, frame, mean, cov, intensity, a
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, amplitude, cut2, grad_image, image,
-              weight, grad, grad_place):
+def _backward(
+    position,
+    start,
+    stop,
+    members,
+    psf,
+    frame,
+    mean,
+    cov,
+    intensity,
+    amplitude,
+    cut2,
+    grad_image,
+    image,
+    weight,
+    grad,
+    grad_place,
+):
     for part in nb.prange(PARTS):
         out = grad[part]
         out[:] = 0.0
@@ -184,8 +207,19 @@ def _backward(position, start, stop, members, psf, frame, mean, cov, intensity, 
                 w = amplitude[j] * math.exp(-0.5 * energy) * h
                 t = w * (intensity[j] - image[n])
                 # Of the mean and of Sigma; the position moves against the mean, the PSF adds to Sigma.
-                grads = (t * p, t * q, t * r, 0.5 * t * p * p, t * p * q, t * p * r, 0.5 * t * q * q, t * q * r,
-                         0.5 * t * r * r, w, t)
+                grads = (
+                    t * p,
+                    t * q,
+                    t * r,
+                    0.5 * t * p * p,
+                    t * p * q,
+                    t * p * r,
+                    0.5 * t * q * q,
+                    t * q * r,
+                    0.5 * t * r * r,
+                    w,
+                    t,
+                )
                 for k in range(11):
                     out[j, k] += grads[k]
                 for k in range(9):
@@ -230,9 +264,14 @@ class PointRender(torch.autograd.Function):
     def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps, psf=None):
         packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
         _, *lists, fixed, frame = points.arrays()
-        arrays = (position.detach().numpy().astype(np.float64), *lists,
-                  fixed if psf is None else psf.detach().numpy().astype(np.float64), frame, *_columns(packed),
-                  points.cut**2)
+        arrays = (
+            position.detach().numpy().astype(np.float64),
+            *lists,
+            fixed if psf is None else psf.detach().numpy().astype(np.float64),
+            frame,
+            *_columns(packed),
+            points.cut**2,
+        )
         image, weight = np.empty((2, len(position)), np.float32)
         _forward(*arrays, eps, image, weight)
         ctx.problem = packed, arrays, None if psf is None else (frame, psf.dtype)

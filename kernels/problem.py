@@ -61,8 +61,7 @@ class SliceGeometry:
     def arrays(self):
         """The arrays in the order and types of the kernels."""
         flat = (self.rotation, self.translation, self.psf, self.spacing, self.centre)
-        return (*(np.ascontiguousarray(a, np.float64) for a in flat),
-                np.ascontiguousarray(self.extent, np.int32))
+        return (*(np.ascontiguousarray(a, np.float64) for a in flat), np.ascontiguousarray(self.extent, np.int32))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def official_errors():
     def errors(tree) -> list[dict]:
         done = subprocess.run([validator, tree, "--format", "json"], capture_output=True, text=True, check=False)
         return [i for i in json.loads(done.stdout)["issues"]["issues"] if i["severity"] == "error"]
+
     return errors
 
 

@@ -63,18 +63,33 @@ def link(ptx: str) -> str:
 
 def report(kernel, signature) -> dict:
     """Registers, bytes spilled, double precision and exponentials of a kernel."""
-    ptx, _ = cuda.compile_ptx(kernel.py_func, types.void(*signature), cc=ARCHITECTURE, fastmath=True,
-                              launch_bounds=kernel.targetoptions.get("launch_bounds"))
+    ptx, _ = cuda.compile_ptx(
+        kernel.py_func,
+        types.void(*signature),
+        cc=ARCHITECTURE,
+        fastmath=True,
+        launch_bounds=kernel.targetoptions.get("launch_bounds"),
+    )
     log = link(ptx)
-    return {"registers": int(re.search(r"Used (\d+) registers", log)[1]),
-            "spilled": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
-            "stack": int(re.search(r"(\d+) bytes stack frame", log)[1]),
-            "f64": len(re.findall(r"\.f64", ptx)), "ex2": len(re.findall(r"ex2\.approx", ptx)),
-            "shared_v4": len(re.findall(r"ld\.shared\.v4", ptx)),
-            "ex2_slow": len(re.findall(r"ex2\.approx(?!\.ftz)", ptx))}
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+        "spilled": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
+        "stack": int(re.search(r"(\d+) bytes stack frame", log)[1]),
+        "f64": len(re.findall(r"\.f64", ptx)),
+        "ex2": len(re.findall(r"ex2\.approx", ptx)),
+        "shared_v4": len(re.findall(r"ld\.shared\.v4", ptx)),
+        "ex2_slow": len(re.findall(r"ex2\.approx(?!\.ftz)", ptx)),
+    }
 
 
 if __name__ == "__main__":
     wanted = sys.argv[2:]
-    print(json.dumps({kernel.py_func.__name__: report(kernel, signature) for kernel, signature in SIGNATURES.items()
-                      if not wanted or kernel.py_func.__name__ in wanted}))
+    print(
+        json.dumps(
+            {
+                kernel.py_func.__name__: report(kernel, signature)
+                for kernel, signature in SIGNATURES.items()
+                if not wanted or kernel.py_func.__name__ in wanted
+            }
+        )
+    )

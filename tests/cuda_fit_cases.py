@@ -32,8 +32,19 @@ from gsbids.recon.volume.sample import sample_result, simulate_stack
 from gsbids.recon.volume.uncertainty import predict_error
 
 AXES = (((1, 0, 0), (0, 1, 0)), ((1, 0, 0), (0, 0, 1)))
-SHORT = SvrOptions(n_gaussians=8, iterations=2, pose_start=1, pose_every=1, neighbour_turns=(), place=False, members=1,
-                   doublings=0, held_out=0.1, patience=0, rim=2.5)
+SHORT = SvrOptions(
+    n_gaussians=8,
+    iterations=2,
+    pose_start=1,
+    pose_every=1,
+    neighbour_turns=(),
+    place=False,
+    members=1,
+    doublings=0,
+    held_out=0.1,
+    patience=0,
+    rim=2.5,
+)
 
 
 @contextmanager
@@ -90,18 +101,27 @@ def stage() -> dict:
         start = fit_field.FitState.start(given.slices)
         states[device] = fit_field.fit_stage(given, start, plan, lambda _, found, record=record: record.append(found))
     ours, theirs = states["cuda"], states["cpu"]
-    errors = {f"{key} of every iteration": relative(*([found[key] for found in record] for record in records.values()))
-              for key in ("loss", "held_out")}
+    errors = {
+        f"{key} of every iteration": relative(*([found[key] for found in record] for record in records.values()))
+        for key in ("loss", "held_out")
+    }
     errors |= {name: relative(ours.parameters[name], theirs.parameters[name]) for name in ("mean", "intensity")}
     errors["covariance"] = relative(shape_of(ours.parameters), shape_of(theirs.parameters))
-    errors |= {name: relative(getattr(ours, name), getattr(theirs, name))
-               for name in ("gain", "slice_weight", "pixel_weight", "kept_signal", "bias", "log_bias", "image")}
-    errors |= {name: relative(getattr(ours.pose.motion, name), getattr(theirs.pose.motion, name))
-               for name in ("rotation", "translation")}
+    errors |= {
+        name: relative(getattr(ours, name), getattr(theirs, name))
+        for name in ("gain", "slice_weight", "pixel_weight", "kept_signal", "bias", "log_bias", "image")
+    }
+    errors |= {
+        name: relative(getattr(ours.pose.motion, name), getattr(theirs.pose.motion, name))
+        for name in ("rotation", "translation")
+    }
     moved = np.abs(theirs.pose.motion.translation - given.slices.start.translation).max()
     kinds = all(isinstance(getattr(ours, name), np.ndarray) for name in ours.IMAGES)
-    return errors | {"nothing moved": float(moved < 1e-3), "images are left on the device": float(not kinds),
-                     "bias was not looked for": float(np.abs(theirs.log_bias).max() < 1e-6)}
+    return errors | {
+        "nothing moved": float(moved < 1e-3),
+        "images are left on the device": float(not kinds),
+        "bias was not looked for": float(np.abs(theirs.log_bias).max() < 1e-6),
+    }
 
 
 def pose_step() -> dict:
@@ -110,18 +130,29 @@ def pose_step() -> dict:
     for device in ("cpu", "cuda"):
         given = problem(device)
         rng = np.random.default_rng(0)
-        field = GaussianField(rng.normal(0, 4, (8, 3)).astype(np.float32), np.full((8, 3), 0.7, np.float32),
-                              rng.normal(size=(8, 4)).astype(np.float32), rng.random(8).astype(np.float32),
-                              np.zeros(8, np.float32), given.slices.origin)
-        one = poses.PoseProblem.of(field, given.slices, given.train.astype(np.float32), np.ones(len(given.slices)),
-                                   given.render, 0.004)
+        field = GaussianField(
+            rng.normal(0, 4, (8, 3)).astype(np.float32),
+            np.full((8, 3), 0.7, np.float32),
+            rng.normal(size=(8, 4)).astype(np.float32),
+            rng.random(8).astype(np.float32),
+            np.zeros(8, np.float32),
+            given.slices.origin,
+        )
+        one = poses.PoseProblem.of(
+            field, given.slices, given.train.astype(np.float32), np.ones(len(given.slices)), given.render, 0.004
+        )
         before = poses.PoseState(given.slices.start, np.full(len(given.slices), 1e-2))
         after, kept = poses.pose_step(one, before)
-        found[device] = {"rotation": after.motion.rotation, "translation": after.motion.translation,
-                         "information": after.information, "kept": kept,
-                         "cost": one.cost(after.motion, one.pull(before))}
+        found[device] = {
+            "rotation": after.motion.rotation,
+            "translation": after.motion.translation,
+            "information": after.information,
+            "kept": kept,
+            "cost": one.cost(after.motion, one.pull(before)),
+        }
     return {name: relative(found["cuda"][name], value) for name, value in found["cpu"].items()} | {
-        "no step was kept": float(not found["cpu"]["kept"].any())}
+        "no step was kept": float(not found["cpu"]["kept"].any())
+    }
 
 
 def weights() -> dict:
@@ -138,12 +169,21 @@ def weights() -> dict:
         images = [backend.to_device(a, name) for a in (values, simulated, mask)]
         missed = images[0] - images[1]
         kept_signal, trust = outliers.kept_signal_and_weights(*images, width)
-        found.append((outliers.slice_gains(*images), kept_signal, trust, outliers.pixel_weights(missed, images[2]),
-                      backend.medians(abs(missed), images[2])))
+        found.append(
+            (
+                outliers.slice_gains(*images),
+                kept_signal,
+                trust,
+                outliers.pixel_weights(missed, images[2]),
+                backend.medians(abs(missed), images[2]),
+            )
+        )
     names = ("gains", "kept_signal", "trust", "pixels", "medians")
     errors = {name: relative(b, a) for name, a, b in zip(names, *found, strict=True)}
-    return errors | {"no signal loss": float((found[0][1] == 1).all()),
-                     "nothing rejected": float(found[0][2].min() > 0.5)}
+    return errors | {
+        "no signal loss": float((found[0][1] == 1).all()),
+        "nothing rejected": float(found[0][2].min() > 0.5),
+    }
 
 
 def long_gaussians(*args, **kwargs):
@@ -162,14 +202,18 @@ def whole_fit() -> dict:
         given = stacks()
         result = results[device] = fit_svr(given, np.tile(np.eye(4), (2, 1, 1)), replace(SHORT, device=device))
         image = sample_result(result, affine, (3, 3, 3), device)
-        images[device] = (image, simulate_stack(result, given[0], 0, device),
-                          # One stack alone is enough: its mask as given is the one that was fitted.
-                          predict_error(replace(result, masks=()), given[:1], affine, image, device).sigma)
+        images[device] = (
+            image,
+            simulate_stack(result, given[0], 0, device),
+            # One stack alone is enough: its mask as given is the one that was fitted.
+            predict_error(replace(result, masks=()), given[:1], affine, image, device).sigma,
+        )
     ours, theirs = results["cuda"], results["cpu"]
-    errors = {name: relative(a, b) for name, a, b in zip(("volume", "simulated", "uncertainty"), images["cuda"],
-                                                         images["cpu"], strict=True)}
-    errors |= {name: relative(getattr(ours.field, name), getattr(theirs.field, name))
-               for name in ("mean", "intensity")}
+    errors = {
+        name: relative(a, b)
+        for name, a, b in zip(("volume", "simulated", "uncertainty"), images["cuda"], images["cpu"], strict=True)
+    }
+    errors |= {name: relative(getattr(ours.field, name), getattr(theirs.field, name)) for name in ("mean", "intensity")}
     errors["translation"] = relative(ours.motion.translation, theirs.motion.translation)
     named = theirs.settings["device"] == "cpu" and ours.settings["device"].startswith("cuda (")
     return errors | {"device is not named": float(not named)}
@@ -206,8 +250,14 @@ def sr_member() -> dict:
                 given = SrProblem.pose(coarse, axes, SrOptions(forward=forward, rim=0, device=device))
                 given = replace(given, held=np.indices(coarse.shape).sum(0) == 3)
                 one, two = (fit_member(given, coarse, Schedule(1.0, 1.0, steps), 0) for steps in (1, 2))
-                found.append((*(getattr(two.field, name) for name in names[:4]), two.history["loss"],
-                              two.history["held_out"], render_fine(given, one.field)))
+                found.append(
+                    (
+                        *(getattr(two.field, name) for name in names[:4]),
+                        two.history["loss"],
+                        two.history["held_out"],
+                        render_fine(given, one.field),
+                    )
+                )
         errors |= {f"{name}, {forward}": relative(a, b) for name, a, b in zip(names, *found, strict=True)}
     return errors
 

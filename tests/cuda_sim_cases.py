@@ -31,23 +31,41 @@ DEVICE = "cpu"  # or what --device says
 def scene(seed, gaussians, slices=2, shape=(9, 13)):
     """A small random field seen by a few oblique slices with different pixel sizes."""
     rng = np.random.default_rng(seed)
-    field = [rng.normal(0, 4, (gaussians, 3)), rng.normal(0.3, 0.3, (gaussians, 3)), rng.normal(size=(gaussians, 4)),
-             rng.uniform(0.2, 1, gaussians), rng.normal(0, 0.3, gaussians)]
+    field = [
+        rng.normal(0, 4, (gaussians, 3)),
+        rng.normal(0.3, 0.3, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.uniform(0.2, 1, gaussians),
+        rng.normal(0, 0.3, gaussians),
+    ]
     geometry = ops.SliceGeometry(
         rotation=reference.quaternion_matrix(torch.tensor(rng.normal(size=(slices, 4)))).numpy(),
-        translation=rng.normal(0, 1.5, (slices, 3)), psf=rng.uniform(0.2, 2, (slices, 3)),
-        spacing=rng.uniform(0.7, 1.3, (slices, 2)), centre=(np.array(shape) - 1) / 2 + rng.normal(0, 1, (slices, 2)),
-        extent=ops.full_extent(slices, shape), shape=shape)
+        translation=rng.normal(0, 1.5, (slices, 3)),
+        psf=rng.uniform(0.2, 2, (slices, 3)),
+        spacing=rng.uniform(0.7, 1.3, (slices, 2)),
+        centre=(np.array(shape) - 1) / 2 + rng.normal(0, 1, (slices, 2)),
+        extent=ops.full_extent(slices, shape),
+        shape=shape,
+    )
     return [a.astype(np.float32) for a in field], geometry
 
 
 def oracle(field, geometry, options):
     """Image and weight by the dense oracle, float64, without a cut."""
     mean, log_scale, quaternion, intensity, log_weight = (torch.tensor(a, dtype=torch.float64) for a in field)
-    flat = [torch.as_tensor(getattr(geometry, k), dtype=torch.float64)
-            for k in ("rotation", "translation", "psf", "spacing", "centre")]
-    return reference.render_slices(mean, reference.covariance(log_scale, quaternion), intensity, log_weight,
-                                   (*flat, geometry.shape), eps=options.eps, mass_factor=options.mass_factor)
+    flat = [
+        torch.as_tensor(getattr(geometry, k), dtype=torch.float64)
+        for k in ("rotation", "translation", "psf", "spacing", "centre")
+    ]
+    return reference.render_slices(
+        mean,
+        reference.covariance(log_scale, quaternion),
+        intensity,
+        log_weight,
+        (*flat, geometry.shape),
+        eps=options.eps,
+        mass_factor=options.mass_factor,
+    )
 
 
 def relative(a, b):
@@ -98,8 +116,10 @@ def slice_gradients(field, geometry, options, *lists, cpu=False):
 
 
 def compared(names, ours, theirs, suffix="") -> dict:
-    return {f"{name}{suffix}": relative(host(a) if torch.is_tensor(a) else a, b)
-            for name, a, b in zip(names, ours, theirs, strict=True)}
+    return {
+        f"{name}{suffix}": relative(host(a) if torch.is_tensor(a) else a, b)
+        for name, a, b in zip(names, ours, theirs, strict=True)
+    }
 
 
 def slices() -> dict:
@@ -150,8 +170,9 @@ def against_oracle() -> dict:
     """Forward against the dense float64 oracle, without a cut."""
     field, geometry = scene(2, gaussians=12, slices=2, shape=(9, 7))
     options = ops.RenderOptions(cut=8.0)
-    return compared(("image", "weight"), ops.render(*tensors(field), geometry, options),
-                    oracle(field, geometry, options))
+    return compared(
+        ("image", "weight"), ops.render(*tensors(field), geometry, options), oracle(field, geometry, options)
+    )
 
 
 def odd_gaussians() -> dict:
@@ -167,8 +188,10 @@ def odd_gaussians() -> dict:
     step = ops.step_slices(*none, geometry, acquired(geometry), options)
     errors["no Gaussians in the step"] = float(abs(step.image).max() + abs(step.pose).max())
     field[1][3, 0] = np.nan
-    for name, call in (("slices", lambda: ops.render(*tensors(field), geometry, options)),
-                       ("grid", lambda: ops.render_grid(*tensors(field), small_grid(), options))):
+    for name, call in (
+        ("slices", lambda: ops.render(*tensors(field), geometry, options)),
+        ("grid", lambda: ops.render_grid(*tensors(field), small_grid(), options)),
+    ):
         try:
             call()
             errors[f"NaN passes in {name}"] = 1.0
@@ -202,16 +225,22 @@ def little_memory() -> dict:
         kept = ops.plan(tensors(field), geometry, options)
         errors["lists in one piece"] = float(len(kept) != 2)
         errors |= compared(names, everything(kept), whole, " of kept chunks")
-        errors |= compared(("image", *NAMES), slice_gradients(field, geometry, options),
-                           slice_gradients(field, geometry, options, kept), " by autograd")
+        errors |= compared(
+            ("image", *NAMES),
+            slice_gradients(field, geometry, options),
+            slice_gradients(field, geometry, options, kept),
+            " by autograd",
+        )
     many, planes = scene(8, gaussians=6, slices=16, shape=(5, 5))
     with memory(largest(many, planes) * plan_cuda.BYTES_PER_PAIR):
         errors["lists that do not fit are kept"] = float(ops.plan(tensors(many), planes, options) is not None)
     with memory(100):
-        for name, call in (("render", lambda: ops.render(*tensors(field), geometry, options)),
-                           ("step", lambda: ops.step_slices(*tensors(field), geometry, target, options)),
-                           ("plan", lambda: ops.plan(tensors(field), geometry, options)),
-                           ("grid", lambda: ops.render_grid(*tensors(field), small_grid(), options))):
+        for name, call in (
+            ("render", lambda: ops.render(*tensors(field), geometry, options)),
+            ("step", lambda: ops.step_slices(*tensors(field), geometry, target, options)),
+            ("plan", lambda: ops.plan(tensors(field), geometry, options)),
+            ("grid", lambda: ops.render_grid(*tensors(field), small_grid(), options)),
+        ):
             try:
                 call()
                 errors[f"too little memory passes: {name}"] = 1.0
@@ -226,8 +255,9 @@ def small_grid(turned=False, shape=(9, 7, 10)) -> ops.GridGeometry:
     if not turned:
         return ops.GridGeometry(shape, spacing, -spacing * (np.array(shape) - 1) / 2)
     turn = reference.quaternion_matrix(torch.tensor([[0.8, 0.3, -0.4, 0.2]], dtype=torch.float64))[0].numpy()
-    return ops.GridGeometry(shape, spacing, -turn @ (spacing * (np.array(shape) - 1)) / 2, turn,
-                            np.array([0.3, 0.6, 0.9]))
+    return ops.GridGeometry(
+        shape, spacing, -turn @ (spacing * (np.array(shape) - 1)) / 2, turn, np.array([0.3, 0.6, 0.9])
+    )
 
 
 def grids() -> dict:
@@ -286,28 +316,42 @@ def margin_bound() -> dict:
     rng, cut, count = np.random.default_rng(9), 3.5, 48
     (field, geometry), (step, _) = scene(9, gaussians=count, slices=3), scene(10, gaussians=count)
     moved = [a + np.float32(0.05) * b for a, b in zip(field, step, strict=True)]
-    turned, shifted = reference.retract(torch.tensor(geometry.rotation), torch.tensor(geometry.translation),
-                                        *torch.tensor(rng.normal(0, 0.01, (2, 3, 3))))
+    turned, shifted = reference.retract(
+        torch.tensor(geometry.rotation),
+        torch.tensor(geometry.translation),
+        *torch.tensor(rng.normal(0, 0.01, (2, 3, 3))),
+    )
     later = replace(geometry, rotation=turned.numpy(), translation=shifted.numpy())
     lists = verlet_cuda.KeptLists(ops.RenderOptions(cut=cut))
     lists.remember(tensors(field), ops_cuda.on_device(geometry, torch.device(DEVICE)))
     lists.measure(tensors(moved), ops_cuda.on_device(later, torch.device(DEVICE)))
-    reach, sigma = cut + float(lists.used), [reference.covariance(*(torch.tensor(a).double() for a in f[1:3])).numpy()
-                                             for f in (field, moved)]
+    reach, sigma = (
+        cut + float(lists.used),
+        [reference.covariance(*(torch.tensor(a).double() for a in f[1:3])).numpy() for f in (field, moved)],
+    )
     closest = np.inf
     for s in range(3):
-        before, after = (c + g.rotation[s] @ np.diag(geometry.psf[s]) @ g.rotation[s].T
-                         for c, g in zip(sigma, (geometry, later), strict=True))
+        before, after = (
+            c + g.rotation[s] @ np.diag(geometry.psf[s]) @ g.rotation[s].T
+            for c, g in zip(sigma, (geometry, later), strict=True)
+        )
         pixel = (rng.integers(0, geometry.shape, (400, 2)) - geometry.centre[s]) * geometry.spacing[s]
         pixel = np.pad(pixel, ((0, 0), (0, 1)))
         away = rng.normal(size=(count, 400, 3))
         away *= reach / np.sqrt(np.einsum("jpa,jab,jpb->jp", away, np.linalg.inv(before), away))[..., None]
-        drift = (pixel @ (later.rotation[s] - geometry.rotation[s]).T + later.translation[s] - geometry.translation[s]
-                 - (moved[0] - field[0]).astype(float)[:, None])
+        drift = (
+            pixel @ (later.rotation[s] - geometry.rotation[s]).T
+            + later.translation[s]
+            - geometry.translation[s]
+            - (moved[0] - field[0]).astype(float)[:, None]
+        )
         now = np.sqrt(np.einsum("jpa,jab,jpb->jp", away + drift, np.linalg.inv(after), away + drift))
         closest = min(closest, now.min())
-    return {"within the cut": float(max(cut - closest, 0)), "a bound far from what happens": float(closest > cut + 2),
-            "nothing moved": float(reach < cut + 0.1)}
+    return {
+        "within the cut": float(max(cut - closest, 0)),
+        "a bound far from what happens": float(closest > cut + 2),
+        "nothing moved": float(reach < cut + 0.1),
+    }
 
 
 def epochs() -> dict:
@@ -339,8 +383,20 @@ def epochs() -> dict:
     return errors | ({} if DEVICE == "cpu" else {"no graph": failed})
 
 
-CASES = {case.__name__: case for case in (slices, pose_solver, against_oracle, odd_gaussians, little_memory, grids,
-                                          kept_lists, margin_bound, epochs)}
+CASES = {
+    case.__name__: case
+    for case in (
+        slices,
+        pose_solver,
+        against_oracle,
+        odd_gaussians,
+        little_memory,
+        grids,
+        kept_lists,
+        margin_bound,
+        epochs,
+    )
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

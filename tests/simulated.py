@@ -16,8 +16,16 @@ def errors_of(script: Path, together: tuple[tuple[str, ...], ...]) -> dict:
     if importlib.util.find_spec("numba_cuda") is None:
         pytest.skip("numba-cuda is not installed: there are no wheels for this platform")
     environment = {**os.environ, "GSBIDS_BACKEND": "sim", "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, str(script), *names], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for names in together]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(script), *names],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for names in together
+    ]
     found = {}
     for process in running:
         out, err = process.communicate(timeout=600)

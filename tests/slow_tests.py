@@ -27,8 +27,11 @@ def main(folder: Path) -> None:
         # The slow one among several is that which only slow set-ups need, or the one that fewest tests share.
         if seconds > LONGEST and fixtures and not fixtures & slow_fixtures:
             slow_fixtures.add(min(fixtures, key=lambda name: (needed[name], name)))
-    slow = {name for name, when, seconds, fixtures in lines
-            if (when == "call" and seconds > LONGEST) or set(fixtures) & slow_fixtures}
+    slow = {
+        name
+        for name, when, seconds, fixtures in lines
+        if (when == "call" and seconds > LONGEST) or set(fixtures) & slow_fixtures
+    }
     SLOW.write_text("\n".join(sorted(slow)) + "\n", encoding="utf-8")
     fast = sum(seconds for name, _, seconds, _ in lines if name not in slow)
     print(f"{len(slow)} slow tests; the others take {fast:.0f} s; slow fixtures: {', '.join(sorted(slow_fixtures))}")

@@ -21,7 +21,8 @@ def images():
     """Three stacks and their masks in memory."""
     made = [ball_stack(run) for run in (1, 2, 3)]
     return [nib.Nifti1Image(image, affine) for image, _, affine in made], [
-        nib.Nifti1Image(mask, affine) for _, mask, affine in made]
+        nib.Nifti1Image(mask, affine) for _, mask, affine in made
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +89,20 @@ def test_what_cannot_be_used_is_said_in_one_line(images, tmp_path):
 
 def test_options_are_those_of_the_command_line():
     assert api._as_words({"random_seed": 1, "n4": False, "sloppy": True, "mask_weights": None, "factor": (1, 2)}) == [
-        "--random-seed", "1", "--no-n4", "--sloppy", "--factor", "1", "2"]
+        "--random-seed",
+        "1",
+        "--no-n4",
+        "--sloppy",
+        "--factor",
+        "1",
+        "2",
+    ]
 
 
 def test_the_package_offers_them_and_stays_light():
-    code = ("import sys, gsbids; assert {'reconstruct', 'super_resolve', 'brain_mask'} <= set(dir(gsbids)); "
-            "assert not {'numpy', 'torch', 'nibabel'} & set(sys.modules); gsbids.reconstruct; "
-            "assert not {'numpy', 'torch', 'nibabel'} & set(sys.modules)")
+    code = (
+        "import sys, gsbids; assert {'reconstruct', 'super_resolve', 'brain_mask'} <= set(dir(gsbids)); "
+        "assert not {'numpy', 'torch', 'nibabel'} & set(sys.modules); gsbids.reconstruct; "
+        "assert not {'numpy', 'torch', 'nibabel'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

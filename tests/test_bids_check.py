@@ -32,11 +32,14 @@ def refusal(tiny, **options) -> str:
 def test_gap_between_slices_is_said_once(tiny_bids, caplog):
     assert check(tiny_bids(thickness=3.0, name="wide")) == [
         "run-1, run-2, run-3: slices are 3 mm thick (sidecar) and 4 mm apart (header), a gap of 1 mm; "
-        "the thickness is taken for the slice profile"]
+        "the thickness is taken for the slice profile"
+    ]
     caplog.set_level("INFO", logger="gsbids.bids")
     assert check(tiny_bids()) == []  # a usual gap is no warning, but it is logged
-    assert caplog.messages == ["sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick (sidecar) and 4 mm apart "
-                               "(header), a gap of 0.5 mm; the thickness is taken for the slice profile"]
+    assert caplog.messages == [
+        "sub-01_T2w: run-1, run-2, run-3: slices are 3.5 mm thick (sidecar) and 4 mm apart "
+        "(header), a gap of 0.5 mm; the thickness is taken for the slice profile"
+    ]
     assert check(tiny_bids(thickness=4.0, name="equal")) == []
     (line,) = check(tiny_bids(thickness=4.4, name="overlap"), thickness_given=True)
     assert "(--slice-thickness)" in line
@@ -53,8 +56,9 @@ def test_negative_intensities_are_said(tiny_bids):
     assert "the outputs are on the scale of the input" in line
 
 
-@pytest.mark.parametrize(("largest", "threshold"), [
-    (0.06, 0.03), (0.45, 0.225), (0.8, 0.4), (97, 48.5), (100, 50), (254, 127), (255, 127.5)])
+@pytest.mark.parametrize(
+    ("largest", "threshold"), [(0.06, 0.03), (0.45, 0.225), (0.8, 0.4), (97, 48.5), (100, 50), (254, 127), (255, 127.5)]
+)
 def test_soft_masks_are_taken_at_half_of_their_largest_value_and_it_is_said(tiny_bids, largest, threshold):
     from gsbids.masking.stack_masks import read_mask
 
@@ -82,9 +86,14 @@ def test_masks_without_shares_are_not_soft(tiny_bids):
     assert check(tiny) == []
 
 
-@pytest.mark.parametrize(("value", "reason"), [
-    (0.03, "the mask has no value above 0.03, which is too little for a share of brain (more than 0.05)"),
-    (-1, "the mask is empty (no voxel is above 0, the largest is 0)"), (0, "the mask is empty (all voxels are 0)")])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (0.03, "the mask has no value above 0.03, which is too little for a share of brain (more than 0.05)"),
+        (-1, "the mask is empty (no voxel is above 0, the largest is 0)"),
+        (0, "the mask is empty (all voxels are 0)"),
+    ],
+)
 def test_the_true_reason_of_a_mask_that_is_none(tiny_bids, value, reason):
     tiny = tiny_bids()
     _, mask, affine = ball_stack(2)
@@ -111,22 +120,35 @@ def test_a_sidecar_that_contradicts_the_voxels_is_said(tiny_bids):
     fields = json.loads(tiny.sidecar(run=2).read_text())
     tiny.sidecar(run=2).write_text(json.dumps(fields | {"SliceEncodingDirection": "k"}))
     (line, _) = sorted(check(tiny), key=lambda text: "apart" in text)
-    assert line.startswith("run-2: SliceEncodingDirection is k, but voxels are longest along i (4 mm, along k 2 mm); "
-                           "slices along k are taken, as the sidecar says: correct it")
+    assert line.startswith(
+        "run-2: SliceEncodingDirection is k, but voxels are longest along i (4 mm, along k 2 mm); "
+        "slices along k are taken, as the sidecar says: correct it"
+    )
     tiny.sidecar(run=2).write_text(json.dumps(fields | {"SliceEncodingDirection": "i"}))
     assert check(tiny) == []
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"SpacingBetweenSlices": 3.5}, "SpacingBetweenSlices is 3.5 mm, but slices are 4 mm apart by the header; the "),
-    ({"SliceTiming": [0.0]}, "SliceTiming has 1 times, but the stack has 14 slices; when each was acquired is not "),
-    ({"SliceTiming": [0.1] * 28}, "SliceTiming has 28 times, but the stack has 14 slices; "),
-    ({"SliceTiming": "alt+z"}, "SliceTiming is no list of times, but the stack has 14 slices; "),
-    ({"ImageType": ["DERIVED", "PRIMARY", "MPR", "NORM"]}, "ImageType has MPR: its slices were not acquired like "),
-    ({"ImageType": "DERIVED\\SECONDARY\\REFORMATTED"}, "ImageType has REFORMATTED: its slices "),
-    ({"SpacingBetweenSlices": 4.05, "SliceTiming": [0.1] * 14, "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ""),
-    ({"SpacingBetweenSlices": "4", "SliceTiming": [], "ImageType": 3}, ""),
-    ({"SpacingBetweenSlices": 0}, ""), ({"SpacingBetweenSlices": 10**400}, "")])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"SpacingBetweenSlices": 3.5},
+            "SpacingBetweenSlices is 3.5 mm, but slices are 4 mm apart by the header; the ",
+        ),
+        (
+            {"SliceTiming": [0.0]},
+            "SliceTiming has 1 times, but the stack has 14 slices; when each was acquired is not ",
+        ),
+        ({"SliceTiming": [0.1] * 28}, "SliceTiming has 28 times, but the stack has 14 slices; "),
+        ({"SliceTiming": "alt+z"}, "SliceTiming is no list of times, but the stack has 14 slices; "),
+        ({"ImageType": ["DERIVED", "PRIMARY", "MPR", "NORM"]}, "ImageType has MPR: its slices were not acquired like "),
+        ({"ImageType": "DERIVED\\SECONDARY\\REFORMATTED"}, "ImageType has REFORMATTED: its slices "),
+        ({"SpacingBetweenSlices": 4.05, "SliceTiming": [0.1] * 14, "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ""),
+        ({"SpacingBetweenSlices": "4", "SliceTiming": [], "ImageType": 3}, ""),
+        ({"SpacingBetweenSlices": 0}, ""),
+        ({"SpacingBetweenSlices": 10**400}, ""),
+    ],
+)
 def test_what_the_sidecar_says_against_the_image_is_said(tiny_bids, fields, said):
     tiny = tiny_bids(thickness=4.0)
     tiny.sidecar(run=2).write_text(json.dumps({"SliceThickness": 4.0} | fields))
@@ -137,8 +159,10 @@ def test_one_image_as_two_stacks_is_said(tiny_bids):
     tiny = tiny_bids(thickness=4.0, stacks=4)
     image, _, affine = ball_stack(1)
     write_nifti(tiny.stack(run=4), image, affine)
-    assert check(tiny) == ["run-1, run-4: every voxel is the same, so that one image counts 2 times; leave all but one "
-                           "out with --bids-filter-file"]
+    assert check(tiny) == [
+        "run-1, run-4: every voxel is the same, so that one image counts 2 times; leave all but one "
+        "out with --bids-filter-file"
+    ]
 
 
 def test_the_distance_of_slices_is_across_them(tiny_bids):
@@ -179,7 +203,7 @@ def test_thickness_in_metres(tiny_bids):
 def test_truncated_file(tiny_bids):
     tiny = tiny_bids()
     content = tiny.stack(run=2).read_bytes()
-    tiny.stack(run=2).write_bytes(content[:len(content) // 2])
+    tiny.stack(run=2).write_bytes(content[: len(content) // 2])
     assert refusal(tiny).startswith(f"{tiny.stack(run=2)}: ")
     tiny.stack(run=2).write_bytes(b"not an image")
     assert refusal(tiny).startswith(f"{tiny.stack(run=2)}: ")

@@ -41,8 +41,7 @@ TREE = {
     "stack_mask": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_desc-brain_mask.nii.gz",
     "simulated": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_desc-simulated_T2w.nii.gz",
     "stack_xfm": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_from-orig_to-gsvr_mode-image_xfm.txt",
-    "slices_xfm":
-        "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_from-orig_to-gsvr_mode-image_desc-slices_xfm.txt",
+    "slices_xfm": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_from-orig_to-gsvr_mode-image_desc-slices_xfm.txt",
     "motion": "sub-01/ses-02/anat/sub-01_ses-02_acq-haste_run-3_desc-motion_timeseries.tsv",
 }
 
@@ -104,9 +103,14 @@ def test_sink_writes_data_and_sidecar(tmp_path):
     assert path.read_bytes() == source.read_bytes()
     fields = json.loads((path.parent / path.name.replace(".nii.gz", ".json")).read_text())
     assert fields == {
-        "Description": DESCRIPTIONS["preproc"], "SpatialReference": "orig", "SkullStripped": False,
-        "Resolution": "0.8 mm isotropic", "Sources": ["bids:raw:a"], "NumberOfGaussians": 5,
-        "Shift": [0.0, 0.0]}
+        "Description": DESCRIPTIONS["preproc"],
+        "SpatialReference": "orig",
+        "SkullStripped": False,
+        "Resolution": "0.8 mm isotropic",
+        "Sources": ["bids:raw:a"],
+        "NumberOfGaussians": 5,
+        "Shift": [0.0, 0.0],
+    }
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -161,8 +165,10 @@ def test_root_files_are_written_once(tmp_path):
 def test_output_folders_of_others_are_refused(tmp_path, monkeypatch, caplog):
     check_folders(tmp_path / "raw", tmp_path)
     file = tmp_path / "dataset_description.json"
-    for fields, what in (({"Name": "x"}, "a raw BIDS data set"),
-                         ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, "fMRIPrep")):
+    for fields, what in (
+        ({"Name": "x"}, "a raw BIDS data set"),
+        ({"DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, "fMRIPrep"),
+    ):
         file.write_text(json.dumps(fields))
         with pytest.raises(InputError, match=what):
             check_folders(tmp_path / "raw", tmp_path)

@@ -19,21 +19,43 @@ from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_axis
 from gsbids.imaging.nifti import read_header
 
-quick = settings(max_examples=3, deadline=None, derandomize=True,
-                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+quick = settings(
+    max_examples=3,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 LABEL = st.text("abcXYZ019+", min_size=1, max_size=5)
 ABOVE = ("", "run-7", "sub-99/anat", "ses-x_acq-y", "func", "derivatives", "desc-lesion_mask")
-MASKS = ("{stack}_desc-brain_mask", "{entities}_label-brain_mask", "{entities}_desc-brain_mask", "{entities}_mask",
-         "{entities}_space-orig_desc-brain_mask")
+MASKS = (
+    "{stack}_desc-brain_mask",
+    "{entities}_label-brain_mask",
+    "{entities}_desc-brain_mask",
+    "{entities}_mask",
+    "{entities}_space-orig_desc-brain_mask",
+)
 
 #: What may be wrong with one stack, and what the one line says of it; None: it is left out, and the rest is done.
 FAULTS = {
-    "none": None, "label": None, "dot": None, "phase": None, "ignored": None, "other mask": None, "twin": None,
-    "Latin-1": "not a JSON file in UTF-8", "list": "holds no JSON object", "dangling": "the target of this link is not",
-    "metres": "a slice thickness of 0.004 mm is outside", "no thickness": "the sidecar has no SliceThickness",
-    "same run": "have the same entities", "empty": "all voxels are 0", "empty mask": "the mask is empty",
-    "volumes": "the image has 2 volumes", "sheared": "the in-plane axes of the affine are"}
+    "none": None,
+    "label": None,
+    "dot": None,
+    "phase": None,
+    "ignored": None,
+    "other mask": None,
+    "twin": None,
+    "Latin-1": "not a JSON file in UTF-8",
+    "list": "holds no JSON object",
+    "dangling": "the target of this link is not",
+    "metres": "a slice thickness of 0.004 mm is outside",
+    "no thickness": "the sidecar has no SliceThickness",
+    "same run": "have the same entities",
+    "empty": "all voxels are 0",
+    "empty mask": "the mask is empty",
+    "volumes": "the image has 2 volumes",
+    "sheared": "the in-plane axes of the affine are",
+}
 
 
 @dataclass(frozen=True)
@@ -57,13 +79,22 @@ class Made:
 def made_stacks(draw):
     """Three or four stacks of one subject, whose runs differ as numbers."""
     runs = draw(st.lists(st.integers(0, 99), min_size=3, max_size=4, unique=True))
-    return [Made(f"{run:0{draw(st.integers(1, 3))}}", draw(st.integers(0, 2)), draw(st.sampled_from([2.5, 3, 4, 4.4])),
-                 draw(st.integers(0, 999)), draw(st.tuples(*[st.booleans()] * 3)),
-                 draw(st.sampled_from(["both", "sform", "qform"])),
-                 draw(st.sampled_from(["int16", "float32", ">i2", "u1"])),
-                 draw(st.sampled_from([".nii", ".nii.gz"])),
-                 draw(st.sampled_from(["beside", "subject", "root", "root, run alone"])),
-                 draw(st.sampled_from(["", "-", "no"])), draw(st.sampled_from(["", *MASKS]))) for run in runs]
+    return [
+        Made(
+            f"{run:0{draw(st.integers(1, 3))}}",
+            draw(st.integers(0, 2)),
+            draw(st.sampled_from([2.5, 3, 4, 4.4])),
+            draw(st.integers(0, 999)),
+            draw(st.tuples(*[st.booleans()] * 3)),
+            draw(st.sampled_from(["both", "sform", "qform"])),
+            draw(st.sampled_from(["int16", "float32", ">i2", "u1"])),
+            draw(st.sampled_from([".nii", ".nii.gz"])),
+            draw(st.sampled_from(["beside", "subject", "root", "root, run alone"])),
+            draw(st.sampled_from(["", "-", "no"])),
+            draw(st.sampled_from(["", *MASKS])),
+        )
+        for run in runs
+    ]
 
 
 class Tree:
@@ -96,8 +127,12 @@ class Tree:
     def sidecar(self, stack: Made) -> Path:
         """Path of its sidecar, which may be one that it inherits."""
         name = f"{self.name(stack)}_T2w.json"
-        return {"beside": self.anat / name, "subject": self.root / f"sub-{self.entities['sub']}" / name,
-                "root": self.root / name, "root, run alone": self.root / f"run-{stack.run}_T2w.json"}[stack.place]
+        return {
+            "beside": self.anat / name,
+            "subject": self.root / f"sub-{self.entities['sub']}" / name,
+            "root": self.root / name,
+            "root, run alone": self.root / f"run-{stack.run}_T2w.json",
+        }[stack.place]
 
     def write(self, stack: Made) -> None:
         """Image, sidecar and mask of a stack."""
@@ -173,14 +208,24 @@ def spoil_voxels(image: Path, mask: Path | None, fault: str) -> None:
         longest = int(np.argmax(np.linalg.norm(affine[:3, :3], axis=0)))
         one, two = (k for k in range(3) if k != longest)
         affine[:3, one] += 0.1 * affine[:3, two]
-    save(path, np.stack([data, data], -1) if fault == "volumes" else data * int(fault == "sheared"), affine,
-         "sform" if fault == "sheared" else "both")
+    save(
+        path,
+        np.stack([data, data], -1) if fault == "volumes" else data * int(fault == "sheared"),
+        affine,
+        "sform" if fault == "sheared" else "both",
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @quick
-@given(stacks=made_stacks(), above=st.sampled_from(ABOVE), sub=LABEL, ses=st.none() | LABEL, acq=st.none() | LABEL,
-       which=st.integers(0, 2))
+@given(
+    stacks=made_stacks(),
+    above=st.sampled_from(ABOVE),
+    sub=LABEL,
+    ses=st.none() | LABEL,
+    acq=st.none() | LABEL,
+    which=st.integers(0, 2),
+)
 def test_the_plan_is_that_of_the_data_or_the_error_is_there(fault, stacks, above, sub, ses, acq, which):
     entities = {key: value for key, value in (("sub", sub), ("ses", ses), ("acq", acq)) if value}
     with tempfile.TemporaryDirectory() as folder:
@@ -188,15 +233,38 @@ def test_the_plan_is_that_of_the_data_or_the_error_is_there(fault, stacks, above
         for stack in stacks:
             tree.write(stack)
         save(tree.mask_folder / "sub-none_desc-brain_mask.nii.gz", np.ones((2, 2, 2), "u1"), np.eye(4))
-        expected = [*stacks[:which], spoil(tree, stacks[which], fault), *stacks[which + 1:]]
-        args = parse_args([str(tree.root), f"{folder}/out", "participant", "--mode", "svr", "--nprocs", "1", "-w",
-                           f"{folder}/work", "-d", str(tree.masks), "--device", "cpu"])
+        expected = [*stacks[:which], spoil(tree, stacks[which], fault), *stacks[which + 1 :]]
+        args = parse_args(
+            [
+                str(tree.root),
+                f"{folder}/out",
+                "participant",
+                "--mode",
+                "svr",
+                "--nprocs",
+                "1",
+                "-w",
+                f"{folder}/work",
+                "-d",
+                str(tree.masks),
+                "--device",
+                "cpu",
+            ]
+        )
         if FAULTS[fault] and not (fault == "empty mask" and not stacks[which].mask):
             with pytest.raises(InputError, match=FAULTS[fault]):
                 make_plan(args)
             return
         (task,) = make_plan(args).tasks
-        assert {stack.path: (stack.thickness, stack.mask, slice_axis(
-            *read_header(stack.path), stack.metadata.get("SliceEncodingDirection"))) for stack in task.stacks} == {
+        assert {
+            stack.path: (
+                stack.thickness,
+                stack.mask,
+                slice_axis(*read_header(stack.path), stack.metadata.get("SliceEncodingDirection")),
+            )
+            for stack in task.stacks
+        } == {
             tree.image(stack): (stack.thickness, tree.mask(stack) if stack.mask else None, stack.axis)
-            for stack in expected if stack}
+            for stack in expected
+            if stack
+        }

@@ -30,15 +30,18 @@ def test_stacks_of_a_contrast_form_a_task(tiny_bids):
 def test_sessions_and_contrasts_are_kept_apart(tiny_bids):
     tiny = tiny_bids(stacks=1)
     source = tiny.stack()
-    for name in ("ses-a/anat/sub-01_ses-a_run-1_T2w", "ses-a/anat/sub-01_ses-a_run-2_T2w",
-                 "ses-b/anat/sub-01_ses-b_acq-haste_run-1_T2w", "ses-b/anat/sub-01_ses-b_acq-tse_run-1_T2w",
-                 "ses-b/anat/sub-01_ses-b_run-1_T1w"):
+    for name in (
+        "ses-a/anat/sub-01_ses-a_run-1_T2w",
+        "ses-a/anat/sub-01_ses-a_run-2_T2w",
+        "ses-b/anat/sub-01_ses-b_acq-haste_run-1_T2w",
+        "ses-b/anat/sub-01_ses-b_acq-tse_run-1_T2w",
+        "ses-b/anat/sub-01_ses-b_run-1_T1w",
+    ):
         path = tiny.root / "sub-01" / f"{name}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, path)
     names = [task.name for task in find_tasks(tiny.root)]
-    assert names == ["sub-01_T2w", "sub-01_ses-a_T2w", "sub-01_ses-b_acq-haste_T2w",
-                     "sub-01_ses-b_acq-tse_T2w"]
+    assert names == ["sub-01_T2w", "sub-01_ses-a_T2w", "sub-01_ses-b_acq-haste_T2w", "sub-01_ses-b_acq-tse_T2w"]
     assert [len(task.stacks) for task in find_tasks(tiny.root, Selection(sessions=("a",)))] == [2]
     assert [task.suffix for task in find_tasks(tiny.root, Selection(suffix="T1w"))] == ["T1w"]
 
@@ -52,12 +55,14 @@ def test_runs_are_in_the_order_of_numbers(tiny_bids):
 def test_nothing_but_raw_stacks_is_taken(tiny_bids, caplog):
     tiny = tiny_bids(stacks=2)
     source = tiny.stack()
-    for name in ("derivatives/x/sub-01/anat/sub-01_run-7_T2w.nii.gz",
-                 "sourcedata/sub-01/anat/sub-01_run-8_T2w.nii.gz",
-                 "reference/sub-01_rec-SR_T2w.nii.gz",
-                 "sub-01/anat/sub-01_run-1_desc-n4_T2w.nii.gz",
-                 "sub-01/anat/sub-01_run-1_mask.nii.gz",
-                 "sub-01/anat/sub-01_run-1_T2w_desc-brain_mask.nii.gz"):
+    for name in (
+        "derivatives/x/sub-01/anat/sub-01_run-7_T2w.nii.gz",
+        "sourcedata/sub-01/anat/sub-01_run-8_T2w.nii.gz",
+        "reference/sub-01_rec-SR_T2w.nii.gz",
+        "sub-01/anat/sub-01_run-1_desc-n4_T2w.nii.gz",
+        "sub-01/anat/sub-01_run-1_mask.nii.gz",
+        "sub-01/anat/sub-01_run-1_T2w_desc-brain_mask.nii.gz",
+    ):
         path = tiny.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, path)
@@ -72,8 +77,10 @@ STRANGE = {
     "run-1.5_T2w": "run-1.5: BIDS labels hold letters, digits and '+' only",
     "acq-_run-7_T2w": "acq-: BIDS labels hold letters, digits and '+' only",
     "acq-späte_run-7_T2w": "acq-späte: BIDS labels hold letters, digits and '+' only",
-    "acq-T2_HASTE_run-7_T2w": "'HASTE'", "orientation-ax_run-7_T2w": "orientation",
-    "run-7_run-8_T2w": "run- stands in it twice"}
+    "acq-T2_HASTE_run-7_T2w": "'HASTE'",
+    "orientation-ax_run-7_T2w": "orientation",
+    "run-7_run-8_T2w": "run- stands in it twice",
+}
 
 
 def copy_stack(tiny, name, subject="01"):
@@ -88,19 +95,26 @@ def copy_stack(tiny, name, subject="01"):
 def test_names_that_bids_does_not_know_are_left_out_and_said(tiny_bids, caplog, ending):
     tiny = tiny_bids(stacks=2)
     paths = [copy_stack(tiny, f"sub-01/anat/sub-01_{name}{ending}") for name in STRANGE]
-    paths += [copy_stack(tiny, "sub-02/anat/sub-02_acq-b-c_run-1_T2w.nii.gz"),
-              copy_stack(tiny, "sub-03.1/anat/sub-03.1_run-1_T2w.nii.gz"),
-              copy_stack(tiny, "sub-01/ses-1/anat/sub-01_run-1_T2w.nii.gz"),
-              copy_stack(tiny, "sub-01/ses-1/anat/sub-01_ses-2_run-1_T2w.nii.gz"),
-              copy_stack(tiny, "sub-04/anat/sub-05_run-1_T2w.nii.gz")]
+    paths += [
+        copy_stack(tiny, "sub-02/anat/sub-02_acq-b-c_run-1_T2w.nii.gz"),
+        copy_stack(tiny, "sub-03.1/anat/sub-03.1_run-1_T2w.nii.gz"),
+        copy_stack(tiny, "sub-01/ses-1/anat/sub-01_run-1_T2w.nii.gz"),
+        copy_stack(tiny, "sub-01/ses-1/anat/sub-01_ses-2_run-1_T2w.nii.gz"),
+        copy_stack(tiny, "sub-04/anat/sub-05_run-1_T2w.nii.gz"),
+    ]
     (task,) = find_tasks(tiny.root)
     assert [stack.path for stack in task.stacks] == [tiny.stack(run=1), tiny.stack(run=2)]
     rule = "BIDS labels hold letters, digits and '+' only"
-    why = [*STRANGE.values(), f"acq-b-c: {rule}", f"sub-03.1: {rule}", *[
-        f"it lies in {folder}, and the name does not say so" for folder in ("ses-1", "ses-1", "sub-04")]]
+    why = [
+        *STRANGE.values(),
+        f"acq-b-c: {rule}",
+        f"sub-03.1: {rule}",
+        *[f"it lies in {folder}, and the name does not say so" for folder in ("ses-1", "ses-1", "sub-04")],
+    ]
     assert sorted(caplog.messages) == sorted(
         f"{path}: not a raw file name ({what}), left out; rename or move it, with its sidecar, to use it"
-        for path, what in zip(paths, why, strict=True))
+        for path, what in zip(paths, why, strict=True)
+    )
     tiny.stack(run=1).unlink(), tiny.stack(run=2).unlink()
     with pytest.raises(InputError, match=r"none of 13 images can be used; /.*: not a raw file name \("):
         find_tasks(tiny.root)
@@ -108,8 +122,15 @@ def test_names_that_bids_does_not_know_are_left_out_and_said(tiny_bids, caplog, 
 
 def test_names_that_nearly_have_the_suffix_are_left_out_and_said(tiny_bids, caplog):
     tiny = tiny_bids(stacks=2)
-    suffixes = {"T2W": "T2W", "T2w copy": "T2w copy", "T2w(1)": "T2w(1)", "T2w_1": "1", "T2wa": "T2wa",
-                "T2w_heudiconv343_Eq_1": "1", "T2w__dup-01": "dup-01"}
+    suffixes = {
+        "T2W": "T2W",
+        "T2w copy": "T2w copy",
+        "T2w(1)": "T2w(1)",
+        "T2w_1": "1",
+        "T2wa": "T2wa",
+        "T2w_heudiconv343_Eq_1": "1",
+        "T2w__dup-01": "dup-01",
+    }
     paths = [copy_stack(tiny, f"sub-01/anat/sub-01_run-7_{name}.nii.gz") for name in suffixes]
     for name in ("T2starw", "T2map", "T1w", "T2w_desc-brain_mask", "T2"):
         copy_stack(tiny, f"sub-01/anat/sub-01_run-7_{name}.nii.gz")
@@ -117,7 +138,8 @@ def test_names_that_nearly_have_the_suffix_are_left_out_and_said(tiny_bids, capl
     assert [stack.label for stack in task.stacks] == ["run-1", "run-2"]
     assert sorted(caplog.messages) == sorted(
         f"{path}: left out, as its suffix is {suffix!r}; rename it, with its sidecar, to end with _T2w to use it"
-        for path, suffix in zip(paths, suffixes.values(), strict=True))
+        for path, suffix in zip(paths, suffixes.values(), strict=True)
+    )
     caplog.clear()
     assert [task.suffix for task in find_tasks(tiny.root, Selection(suffix="T2"))] == ["T2"]
     assert caplog.messages == []
@@ -133,7 +155,8 @@ def test_images_of_other_formats_are_left_out_and_said(tiny_bids, caplog):
     assert [stack.label for stack in task.stacks] == ["run-1", "run-2"]
     assert sorted(caplog.messages) == sorted(
         f"{path}: left out, as its name ends with {ending!r}; convert it, or rename it, to .nii.gz to use it"
-        for path, ending in zip(paths, endings, strict=True))
+        for path, ending in zip(paths, endings, strict=True)
+    )
 
 
 def test_stacks_in_folders_where_bids_has_none_are_left_out_and_said(tiny_bids, caplog):
@@ -149,11 +172,17 @@ def test_stacks_in_folders_where_bids_has_none_are_left_out_and_said(tiny_bids, 
     assert [stack.path for stack in task.stacks] == [tiny.stack(run=1), tiny.stack(run=2)]
     why = "it lies in {}, and images lie in the folder anat of their subject or session"
     assert sorted(caplog.messages) == sorted(
-        [f"{tiny.root}/{place}/sub-01_run-1_T2w.nii.gz: not a raw file name ({why.format(place)}), left out; rename or "
-         "move it, with its sidecar, to use it"
-         for place in ("sub-01/anat/old", "sub-01/anat/@eaDir", "sub-01/old/anat")]
-        + [f"{tiny.root}/{place}/sub-01_run-7_T2w.nii.gz: left out, as {why.format(place)}; move it there, with its "
-           "sidecar, to use it" for place in ("sub-01", "sub-01/fetal", "sub-01/Anat")])
+        [
+            f"{tiny.root}/{place}/sub-01_run-1_T2w.nii.gz: not a raw file name ({why.format(place)}), left out; "
+            "rename or move it, with its sidecar, to use it"
+            for place in ("sub-01/anat/old", "sub-01/anat/@eaDir", "sub-01/old/anat")
+        ]
+        + [
+            f"{tiny.root}/{place}/sub-01_run-7_T2w.nii.gz: left out, as {why.format(place)}; move it there, with its "
+            "sidecar, to use it"
+            for place in ("sub-01", "sub-01/fetal", "sub-01/Anat")
+        ]
+    )
 
 
 def test_links_that_lead_back_to_where_they_lie_are_not_followed(tiny_bids, caplog):
@@ -171,9 +200,12 @@ def test_links_that_lead_back_to_where_they_lie_are_not_followed(tiny_bids, capl
     assert [stack.mask for stack in task.stacks] == [tiny.mask(run=1), tiny.mask(run=2)]
     loops["sub-01/anat/up"] = moved
     assert set(caplog.messages) == {
-        f"{path}: left out, as this link leads back to {target}, in which it lies; remove it" for path, target in
-        {**{tiny.root / name: target for name, target in loops.items()},
-         tiny.masks / "sub-01" / "again": tiny.masks}.items()}
+        f"{path}: left out, as this link leads back to {target}, in which it lies; remove it"
+        for path, target in {
+            **{tiny.root / name: target for name, target in loops.items()},
+            tiny.masks / "sub-01" / "again": tiny.masks,
+        }.items()
+    }
 
 
 def test_names_that_are_not_in_utf8_are_left_out_and_said(tiny_bids, caplog):
@@ -181,8 +213,10 @@ def test_names_that_are_not_in_utf8_are_left_out_and_said(tiny_bids, caplog):
     tiny = tiny_bids(subjects=("01", "02"), stacks=2)
     latin = os.fsdecode("für".encode("latin-1"))
     try:
-        paths = [copy_stack(tiny, f"sub-{subject}/anat/sub-{subject}_acq-{latin}_run-1_T2w.nii.gz")
-                 for subject in ("01", latin)]
+        paths = [
+            copy_stack(tiny, f"sub-{subject}/anat/sub-{subject}_acq-{latin}_run-1_T2w.nii.gz")
+            for subject in ("01", latin)
+        ]
         shutil.copy(tiny.mask(), tiny.mask().with_name(f"{latin}_mask.nii.gz"))
     except OSError:
         pytest.skip("this file system holds names in UTF-8 alone")
@@ -190,7 +224,8 @@ def test_names_that_are_not_in_utf8_are_left_out_and_said(tiny_bids, caplog):
     assert [len(task.stacks) for task in (first, second)] == [2, 2]
     assert all(stack.mask for task in (first, second) for stack in task.stacks)
     assert caplog.messages == [
-        f"{path}: left out, as its name is not in UTF-8; rename it, with its sidecar, to use it" for path in paths]
+        f"{path}: left out, as its name is not in UTF-8; rename it, with its sidecar, to use it" for path in paths
+    ]
     elsewhere = tiny.root.with_name(latin)
     tiny.root.rename(elsewhere)
     with pytest.raises(InputError, match=r"the path is not in UTF-8; rename the folder$"):
@@ -207,9 +242,12 @@ def test_one_image_in_two_files(tiny_bids, caplog):
     assert [stack.path for stack in good.stacks] == [tiny.stack(run=1), tiny.stack(run=2)]
     assert good.stacks[0].mask == tiny.mask(run=1)
     assert sorted(caplog.messages) == sorted(
-        f"{path}: left out, as {path}.gz has the same name and is taken; remove one of the two" for path in copies)
-    assert bad.errors == (f"{twice} and {tiny.stack('02', 1)} have the same entities (run-1 is run-01); rename one of "
-                          "them, with its sidecar, or list it in .bidsignore",)
+        f"{path}: left out, as {path}.gz has the same name and is taken; remove one of the two" for path in copies
+    )
+    assert bad.errors == (
+        f"{twice} and {tiny.stack('02', 1)} have the same entities (run-1 is run-01); rename one of "
+        "them, with its sidecar, or list it in .bidsignore",
+    )
     (tiny.root / ".bidsignore").write_text(f"{copies[0].name}.gz\nsub-02\n")
     (task,) = find_tasks(tiny.root)
     assert [stack.path for stack in task.stacks] == [tiny.stack(run=1), copies[0]]
@@ -231,16 +269,25 @@ def test_images_that_are_no_magnitude_are_left_out_and_said(tiny_bids, caplog):
     assert len(magnitude.stacks) == 1
     where = tiny.stack().parent
     assert [line.partition("; ask")[0] for line in caplog.messages] == [
-        f"{where / name}: left out, as it is no magnitude image ({why})" for name, why in (
+        f"{where / name}: left out, as it is no magnitude image ({why})"
+        for name, why in (
             *((f"sub-01_run-1_part-{part}_T2w.nii.gz", f"part is {part}") for part in ("imag", "phase", "real")),
-            ("sub-01_run-1_T2w.nii.gz", "ImageType is P"))]
+            ("sub-01_run-1_T2w.nii.gz", "ImageType is P"),
+        )
+    ]
     (task,) = find_tasks(tiny.root, Selection(filters={"stacks": {"part": "phase"}}))
     assert task.name == "sub-01_part-phase_T2w"
 
 
-@pytest.mark.parametrize(("kind", "word"), [
-    (["ORIGINAL", "PRIMARY", "R", "ND"], "R"), ("ORIGINAL\\PRIMARY\\P\\ND", "P"),
-    (["DERIVED", "Phase map"], "Phase map"), (["DERIVED", "PRIMARY", "IMAGINARY", 1], "IMAGINARY")])
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (["ORIGINAL", "PRIMARY", "R", "ND"], "R"),
+        ("ORIGINAL\\PRIMARY\\P\\ND", "P"),
+        (["DERIVED", "Phase map"], "Phase map"),
+        (["DERIVED", "PRIMARY", "IMAGINARY", 1], "IMAGINARY"),
+    ],
+)
 def test_sidecars_that_tell_of_no_magnitude(tiny_bids, caplog, kind, word):
     tiny = tiny_bids(stacks=2)
     tiny.sidecar(run=1).write_text(json.dumps({"SliceThickness": 3.5, "ImageType": kind}))
@@ -259,7 +306,8 @@ def test_bidsignore_that_would_say_nothing(tiny_bids, caplog):
     assert len(find_tasks(tiny.root)[0].stacks) == 2
     assert caplog.messages == [
         f"{ignored}: {line!r} has backslashes, which part no folders here; write / between folders"
-        for line in ("sub-01\\anat\\*run-1*", "*\\*run-9")]
+        for line in ("sub-01\\anat\\*run-1*", "*\\*run-9")
+    ]
     ignored.write_text("*run-1*\n", encoding="utf-16")
     with pytest.raises(InputError, match=f"^{ignored}: not a text in UTF-8; save it as UTF-8$"):
         find_tasks(tiny.root)
@@ -278,7 +326,8 @@ def test_stacks_in_bidsignore_are_left_out_and_said(tiny_bids, caplog):
     assert [stack.label for stack in third.stacks] == ["run-1", "run-2", "run-3"]
     left = [tiny.stack("01", 2), *(tiny.stack("02", run) for run in (1, 2, 3))]
     assert caplog.messages == [
-        f"{path}: left out, as .bidsignore lists it; take it out of that file to use it" for path in left]
+        f"{path}: left out, as .bidsignore lists it; take it out of that file to use it" for path in left
+    ]
     ignored.write_text("sub-*/\n")
     with pytest.raises(InputError, match=r"none of 9 images can be used; .*run-1_T2w.nii.gz: left out, as .bidsignore"):
         find_tasks(tiny.root)
@@ -295,8 +344,10 @@ def test_folders_that_were_not_fetched_are_said(tiny_bids, caplog):
         path.symlink_to("nowhere")
     (task,) = find_tasks(tiny.root)
     assert task.name == "sub-01_T2w"
-    assert caplog.messages == [f"{path}: the target of this link is not here; get its content, as with datalad get, or "
-                               "remove the link" for path in links]
+    assert caplog.messages == [
+        f"{path}: the target of this link is not here; get its content, as with datalad get, or remove the link"
+        for path in links
+    ]
 
 
 def test_sidecars_are_inherited(tiny_bids):
@@ -311,8 +362,14 @@ def test_sidecars_are_inherited(tiny_bids):
 
 def test_thickness_that_is_no_number_is_said(tiny_bids, caplog):
     tiny = tiny_bids(stacks=2)
-    for text, shown in (('"3"', "'3'"), ("true", "True"), ("0", "0"), ("NaN", "nan"), ("1e999", "inf"),
-                        ("9" * 400, "9" * 400)):
+    for text, shown in (
+        ('"3"', "'3'"),
+        ("true", "True"),
+        ("0", "0"),
+        ("NaN", "nan"),
+        ("1e999", "inf"),
+        ("9" * 400, "9" * 400),
+    ):
         tiny.sidecar(run=2).write_text(f'{{"SliceThickness": {text}}}')
         (task,) = find_tasks(tiny.root)
         assert math.isnan(task.stacks[1].thickness)
@@ -348,8 +405,11 @@ def test_filters_of_what_sidecars_say(tiny_bids):
 def test_filter_that_leaves_nothing_is_named(tiny_bids):
     tiny = tiny_bids(stacks=3)
     selection = Selection(filters={"stacks": {"run": [1, 2], "acquisition": "tse"}}, filter_file="f.json")
-    with pytest.raises(InputError, match=r'^f.json: the filter "stacks": \{"acquisition": "tse"\} leaves '
-                                         r"none of the 3 T2w images"):
+    with pytest.raises(
+        InputError,
+        match=r'^f.json: the filter "stacks": \{"acquisition": "tse"\} leaves '
+        r"none of the 3 T2w images",
+    ):
         find_tasks(tiny.root, selection)
     with pytest.raises(InputError, match=r"^f.json: 'colour' is not a recognized entity"):
         find_tasks(tiny.root, Selection(filters={"stacks": {"colour": "red"}}, filter_file="f.json"))
@@ -372,9 +432,21 @@ def test_missing_and_empty_data_set(tmp_path):
         find_tasks(tmp_path)
 
 
-@pytest.mark.parametrize("above", [
-    "run-7", "run-007", "sub-99", "sub-01/ses-2/anat", "ses-x_acq-haste_rec-b", "func/dir-AP/part-phase", "sub-1.5",
-    "derivatives/desc-lesion/label-uterus/space-MNI", "sourcedata/code", "a (b)+[c].d_T2w.nii.gz"])
+@pytest.mark.parametrize(
+    "above",
+    [
+        "run-7",
+        "run-007",
+        "sub-99",
+        "sub-01/ses-2/anat",
+        "ses-x_acq-haste_rec-b",
+        "func/dir-AP/part-phase",
+        "sub-1.5",
+        "derivatives/desc-lesion/label-uterus/space-MNI",
+        "sourcedata/code",
+        "a (b)+[c].d_T2w.nii.gz",
+    ],
+)
 def test_folders_above_the_root_say_nothing(tiny_bids, above):
     """Entities and inheritance are those of the path below the root, of raw data and of masks."""
     tiny = tiny_bids(stacks=3, name=f"{above}/bids")
@@ -385,7 +457,8 @@ def test_folders_above_the_root_say_nothing(tiny_bids, above):
     assert task.name == "sub-01_T2w"
     assert [stack.thickness for stack in task.stacks] == [3, 4, 5]
     assert [stack.metadata for stack in task.stacks] == [
-        {"SliceThickness": 2 + run, "EchoTime": run / 10} for run in (1, 2, 3)]
+        {"SliceThickness": 2 + run, "EchoTime": run / 10} for run in (1, 2, 3)
+    ]
     assert [stack.mask for stack in task.stacks] == [tiny.mask(run=run) for run in (1, 2, 3)]
     chosen = Selection(participants=("01",), filters={"stacks": {"run": [1, 3]}})
     assert [stack.label for stack in find_tasks(tiny.root, chosen)[0].stacks] == ["run-1", "run-3"]
@@ -394,19 +467,23 @@ def test_folders_above_the_root_say_nothing(tiny_bids, above):
 def test_the_nearest_sidecar_with_the_most_entities_goes_first(tiny_bids):
     tiny = tiny_bids(stacks=3, thickness=None)
     for name, fields in {
-            "T2w.json": {"SliceThickness": 2, "EchoTime": 0.1, "Manufacturer": "a", "FlipAngle": 90},
-            "run-1_T2w.json": {"EchoTime": 0.2}, "T1w.json": {"SliceThickness": 9},
-            "sub-01/sub-01_T2w.json": {"SliceThickness": 3, "FlipAngle": None},
-            "sub-01/sub-01_acq-x_T2w.json": {"SliceThickness": 9},
-            "sub-01/sub-02_T2w.json": {"SliceThickness": 9},
-            "sub-01/anat/T2w.json": {"Manufacturer": "b"},
-            "sub-01/anat/sub-01_run-02_T2w.json": {"SliceThickness": 4}}.items():
+        "T2w.json": {"SliceThickness": 2, "EchoTime": 0.1, "Manufacturer": "a", "FlipAngle": 90},
+        "run-1_T2w.json": {"EchoTime": 0.2},
+        "T1w.json": {"SliceThickness": 9},
+        "sub-01/sub-01_T2w.json": {"SliceThickness": 3, "FlipAngle": None},
+        "sub-01/sub-01_acq-x_T2w.json": {"SliceThickness": 9},
+        "sub-01/sub-02_T2w.json": {"SliceThickness": 9},
+        "sub-01/anat/T2w.json": {"Manufacturer": "b"},
+        "sub-01/anat/sub-01_run-02_T2w.json": {"SliceThickness": 4},
+    }.items():
         (tiny.root / name).write_text(json.dumps(fields))
     (task,) = find_tasks(tiny.root)
     common = {"EchoTime": 0.1, "Manufacturer": "b", "SliceTiming": []}
     assert [stack.metadata for stack in task.stacks] == [
-        common | {"SliceThickness": 3, "EchoTime": 0.2}, common | {"SliceThickness": 4},
-        common | {"SliceThickness": 3}]
+        common | {"SliceThickness": 3, "EchoTime": 0.2},
+        common | {"SliceThickness": 4},
+        common | {"SliceThickness": 3},
+    ]
 
 
 def test_sidecars_name_what_names_say_as_well(tiny_bids):
@@ -451,9 +528,18 @@ def test_masks_of_something_else_are_named_and_not_taken(tiny_bids, caplog):
     """A mask is of the brain by label-, else by desc-, else by its sidecar, else because nothing says otherwise."""
     tiny = tiny_bids(stacks=10)
     folder = tiny.mask().parent
-    names = ["label-uterus_mask", "desc-lesion_mask", "label-uterus_desc-brain_mask", "mask", "label-brain_mask",
-             "label-Brain_desc-manual_mask", "mask", "T2w_desc-placenta_mask", "hemi-L_desc-brain_mask",
-             "seg-womb_mask"]
+    names = [
+        "label-uterus_mask",
+        "desc-lesion_mask",
+        "label-uterus_desc-brain_mask",
+        "mask",
+        "label-brain_mask",
+        "label-Brain_desc-manual_mask",
+        "mask",
+        "T2w_desc-placenta_mask",
+        "hemi-L_desc-brain_mask",
+        "seg-womb_mask",
+    ]
     for run, name in enumerate(names, 1):
         tiny.mask(run=run).rename(folder / f"sub-01_run-{run}_{name}.nii.gz")
     (folder / "sub-01_run-7_mask.json").write_text(json.dumps({"Type": "Face"}))
@@ -461,13 +547,16 @@ def test_masks_of_something_else_are_named_and_not_taken(tiny_bids, caplog):
 
     def found(**more):
         (task,) = find_tasks(tiny.root, with_masks(tiny, **more))
-        return [stack.mask and stack.mask.name.removesuffix(".nii.gz").partition(f"run-{run}_")[2]
-                for run, stack in enumerate(task.stacks, 1)]
+        return [
+            stack.mask and stack.mask.name.removesuffix(".nii.gz").partition(f"run-{run}_")[2]
+            for run, stack in enumerate(task.stacks, 1)
+        ]
 
     assert found() == taken
     left = [line for line in caplog.messages if "not taken as the mask of its stack, which has no other" in line]
     assert [line.partition(": ")[0] for line in left] == [
-        str(folder / f"sub-01_run-{run}_{names[run - 1]}.nii.gz") for run in (1, 2, 3, 7, 8, 9, 10)]
+        str(folder / f"sub-01_run-{run}_{names[run - 1]}.nii.gz") for run in (1, 2, 3, 7, 8, 9, 10)
+    ]
     assert all("call it desc-brain" in line and "--bids-filter-file" in line for line in left)
     assert found(filters={"masks": {"run": [1, 4]}}) == [None] * 3 + ["mask"] + [None] * 6
     assert found(filters={"masks": {"label": "uterus"}})[:3] == [names[0], None, names[2]]
@@ -481,8 +570,9 @@ def test_masks_of_another_space_are_named_where_a_stack_has_no_other(tiny_bids, 
     (task,) = find_tasks(tiny.root, with_masks(tiny))
     assert [stack.mask for stack in task.stacks] == [tiny.mask(), None, tiny.mask(run=3)]
     (line,) = caplog.messages
-    assert line.startswith(f"{elsewhere}: not taken as the mask of its stack, which has no other: by its name it lies "
-                           "in another space")
+    assert line.startswith(
+        f"{elsewhere}: not taken as the mask of its stack, which has no other: by its name it lies in another space"
+    )
 
 
 def test_data_set_with_masks_of_something_else_alone(tiny_bids):
@@ -533,15 +623,18 @@ def test_kept_index_that_is_not_of_what_is_there(tiny_bids, tmp_path, caplog):
     (task,) = find_tasks(tiny.root, keep)
     assert [stack.thickness for stack in task.stacks] == [5, 3.5, 3.5]  # sidecars are never kept
     assert caplog.messages == []
-    added = [copy_stack(tiny, f"sub-{name}.nii.gz") for name in (
-        "01/anat/sub-01_run-4_T2w", "02/ses-1/anat/sub-02_ses-1_run-1_T2w")]
+    added = [
+        copy_stack(tiny, f"sub-{name}.nii.gz")
+        for name in ("01/anat/sub-01_run-4_T2w", "02/ses-1/anat/sub-02_ses-1_run-1_T2w")
+    ]
     gone = tiny.stack(run=3)
     gone.unlink()
     (task,) = find_tasks(tiny.root, keep)
     assert [stack.label for stack in task.stacks] == ["run-1", "run-2"]
     assert caplog.messages == [
         f"--bids-database-dir {database}: images came or went since the index was made, and are left out: 2 new (first "
-        f"{added[0]}), 1 gone (first {gone}); add --bids-database-wipe to make it again"]
+        f"{added[0]}), 1 gone (first {gone}); add --bids-database-wipe to make it again"
+    ]
     caplog.clear()
     tasks = find_tasks(tiny.root, Selection(database_dir=database, database_wipe=True))
     assert [len(task.stacks) for task in tasks] == [3, 1]
@@ -574,4 +667,5 @@ def test_real_data_set(test_data):
     assert [stack.label for stack in task.stacks] == [f"run-{run}" for run in range(1, 7)]
     assert {stack.thickness for stack in task.stacks} == {3.0}
     assert [stack.mask.name for stack in task.stacks] == [
-        f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in range(1, 7)]
+        f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in range(1, 7)
+    ]

@@ -22,8 +22,16 @@ def refuse(tmp_path, capsys):
 
     def call(bids_dir, *options, out=None, work=None) -> str:
         before = snapshot(tmp_path)
-        code = main([str(bids_dir), str(out or tmp_path / "out"), "participant",
-                     "-w", str(work or tmp_path / "work"), *map(str, options)])
+        code = main(
+            [
+                str(bids_dir),
+                str(out or tmp_path / "out"),
+                "participant",
+                "-w",
+                str(work or tmp_path / "work"),
+                *map(str, options),
+            ]
+        )
         output, error = capsys.readouterr()
         assert snapshot(tmp_path) == before
         assert code == 2, error
@@ -88,11 +96,17 @@ def test_unknown_participant(refuse, tiny_bids):
     assert line == f"--participant-label 99: not in {tiny.root}; participants there are 01"
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ('{"stacks": {"acquisition": "tse"}}', 'the filter "stacks": {"acquisition": "tse"} leaves none of the 3 T2w'),
-    ('{"stacks": {"hue": 1}}', "'hue' is not a recognized entity"),
-    ('{"stacks": {', "not a JSON file"), ('{"stack": {}}', "unknown query 'stack'; queries are stacks and masks"),
-    ("[1]", 'expected {"stacks"'), (None, "cannot be read (No such file or directory)")])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"stacks": {"acquisition": "tse"}}', 'the filter "stacks": {"acquisition": "tse"} leaves none of the 3 T2w'),
+        ('{"stacks": {"hue": 1}}', "'hue' is not a recognized entity"),
+        ('{"stacks": {', "not a JSON file"),
+        ('{"stack": {}}', "unknown query 'stack'; queries are stacks and masks"),
+        ("[1]", 'expected {"stacks"'),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
 def test_filters(refuse, tiny_bids, tmp_path, text, what):
     file = tmp_path / "f.json"
     if text is not None:
@@ -168,9 +182,20 @@ def spoil_affine_singular(tiny):
     return spoil_affine(tiny, 2.0)
 
 
-@pytest.mark.parametrize("spoil", [
-    spoil_mask_empty, spoil_mask_speck, spoil_mask_elsewhere, spoil_truncated, spoil_corrupt,
-    spoil_volumes, spoil_size, spoil_affine, spoil_affine_singular])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_mask_empty,
+        spoil_mask_speck,
+        spoil_mask_elsewhere,
+        spoil_truncated,
+        spoil_corrupt,
+        spoil_volumes,
+        spoil_size,
+        spoil_affine,
+        spoil_affine_singular,
+    ],
+)
 def test_bad_files(refuse, tiny_bids, spoil):
     tiny = tiny_bids()
     file, what = spoil(tiny)
@@ -208,10 +233,17 @@ def test_the_method_of_the_paper_on_a_gpu(refuse, tiny_bids):
     assert line.startswith("--device cuda: --svr-method paper computes on the CPU only")
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ("plugin: SGEGraph", "submits jobs and does not wait"), ("plugin: Magic", "unknown plugin 'Magic'"),
-    ("a: b", "expected the keys plugin"), ("plugin: [", "not a YAML file"), (None, "cannot be read"),
-    ("plugin: SLURM\nplugin_args: 3", "plugin_args must be keys and values")])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("plugin: SGEGraph", "submits jobs and does not wait"),
+        ("plugin: Magic", "unknown plugin 'Magic'"),
+        ("a: b", "expected the keys plugin"),
+        ("plugin: [", "not a YAML file"),
+        (None, "cannot be read"),
+        ("plugin: SLURM\nplugin_args: 3", "plugin_args must be keys and values"),
+    ],
+)
 def test_plugin_files(refuse, tiny_bids, tmp_path, text, what):
     file = tmp_path / "p.yml"
     if text is not None:
@@ -227,16 +259,18 @@ def test_every_bad_task_has_its_line(tiny_bids, tmp_path, capsys):
         tiny.stack(subject).write_bytes(b"")
     assert main([str(tiny.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [bool(re.match(f"gsbids: error: .*sub-{k}_run-1", line)) for k, line in
-            zip(("01", "02"), lines, strict=True)] == [True, True]
+    assert [
+        bool(re.match(f"gsbids: error: .*sub-{k}_run-1", line)) for k, line in zip(("01", "02"), lines, strict=True)
+    ] == [True, True]
     assert not (tmp_path / "out").exists()
 
 
 def test_little_memory_is_said(tiny_bids, capsys, tmp_path):
     tiny = tiny_bids(stacks=1)
     main([str(tiny.root), str(tmp_path / "out"), "participant", "--mem", "16"])
-    assert "gsbids: warning: --mem: 16 MB is very little; a bare number is MB, write 16G for GB" in \
-        capsys.readouterr().err
+    assert (
+        "gsbids: warning: --mem: 16 MB is very little; a bare number is MB, write 16G for GB" in capsys.readouterr().err
+    )
 
 
 def test_masks_that_are_not_used_are_said(tiny_bids, capsys, tmp_path):

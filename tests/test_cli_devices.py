@@ -141,10 +141,13 @@ def test_steps_on_a_gpu_are_known_as_such_and_keep_their_hashes(tiny_bids, tmp_p
     single = dataclasses.replace(task, stacks=task.stacks[:1], method="sr", resolution=(0.5,) * 3)
     found = {}
     for device in ("cpu", "cuda", "cuda:1"):
-        config = Config(Execution(tiny.root, tmp_path / "out", tmp_path / "work", preview=True,
-                                  derivatives={"masks": tiny.masks}), WorkflowOptions(device=device))
-        nodes = [node for each in (task, single) for node in init_gsbids_wf(
-            config=config, tasks=[each])._get_all_nodes()]
+        config = Config(
+            Execution(tiny.root, tmp_path / "out", tmp_path / "work", preview=True, derivatives={"masks": tiny.masks}),
+            WorkflowOptions(device=device),
+        )
+        nodes = [
+            node for each in (task, single) for node in init_gsbids_wf(config=config, tasks=[each])._get_all_nodes()
+        ]
         on_gpu = {node.name for node in nodes if node.is_gpu_node()}
         assert on_gpu == (set() if device == "cpu" else {"fit", "sample", "simulate", "early_preview", "super_resolve"})
         steps = [node for node in nodes if hasattr(node.inputs, "use_gpu")]

@@ -39,9 +39,16 @@ def test_help_of_a_command_is_its_own(capsys):
     assert capsys.readouterr().out.startswith("usage: gsbids mask ")
 
 
-@pytest.mark.parametrize(("words", "meant"), [
-    (["super-resolv", "a", "b"], "super-resolve"), (["recontruct", "--input-stacks", "a"], "reconstruct"),
-    (["maks"], "mask"), (["smaple", "m.npz", "o.nii.gz"], "sample"), (["hepl"], "help")])
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["super-resolv", "a", "b"], "super-resolve"),
+        (["recontruct", "--input-stacks", "a"], "reconstruct"),
+        (["maks"], "mask"),
+        (["smaple", "m.npz", "o.nii.gz"], "sample"),
+        (["hepl"], "help"),
+    ],
+)
 def test_a_mistyped_command_is_named(words, meant, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
@@ -57,10 +64,14 @@ def test_a_folder_is_no_mistyped_command(tmp_path, monkeypatch, capsys):
     assert "did you mean" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["in", "out", "participant", "--particpant-label", "01"], "did you mean --participant-label? (gsbids --help"),
-    (["mask", "a", "b", "--probabilty", "c"], "did you mean --probability? (gsbids mask --help"),
-    (["in", "out", "participant", "--frobnicate"], "--frobnicate (gsbids --help")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["in", "out", "participant", "--particpant-label", "01"], "did you mean --participant-label? (gsbids --help"),
+        (["mask", "a", "b", "--probabilty", "c"], "did you mean --probability? (gsbids mask --help"),
+        (["in", "out", "participant", "--frobnicate"], "--frobnicate (gsbids --help"),
+    ],
+)
 def test_a_mistyped_option_is_named(words, said, capsys):
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -69,8 +80,22 @@ def test_a_mistyped_option_is_named(words, said, capsys):
 
 
 def test_words_of_other_bids_apps_are_taken():
-    args = parse_args(["in", "out", "participant", "--participant-labels", "sub-01", "02", "--session-id", "a", "-m",
-                       "T1w", "--debug", *WITHOUT_EFFECT])
+    args = parse_args(
+        [
+            "in",
+            "out",
+            "participant",
+            "--participant-labels",
+            "sub-01",
+            "02",
+            "--session-id",
+            "a",
+            "-m",
+            "T1w",
+            "--debug",
+            *WITHOUT_EFFECT,
+        ]
+    )
     assert list(args.participant_label) == ["01", "02"]
     assert list(args.session_label) == ["a"]
     assert (args.modality, args.verbosity) == ("T1w", 2)

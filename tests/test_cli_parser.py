@@ -23,20 +23,54 @@ def refusal(capsys, *argv: str) -> str:
     return err
 
 
-@pytest.mark.parametrize(("text", "gb"), [
-    ("--mem 1.5G", 1.5), ("--mem 800M", 0.8), ("--mem 4000", 4.0), ("--mem-mb 4000", 4.0),
-    ("--mem-gb 3", 3.0), ("--mem 2GB", 2.0), ("--mem 500000K", 0.5), ("--mem-gb 512M", 0.512),
-    ("--mem 1.5gib", 1.5), ("--mem .5T", 500)])
+@pytest.mark.parametrize(
+    ("text", "gb"),
+    [
+        ("--mem 1.5G", 1.5),
+        ("--mem 800M", 0.8),
+        ("--mem 4000", 4.0),
+        ("--mem-mb 4000", 4.0),
+        ("--mem-gb 3", 3.0),
+        ("--mem 2GB", 2.0),
+        ("--mem 500000K", 0.5),
+        ("--mem-gb 512M", 0.512),
+        ("--mem 1.5gib", 1.5),
+        ("--mem .5T", 500),
+    ],
+)
 def test_memory(text, gb):
     assert parse(text).memory_gb == pytest.approx(gb)
 
 
-@pytest.mark.parametrize("argv", [
-    "--mem 1.5X", "--mem G", "--mem 0", "--mem -3", "--output-resolution 0", "--output-resolution 50",
-    "--output-resolution nan", "--output-resolution big", "--slice-thickness 0", "--nprocs 0", "--nprocs 1.5",
-    "--random-seed -1", "--device gpu", "--mode srr", "--sr-factor 0.5", "--sr-factor 2 2", "--sr-quality best",
-    "--output-resolution 1 1", "--sr-profile sharp", "--svr-method gsvr", "--mask-mode magic",
-    "--participant-label 0.1", "--nonsense", "--part 01"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--mem 1.5X",
+        "--mem G",
+        "--mem 0",
+        "--mem -3",
+        "--output-resolution 0",
+        "--output-resolution 50",
+        "--output-resolution nan",
+        "--output-resolution big",
+        "--slice-thickness 0",
+        "--nprocs 0",
+        "--nprocs 1.5",
+        "--random-seed -1",
+        "--device gpu",
+        "--mode srr",
+        "--sr-factor 0.5",
+        "--sr-factor 2 2",
+        "--sr-quality best",
+        "--output-resolution 1 1",
+        "--sr-profile sharp",
+        "--svr-method gsvr",
+        "--mask-mode magic",
+        "--participant-label 0.1",
+        "--nonsense",
+        "--part 01",
+    ],
+)
 def test_values_that_cannot_be(capsys, argv):
     option = argv.split()[0]
     assert option in refusal(capsys, "in", "out", "participant", *argv.split())
@@ -89,7 +123,9 @@ def test_a_path_that_exists_is_a_path(tmp_path, monkeypatch):
     assert parse_derivatives(["data=v2/masks"]) == {"masks": tmp_path / "data=v2" / "masks"}
     assert parse_derivatives([f"a={tmp_path / 'data=v2' / 'masks'}"]) == {"a": tmp_path / "data=v2" / "masks"}
     assert parse_derivatives(["data=masks", "b=v2/masks"]) == {
-        "datamasks": tmp_path / "data=masks", "b": tmp_path / "v2" / "masks"}
+        "datamasks": tmp_path / "data=masks",
+        "b": tmp_path / "v2" / "masks",
+    }
     with pytest.raises(InputError, match=r"^--derivatives my_masks=v2/masks: a NAME holds letters and digits only"):
         parse_derivatives(["my_masks=v2/masks"])
     with pytest.raises(InputError, match=r"^--derivatives c=v3/masks: there is no such folder"):
@@ -100,9 +136,11 @@ def test_config_file_gives_defaults(tiny_bids, tmp_path):
     tiny = tiny_bids(stacks=2)
     filters = tmp_path / "f.json"
     filters.write_text('{"stacks": {"acquisition": null, "run": [1, 2]}}')
-    options = ("--participant-label 01 --output-resolution 1.2 --no-n4 --mem 3G --nprocs 3 --omp-nthreads 2 "
-               f"-v --random-seed 7 --stop-on-first-crash -d masks={tiny.masks} --dry-run "
-               f"--bids-filter-file {filters}")
+    options = (
+        "--participant-label 01 --output-resolution 1.2 --no-n4 --mem 3G --nprocs 3 --omp-nthreads 2 "
+        f"-v --random-seed 7 --stop-on-first-crash -d masks={tiny.masks} --dry-run "
+        f"--bids-filter-file {filters}"
+    )
     base = [str(tiny.root), str(tmp_path / "out"), "participant"]
     first = make_config(parse_args(base + options.split()))
     file = first.to_toml(tmp_path / "gsbids.toml")
@@ -130,18 +168,28 @@ def test_one_way_to_say_the_size(tiny_bids, tmp_path):
     assert make_config(parse_args([*base, f"--config-file={file}"])).workflow.svr_resolution == 1.2
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ("[workflow]\noutput_resolution = 50.0", "50.0 mm is out of range"),
-    ("[workflow]\ndevice = 'tpu'", "'tpu' is not a device")])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[workflow]\noutput_resolution = 50.0", "50.0 mm is out of range"),
+        ("[workflow]\ndevice = 'tpu'", "'tpu' is not a device"),
+    ],
+)
 def test_config_file_is_checked_like_options(tmp_path, capsys, text, what):
     (tmp_path / "c.toml").write_text(text)
     assert what in refusal(capsys, "in", "out", "participant", "--config-file", str(tmp_path / "c.toml"))
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ("[workflow", "not a TOML file"), ("[work]\na = 1", "unknown section 'work'"),
-    ("[workflow]\ncolour = 1", "unknown setting 'colour'"), (None, "cannot be read"),
-    ("[workflow]\nn4 = 'yes'", "n4 in .workflow.: 'yes' is not of type bool")])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[workflow", "not a TOML file"),
+        ("[work]\na = 1", "unknown section 'work'"),
+        ("[workflow]\ncolour = 1", "unknown setting 'colour'"),
+        (None, "cannot be read"),
+        ("[workflow]\nn4 = 'yes'", "n4 in .workflow.: 'yes' is not of type bool"),
+    ],
+)
 def test_config_file_that_is_none(tmp_path, text, what):
     file = tmp_path / "c.toml"
     if text is not None:

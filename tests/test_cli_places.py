@@ -15,8 +15,19 @@ import pytest
 from gsbids.cli.places import find_places, processor_levels, spare_places, writable_places
 from gsbids.errors import InputError
 
-NAMES = ("TMPDIR", "TEMP", "TMP", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR",
-         "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "GSBIDS_CACHE")
+NAMES = (
+    "TMPDIR",
+    "TEMP",
+    "TMP",
+    "HOME",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "NUMBA_CACHE_DIR",
+    "MPLCONFIGDIR",
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+    "GSBIDS_CACHE",
+)
 
 
 @pytest.fixture
@@ -134,13 +145,16 @@ def test_nothing_stays_of_what_cannot_be_used(environ, tmp_path):
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["kept"]
 
 
-@pytest.mark.parametrize(("flags", "levels"), [
-    ("", []),
-    ("sse4_2 avx", []),
-    ("abm avx2 bmi1 bmi2 f16c fma movbe", ["x86-64-v3"]),
-    ("abm avx2 bmi1 bmi2 f16c fma movbe avx512f", ["x86-64-v3"]),
-    ("abm avx2 bmi1 bmi2 f16c fma movbe avx512f avx512bw avx512cd avx512dq avx512vl", ["x86-64-v4", "x86-64-v3"]),
-])
+@pytest.mark.parametrize(
+    ("flags", "levels"),
+    [
+        ("", []),
+        ("sse4_2 avx", []),
+        ("abm avx2 bmi1 bmi2 f16c fma movbe", ["x86-64-v3"]),
+        ("abm avx2 bmi1 bmi2 f16c fma movbe avx512f", ["x86-64-v3"]),
+        ("abm avx2 bmi1 bmi2 f16c fma movbe avx512f avx512bw avx512cd avx512dq avx512vl", ["x86-64-v4", "x86-64-v3"]),
+    ],
+)
 def test_levels_of_processors(flags, levels):
     assert processor_levels(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t\t: avx2\n") == levels
 
@@ -160,14 +174,21 @@ def test_levels_are_what_the_compiler_says_of_this_processor():
 
 def test_kernels_run_from_a_read_only_installation(tmp_path):
     """Numba refuses to load a kernel that it can keep nowhere; the places are found first."""
-    code = ("from pathlib import Path\n"
-            "from gsbids.cli import places\n"
-            f"places._kernels = lambda: Path({str(blocked(tmp_path))!r})\n"
-            f"with places.writable_places(Path({str(tmp_path / 'spare')!r})):\n"
-            "    from gsbids.kernels.cpu import lanes\n"
-            "    print(lanes.vectors_work())\n")
+    code = (
+        "from pathlib import Path\n"
+        "from gsbids.cli import places\n"
+        f"places._kernels = lambda: Path({str(blocked(tmp_path))!r})\n"
+        f"with places.writable_places(Path({str(tmp_path / 'spare')!r})):\n"
+        "    from gsbids.kernels.cpu import lanes\n"
+        "    print(lanes.vectors_work())\n"
+    )
     environ = {name: value for name, value in os.environ.items() if name not in NAMES}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env=environ | {"HOME": str(blocked(tmp_path))}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environ | {"HOME": str(blocked(tmp_path))},
+        check=False,
+    )
     assert done.stdout.split() == ["True"], done.stderr
     assert list((tmp_path / "spare" / "numba").rglob("*.nbi"))

@@ -27,11 +27,18 @@ def command(tiny, tmp_path, fake, **variables):
 @pytest.fixture
 def on_terminal(tiny_bids, tmp_path):
     """``on_terminal(fake, *options, until=pattern)``: all that a terminal gets, and the exit code."""
+
     def call(fake, *options, until=None, term="xterm"):
         words, environment = command(tiny_bids(subjects=tuple(fake)), tmp_path, fake, TERM=term)
         ours, theirs = pty.openpty()
-        process = subprocess.Popen([*words, *options], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL,
-                                   stderr=theirs, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        process = subprocess.Popen(
+            [*words, *options],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         os.close(theirs)
         text, limit = "", time.monotonic() + 300
         while time.monotonic() < limit:
@@ -45,13 +52,18 @@ def on_terminal(tiny_bids, tmp_path):
                 until = None
         os.close(ours)
         return text, process.wait(60)
+
     return call
 
 
 @pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_on_a_terminal_a_line_is_drawn_anew(on_terminal, tmp_path, nprocs):
-    text, code = on_terminal({"01": "", "02": "sleep"}, "--nprocs", nprocs,
-                             until=r"\r1 of 2 steps, \d:\d\d \| sub-02_T2w reconstruct \d:\d\d\x1b\[K")
+    text, code = on_terminal(
+        {"01": "", "02": "sleep"},
+        "--nprocs",
+        nprocs,
+        until=r"\r1 of 2 steps, \d:\d\d \| sub-02_T2w reconstruct \d:\d\d\x1b\[K",
+    )
     assert code == 130, text
     # What a person sees: every line of the messages whole, and in the end no half line.
     seen = [line.rpartition("\x1b[K")[2] for line in text.replace("\r\n", "\n").split("\n")]
@@ -78,8 +90,15 @@ def test_a_dumb_terminal_gets_lines(on_terminal):
 
 def test_elsewhere_there_are_no_escape_codes(tiny_bids, tmp_path):
     words, environment = command(tiny_bids(), tmp_path, {"01": ""}, TERM="xterm")
-    done = subprocess.run([*words, "--nprocs", "2"], env=environment, cwd=tmp_path, capture_output=True, text=True,
-                          timeout=300, check=False)
+    done = subprocess.run(
+        [*words, "--nprocs", "2"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
@@ -111,8 +130,9 @@ def test_the_line_fits(tmp_path):
     progress = Progress({"sub_01_wf": "sub-01"}, 9)
     for n, folder in enumerate(folders):
         progress(Step(f"gsbids_wf.sub_01_wf.step_{n}", folder), "start")
-    assert progress.line(200) == ("0 of 9 steps, 0:00 | sub-01 step_0 25% 0:00 | sub-01 step_1 0:00 | "
-                                  "sub-01 step_2 0:00")
+    assert progress.line(200) == (
+        "0 of 9 steps, 0:00 | sub-01 step_0 25% 0:00 | sub-01 step_1 0:00 | sub-01 step_2 0:00"
+    )
     assert progress.line(60) == "0 of 9 steps, 0:00 | sub-01 step_0 25% 0:00 | +2"
     assert all(len(progress.line(width)) <= width for width in range(20, 120))
 

@@ -97,7 +97,9 @@ def test_a_volume_not_to_be_used_is_written_all_the_same(files, capsys, fake):
     fake(out="do not use")
     assert main(["reconstruct", *STACKS, *MASKS, *OUT, *QUICK]) == 3
     assert capsys.readouterr().err.splitlines()[-2:] == [
-        "wrote out.nii.gz", "gsbids: error: out.nii.gz: do not use this volume: It is blurred. It is upside down."]
+        "wrote out.nii.gz",
+        "gsbids: error: out.nii.gz: do not use this volume: It is blurred. It is upside down.",
+    ]
     assert (files / "out.nii.gz").read_text() == "x"
     assert list((files / "tmp").glob("gsbids-*")) == []
     fake(out="look at it")
@@ -118,25 +120,30 @@ def test_thickness(files, fake, capsys):
     assert thicknesses("--slice-thickness", "header") == [4.0] * 3
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ([*STACKS], "required: --output-volume"), ([*OUT], "--input-stacks --input-slices is required"),
-    ([*STACKS, "--output-volume", "out.mgz"], "must end with .nii.gz"),
-    ([*STACKS, *OUT, "--output-model", "m.pkl"], "must end with .npz"),
-    ([*STACKS, *OUT, "--input-masks", "m1.nii.gz"], "1 files for 3 stacks"),
-    ([*STACKS, *OUT, "--slice-thickness", "3", "3"], "2 values for 3 stacks"),
-    ([*STACKS, *OUT, "--slice-thickness", "thin"], "not a number of mm"),
-    ([*STACKS, *OUT, "--output-resolution", "0"], "out of range"),
-    ([*STACKS, *OUT, "--device", "cuda"], "--device cpu"),
-    (["--input-stacks", "s 1.nii.gz", "no.nii.gz", *OUT], "no.nii.gz: there is no such file"),
-    (["--input-stacks", "s 1.nii.gz", "./s 1.nii.gz", *OUT], "is given twice"),
-    (["--input-stacks", "s 1.nii.gz", *OUT], "needs two or more"),
-    (["--input-stacks", "s 2.nii.gz", "s 3.nii.gz", *OUT], "--slice-thickness"),
-    ([*STACKS, "--output-volume", "s 1.nii.gz"], "is an input"),
-    ([*STACKS, "--output-volume", "no/where/out.nii.gz"], "there is no folder no"),
-    ([*STACKS, *OUT, "--output-mask", "./out.nii.gz"], "two outputs have this name"),
-    (["--input-stacks", "s 1.nii.gz", "broken.nii.gz", *OUT], "not a readable NIfTI file"),
-    ([*STACKS, *OUT, "--input-masks", "m1.nii.gz", "m2.nii.gz", "empty.nii.gz"], "the mask is empty"),
-    ([*STACKS, *OUT, "--nonsense"], "--nonsense")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*STACKS], "required: --output-volume"),
+        ([*OUT], "--input-stacks --input-slices is required"),
+        ([*STACKS, "--output-volume", "out.mgz"], "must end with .nii.gz"),
+        ([*STACKS, *OUT, "--output-model", "m.pkl"], "must end with .npz"),
+        ([*STACKS, *OUT, "--input-masks", "m1.nii.gz"], "1 files for 3 stacks"),
+        ([*STACKS, *OUT, "--slice-thickness", "3", "3"], "2 values for 3 stacks"),
+        ([*STACKS, *OUT, "--slice-thickness", "thin"], "not a number of mm"),
+        ([*STACKS, *OUT, "--output-resolution", "0"], "out of range"),
+        ([*STACKS, *OUT, "--device", "cuda"], "--device cpu"),
+        (["--input-stacks", "s 1.nii.gz", "no.nii.gz", *OUT], "no.nii.gz: there is no such file"),
+        (["--input-stacks", "s 1.nii.gz", "./s 1.nii.gz", *OUT], "is given twice"),
+        (["--input-stacks", "s 1.nii.gz", *OUT], "needs two or more"),
+        (["--input-stacks", "s 2.nii.gz", "s 3.nii.gz", *OUT], "--slice-thickness"),
+        ([*STACKS, "--output-volume", "s 1.nii.gz"], "is an input"),
+        ([*STACKS, "--output-volume", "no/where/out.nii.gz"], "there is no folder no"),
+        ([*STACKS, *OUT, "--output-mask", "./out.nii.gz"], "two outputs have this name"),
+        (["--input-stacks", "s 1.nii.gz", "broken.nii.gz", *OUT], "not a readable NIfTI file"),
+        ([*STACKS, *OUT, "--input-masks", "m1.nii.gz", "m2.nii.gz", "empty.nii.gz"], "the mask is empty"),
+        ([*STACKS, *OUT, "--nonsense"], "--nonsense"),
+    ],
+)
 def test_one_line_for_what_cannot_be(files, capsys, words, message):
     (files / "broken.nii.gz").write_bytes(b"nothing of the kind")
     image, _, affine = ball_stack(3)
@@ -169,13 +176,20 @@ def test_the_command_of_fetpype(container):
     from gsbids.cli.commands.reconstruct import parse
 
     command = yaml.safe_load((CHECKOUT / "docs" / "fetpype.yaml").read_text())[container]["cmd"]
-    tags = {"mount": "-v /d:/d", "input_stacks": "/d/a.nii.gz /d/b.nii.gz", "input_masks": "/m/a.nii.gz /m/b.nii.gz",
-            "output_volume": "/o/recon/recon.nii.gz", "output_res": "0.8", "input_tp": "3.3",
-            "singularity_path": "/s", "singularity_mount": "/d:/d"}
+    tags = {
+        "mount": "-v /d:/d",
+        "input_stacks": "/d/a.nii.gz /d/b.nii.gz",
+        "input_masks": "/m/a.nii.gz /m/b.nii.gz",
+        "output_volume": "/o/recon/recon.nii.gz",
+        "output_res": "0.8",
+        "input_tp": "3.3",
+        "singularity_path": "/s",
+        "singularity_mount": "/d:/d",
+    }
     assert set(re.findall("<(.*?)>", command)) <= set(tags)
     for tag, text in tags.items():
         command = command.replace(f"<{tag}>", text)
     words = shlex.split(command)
-    args = parse(words[words.index("reconstruct") + 1:])
+    args = parse(words[words.index("reconstruct") + 1 :])
     assert (len(args.input_stacks), len(args.input_masks)) == (2, 2)
     assert (args.output_resolution, args.slice_thickness, args.denoise, args.n4) == (0.8, [3.3], False, False)

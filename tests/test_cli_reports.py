@@ -21,8 +21,20 @@ Traceback (most recent call last):
 @pytest.fixture
 def call(tmp_path, capsys):
     def run(tiny, *options):
-        code = main([str(tiny.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
-                     "--nprocs", "1", "-d", f"masks={tiny.masks}", *options])
+        code = main(
+            [
+                str(tiny.root),
+                str(tmp_path / "out"),
+                "participant",
+                "-w",
+                str(tmp_path / "work"),
+                "--nprocs",
+                "1",
+                "-d",
+                f"masks={tiny.masks}",
+                *options,
+            ]
+        )
         return code, *capsys.readouterr()
 
     return run
@@ -58,8 +70,9 @@ def test_nothing_to_report_is_one_line(call, tiny_bids, tmp_path):
     code, _, err = call(tiny_bids(thickness=4.0), "--reports-only")
     assert code == 2
     (line,) = err.splitlines()
-    assert line == (f"gsbids: error: {tmp_path / 'out'}: holds no outputs of sub-01_T2w; run without --reports-only "
-                    "first")
+    assert line == (
+        f"gsbids: error: {tmp_path / 'out'}: holds no outputs of sub-01_T2w; run without --reports-only first"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -72,7 +85,8 @@ def test_report_of_a_crash(call, tiny_bids, tmp_path):
     assert code == 1
     assert [line.partition(",")[0] for line in err.splitlines()] == [
         "gsbids: error: sub-01_T2w: not finished",
-        "gsbids: error: sub-02_T2w: no outputs and nothing in the working folder; no report is written"]
+        "gsbids: error: sub-02_T2w: no outputs and nothing in the working folder; no report is written",
+    ]
     report = tmp_path / "out" / derivative_path({"sub": "01", "suffix": "T2w"}, "report")
     text = report.read_text(encoding="utf-8")
     assert "the fit went &lt;wrong&gt;" in text

@@ -24,8 +24,10 @@ class Step:
 STEPS = [Step("conform", 0.3), Step("fit", 2.0), Step("report", 1.5)]
 
 
-@pytest.mark.parametrize(("nprocs", "memory", "workers"), [
-    (4, 16.0, 4), (4, MAIN_GB + 2.0, 1), (4, MAIN_GB + 2.0 + 2 * WAITING_GB, 3), (1, 16.0, 1)])
+@pytest.mark.parametrize(
+    ("nprocs", "memory", "workers"),
+    [(4, 16.0, 4), (4, MAIN_GB + 2.0, 1), (4, MAIN_GB + 2.0 + 2 * WAITING_GB, 3), (1, 16.0, 1)],
+)
 def test_memory_is_shared_out(nprocs, memory, workers):
     budget = plan_budget(NipypeOptions(nprocs=nprocs, memory_gb=memory), STEPS)
     assert budget.workers == workers
@@ -35,16 +37,32 @@ def test_memory_is_shared_out(nprocs, memory, workers):
 
 
 def test_a_step_that_does_not_fit():
-    with pytest.raises(InputError, match=r"^--mem 2.3G: is too little: step fit needs about 2 GB, and 0.4 GB more are "
-                                         r"for the program itself; give at least --mem 2.4G$"):
+    with pytest.raises(
+        InputError,
+        match=r"^--mem 2.3G: is too little: step fit needs about 2 GB, and 0.4 GB more are "
+        r"for the program itself; give at least --mem 2.4G$",
+    ):
         plan_budget(NipypeOptions(nprocs=4, memory_gb=2.3), STEPS)
 
 
 @pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_little_memory_is_refused_before_anything_is_written(tiny_bids, tmp_path, capsys, nprocs):
     tiny = tiny_bids(stacks=2)
-    code = main([str(tiny.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"), "-d",
-                 f"masks={tiny.masks}", "--nprocs", nprocs, "--mem", "1G"])
+    code = main(
+        [
+            str(tiny.root),
+            str(tmp_path / "out"),
+            "participant",
+            "-w",
+            str(tmp_path / "work"),
+            "-d",
+            f"masks={tiny.masks}",
+            "--nprocs",
+            nprocs,
+            "--mem",
+            "1G",
+        ]
+    )
     assert code == 2
     assert "gsbids: error: --mem 1G: is too little: step fit needs about 2 GB" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bids", "bids-masks"]
@@ -74,6 +92,7 @@ Probe(num_threads=2).run()
 
 
 def test_a_step_keeps_to_its_threads(tmp_path):
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=tmp_path, timeout=300,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
+    )
     assert done.stdout.splitlines() == ["1 1 [1]", "2 2 [1]"], done.stderr

@@ -31,8 +31,18 @@ def run(monkeypatch, tmp_path, capsys):
 
     def call(tiny, *options, fake=None, out=None):
         monkeypatch.setenv("GSBIDS_FAKE", json.dumps(fake or {}))
-        code = main([str(tiny.root), str(out or tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
-                     "--nprocs", "1", *map(str, options)])
+        code = main(
+            [
+                str(tiny.root),
+                str(out or tmp_path / "out"),
+                "participant",
+                "-w",
+                str(tmp_path / "work"),
+                "--nprocs",
+                "1",
+                *map(str, options),
+            ]
+        )
         return code, *capsys.readouterr()
 
     return call
@@ -40,13 +50,30 @@ def run(monkeypatch, tmp_path, capsys):
 
 def start(tiny, tmp_path, *options, fake=None) -> subprocess.Popen:
     """The same as another process, with several workers."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent),
-                                "GSBIDS_FAKE": json.dumps(fake or {})}
-    command = [sys.executable, "-m", "fakes", tiny.root, tmp_path / "out", "participant",
-               "-w", tmp_path / "work", "--nprocs", "2", *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GSBIDS_FAKE": json.dumps(fake or {})}
+    command = [
+        sys.executable,
+        "-m",
+        "fakes",
+        tiny.root,
+        tmp_path / "out",
+        "participant",
+        "-w",
+        tmp_path / "work",
+        "--nprocs",
+        "2",
+        *options,
+    ]
     # Tests may run in the background of a shell, which makes all that it starts ignore Ctrl-C.
-    return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -131,9 +158,15 @@ def test_files_that_cannot_be_read_stop_their_own_subject_only(run, tiny_bids, t
     assert code == 1
     link = "the target of this link is not here; get its content"
     pointer = "the content of this file was not fetched; get"
-    expected = [(tiny.sidecar("01"), "not a JSON file in UTF-8"), (tiny.sidecar("02"), "not a JSON file in UTF-8"),
-                (tiny.sidecar("03"), link), (tiny.stack("04"), link), (tiny.mask("05"), link),
-                (tiny.stack("06"), pointer), (tiny.sidecar("07"), pointer)]
+    expected = [
+        (tiny.sidecar("01"), "not a JSON file in UTF-8"),
+        (tiny.sidecar("02"), "not a JSON file in UTF-8"),
+        (tiny.sidecar("03"), link),
+        (tiny.stack("04"), link),
+        (tiny.mask("05"), link),
+        (tiny.stack("06"), pointer),
+        (tiny.sidecar("07"), pointer),
+    ]
     lines = [line for line in err.splitlines() if line.startswith("gsbids: error: ")]
     for line, (path, what) in zip(lines, expected, strict=True):
         assert line.startswith(f"gsbids: error: {path}: {what}")
@@ -167,11 +200,12 @@ def test_a_volume_not_to_be_used_is_told_and_ends_with_a_code_of_its_own(run, ti
         assert code == 3
         lines = err.splitlines()
         assert "gsbids: error: sub-02_T2w: do not use this volume: It is blurred. It is upside down." in lines
-        assert ("gsbids: warning: sub-03_T2w: look at this volume before you use it: It is blurred. It is upside down."
-                in lines)
+        assert (
+            "gsbids: warning: sub-03_T2w: look at this volume before you use it: It is blurred. It is upside down."
+            in lines
+        )
         assert not [line for line in lines if "error" in line and "sub-02" not in line]
-        assert lines[-1] == ("3 of 3 reconstructions done, 1 of them not to be used; results in "
-                             f"{tmp_path / 'out'}")
+        assert lines[-1] == (f"3 of 3 reconstructions done, 1 of them not to be used; results in {tmp_path / 'out'}")
     assert len(workers(tmp_path, "note-sub-02_T2w")) == 1
     (volume,) = (tmp_path / "out" / "sub-02" / "anat").glob("*_desc-preproc_T2w.nii.gz")
     assert volume.read_text() == "x"
@@ -218,8 +252,7 @@ def test_crash_of_one_session_is_not_told_of_the_other(run, tiny_bids, tmp_path,
 
 
 def test_stop_on_first_crash(run, tiny_bids, tmp_path):
-    code, _, err = run(tiny_bids(subjects=("01", "02")), "--stop-on-first-crash",
-                       fake={"01": "raise", "02": "raise"})
+    code, _, err = run(tiny_bids(subjects=("01", "02")), "--stop-on-first-crash", fake={"01": "raise", "02": "raise"})
     assert code == 1
     assert len(list(tmp_path.glob("out/sub-*/log/*/crash-*.txt"))) == 1
     assert "not finished" in err

@@ -108,20 +108,24 @@ def test_a_grid_elsewhere_is_refused_with_both_places(model, tmp_path, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["MODEL", "out.nii.gz"], "one of --spacing, --factor and --like is required"),
-    (["MODEL", "out.nii.gz", "--spacing", "1", "--factor", "2"], "not allowed with"),
-    (["MODEL", "out.nii.gz", "--spacing", "1", "2"], "one number or three"),
-    (["MODEL", "out.mgz", "--spacing", "1"], "must end with"),
-    (["MODEL", "no/out.nii.gz", "--spacing", "1"], "no such folder"),
-    (["missing.npz", "out.nii.gz", "--spacing", "1"], "no such file"),
-    (["text.npz", "out.nii.gz", "--spacing", "1"], "no model of gsbids"),
-    (["arrays.npz", "out.nii.gz", "--spacing", "1"], "no model of gsbids"),
-    (["half.npz", "out.nii.gz", "--spacing", "1"], "no model of gsbids"),
-    (["older.npz", "out.nii.gz", "--spacing", "1"], "the format 'gsbids-sr-1'"),
-    (["MODEL", "out.nii.gz", "--spacing", "0.001"], "ask for larger voxels"),
-    (["MODEL", "out.nii.gz", "--like", "missing.nii.gz"], "no such file"),
-    (["MODEL", "out.nii.gz", "--spacing", "1", "--mask", "far.nii.gz"], "no voxel of the grid is inside the mask")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL", "out.nii.gz"], "one of --spacing, --factor and --like is required"),
+        (["MODEL", "out.nii.gz", "--spacing", "1", "--factor", "2"], "not allowed with"),
+        (["MODEL", "out.nii.gz", "--spacing", "1", "2"], "one number or three"),
+        (["MODEL", "out.mgz", "--spacing", "1"], "must end with"),
+        (["MODEL", "no/out.nii.gz", "--spacing", "1"], "no such folder"),
+        (["missing.npz", "out.nii.gz", "--spacing", "1"], "no such file"),
+        (["text.npz", "out.nii.gz", "--spacing", "1"], "no model of gsbids"),
+        (["arrays.npz", "out.nii.gz", "--spacing", "1"], "no model of gsbids"),
+        (["half.npz", "out.nii.gz", "--spacing", "1"], "no model of gsbids"),
+        (["older.npz", "out.nii.gz", "--spacing", "1"], "the format 'gsbids-sr-1'"),
+        (["MODEL", "out.nii.gz", "--spacing", "0.001"], "ask for larger voxels"),
+        (["MODEL", "out.nii.gz", "--like", "missing.nii.gz"], "no such file"),
+        (["MODEL", "out.nii.gz", "--spacing", "1", "--mask", "far.nii.gz"], "no voxel of the grid is inside the mask"),
+    ],
+)
 def test_one_line_for_what_cannot_be(model, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.npz").write_text("words")

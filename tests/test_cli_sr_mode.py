@@ -23,8 +23,19 @@ def run(monkeypatch, tmp_path, capsys):
         monkeypatch.setitem(sys.modules, name, module)
 
     def call(*options):
-        code = main([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"),
-                     "--nprocs", "1", "--dry-run", *map(str, options)])
+        code = main(
+            [
+                str(tmp_path / "bids"),
+                str(tmp_path / "out"),
+                "participant",
+                "-w",
+                str(tmp_path / "work"),
+                "--nprocs",
+                "1",
+                "--dry-run",
+                *map(str, options),
+            ]
+        )
         return code, *capsys.readouterr()
 
     return call
@@ -89,15 +100,19 @@ def test_overlap_counts(run, tmp_path):
     assert "2 stacks that are thick" in run()[2]
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (["--mode", "svr"], "has this one stack only"),
-    (["--mode", "svr", "--sr-factor", "2"], "--sr-factor: is for super-resolution"),
-    (["--mode", "svr", "--output-resolution", "1", "1", "2"], "voxels of SVR have equal sides"),
-    (["--output-resolution", "3"], "not finer than the image's 2 x 2 x 2 mm"),
-    (["--like", "missing.nii.gz"], "there is no such file"),
-    (["--mask-mode", "derivatives", "-d", "masks"], "no mask for this volume"),
-    (["--slice-thickness", "0.05"], "0.05 mm is out of range"),
-    (["--sr-factor", "2", "--output-resolution", "1"], "not allowed with")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mode", "svr"], "has this one stack only"),
+        (["--mode", "svr", "--sr-factor", "2"], "--sr-factor: is for super-resolution"),
+        (["--mode", "svr", "--output-resolution", "1", "1", "2"], "voxels of SVR have equal sides"),
+        (["--output-resolution", "3"], "not finer than the image's 2 x 2 x 2 mm"),
+        (["--like", "missing.nii.gz"], "there is no such file"),
+        (["--mask-mode", "derivatives", "-d", "masks"], "no mask for this volume"),
+        (["--slice-thickness", "0.05"], "0.05 mm is out of range"),
+        (["--sr-factor", "2", "--output-resolution", "1"], "not allowed with"),
+    ],
+)
 def test_one_line_for_what_cannot_be(run, tmp_path, capsys, monkeypatch, options, words):
     add(tmp_path, "sub-01_T2w")
     write_nifti(tmp_path / "masks/sub-09/anat/sub-09_desc-brain_mask.nii.gz", np.ones((4, 4, 4), "uint8"), np.eye(4))

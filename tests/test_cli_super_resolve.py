@@ -34,8 +34,22 @@ def test_factor_twice_to_the_bit(image, tmp_path):
 
 def test_resolution_and_model(image, tmp_path):
     out, model = tmp_path / "out.nii.gz", tmp_path / "model.npz"
-    assert main(["super-resolve", str(image), str(out), "--output-resolution", "1.3", "--model", str(model),
-                 "--nprocs", "1"]) == 0
+    assert (
+        main(
+            [
+                "super-resolve",
+                str(image),
+                str(out),
+                "--output-resolution",
+                "1.3",
+                "--model",
+                str(model),
+                "--nprocs",
+                "1",
+            ]
+        )
+        == 0
+    )
     found, affine = load_image(out)
     np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), 1.3, rtol=1e-5)
     original = load_image(image)[0]
@@ -72,8 +86,10 @@ def test_thickness_from_the_sidecar_or_the_option(tmp_path, capsys):
         if name == "c":
             path.with_name("thick.json").write_text(json.dumps({"SliceThickness": 2}))
         out = tmp_path / f"{name}.nii.gz"
-        assert main(["super-resolve", str(path), str(out), "--output-resolution", "1", "--sr-quality", "fast",
-                     *extra]) == 0
+        assert (
+            main(["super-resolve", str(path), str(out), "--output-resolution", "1", "--sr-quality", "fast", *extra])
+            == 0
+        )
         volumes.append(load_image(out)[0])
     assert volumes[0].shape == (12, 14, 24)
     assert "gaussian" in capsys.readouterr().err
@@ -113,16 +129,23 @@ def test_beyond_the_field_of_view_is_background(tmp_path, kind):
     """0, also where tissue is negative; the least of an image whose background is."""
     data, inside = phantom((12, 14, 11)), np.zeros((12, 14, 11), bool)
     inside[2:-2, 2:-2, 2:-2] = True
-    data, expected = {"background 0": (np.where(inside, data - data.mean(), 0), 0), "CT": (data - 1024, -1024),
-                      "magnitudes": (data + 50, 0)}[kind]
+    data, expected = {
+        "background 0": (np.where(inside, data - data.mean(), 0), 0),
+        "CT": (data - 1024, -1024),
+        "magnitudes": (data + 50, 0),
+    }[kind]
     data[0, 0, 0] = expected if kind == "CT" else data[0, 0, 0]
     source = write_nifti(tmp_path / "in.nii.gz", data.astype(np.float32), AFFINE)
     affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = (AFFINE @ [-4, -4, -4, 1])[:3]
     grid = write_nifti(tmp_path / "grid.nii.gz", np.zeros((40, 44, 38), np.float32), affine)
     out, model, again = (tmp_path / name for name in ("out.nii.gz", "model.npz", "again.nii.gz"))
-    assert main(["super-resolve", str(source), str(out), "--like", str(grid), "--sr-quality", "fast", "--model",
-                 str(model)]) == 0
+    assert (
+        main(
+            ["super-resolve", str(source), str(out), "--like", str(grid), "--sr-quality", "fast", "--model", str(model)]
+        )
+        == 0
+    )
     found, _ = load_image(out)
     assert (found[:6] == expected).all()
     assert (found[-6:] == expected).all()
@@ -131,15 +154,22 @@ def test_beyond_the_field_of_view_is_background(tmp_path, kind):
     np.testing.assert_array_equal(load_image(again)[0], found)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["IN", "out.nii.gz"], "required"), (["IN", "out.nii.gz", "--factor", "2", "3"], "one number or three"),
-    (["IN", "out.nii.gz", "--factor", "-2"], "not a positive"), (["IN", "out.nii.gz", "--factor", "0.5"], "factor is"),
-    (["IN", "out.mgz", "--factor", "2"], "must end with"),
-    (["missing.nii.gz", "out.nii.gz", "--factor", "2"], "no such"),
-    (["IN", "IN", "--factor", "2"], "this is the input"), (["IN", "no/out.nii.gz", "--factor", "2"], "no such folder"),
-    (["IN", "out.nii.gz", "--output-resolution", "5"], "not finer"),
-    (["IN", "out.nii.gz", "--factor", "2", "--slice-thickness", "3"], "no thick slices"),
-    (["IN", "out.nii.gz", "--like", "missing.nii.gz"], "no such")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["IN", "out.nii.gz"], "required"),
+        (["IN", "out.nii.gz", "--factor", "2", "3"], "one number or three"),
+        (["IN", "out.nii.gz", "--factor", "-2"], "not a positive"),
+        (["IN", "out.nii.gz", "--factor", "0.5"], "factor is"),
+        (["IN", "out.mgz", "--factor", "2"], "must end with"),
+        (["missing.nii.gz", "out.nii.gz", "--factor", "2"], "no such"),
+        (["IN", "IN", "--factor", "2"], "this is the input"),
+        (["IN", "no/out.nii.gz", "--factor", "2"], "no such folder"),
+        (["IN", "out.nii.gz", "--output-resolution", "5"], "not finer"),
+        (["IN", "out.nii.gz", "--factor", "2", "--slice-thickness", "3"], "no thick slices"),
+        (["IN", "out.nii.gz", "--like", "missing.nii.gz"], "no such"),
+    ],
+)
 def test_one_line_for_what_cannot_be(image, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())

@@ -12,11 +12,18 @@ from gsbids.errors import InputError
 
 def example() -> Config:
     return Config(
-        Execution(Path("/in"), Path("/out"), Path("/work"), "20260101-000000_ab", participant_label=("01",),
-                  bids_filters={"stacks": {"run": [1, 2], "acquisition": "<none>"}},
-                  derivatives={"masks": Path("/m")}),
+        Execution(
+            Path("/in"),
+            Path("/out"),
+            Path("/work"),
+            "20260101-000000_ab",
+            participant_label=("01",),
+            bids_filters={"stacks": {"run": [1, 2], "acquisition": "<none>"}},
+            derivatives={"masks": Path("/m")},
+        ),
         WorkflowOptions(svr_method="paper", slice_thickness=3.0, n4=False),
-        NipypeOptions(nprocs=4, plugin="SLURM", plugin_args={"sbatch_args": "--mem=8G", "max_jobs": 3}))
+        NipypeOptions(nprocs=4, plugin="SLURM", plugin_args={"sbatch_args": "--mem=8G", "max_jobs": 3}),
+    )
 
 
 def test_round_trip(tmp_path):

@@ -91,8 +91,12 @@ def share(part, mask):
 @pytest.mark.parametrize("pixels", [0, 1, 2])
 def test_masks_that_agree_stay_as_they_are(scene, pixels):
     """Also masks that are all tight: what changes is less than what counts as a change."""
-    tight = {n: np.stack([ndimage.binary_erosion(m, iterations=pixels) if pixels else m
-                          for m in np.moveaxis(s.mask, 2, 0)], 2) for n, s in enumerate(scene.stacks)}
+    tight = {
+        n: np.stack(
+            [ndimage.binary_erosion(m, iterations=pixels) if pixels else m for m in np.moveaxis(s.mask, 2, 0)], 2
+        )
+        for n, s in enumerate(scene.stacks)
+    }
     given = scene.with_masks(tight)
     found = scene.refined(given)
     assert max(change(one, other) for one, other in zip(given, found, strict=True)) < CHANGED

@@ -84,8 +84,12 @@ def test_a_mask_of_the_volume_is_seen_in_every_slice_where_it_had_moved(orientat
     stack = acquire(brain(), orientation, motion=motion)
     still = RigidMotion(*slice_frames(stack.affine, stack.image.shape))
     fitted = np.array([k for k in range(count) if k not in (4, 5)])
-    result = sample_result(nominal=still[fitted], motion=still.step(motion[:, :3], motion[:, 3:])[fitted],
-                           stack_index=np.ones(len(fitted), int), slice_index=fitted)
+    result = sample_result(
+        nominal=still[fitted],
+        motion=still.step(motion[:, :3], motion[:, 3:])[fitted],
+        stack_index=np.ones(len(fitted), int),
+        slice_index=fitted,
+    )
     affine = np.diag([0.8, 0.8, 0.8, 1.0])
     affine[:3, 3] = -24.0
     world = np.moveaxis(np.indices((61, 61, 61)), 0, -1) * 0.8 - 24.0

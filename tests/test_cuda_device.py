@@ -16,9 +16,11 @@ from gsbids.kernels.cuda import runtime
 
 
 def test_without_numba_cuda_the_message_says_what_to_install():
-    code = ("import sys; sys.modules['numba.cuda'] = None\n"
-            "from gsbids.kernels.cuda import runtime\n"
-            "try:\n    runtime.numba_cuda()\nexcept runtime.DeviceError as error:\n    print(error)")
+    code = (
+        "import sys; sys.modules['numba.cuda'] = None\n"
+        "from gsbids.kernels.cuda import runtime\n"
+        "try:\n    runtime.numba_cuda()\nexcept runtime.DeviceError as error:\n    print(error)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "gsbids[gpu]" in done.stdout, done.stderr
 
@@ -54,8 +56,9 @@ def test_an_unknown_backend_is_refused(monkeypatch):
 
 def run_python(code, **environment):
     """Standard output of a program in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -76,13 +79,16 @@ geometry = ops.SliceGeometry(np.eye(3)[None], np.zeros((1, 3)), np.ones((1, 3)),
 
 
 def test_without_numba_cuda_and_scipy_the_cpu_renders_and_the_gpu_says_what_is_missing():
-    code = SMALL.format(absent=["numba.cuda", "scipy"]) + """
+    code = (
+        SMALL.format(absent=["numba.cuda", "scipy"])
+        + """
 print(type(ops.render(*field, geometry)[0]).__name__)
 try:
     ops.render(*map(torch.tensor, field), geometry)
 except DeviceError as error:
     print(error)
 """
+    )
     kind, message = run_python(code, GSBIDS_BACKEND="sim").splitlines()
     assert kind == "ndarray"
     assert "gsbids[gpu]" in message
@@ -90,11 +96,14 @@ except DeviceError as error:
 
 def test_the_cuda_modules_need_no_scipy():
     pytest.importorskip("numba_cuda")
-    code = SMALL.format(absent=["scipy"]) + """
+    code = (
+        SMALL.format(absent=["scipy"])
+        + """
 from gsbids.kernels.cuda import graph, grid_ops, kept_lists, ops as twins
 image, weight = ops.render(*map(torch.tensor, field), geometry)
 print(type(image).__name__, bool(np.allclose(image, ops.render(*field, geometry)[0], atol=1e-6)))
 """
+    )
     assert run_python(code, GSBIDS_BACKEND="sim", NUMBA_ENABLE_CUDASIM="1").split() == ["Tensor", "True"]
 
 
@@ -125,12 +134,14 @@ def test_without_a_gpu_captured_work_is_done_plainly():
 
 def recorder(log):
     """A capture that does what CUDA's does: takes the work down without its effects, and repeats them later."""
+
     def capture(work):
         before = list(log)
         work()
-        steps = log[len(before):]
+        steps = log[len(before) :]
         log[:] = before
         return lambda: log.extend(steps)
+
     return capture
 
 

@@ -9,8 +9,14 @@ from simulated import errors_of
 CASES = Path(__file__).with_name("cuda_fit_cases.py")
 
 # Relative to the largest number: rounding of float32, taken along by a few steps.
-TOLERANCE = {"stage": 1e-5, "pose_step": 1e-5, "weights": 1e-6, "whole_fit": 1e-5, "arrays_that_are_elsewhere": 3e-6,
-             "sr_member": 2e-5}
+TOLERANCE = {
+    "stage": 1e-5,
+    "pose_step": 1e-5,
+    "weights": 1e-6,
+    "whole_fit": 1e-5,
+    "arrays_that_are_elsewhere": 3e-6,
+    "sr_member": 2e-5,
+}
 TOGETHER = (("stage", "weights", "sr_member"), ("pose_step", "whole_fit", "arrays_that_are_elsewhere"))
 
 

@@ -14,12 +14,38 @@ PACKAGES = ("numba-cuda", "nvidia-cuda-nvrtc", "nvidia-nvvm", "nvidia-nvjitlink"
 
 # Registers a thread. A multiprocessor has 65536: at 128 threads a block, 64 leave 32 warps of at most 64. Blocks of
 # one warp (render_tiles, step_tiles) are 32 at most, whatever they take below 64.
-REGISTERS = {"pack_field": 40, "cull": 48, "project_pairs": 48, "bin_tiles": 48, "render_tiles": 32, "step_tiles": 56,
-             "moments": 40, "chain_pairs": 64, "reduce_gaussians": 32, "reduce_poses": 32, "unpack_gradient": 48,
-             "project_depth": 40, "image_gradient_tiles": 64, "normal_equations": 64, "margin_used": 40,
-             "project_grid": 48, "bin_bricks": 56, "render_bricks": 64, "moments_grid": 56, "chain_grid": 48}
-EXPONENTIALS = {"pack_field", "unpack_gradient", "render_tiles", "step_tiles", "moments", "image_gradient_tiles",
-                "render_bricks", "moments_grid"}
+REGISTERS = {
+    "pack_field": 40,
+    "cull": 48,
+    "project_pairs": 48,
+    "bin_tiles": 48,
+    "render_tiles": 32,
+    "step_tiles": 56,
+    "moments": 40,
+    "chain_pairs": 64,
+    "reduce_gaussians": 32,
+    "reduce_poses": 32,
+    "unpack_gradient": 48,
+    "project_depth": 40,
+    "image_gradient_tiles": 64,
+    "normal_equations": 64,
+    "margin_used": 40,
+    "project_grid": 48,
+    "bin_bricks": 56,
+    "render_bricks": 64,
+    "moments_grid": 56,
+    "chain_grid": 48,
+}
+EXPONENTIALS = {
+    "pack_field",
+    "unpack_gradient",
+    "render_tiles",
+    "step_tiles",
+    "moments",
+    "image_gradient_tiles",
+    "render_bricks",
+    "moments_grid",
+}
 STAGED = {"render_tiles", "step_tiles", "image_gradient_tiles", "render_bricks"}
 
 
@@ -34,8 +60,12 @@ def reports():
             absent.append(package)
     if absent:
         pytest.skip(f"not installed, for want of wheels for this platform: {', '.join(absent)}")
-    running = {cc: subprocess.Popen([sys.executable, str(SCRIPT), str(cc)], stdout=subprocess.PIPE,
-                                    stderr=subprocess.PIPE, text=True) for cc in (80, 90)}
+    running = {
+        cc: subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(cc)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for cc in (80, 90)
+    }
     found = {}
     for cc, process in running.items():
         out, err = process.communicate(timeout=600)

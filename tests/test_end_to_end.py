@@ -19,13 +19,34 @@ from gsbids.simulate.compare import average_of_stacks, compare_to_truth
 from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
 SETTINGS = SimulationSettings(
-    phantom_voxel=1.2, brain_ml=80.0, truth_resolution=1.5, angle=4.0, shift=2.5,
-    acquisition=Acquisition(in_plane=1.6, thickness=4.0, spacing=4.0, noise=0.01))
+    phantom_voxel=1.2,
+    brain_ml=80.0,
+    truth_resolution=1.5,
+    angle=4.0,
+    shift=2.5,
+    acquisition=Acquisition(in_plane=1.6, thickness=4.0, spacing=4.0, noise=0.01),
+)
 
 
 def command(data, out: Path, work: Path) -> list[str]:
-    return [sys.executable, "-m", "gsbids", str(data.root), str(out), "participant", "-d", f"masks={data.masks_root}",
-            "-w", str(work), "--output-resolution", "1.5", "--nprocs", "2", "--participant-label", "01"]
+    return [
+        sys.executable,
+        "-m",
+        "gsbids",
+        str(data.root),
+        str(out),
+        "participant",
+        "-d",
+        f"masks={data.masks_root}",
+        "-w",
+        str(work),
+        "--output-resolution",
+        "1.5",
+        "--nprocs",
+        "2",
+        "--participant-label",
+        "01",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +59,9 @@ def finished(data, tmp_path_factory):
     """Output of an undisturbed run, and the input's checksums from before it."""
     folder = tmp_path_factory.mktemp("finished")
     before = checksums(data.root)
-    done = subprocess.run(command(data, folder / "out", folder / "work"), capture_output=True, text=True, timeout=600,
-                          check=False)
+    done = subprocess.run(
+        command(data, folder / "out", folder / "work"), capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     return folder / "out", before
 
@@ -61,10 +83,18 @@ def test_the_saved_model_gives_the_volume_again(finished, tmp_path):
     unmasked, mask = anat / name.format("unmasked_T2w"), anat / name.format("brain_mask")
     turned = ["--transform", anat / "sub-01_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt"]  # the volume lies so
     made = {}
-    for key, options in {"like": ["--like", unmasked], "coarse": ["--spacing", "2"],
-                         "fine": ["--like", unmasked, "--factor", "2", "--mask", mask]}.items():
-        done = subprocess.run([sys.executable, "-m", "gsbids", "sample", model, tmp_path / f"{key}.nii.gz", *options,
-                               *turned], capture_output=True, text=True, timeout=300, check=False)
+    for key, options in {
+        "like": ["--like", unmasked],
+        "coarse": ["--spacing", "2"],
+        "fine": ["--like", unmasked, "--factor", "2", "--mask", mask],
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "gsbids", "sample", model, tmp_path / f"{key}.nii.gz", *options, *turned],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         made[key] = load_image(tmp_path / f"{key}.nii.gz")
     volume, affine = load_image(unmasked)
@@ -83,8 +113,13 @@ def test_the_saved_model_gives_the_volume_again(finished, tmp_path):
     corners = np.linalg.inv(at) @ affine @ np.c_[np.argwhere(inside), np.ones(inside.sum())].T
     assert (corners[:3].min(1) > -0.5).all()
     assert (corners[:3].max(1) < np.array(coarse.shape) - 0.5).all()
-    refused = subprocess.run([sys.executable, "-m", "gsbids", "sample", model, tmp_path / "x.nii.gz", "--factor", "2"],
-                             capture_output=True, text=True, timeout=300, check=False)
+    refused = subprocess.run(
+        [sys.executable, "-m", "gsbids", "sample", model, tmp_path / "x.nii.gz", "--factor", "2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert refused.returncode == 2
     assert "has no voxels that others could be finer than" in refused.stderr
 
@@ -99,11 +134,20 @@ def test_the_official_validator_passes(finished, official_errors):
 
 def test_the_report_needs_nothing_from_outside(finished):
     page = (finished[0] / "sub-01.html").read_text(encoding="utf-8")
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     assert page.count("<script") == 1  # the sliders' own, inline
     assert page.count("data:image/png;base64,") > 20  # planes, stacks, differences
-    for section in ("Summary", "Reconstruction", "Excluded", "Worst slices", "Stacks", "Motion", "Convergence",
-                    "Time and memory", "Methods"):
+    for section in (
+        "Summary",
+        "Reconstruction",
+        "Excluded",
+        "Worst slices",
+        "Stacks",
+        "Motion",
+        "Convergence",
+        "Time and memory",
+        "Methods",
+    ):
         assert f">{section}</h2>" in page
 
 
@@ -115,8 +159,11 @@ def test_simulated_stacks_are_in_the_place_of_the_acquired(data, finished):
         np.testing.assert_allclose(affine, expected, atol=1e-5)
         assert simulated.shape == acquired.shape
         mask = load_image(data.masks[run - 1])[0] > 0
-        alike = [np.corrcoef(simulated[..., k][m], acquired[..., k][m])[0, 1]
-                 for k, m in enumerate(np.moveaxis(mask, 2, 0)) if m.sum() > 20]
+        alike = [
+            np.corrcoef(simulated[..., k][m], acquired[..., k][m])[0, 1]
+            for k, m in enumerate(np.moveaxis(mask, 2, 0))
+            if m.sum() > 20
+        ]
         assert np.median(alike) > 0.95
 
 
@@ -125,8 +172,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(data, finished, tmp
     out, work = tmp_path / "out", tmp_path / "work"
     killed = 0
     for pattern in ("**/n4/*.nii.gz", "**/svr_wf/fit/_inputs.pklz", "**/svr_wf/sample/volume.nii.gz"):
-        process = subprocess.Popen(command(data, out, work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command(data, out, work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline and not any(work.glob(pattern)):
             time.sleep(0.05)
@@ -149,9 +197,24 @@ def test_one_spoilt_subject_stops_nobody_else(data, tmp_path):
         path.rename(path.with_name(path.name.replace("sub-01", "sub-02")))
     spoilt = root / "sub-02" / "anat" / "sub-02_run-1_T2w.nii.gz"
     spoilt.write_bytes(spoilt.read_bytes()[:2000])
-    done = subprocess.run([sys.executable, "-m", "gsbids", str(root), str(tmp_path / "out"), "participant",
-                           "--mask-mode", "otsu", "-w", str(tmp_path / "work"), "--dry-run"],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gsbids",
+            str(root),
+            str(tmp_path / "out"),
+            "participant",
+            "--mask-mode",
+            "otsu",
+            "-w",
+            str(tmp_path / "work"),
+            "--dry-run",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert "sub-02_run-1_T2w.nii.gz" in done.stderr
     assert "Traceback" not in done.stderr
@@ -164,15 +227,33 @@ def test_reports_are_made_anew_to_the_bit_and_the_group_page_from_them(data, fin
     (out / "sub-01.html").unlink()
     # Neither working folder nor settings: those of the run are in the output.
     words = [str(data.root), str(out)]
-    done = subprocess.run([sys.executable, "-m", "gsbids", *words, "participant", "-d", f"masks={data.masks_root}",
-                           "-w", str(tmp_path / "work"), "--reports-only", "--nprocs", "1"],
-                          capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gsbids",
+            *words,
+            "participant",
+            "-d",
+            f"masks={data.masks_root}",
+            "-w",
+            str(tmp_path / "work"),
+            "--reports-only",
+            "--nprocs",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert checksums(out) == checksums(finished[0])
     assert (out / "sub-01.html").read_bytes() == (finished[0] / "sub-01.html").read_bytes()
     assert not (tmp_path / "work").exists()
-    done = subprocess.run([sys.executable, "-m", "gsbids", *words, "group"], capture_output=True, text=True, timeout=60,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "gsbids", *words, "group"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     (row,) = (out / "group_desc-qc_metrics.tsv").read_text(encoding="utf-8").splitlines()[1:]
     own = next(out.glob("sub-01/anat/*_desc-qc_metrics.tsv")).read_text(encoding="utf-8").splitlines()[1]

@@ -55,17 +55,25 @@ def test_the_volume_is_put_onto_acquired_slices(moving_brain, files):
         stack, inside = stacks[n], stacks[n].mask[:, :, k]
         affine = stack.affine.copy()
         affine[:3, 3] += k * affine[:3, 2]
-        acquired = save_image(folder / "slice.nii.gz", stack.image[:, :, k:k + 1], affine)
+        acquired = save_image(folder / "slice.nii.gz", stack.image[:, :, k : k + 1], affine)
         one = write_itk_transforms(folder / "one.txt", read_itk_transforms(written[n][2])[k])
         fixed = ants.image_read(str(acquired))
         placed = ants.read_transform(str(one)).invert().apply_to_image(moving, reference=fixed).numpy()[:, :, 0]
         still = ants.resample_image_to_target(moving, fixed, interp_type="linear").numpy()[:, :, 0]
-        again = sitk.GetArrayFromImage(sitk.Resample(
-            moving_sitk, sitk.ReadImage(str(acquired)), sitk.ReadTransform(str(one)).GetInverse(), sitk.sitkLinear))
+        again = sitk.GetArrayFromImage(
+            sitk.Resample(
+                moving_sitk, sitk.ReadImage(str(acquired)), sitk.ReadTransform(str(one)).GetInverse(), sitk.sitkLinear
+            )
+        )
         np.testing.assert_allclose(again[0].T, placed, atol=1e-3 * placed.max())
         simulated = simulate_stack(result, stack, n)[:, :, k]
-        rows.append((ncc(placed[inside], simulated[inside]), ncc(placed[inside], stack.image[:, :, k][inside]),
-                     ncc(still[inside], stack.image[:, :, k][inside])))
+        rows.append(
+            (
+                ncc(placed[inside], simulated[inside]),
+                ncc(placed[inside], stack.image[:, :, k][inside]),
+                ncc(still[inside], stack.image[:, :, k][inside]),
+            )
+        )
     like_simulated, like_acquired, without = np.array(rows).T
     assert len(rows) >= 10
     print(np.round([np.median(like_simulated), np.median(like_acquired), np.median(without)], 3))
@@ -85,8 +93,11 @@ def test_whole_stacks_are_put_onto_the_volume(moving_brain, files):
     for image, stack_xfm, _ in written:
         moving = ants.image_read(str(image))
         placed = ants.apply_transforms(fixed=fixed, moving=moving, transformlist=[stack_xfm]).numpy()
-        again = sitk.GetArrayFromImage(sitk.Resample(sitk.ReadImage(str(image)), sitk.ReadImage(str(volume)),
-                                                     sitk.ReadTransform(stack_xfm), sitk.sitkLinear)).T
+        again = sitk.GetArrayFromImage(
+            sitk.Resample(
+                sitk.ReadImage(str(image)), sitk.ReadImage(str(volume)), sitk.ReadTransform(stack_xfm), sitk.sitkLinear
+            )
+        ).T
         np.testing.assert_allclose(again, placed, atol=1e-3 * placed.max())
         seen = placed > 0
         turned.append(ncc(placed[seen], fixed.numpy()[seen]))

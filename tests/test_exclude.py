@@ -19,17 +19,34 @@ from gsbids.recon.volume.uncertainty import predict_error
 NEAR = dataclasses.replace(QUICK, place=False)
 
 
-@pytest.mark.parametrize(("similarity", "out"), [
-    ([0.98, 0.97, 0.6], [0, 0, 1]), ([0.98, 0.97, 0.93], [0, 0, 0]), ([0.8, 0.78, 0.75], [0, 0, 0]),
-    ([0.9, 0.2], [0, 0]), ([0.97, np.nan, 0.5, 0.96], [0, 0, 1, 0]), ([np.nan, 0.9, 0.5], [0, 0, 0]), ([0.5], [0]),
-    ([0.74, 0.71, 0.87], [0, 0, 0]), ([0.85, 0.78, 0.92], [0, 0, 0])])
+@pytest.mark.parametrize(
+    ("similarity", "out"),
+    [
+        ([0.98, 0.97, 0.6], [0, 0, 1]),
+        ([0.98, 0.97, 0.93], [0, 0, 0]),
+        ([0.8, 0.78, 0.75], [0, 0, 0]),
+        ([0.9, 0.2], [0, 0]),
+        ([0.97, np.nan, 0.5, 0.96], [0, 0, 1, 0]),
+        ([np.nan, 0.9, 0.5], [0, 0, 0]),
+        ([0.5], [0]),
+        ([0.74, 0.71, 0.87], [0, 0, 0]),
+        ([0.85, 0.78, 0.92], [0, 0, 0]),
+    ],
+)
 def test_a_stranger_is_one_that_stands_out(similarity, out):
     np.testing.assert_array_equal(outlying_stacks(np.array(similarity)), np.array(out, bool))
 
 
-@pytest.mark.parametrize(("agreement", "rest", "out"), [
-    ([0.6, 0.5, 0.4], 0.85, [0, 0, 1]), ([0.8, 0.8, 0.7], 0.95, [0, 0, 0]), ([0.6, 0.5, 0.4], 0.5, [0, 0, 0]),
-    ([0.64, 0.7, 0.75], 0.76, [0, 0, 0]), ([0.3, 0.3], np.nan, [0, 0])])
+@pytest.mark.parametrize(
+    ("agreement", "rest", "out"),
+    [
+        ([0.6, 0.5, 0.4], 0.85, [0, 0, 1]),
+        ([0.8, 0.8, 0.7], 0.95, [0, 0, 0]),
+        ([0.6, 0.5, 0.4], 0.5, [0, 0, 0]),
+        ([0.64, 0.7, 0.75], 0.76, [0, 0, 0]),
+        ([0.3, 0.3], np.nan, [0, 0]),
+    ],
+)
 def test_a_stack_is_apart_where_the_others_agree_without_it(agreement, rest, out):
     np.testing.assert_array_equal(apart_from_all(np.array(agreement), rest), np.array(out, bool))
 
@@ -39,8 +56,12 @@ def test_a_stack_of_another_brain_is_left_out_where_it_was_placed():
     own = [acquire(brain(), orientation, noise=0.01) for orientation in ("axial", "coronal", "sagittal")]
     other = dataclasses.replace(acquire(brain(seed=9), "axial", noise=0.01), name="other")
     seen = []
-    result = fit_svr([own[0], other, *own[1:]], np.tile(np.eye(4), (4, 1, 1)), QUICK,
-                     observe=lambda iteration, now: seen.append(set(now().stack_index)))
+    result = fit_svr(
+        [own[0], other, *own[1:]],
+        np.tile(np.eye(4), (4, 1, 1)),
+        QUICK,
+        observe=lambda iteration, now: seen.append(set(now().stack_index)),
+    )
     assert result.settings["excluded"] == ["other"]
     assert set(map(frozenset, seen)) == {frozenset({0, 2, 3})}
 

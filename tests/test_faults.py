@@ -36,6 +36,7 @@ EVIL = "<script>alert('x')</script>\ta\nb"
 @pytest.fixture
 def in_process(capsys):
     """``run(words, folder)`` of the command line in this process."""
+
     def run(words, folder):
         began = time.monotonic()
         code = main([str(word) for word in words])
@@ -65,9 +66,15 @@ def test_corrupted_input_has_a_message_or_a_result(case, good, tmp_path, in_proc
     assert verdict.code in (0, 2)
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ('[{"SliceThickness": 3}]', "holds no JSON object"), ("[" * 5000 + "]" * 5000, "not a JSON file"),
-    ("", "not a JSON file"), ('{"a": "b"', "not a JSON file")])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('[{"SliceThickness": 3}]', "holds no JSON object"),
+        ("[" * 5000 + "]" * 5000, "not a JSON file"),
+        ("", "not a JSON file"),
+        ('{"a": "b"', "not a JSON file"),
+    ],
+)
 def test_sidecar_that_is_none_is_named(text, what, tmp_path, in_process):
     subject = make_subject(tmp_path)
     sidecar = subject.root / "sub-01" / "anat" / "sub-01_run-2_T2w.json"
@@ -80,6 +87,7 @@ def test_sidecar_that_is_none_is_named(text, what, tmp_path, in_process):
 
 def test_a_model_is_never_unpickled(tmp_path, in_process):
     """An object array that would run a command when it is unpickled is refused, and does not run."""
+
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "exploded"),)
@@ -97,12 +105,19 @@ def test_a_model_is_never_unpickled(tmp_path, in_process):
         assert not (tmp_path / "x.nii.gz").exists()
 
 
-@pytest.mark.parametrize(("change", "what"), [
-    ({"field_mean": lambda a: a[:, None]}, "mean of a field"),
-    ({"field_intensity": lambda a: a * np.nan}, "intensity of a field"),
-    ({"field_quaternion": lambda a: a.astype(str)}, "quaternion of a field"),
-    ({"header": lambda a: np.array(str(a).replace('"settings": {', '"settings": 3, "": {'))}, "settings are no object"),
-    ({"header": lambda a: np.array(str(a).replace("100.0", '"much"'))}, "intensity_scale is no number")])
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"field_mean": lambda a: a[:, None]}, "mean of a field"),
+        ({"field_intensity": lambda a: a * np.nan}, "intensity of a field"),
+        ({"field_quaternion": lambda a: a.astype(str)}, "quaternion of a field"),
+        (
+            {"header": lambda a: np.array(str(a).replace('"settings": {', '"settings": 3, "": {'))},
+            "settings are no object",
+        ),
+        ({"header": lambda a: np.array(str(a).replace("100.0", '"much"'))}, "intensity_scale is no number"),
+    ],
+)
 def test_a_damaged_model_is_named_by_its_damage(change, what, tmp_path):
     path = sample_result().save(tmp_path / "model.npz")
     with np.load(path) as data:
@@ -158,8 +173,13 @@ with replacing({str(tmp_path / "volume.nii.gz")!r}, ".nii.gz") as temporary:
 def start_fake(subject, folder: Path, *options, fake: dict) -> subprocess.Popen:
     """The command line on the workflow that computes nothing, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(Path(fakes.__file__).parent), "GSBIDS_FAKE": json.dumps(fake)}
-    return subprocess.Popen([sys.executable, "-m", "fakes", *subject.arguments(folder, *options)], env=environment,
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fakes", *subject.arguments(folder, *options)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_of_two_runs_on_one_reconstruction_the_second_is_refused(tmp_path, monkeypatch, in_process):
@@ -219,8 +239,14 @@ def test_nobody_reads_what_is_said(tmp_path):
     subject = make_subject(tmp_path)
     command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "fakes", *subject.arguments(tmp_path)])
     for what in (f"{' '.join(gsbids())} --help | true", f"{command} 2>&1 | head -1", f"{command} --dry-run | true"):
-        done = subprocess.run(["bash", "-c", what], capture_output=True, text=True, check=False, timeout=120,
-                              env=os.environ | {"PYTHONPATH": str(Path(fakes.__file__).parent)})
+        done = subprocess.run(
+            ["bash", "-c", what],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": str(Path(fakes.__file__).parent)},
+        )
         assert "Error" not in done.stderr, done.stderr
     assert (tmp_path / "out" / "sub-01.html").is_file()
 

@@ -9,8 +9,14 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 # From the top: a floor may import itself and all floors below, and nothing beside it.
-FLOORS = [("cli",), ("workflows",), ("interfaces",), ("qc", "recon", "masking", "simulate", "bids"), ("imaging",),
-          ("kernels",)]
+FLOORS = [
+    ("cli",),
+    ("workflows",),
+    ("interfaces",),
+    ("qc", "recon", "masking", "simulate", "bids"),
+    ("imaging",),
+    ("kernels",),
+]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 # Allowed on every floor.
@@ -21,9 +27,12 @@ BESIDE = {("qc", "recon")}
 
 # The rooms of the science, from the top; what lies in the folder itself is below its rooms. Rooms of one entry do not
 # know each other.
-ROOMS = {"recon": [("models",), ("volume",), ("svr_paper",), ("svr",), ("fitting", "registration", "sr")],
-         "kernels": [("ops", "points"), ("backend",), ("cpu", "cuda")], "qc": [("report",), ("figures",)],
-         "cli": [("main",), ("commands",), ("running",)]}
+ROOMS = {
+    "recon": [("models",), ("volume",), ("svr_paper",), ("svr",), ("fitting", "registration", "sr")],
+    "kernels": [("ops", "points"), ("backend",), ("cpu", "cuda")],
+    "qc": [("report",), ("figures",)],
+    "cli": [("main",), ("commands",), ("running",)],
+}
 
 # Settings are made by the command line and read by the builders; steps get values.
 CONFIG = {"cli", "workflows"}
@@ -33,8 +42,7 @@ SCIENCE = {"recon", "kernels"}
 SCIENCE_PACKAGES = {"numpy", "scipy", "torch", "numba", "llvmlite"}
 LATE_PACKAGES = {"sklearn", "threadpoolctl"}  # where an edge is learned: not needed on a bare GPU machine
 
-MODULES = sorted(path for folder in ("gsbids", "workflows", "kernels")
-                 for path in (CHECKOUT / folder).rglob("*.py"))
+MODULES = sorted(path for folder in ("gsbids", "workflows", "kernels") for path in (CHECKOUT / folder).rglob("*.py"))
 
 
 def dotted(path: Path) -> str:
@@ -50,19 +58,32 @@ NAMES = {dotted(path) for path in MODULES}
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Modules that a file imports, with whether that happens when it is imported itself."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.Lambda)
-             for node in ast.walk(function)}
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module] if node.module not in ("gsbids", *(f"gsbids.{name}" for name in LEVEL)) else [
-                f"{node.module}.{alias.name}" for alias in node.names]
+            names = (
+                [node.module]
+                if node.module not in ("gsbids", *(f"gsbids.{name}" for name in LEVEL))
+                else [f"{node.module}.{alias.name}" for alias in node.names]
+            )
             # `from gsbids.kernels import ops` is a module, `from gsbids import __version__` is not.
-            names = [name if name in NAMES or not name.startswith("gsbids.") else
-                     name if node.module not in NAMES else node.module for name in names]
+            names = [
+                name
+                if name in NAMES or not name.startswith("gsbids.")
+                else name
+                if node.module not in NAMES
+                else node.module
+                for name in names
+            ]
         else:
             continue
         found += [(name, id(node) not in inner) for name in names]
@@ -138,8 +159,7 @@ def test_science_needs_little(path):
         assert known, f"{dotted(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if floor(dotted(path)) in ("cli", "bids", None)],
-                         ids=dotted)
+@pytest.mark.parametrize("path", [path for path in MODULES if floor(dotted(path)) in ("cli", "bids", None)], ids=dotted)
 def test_heavy_packages_are_imported_late(path):
     for name, early in imports(path):
         heavy = name.partition(".")[0] in {"torch", "nipype", "bids", "numba", "ants", "matplotlib", "nilearn"}
@@ -155,8 +175,11 @@ def test_files_and_functions_stay_small(path):
         if not isinstance(node, ast.FunctionDef):
             continue
         first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-        code = [line for line in lines[first.lineno - 1:node.end_lineno]
-                if line.strip() and not line.strip().startswith("#")]
+        code = [
+            line
+            for line in lines[first.lineno - 1 : node.end_lineno]
+            if line.strip() and not line.strip().startswith("#")
+        ]
         assert len(code) <= 60, f"{node.name} has {len(code)} lines"
         parameters = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         # Kernels get plain arrays, as numba and autograd want them.

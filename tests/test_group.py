@@ -88,20 +88,34 @@ def test_some_participants_and_sessions(group, folders):
     code, said = group("--participant-label", "01", "sub-02", "77")
     assert code == 0
     assert "sub-77: has no outputs here" in said
-    assert [row["bids_name"].split("_rec")[0] for row in read(folders[1])] == ["sub-01", "sub-01_ses-a", "sub-01_ses-b",
-                                                                              "sub-02"]
+    assert [row["bids_name"].split("_rec")[0] for row in read(folders[1])] == [
+        "sub-01",
+        "sub-01_ses-a",
+        "sub-01_ses-b",
+        "sub-02",
+    ]
     assert group("--session-label", "b")[0] == 0
     assert [row["session_id"] for row in read(folders[1])] == ["ses-b"]
 
 
-@pytest.mark.parametrize(("broken", "words"), [
-    ("", "0 rows, one is expected"), ("bids_name\tncc_median\n", "0 rows"),
-    ("bids_name\ta\nsub-01_T2w\t1\nsub-01_T2w\t1\n", "2 rows"), ("bids_name\ta\nsub-02_T2w\t1\n", "not of sub-01"),
-    ("bids_name\ta\tb\nsub-01_T2w\t1\n", "are not a table"), ("bids_name\ta\nsub-01_T2w\tabc\n", "'abc', not a number"),
-    ("bids_name\ta\nsub-01_T2w\tinf\n", "not a number"), ("bids_name\ta b<\nsub-01_T2w\t1\n", "no name of a metric"),
-    ("bids_name\ta\nsub-01_../x_T2w\t1\n", "not of sub-01"), ("name\ta\nsub-01_T2w\t1\n", "are not a table"),
-    ("bids_name\ta\nsub-01_foo-1_T2w\t1\n", "unknown entities"), (b"\xff\xfe\x00\x01", "not a text file"),
-    ("x" * (1 << 21), "much too large")])
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("", "0 rows, one is expected"),
+        ("bids_name\tncc_median\n", "0 rows"),
+        ("bids_name\ta\nsub-01_T2w\t1\nsub-01_T2w\t1\n", "2 rows"),
+        ("bids_name\ta\nsub-02_T2w\t1\n", "not of sub-01"),
+        ("bids_name\ta\tb\nsub-01_T2w\t1\n", "are not a table"),
+        ("bids_name\ta\nsub-01_T2w\tabc\n", "'abc', not a number"),
+        ("bids_name\ta\nsub-01_T2w\tinf\n", "not a number"),
+        ("bids_name\ta b<\nsub-01_T2w\t1\n", "no name of a metric"),
+        ("bids_name\ta\nsub-01_../x_T2w\t1\n", "not of sub-01"),
+        ("name\ta\nsub-01_T2w\t1\n", "are not a table"),
+        ("bids_name\ta\nsub-01_foo-1_T2w\t1\n", "unknown entities"),
+        (b"\xff\xfe\x00\x01", "not a text file"),
+        ("x" * (1 << 21), "much too large"),
+    ],
+)
 def test_broken_rows_are_named_and_not_fatal(group, folders, broken, words):
     path = folders[1] / "sub-01" / "anat" / "sub-01_rec-gsvr_desc-qc_metrics.tsv"
     path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
@@ -137,7 +151,16 @@ def test_verdicts_are_words_in_the_table_and_counted_on_the_page(group, folders)
     assert code == 0
     assert "gsbids: warning: 2 not to be used, as their verdict says: sub-02, sub-05\n" in said
     assert [row["verdict"] for row in read(folders[1])] == [
-        "usable", "do not use", "n/a", "look at it", "do not use", "n/a", "n/a", "n/a", "n/a"]
+        "usable",
+        "do not use",
+        "n/a",
+        "look at it",
+        "do not use",
+        "n/a",
+        "n/a",
+        "n/a",
+        "n/a",
+    ]
     described = json.loads((folders[1] / f"{GROUP_STEM}.json").read_text())
     assert list(described)[-2:] == ["verdict", "outliers"]
     assert list(described["verdict"]["Levels"]) == list(LEVELS)
@@ -154,7 +177,11 @@ def test_verdicts_are_words_in_the_table_and_counted_on_the_page(group, folders)
     # Those with the worst verdict are the first to look at, with the reasons where the numbers give them.
     first = Page(text.partition('id="h-first"')[2].partition("</section>")[0]).text
     assert re.findall(r"sub-\d\d (?:Do not use|Look at it)|sub-\d\d(?= Similarity)", first) == [
-        "sub-05 Do not use", "sub-02 Do not use", "sub-04 Look at it", "sub-03"]
+        "sub-05 Do not use",
+        "sub-02 Do not use",
+        "sub-04 Look at it",
+        "sub-03",
+    ]
     assert "resemble one another by only 0.31" in first
     # A table is read again as it was written, and a word that is none is named.
     write_row(folders[1], "07", verdict="splendid")
@@ -170,13 +197,18 @@ def test_methods_are_compared_with_their_own_kind(group, folders):
         folder = folders[1] / f"sub-{n:02d}" / "anat"
         values = dict.fromkeys(SR_METRIC_DESCRIPTIONS, f"{20 + n / 9:g}") | ({"sharpness": "2"} if n == 5 else {})
         (folder / f"sub-{n:02d}_rec-gsrT1w_desc-qc_metrics.tsv").write_text(
-            "\t".join(["bids_name", *values]) + f"\nsub-{n:02d}_rec-gsr_res-1_desc-preproc_T1w\t"
-            + "\t".join(values.values()) + "\n")
+            "\t".join(["bids_name", *values])
+            + f"\nsub-{n:02d}_rec-gsr_res-1_desc-preproc_T1w\t"
+            + "\t".join(values.values())
+            + "\n"
+        )
     code, said = group()
     assert code == 0
     assert "18 reconstructions, 2 marked" in said
     assert {row["bids_name"]: row["outliers"] for row in read(folders[1]) if row["outliers"] != "n/a"} == {
-        "sub-03_rec-gsvr_res-0p8_desc-preproc_T2w": "ncc_median", "sub-05_rec-gsr_res-1_desc-preproc_T1w": "sharpness"}
+        "sub-03_rec-gsvr_res-0p8_desc-preproc_T2w": "ncc_median",
+        "sub-05_rec-gsr_res-1_desc-preproc_T1w": "sharpness",
+    }
     described = json.loads((folders[1] / f"{GROUP_STEM}.json").read_text())
     assert "; with rec-gsr: Mean gradient magnitude inside" in described["sharpness"]["Description"]
     text = (folders[1] / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
@@ -188,9 +220,14 @@ def test_methods_are_compared_with_their_own_kind(group, folders):
 
 def test_nothing_there_is_one_line(tmp_path, capsys):
     bids, out = tmp_path / "bids", tmp_path / "out"
-    cases = [((bids, out), "bids_dir"), ((bids, out), "output_dir"), ((bids, out), "no metrics (sub-*"),
-             ((bids, bids), "is the same as"), ((bids, bids / "out"), "is inside"),
-             ((bids, bids / "derivatives" / "gsbids"), "no metrics (sub-*")]
+    cases = [
+        ((bids, out), "bids_dir"),
+        ((bids, out), "output_dir"),
+        ((bids, out), "no metrics (sub-*"),
+        ((bids, bids), "is the same as"),
+        ((bids, bids / "out"), "is inside"),
+        ((bids, bids / "derivatives" / "gsbids"), "no metrics (sub-*"),
+    ]
     for n, (arguments, words) in enumerate(cases):
         assert main([*map(str, arguments), "group"]) == 2
         said = capsys.readouterr().err
@@ -225,8 +262,9 @@ def test_the_script_runs_in_a_browser(group, folders, tmp_path):
     path = folders[1] / f"{GROUP_STEM}.html"
     assert "CONSOLE" not in browse(path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=420,900")
     # It counts the rows, and shows what works with it alone.
-    dom = subprocess.run(browser_command(path, "--dump-dom"), capture_output=True, text=True, timeout=120,
-                         check=True).stdout
+    dom = subprocess.run(
+        browser_command(path, "--dump-dom"), capture_output=True, text=True, timeout=120, check=True
+    ).stdout
     assert re.search(r'id="count"[^>]*>9 rows<', dom)
     assert 'data-script="" hidden' not in dom
 

@@ -22,8 +22,9 @@ def stacks_of(orientations, **how):
     for n, orientation in enumerate(orientations):
         count = acquire(field, orientation, **how).image.shape[2]
         motions.append(slow_motion(count, 40 + n, MOVES))
-        stacks.append(dataclasses.replace(acquire(field, orientation, motion=motions[-1], noise=0.01, **how),
-                                          name=f"run-{n + 1}"))
+        stacks.append(
+            dataclasses.replace(acquire(field, orientation, motion=motions[-1], noise=0.01, **how), name=f"run-{n + 1}")
+        )
     return field, stacks, motions
 
 
@@ -72,8 +73,13 @@ def test_a_stack_of_three_slices_does_no_harm(usual):
     few = slice(middle - 1, middle + 2)
     origin = stacks[2].affine.copy()
     origin[:3, 3] += (middle - 1) * origin[:3, 2]
-    short = dataclasses.replace(stacks[2], name="run-4", image=stacks[2].image[..., few] * np.float32(1.3),
-                                mask=stacks[2].mask[..., few], affine=origin)
+    short = dataclasses.replace(
+        stacks[2],
+        name="run-4",
+        image=stacks[2].image[..., few] * np.float32(1.3),
+        mask=stacks[2].mask[..., few],
+        affine=origin,
+    )
     assert error(field, [*stacks, short], [*motions, motions[2][few]]) < 1.1 * error_before
 
 
@@ -107,9 +113,16 @@ def test_flipped_axes_change_nothing(usual):
     for stack in stacks:
         flip = np.diag([-1.0, 1.0, -1.0, 1.0])
         flip[[0, 2], 3] = np.array(stack.image.shape)[[0, 2]] - 1
-        turned.append(dataclasses.replace(stack, image=stack.image[::-1, :, ::-1], mask=stack.mask[::-1, :, ::-1],
-                                          affine=stack.affine @ flip))
+        turned.append(
+            dataclasses.replace(
+                stack, image=stack.image[::-1, :, ::-1], mask=stack.mask[::-1, :, ::-1], affine=stack.affine @ flip
+            )
+        )
     result = fit_svr(turned, register_stacks(turned).transforms, NEAR)
-    back = dataclasses.replace(result, slice_index=np.array(
-        [stacks[n].image.shape[2] - 1 - k for n, k in zip(result.stack_index, result.slice_index, strict=True)]))
+    back = dataclasses.replace(
+        result,
+        slice_index=np.array(
+            [stacks[n].image.shape[2] - 1 - k for n, k in zip(result.stack_index, result.slice_index, strict=True)]
+        ),
+    )
     assert error_of(field, back, gauge(stacks, motions, back)) < 1.2 * error_before

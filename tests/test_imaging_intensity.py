@@ -80,7 +80,7 @@ def test_broken_voxels_are_cut_off_and_said(caplog, count):
     assert without_spikes(image, "a.nii") is image
     assert caplog.messages == []
     broken = image.copy()
-    broken[15, 15, 10:10 + count] = 3e6
+    broken[15, 15, 10 : 10 + count] = 3e6
     found = without_spikes(broken, "a.nii")
     sound = broken == image
     np.testing.assert_array_equal(found[sound], image[sound])

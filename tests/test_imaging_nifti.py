@@ -110,8 +110,14 @@ def test_several_volumes_and_colours(tmp_path, data):
     refused(write(tmp_path / "c.nii.gz", colour), "colour")
 
 
-@pytest.mark.parametrize("affine", [np.diag([0.0, 0, 0, 1]), np.diag([1.0, 1, 0, 1]),
-                                    np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])])
+@pytest.mark.parametrize(
+    "affine",
+    [
+        np.diag([0.0, 0, 0, 1]),
+        np.diag([1.0, 1, 0, 1]),
+        np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ],
+)
 def test_singular_affine(tmp_path, data, affine):
     image = nib.Nifti1Image(data, None)
     image.header["sform_code"] = 1
@@ -141,10 +147,16 @@ def test_two_affines_that_contradict_each_other_are_said_and_the_sform_is_taken(
     assert said.startswith(f"{tmp_path / 'apart.nii.gz'}: sform and qform put it 30 mm apart; the sform is taken: ")
 
 
-@pytest.mark.parametrize(("unit", "factor", "words"), [
-    ("meter", 1e-3, "its lengths are in m; they are converted to mm"),
-    ("micron", 1e3, "its lengths are in micrometres; they are converted to mm"),
-    ("micron", 1.0, "they are taken as mm: correct xyzt_units"), ("mm", 1.0, ""), ("unknown", 1.0, "")])
+@pytest.mark.parametrize(
+    ("unit", "factor", "words"),
+    [
+        ("meter", 1e-3, "its lengths are in m; they are converted to mm"),
+        ("micron", 1e3, "its lengths are in micrometres; they are converted to mm"),
+        ("micron", 1.0, "they are taken as mm: correct xyzt_units"),
+        ("mm", 1.0, ""),
+        ("unknown", 1.0, ""),
+    ],
+)
 def test_headers_in_other_units_are_read_in_mm(tmp_path, data, caplog, unit, factor, words):
     image = nib.Nifti1Image(data, None)
     image.set_sform(np.diag([factor, factor, factor, 1]) @ AFFINE, code=1)
@@ -153,7 +165,8 @@ def test_headers_in_other_units_are_read_in_mm(tmp_path, data, caplog, unit, fac
     nib.save(image, tmp_path / "a.nii.gz")
     np.testing.assert_allclose(load_image(tmp_path / "a.nii.gz")[1], AFFINE, rtol=1e-6)
     assert [line.startswith(f"{tmp_path / 'a.nii.gz'}: ") and words in line for line in caplog.messages] == [
-        True] * bool(words)
+        True
+    ] * bool(words)
 
 
 def test_voxel_sizes_that_contradict_each_other_are_said_and_the_sform_is_taken(tmp_path, data, caplog):
@@ -162,8 +175,10 @@ def test_voxel_sizes_that_contradict_each_other_are_said_and_the_sform_is_taken(
     image.header.set_zooms((1.1, 1.2, 3.0))
     nib.save(image, tmp_path / "a.nii")
     np.testing.assert_array_equal(load_image(tmp_path / "a.nii")[1], np.eye(4))
-    assert caplog.messages == [f"{tmp_path / 'a.nii'}: voxels are 1 x 1 x 1 mm by the sform and 1.1 x 1.2 x 3 mm by "
-                               "pixdim; the sform is taken: correct the header if the stacks have the wrong size"]
+    assert caplog.messages == [
+        f"{tmp_path / 'a.nii'}: voxels are 1 x 1 x 1 mm by the sform and 1.1 x 1.2 x 3 mm by "
+        "pixdim; the sform is taken: correct the header if the stacks have the wrong size"
+    ]
 
 
 def test_unsigned_numbers_that_were_stored_as_signed_ones_are_taken_as_unsigned(tmp_path, caplog):
@@ -171,8 +186,10 @@ def test_unsigned_numbers_that_were_stored_as_signed_ones_are_taken_as_unsigned(
     for name, dtype in (("wrapped", "<i2"), ("swapped", ">i2")):
         nib.save(nib.Nifti1Image(bright.astype(np.uint16).astype(dtype), AFFINE), tmp_path / f"{name}.nii.gz")
         np.testing.assert_array_equal(load_image(tmp_path / f"{name}.nii.gz")[0], bright)
-        assert f"{name}.nii.gz: {(bright > 32767).sum()} voxels are negative, as those brighter than 32767" in (
-            caplog.messages[-1])
+        assert (
+            f"{name}.nii.gz: {(bright > 32767).sum()} voxels are negative, as those brighter than 32767"
+            in (caplog.messages[-1])
+        )
     caplog.clear()
     signed = np.linspace(-32700, 32700, 6 * 7 * 50).reshape(6, 7, 50).astype(np.int16)
     nib.save(nib.Nifti1Image(signed, AFFINE), tmp_path / "signed.nii.gz")
@@ -180,10 +197,18 @@ def test_unsigned_numbers_that_were_stored_as_signed_ones_are_taken_as_unsigned(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(("dtype", "value", "least", "background"), [
-    (np.int16, -32768, 0, 0), (np.float32, -32768, 0, 0),
-    (np.int32, -2**31, 0, 0), (np.int32, 2**31 - 1, 0, 0), (np.int16, -32768, -1000, -1000),
-    (np.float32, np.finfo(np.float32).max, 0, 0), (np.float32, np.finfo(np.float32).min, -1000, -1000)])
+@pytest.mark.parametrize(
+    ("dtype", "value", "least", "background"),
+    [
+        (np.int16, -32768, 0, 0),
+        (np.float32, -32768, 0, 0),
+        (np.int32, -(2**31), 0, 0),
+        (np.int32, 2**31 - 1, 0, 0),
+        (np.int16, -32768, -1000, -1000),
+        (np.float32, np.finfo(np.float32).max, 0, 0),
+        (np.float32, np.finfo(np.float32).min, -1000, -1000),
+    ],
+)
 def test_values_that_stand_for_none_are_background(tmp_path, caplog, dtype, value, least, background):
     voxels = np.linspace(least, 1500, 6 * 7 * 5).reshape(6, 7, 5).astype(dtype)
     voxels[0] = value
@@ -192,8 +217,10 @@ def test_values_that_stand_for_none_are_background(tmp_path, caplog, dtype, valu
     rest = voxels[1:].astype(np.float32)
     np.testing.assert_array_equal(found[1:], rest)
     assert (found[0] == (background and rest.min())).all()
-    assert caplog.messages == [f"{tmp_path / 'a.nii.gz'}: 35 voxels have the value {np.float32(value):g}, which stands "
-                               f"for no value, and are set to {found[0, 0, 0]:g}"]
+    assert caplog.messages == [
+        f"{tmp_path / 'a.nii.gz'}: 35 voxels have the value {np.float32(value):g}, which stands "
+        f"for no value, and are set to {found[0, 0, 0]:g}"
+    ]
 
 
 def test_a_quaternion_that_is_longer_than_1_by_rounding(tmp_path, data):

@@ -55,8 +55,9 @@ def run(interface, folder):
     return interface.run(cwd=str(folder)).outputs
 
 
-def test_what_hangs_on_the_brain_is_cut_off_where_masks_were_made_and_kept_where_they_were_given(stacks, fitted,
-                                                                                                   tmp_path):
+def test_what_hangs_on_the_brain_is_cut_off_where_masks_were_made_and_kept_where_they_were_given(
+    stacks, fitted, tmp_path
+):
     masks = []
     for file in stacks["in_masks"]:
         mask, affine = load_image(file)
@@ -115,8 +116,12 @@ def reconstructed(stacks, folder):
     options = {"iterations": 20, "n_gaussians": 600, "members": 1, "seed": 3, "place": False}
     result = run(FitSvr(registration=registration, options=options, **stacks), folder).out_file
     out = run(SampleVolume(result=result, resolution=2.0, **stacks), folder)
-    simulated = run(SimulateStack(result=result, index=0, in_file=stacks["in_files"][0],
-                                  in_mask=stacks["in_masks"][0], thickness=3.5), folder).out_file
+    simulated = run(
+        SimulateStack(
+            result=result, index=0, in_file=stacks["in_files"][0], in_mask=stacks["in_masks"][0], thickness=3.5
+        ),
+        folder,
+    ).out_file
     inside = load_image(stacks["in_masks"][0])[0] > 0
     volume, mask = load_image(out.volume)[0], load_image(out.mask)[0] > 0
     return volume[mask], load_image(simulated)[0][inside], SvrResult.load(result), load_image(out.unmasked)[0]
@@ -129,14 +134,19 @@ def positive(stacks, tmp_path_factory):
     return reconstructed(changed(stacks, folder, lambda image, mask: image), folder)
 
 
-@pytest.mark.parametrize(("kind", "shifted"), [("brain to mean 0", True), ("stack to mean 0", False),
-                                               ("all negative", True)])
+@pytest.mark.parametrize(
+    ("kind", "shifted"), [("brain to mean 0", True), ("stack to mean 0", False), ("all negative", True)]
+)
 def test_negative_intensities_are_shifted_for_the_fit_and_given_back(stacks, positive, tmp_path, kind, shifted):
     image, inside = load_image(stacks["in_files"][0])[0], load_image(stacks["in_masks"][0])[0] > 0
-    middle, scale = {"brain to mean 0": (image[inside].mean(), image[inside].std()),
-                     "stack to mean 0": (image.mean(), image.std()), "all negative": (5000.0, 1.0)}[kind]
+    middle, scale = {
+        "brain to mean 0": (image[inside].mean(), image[inside].std()),
+        "stack to mean 0": (image.mean(), image.std()),
+        "all negative": (5000.0, 1.0),
+    }[kind]
     found, simulated, result, everywhere = reconstructed(
-        changed(stacks, tmp_path, lambda image, mask: (image - middle) / scale), tmp_path)
+        changed(stacks, tmp_path, lambda image, mask: (image - middle) / scale), tmp_path
+    )
     expected, spread = (np.percentile(positive[0], (5, 50, 95)) - middle) / scale, np.std(positive[0]) / scale
     assert np.abs(np.percentile(found, (5, 50, 95)) - expected).max() < 0.15 * spread
     assert np.std(found) > 0.9 * spread
@@ -180,8 +190,10 @@ def test_a_slice_without_information_has_no_part_in_the_fit(stacks, tmp_path):
     assert (excluded.stack, excluded.what) == ("run-2", "slice 7")
     assert excluded.reason.startswith("One intensity in the whole mask")
     # Masks that grow with the head do not bring it back.
-    whole = [replace(s, mask=np.ones_like(s.mask), empty=(7,) if n == 1 else ()) for n, s in enumerate(
-        [read_stack(f, m, n, 3.5) for f, m, n in zip(files, masks, NAMES, strict=True)])]
+    whole = [
+        replace(s, mask=np.ones_like(s.mask), empty=(7,) if n == 1 else ())
+        for n, s in enumerate([read_stack(f, m, n, 3.5) for f, m, n in zip(files, masks, NAMES, strict=True)])
+    ]
     gathered = SliceSet.from_stacks(whole, np.tile(np.eye(4), (3, 1, 1)))
     assert 7 not in gathered.slice_index[gathered.stack_index == 1]
     assert 7 in gathered.slice_index[gathered.stack_index == 0]
@@ -240,8 +252,12 @@ def test_volume_and_simulated_stack(fitted, stacks, tmp_path):
     assert 0 < np.median(sigma[mask > 0]) < image[mask > 0].std()
     assert volume.facts["NumberOfStacksUsed"] == 3
     assert volume.facts["RandomSeed"] == 3
-    out = run(SimulateStack(result=result, index=1, in_file=stacks["in_files"][1],
-                            in_mask=stacks["in_masks"][1], thickness=3.5), tmp_path)
+    out = run(
+        SimulateStack(
+            result=result, index=1, in_file=stacks["in_files"][1], in_mask=stacks["in_masks"][1], thickness=3.5
+        ),
+        tmp_path,
+    )
     simulated, simulated_affine = load_image(out.out_file)
     acquired, acquired_affine = load_image(stacks["in_files"][1])
     inside = load_image(stacks["in_masks"][1])[0] > 0
@@ -254,8 +270,7 @@ def test_motion_table_and_transforms_say_the_same(fitted, stacks, tmp_path):
     result = SvrResult.load(result_file)
     depth = read_header(stacks["in_files"][2])[0][2]
     times = [0.5 * k for k in range(0, depth, 2)] + [0.5 * k for k in range(1, depth, 2)]
-    out = run(MotionTable(result=result_file, index=2, in_file=stacks["in_files"][2], slice_timing=times),
-              tmp_path)
+    out = run(MotionTable(result=result_file, index=2, in_file=stacks["in_files"][2], slice_timing=times), tmp_path)
     lines = [line.split("\t") for line in Path(out.table).read_text().splitlines()]
     assert lines[0] == list(COLUMNS) == list(out.columns)
     assert len(lines) == 1 + depth
@@ -285,9 +300,20 @@ def test_slices_without_brain_have_no_numbers(fitted):
 
 def test_metrics_and_report(fitted, stacks, tmp_path):
     _, registration, result, volume = fitted
-    qc = run(QcMetrics(result=result, volume=volume.volume, mask=volume.mask, coverage=volume.coverage,
-                       in_files=stacks["in_files"], in_masks=stacks["in_masks"], thicknesses=stacks["thicknesses"],
-                       name="sub-01", facts={"RandomSeed": 1}), tmp_path)
+    qc = run(
+        QcMetrics(
+            result=result,
+            volume=volume.volume,
+            mask=volume.mask,
+            coverage=volume.coverage,
+            in_files=stacks["in_files"],
+            in_masks=stacks["in_masks"],
+            thicknesses=stacks["thicknesses"],
+            name="sub-01",
+            facts={"RandomSeed": 1},
+        ),
+        tmp_path,
+    )
     header, values = (line.split("\t") for line in Path(qc.table).read_text().splitlines())
     # Where all stacks agree at once, no other place is tried.
     assert {name for name, value in zip(header, values, strict=True) if value == "n/a"} <= {"placing_margin"}
@@ -300,14 +326,29 @@ def test_metrics_and_report(fitted, stacks, tmp_path):
     assert (header[-1], values[-1]) == ("verdict", verdict.level)
     assert values[-1] in qc.columns["verdict"]["Levels"]
     assert qc.facts == {"RandomSeed": 1, "Verdict": verdict.level, "VerdictReasons": list(verdict.reasons)}
-    fixed = {"content": {"title": "sub 01", "task": "sub-01_T2w", "warnings": ("a <b>",)},
-             "facts": {"versions": {"gsbids": "1"}, "n_stacks": 3, "resolution": (2.0,) * 3},
-             "panels": [{"name": name, "slice_times": None, "facts": (("File", "x"),)} for name in NAMES]}
+    fixed = {
+        "content": {"title": "sub 01", "task": "sub-01_T2w", "warnings": ("a <b>",)},
+        "facts": {"versions": {"gsbids": "1"}, "n_stacks": 3, "resolution": (2.0,) * 3},
+        "panels": [{"name": name, "slice_times": None, "facts": (("File", "x"),)} for name in NAMES],
+    }
     maps = {"coverage": volume.coverage, "uncertainty": volume.uncertainty}
-    out = run(SubjectReport(**fixed, **maps, conformed=stacks["in_files"], masks=stacks["in_masks"],
-                            mask_reasons=["by hand"] * 3, mask_methods=["derivatives"] * 3, result=result,
-                            registration=registration, volume=volume.volume, unmasked=volume.unmasked,
-                            mask=volume.mask, metrics=qc.metrics), tmp_path)
+    out = run(
+        SubjectReport(
+            **fixed,
+            **maps,
+            conformed=stacks["in_files"],
+            masks=stacks["in_masks"],
+            mask_reasons=["by hand"] * 3,
+            mask_methods=["derivatives"] * 3,
+            result=result,
+            registration=registration,
+            volume=volume.volume,
+            unmasked=volume.unmasked,
+            mask=volume.mask,
+            metrics=qc.metrics,
+        ),
+        tmp_path,
+    )
     page = Path(out.out_file).read_text()
     assert "by hand" in page
     assert f"<strong>{verdict.words}.</strong>" in page
@@ -320,9 +361,15 @@ def test_metrics_and_report(fitted, stacks, tmp_path):
 
 def test_save_derivative(fitted, tmp_path):
     entities = {"sub": "01", "suffix": "T2w"}
-    node = SaveDerivative(output_dir=str(tmp_path / "out"), kind="volume_mask", entities=entities,
-                          extra={"res": 2.0}, in_file=fitted[3].mask, more={"Note": 1},
-                          sidecar={"Sources": ["bids:raw:sub-01/x.nii.gz"]})
+    node = SaveDerivative(
+        output_dir=str(tmp_path / "out"),
+        kind="volume_mask",
+        entities=entities,
+        extra={"res": 2.0},
+        in_file=fitted[3].mask,
+        more={"Note": 1},
+        sidecar={"Sources": ["bids:raw:sub-01/x.nii.gz"]},
+    )
     assert node.always_run
     path = Path(run(node, tmp_path).out_file)
     assert path == tmp_path / "out" / derivative_path(entities, "volume_mask", res=2.0)

@@ -17,26 +17,44 @@ def _rows(request, monkeypatch):
 def scene(seed=0, gaussians=40, slices=3, shape=(13, 17)):
     """A small random field seen by a few oblique slices with different pixel sizes."""
     rng = np.random.default_rng(seed)
-    field = [rng.normal(0, 4, (gaussians, 3)), rng.normal(0.3, 0.3, (gaussians, 3)), rng.normal(size=(gaussians, 4)),
-             rng.uniform(0.2, 1, gaussians), rng.normal(0, 0.3, gaussians)]
+    field = [
+        rng.normal(0, 4, (gaussians, 3)),
+        rng.normal(0.3, 0.3, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.uniform(0.2, 1, gaussians),
+        rng.normal(0, 0.3, gaussians),
+    ]
     geometry = ops.SliceGeometry(
-        rotation=Rotation.random(slices, random_state=seed).as_matrix(), translation=rng.normal(0, 1.5, (slices, 3)),
-        psf=rng.uniform(0.2, 2, (slices, 3)), spacing=rng.uniform(0.7, 1.3, (slices, 2)),
+        rotation=Rotation.random(slices, random_state=seed).as_matrix(),
+        translation=rng.normal(0, 1.5, (slices, 3)),
+        psf=rng.uniform(0.2, 2, (slices, 3)),
+        spacing=rng.uniform(0.7, 1.3, (slices, 2)),
         centre=(np.array(shape) - 1) / 2 + rng.normal(0, 1, (slices, 2)),
-        extent=ops.full_extent(slices, shape), shape=shape)
+        extent=ops.full_extent(slices, shape),
+        shape=shape,
+    )
     return [a.astype(np.float32) for a in field], geometry
 
 
 def oracle(field, geometry, options, tangents=None):
     """The same slices by the dense oracle, float64; returns (image, weight)."""
     mean, log_scale, quaternion, intensity, log_weight = field
-    flat = [torch.as_tensor(getattr(geometry, k), dtype=torch.float64)
-            for k in ("rotation", "translation", "psf", "spacing", "centre")]
+    flat = [
+        torch.as_tensor(getattr(geometry, k), dtype=torch.float64)
+        for k in ("rotation", "translation", "psf", "spacing", "centre")
+    ]
     if tangents is not None:
         flat[:2] = reference.retract(*flat[:2], *tangents)
-    return reference.render_slices(mean, reference.covariance(log_scale, quaternion), intensity, log_weight,
-                                   (*flat, geometry.shape), eps=options.eps, cut=options.cut,
-                                   mass_factor=options.mass_factor)
+    return reference.render_slices(
+        mean,
+        reference.covariance(log_scale, quaternion),
+        intensity,
+        log_weight,
+        (*flat, geometry.shape),
+        eps=options.eps,
+        cut=options.cut,
+        mass_factor=options.mass_factor,
+    )
 
 
 def doubles(field):
@@ -110,9 +128,15 @@ def test_pose_gradient_agrees_with_finite_differences():
 
     def loss(omega, tau):
         moved = Rotation.from_rotvec(omega).as_matrix()
-        shifted = ops.SliceGeometry(geometry.rotation @ moved,
-                                    geometry.translation + np.einsum("sij,sj->si", geometry.rotation, tau),
-                                    geometry.psf, geometry.spacing, geometry.centre, geometry.extent, geometry.shape)
+        shifted = ops.SliceGeometry(
+            geometry.rotation @ moved,
+            geometry.translation + np.einsum("sij,sj->si", geometry.rotation, tau),
+            geometry.psf,
+            geometry.spacing,
+            geometry.centre,
+            geometry.extent,
+            geometry.shape,
+        )
         return (ops.render(*field, shifted, options)[0].astype(float) * weights).sum()
 
     tangents = [torch.zeros(slices, 3, requires_grad=True) for _ in range(2)]
@@ -160,8 +184,18 @@ def test_extent_hides_pixels_and_nothing_else():
     extent[:, :, 0], extent[:, :, 1] = 4, 11
     extent[1, 5] = 0
     full, _ = ops.render(*field, geometry)
-    part, _ = ops.render(*field, ops.SliceGeometry(geometry.rotation, geometry.translation, geometry.psf,
-                                                   geometry.spacing, geometry.centre, extent, geometry.shape))
+    part, _ = ops.render(
+        *field,
+        ops.SliceGeometry(
+            geometry.rotation,
+            geometry.translation,
+            geometry.psf,
+            geometry.spacing,
+            geometry.centre,
+            extent,
+            geometry.shape,
+        ),
+    )
     inside = np.zeros(full.shape, bool)
     inside[:, :, 4:11] = True
     inside[1, 5] = False
@@ -184,6 +218,7 @@ def test_cut_costs_little():
 
 def test_same_bits_for_any_number_of_threads():
     import numba
+
     field, geometry = scene(9, gaussians=200, slices=7)
     before = numba.get_num_threads()
     results = []
@@ -216,8 +251,15 @@ def test_the_psf_model_against_quadrature():
 
     def geometry(points, variances):
         n = len(points)
-        return ops.SliceGeometry(np.tile(turn, (n, 1, 1)), points @ turn.T, np.tile(variances, (n, 1)),
-                                 np.full((n, 2), 1.0), np.full((n, 2), 4.0), ops.full_extent(n, shape), shape)
+        return ops.SliceGeometry(
+            np.tile(turn, (n, 1, 1)),
+            points @ turn.T,
+            np.tile(variances, (n, 1)),
+            np.full((n, 2), 1.0),
+            np.full((n, 2), 4.0),
+            ops.full_extent(n, shape),
+            shape,
+        )
 
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(9)
     offsets = np.stack(np.meshgrid(nodes, nodes, nodes, indexing="ij"), -1).reshape(-1, 3) * np.sqrt(psf)

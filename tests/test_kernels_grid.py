@@ -19,10 +19,20 @@ def scene(seed=0, gaussians=40, shape=(11, 9, 18), turned=False):
     rng = np.random.default_rng(seed)
     turn = Rotation.random(random_state=seed).as_matrix() if turned else np.eye(3)
     spacing = rng.uniform(0.7, 1.2, 3)
-    geometry = ops.GridGeometry(shape, spacing, -turn @ (spacing * (np.array(shape) - 1)) / 2, turn,
-                                rng.uniform(0.2, 1, 3) if turned else np.zeros(3))
-    field = [rng.normal(0, 3, (gaussians, 3)), rng.normal(0.2, 0.3, (gaussians, 3)), rng.normal(size=(gaussians, 4)),
-             rng.uniform(0.2, 1, gaussians), rng.normal(0, 0.5, gaussians)]
+    geometry = ops.GridGeometry(
+        shape,
+        spacing,
+        -turn @ (spacing * (np.array(shape) - 1)) / 2,
+        turn,
+        rng.uniform(0.2, 1, 3) if turned else np.zeros(3),
+    )
+    field = [
+        rng.normal(0, 3, (gaussians, 3)),
+        rng.normal(0.2, 0.3, (gaussians, 3)),
+        rng.normal(size=(gaussians, 4)),
+        rng.uniform(0.2, 1, gaussians),
+        rng.normal(0, 0.5, gaussians),
+    ]
     return [a.astype(np.float32) for a in field], geometry
 
 
@@ -32,11 +42,23 @@ def oracle(field, geometry, options):
     planes = geometry.shape[0]
     axes = geometry.rotation[:, [1, 2, 0]]
     steps = np.arange(planes)[:, None] * geometry.spacing[0] * geometry.rotation[:, 0]
-    flat = (np.tile(axes, (planes, 1, 1)), geometry.origin + steps, np.tile(geometry.psf[[1, 2, 0]], (planes, 1)),
-            np.tile(geometry.spacing[1:], (planes, 1)), np.zeros((planes, 2)))
-    return reference.render_slices(mean, reference.covariance(log_scale, quaternion), intensity, log_weight,
-                                   (*(torch.tensor(a) for a in flat), geometry.shape[1:]), eps=options.eps,
-                                   cut=options.cut, mass_factor=options.mass_factor)
+    flat = (
+        np.tile(axes, (planes, 1, 1)),
+        geometry.origin + steps,
+        np.tile(geometry.psf[[1, 2, 0]], (planes, 1)),
+        np.tile(geometry.spacing[1:], (planes, 1)),
+        np.zeros((planes, 2)),
+    )
+    return reference.render_slices(
+        mean,
+        reference.covariance(log_scale, quaternion),
+        intensity,
+        log_weight,
+        (*(torch.tensor(a) for a in flat), geometry.shape[1:]),
+        eps=options.eps,
+        cut=options.cut,
+        mass_factor=options.mass_factor,
+    )
 
 
 def relative(a, b):
@@ -75,6 +97,7 @@ def test_gradients_with_a_large_field_across_many_parts():
 
 def test_same_bits_for_any_number_of_threads():
     import numba
+
     field, geometry = scene(4, gaussians=1100, shape=(17, 6, 9))
     before, results = numba.get_num_threads(), []
     for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):

@@ -7,8 +7,23 @@ import sys
 
 import pytest
 
-HEAVY = {"ants", "bids", "jinja2", "matplotlib", "monai", "nibabel", "nilearn", "nipype", "numba", "numpy",
-         "pandas", "safetensors", "scipy", "torch", "yaml"}
+HEAVY = {
+    "ants",
+    "bids",
+    "jinja2",
+    "matplotlib",
+    "monai",
+    "nibabel",
+    "nilearn",
+    "nipype",
+    "numba",
+    "numpy",
+    "pandas",
+    "safetensors",
+    "scipy",
+    "torch",
+    "yaml",
+}
 
 SCRIPT = """\
 import json, sys
@@ -21,11 +36,12 @@ sys.stdout.write("\\n" + json.dumps([code, sorted(name.partition(".")[0] for nam
 """
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["--version"], 0), (["--help"], 0), ([], 2), (["in", "out", "participant", "--mem", "x"], 2)])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [(["--version"], 0), (["--help"], 0), ([], 2), (["in", "out", "participant", "--mem", "x"], 2)],
+)
 def test_nothing_heavy_is_loaded(argv, expected):
-    run = subprocess.run([sys.executable, "-c", SCRIPT.format(argv=argv)], capture_output=True, text=True,
-                         check=True)
+    run = subprocess.run([sys.executable, "-c", SCRIPT.format(argv=argv)], capture_output=True, text=True, check=True)
     code, loaded = json.loads(run.stdout.splitlines()[-1])
     assert code == expected
     assert HEAVY & set(loaded) == set()
@@ -39,9 +55,11 @@ def test_the_package_is_light():
 
 def test_the_fits_need_a_bare_gpu_machine_only():
     absent = sorted(HEAVY - {"numba", "numpy", "scipy", "torch"} | {"sklearn"})
-    script = (f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
-              "import gsbids.recon.sr.fit, gsbids.recon.sr.sample, gsbids.recon.svr.fit\n"
-              "import gsbids.recon.volume.sample, gsbids.recon.volume.uncertainty")
+    script = (
+        f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+        "import gsbids.recon.sr.fit, gsbids.recon.sr.sample, gsbids.recon.svr.fit\n"
+        "import gsbids.recon.volume.sample, gsbids.recon.volume.uncertainty"
+    )
     subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
 

@@ -32,14 +32,19 @@ def choice(volumes, methods="network", doubts=None, lengths=None):
     return choose_stacks(volumes, lengths or [100.0] * count, methods, doubts or [""] * count)
 
 
-@pytest.mark.parametrize(("volumes", "doubtful", "out"), [
-    ([100, 110, 90], [0, 0, 0], [0, 0, 0]),
-    ([100, 110, 230], [0, 0, 1], [0, 0, 1]),
-    ([100, 110, 40, 105], [0, 0, 1, 0], [0, 0, 1, 0]),
-    ([100, 210], [1, 1], [0, 0]),  # one of two: nobody knows which
-    ([100, 300, 20], [0, 1, 1], [0, 0, 0]),  # one sound stack is not enough
-    ([100, 300, 20, 0], [0, 1, 1, 0], [0, 0, 0, 1]),  # but one without a mask never helps
-    ([0, 0], [0, 0], [1, 1]), ([50], [0], [0])])
+@pytest.mark.parametrize(
+    ("volumes", "doubtful", "out"),
+    [
+        ([100, 110, 90], [0, 0, 0], [0, 0, 0]),
+        ([100, 110, 230], [0, 0, 1], [0, 0, 1]),
+        ([100, 110, 40, 105], [0, 0, 1, 0], [0, 0, 1, 0]),
+        ([100, 210], [1, 1], [0, 0]),  # one of two: nobody knows which
+        ([100, 300, 20], [0, 1, 1], [0, 0, 0]),  # one sound stack is not enough
+        ([100, 300, 20, 0], [0, 1, 1, 0], [0, 0, 0, 1]),  # but one without a mask never helps
+        ([0, 0], [0, 0], [1, 1]),
+        ([50], [0], [0]),
+    ],
+)
 def test_a_mask_unlike_the_usual_one_is_doubted_and_left_out_where_two_sound_ones_remain(volumes, doubtful, out):
     found = choice(volumes)
     assert [bool(doubt) for doubt in found.doubts] == list(map(bool, doubtful))
@@ -50,8 +55,10 @@ def test_what_was_given_is_not_doubted_but_counts():
     assert not any(choice([100, 110, 20], "derivatives").doubts)
     found = choice([100, 110, 20], ["derivatives", "derivatives", "network"])
     assert found.left_out == (False, False, True)
-    assert found.words(2) == ("Its mask holds 20 ml, 0.2 times that of the usual stack of this subject. The stack is "
-                              "left out of the reconstruction.")
+    assert found.words(2) == (
+        "Its mask holds 20 ml, 0.2 times that of the usual stack of this subject. The stack is "
+        "left out of the reconstruction."
+    )
 
 
 def test_lengths_and_earlier_doubts_count_too():
@@ -83,8 +90,12 @@ def stacks(tmp_path):
         if run == 3:
             mask = np.zeros_like(mask)
             mask[:12, :12] = 1
-        files.append((str(save_image(tmp_path / f"{run}.nii.gz", image.astype(np.float32), affine)),
-                      str(save_image(tmp_path / f"{run}-mask.nii.gz", mask * (run < 4), affine, "uint8"))))
+        files.append(
+            (
+                str(save_image(tmp_path / f"{run}.nii.gz", image.astype(np.float32), affine)),
+                str(save_image(tmp_path / f"{run}-mask.nii.gz", mask * (run < 4), affine, "uint8")),
+            )
+        )
     return [list(column) for column in zip(*files, strict=True)]
 
 
@@ -93,8 +104,9 @@ DOUBTS = ["", "", "The network has low confidence (0.30, below 0.80).", "No brai
 
 
 def facts_of(doubts):
-    return [{"MaskMode": "network", "MaskSource": "by a test"} | ({"MaskDoubt": doubt} if doubt else {})
-            for doubt in doubts]
+    return [
+        {"MaskMode": "network", "MaskSource": "by a test"} | ({"MaskDoubt": doubt} if doubt else {}) for doubt in doubts
+    ]
 
 
 def test_no_mask_at_all_is_an_error_that_says_what_to_do(stacks):
@@ -125,28 +137,42 @@ def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_pa
     two = {name: values[:2] for name, values in fixed.items()}
     (tmp_path / "alone").mkdir()
     own = RegisterStacks(**two).run(cwd=str(tmp_path / "alone")).outputs.out_file
-    alone = SvrResult.load(FitSvr(registration=own, options=QUICK, **two).run(cwd=str(tmp_path / "alone"))
-                           .outputs.out_file)
+    alone = SvrResult.load(
+        FitSvr(registration=own, options=QUICK, **two).run(cwd=str(tmp_path / "alone")).outputs.out_file
+    )
     np.testing.assert_array_equal(result.field.mean, alone.field.mean)
     assert result.stack_names == tuple(NAMES)
-    assert [(row.stack, row.what) for row in excluded_stacks(result)] == [("run-3", "whole stack"),
-                                                                          ("run-4", "whole stack")]
+    assert [(row.stack, row.what) for row in excluded_stacks(result)] == [
+        ("run-3", "whole stack"),
+        ("run-4", "whole stack"),
+    ]
     assert excluded_stacks(result)[0].reason.startswith("The network has low confidence")
     volume = SampleVolume(result=fit.out_file, resolution=2.0, **fixed).run(cwd=str(tmp_path)).outputs
     assert volume.facts["NumberOfStacksUsed"] == 2
     assert load_image(volume.mask)[0].sum() * 8 == pytest.approx(4 / 3 * np.pi * 20 * 23 * 18, rel=0.2)
-    given = {"panels": [{"name": name} for name in NAMES], "content": {"title": "a", "task": "a"},
-             "facts": {"versions": {}, "n_stacks": 4}, "conformed": images, "masks": masks, "volume": volume.volume,
-             "result": fit.out_file}
+    given = {
+        "panels": [{"name": name} for name in NAMES],
+        "content": {"title": "a", "task": "a"},
+        "facts": {"versions": {}, "n_stacks": 4},
+        "conformed": images,
+        "masks": masks,
+        "volume": volume.volume,
+        "result": fit.out_file,
+    }
     for more in ({"choice": chosen}, {}):  # from the step, or from the model that was saved
         content = gather_content(given | more)
         assert state(content) == ("bad", "Finished, but 2 masks are doubtful")
         page = render_report(content)
         assert page.count('class="alarm"') == 4
-        assert page.count("The network has low confidence (0.30, below 0.80). The stack is left out of the "
-                          "reconstruction.") == 3  # warnings, table of what is excluded, stack
+        assert (
+            page.count(
+                "The network has low confidence (0.30, below 0.80). The stack is left out of the reconstruction."
+            )
+            == 3
+        )  # warnings, table of what is excluded, stack
     assert ("Excluded", "run-3, run-4: has a doubtful mask (see Warnings), and has no say in the volume") in (
-        content.summary)
+        content.summary
+    )
 
 
 def test_a_subject_without_any_mask_is_one_line(stacks):
@@ -172,8 +198,22 @@ def test_a_run_leaves_out_the_stack_in_which_nothing_is_found(tiny_bids, tmp_pat
     """The whole command: three stacks with masks, and one that has none and no brain for the network."""
     tiny = tiny_bids(stacks=4)
     tiny.mask(run=4).unlink()
-    words = [str(tiny.root), str(tmp_path / "out"), "participant", "-d", f"masks={tiny.masks}", "--sloppy", "--nprocs",
-             "1", "--output-resolution", "2", "--mask-weights", str(biased(tmp_path, -5.0)), "-w", str(tmp_path / "w")]
+    words = [
+        str(tiny.root),
+        str(tmp_path / "out"),
+        "participant",
+        "-d",
+        f"masks={tiny.masks}",
+        "--sloppy",
+        "--nprocs",
+        "1",
+        "--output-resolution",
+        "2",
+        "--mask-weights",
+        str(biased(tmp_path, -5.0)),
+        "-w",
+        str(tmp_path / "w"),
+    ]
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "run-4: The network found no brain in it. The stack is left out of the reconstruction." in said
@@ -184,8 +224,10 @@ def test_a_run_leaves_out_the_stack_in_which_nothing_is_found(tiny_bids, tmp_pat
     page = report.read_text()
     assert "Finished, but 1 mask is doubtful" in page
     assert "run-4: has a doubtful mask (see Warnings), and has no say in the volume" in page
-    assert ("Brain masks were taken from an existing derivative data set and resampled to the stacks. One stack with "
-            "a doubtful mask was left out.") in page
+    assert (
+        "Brain masks were taken from an existing derivative data set and resampled to the stacks. One stack with "
+        "a doubtful mask was left out."
+    ) in page
     report.unlink()
     assert main([*words, "--reports-only"]) == 0
     assert report.read_text() == page

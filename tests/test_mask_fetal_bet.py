@@ -27,8 +27,16 @@ SPACING = (1.4, 1.6, 40.0)  # 7 and 8 fifths of Fetal-BET2's pixels
 def peer_network():
     """The network as the tool's own files set it up, with parameters of its norms that are not those at the start."""
     torch.manual_seed(2)
-    network = AttentionUnet(spatial_dims=2, in_channels=1, out_channels=2, channels=(64, 128, 256, 512, 1024),
-                            strides=(2, 2, 2, 2), kernel_size=3, up_kernel_size=3, dropout=0).eval()
+    network = AttentionUnet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        channels=(64, 128, 256, 512, 1024),
+        strides=(2, 2, 2, 2),
+        kernel_size=3,
+        up_kernel_size=3,
+        dropout=0,
+    ).eval()
     with torch.no_grad():
         for name, tensor in network.named_parameters():
             if ".N." in name:
@@ -48,8 +56,10 @@ def by_monai(network, image, affine):
         volume[..., k] = torch.where(one > 0, one / one[one > 0].std(), one)
     inferer = SliceInferer(roi_size=(224, 224), spatial_dim=2, sw_batch_size=4, overlap=0.25, mode="gaussian")
     with torch.no_grad():
-        score = sum(torch.flip(inferer(torch.flip(volume[None], axes), network), axes)
-                    for axes in ((), (2,), (3,), (2, 3))) / 4
+        score = (
+            sum(torch.flip(inferer(torch.flip(volume[None], axes), network), axes) for axes in ((), (2,), (3,), (2, 3)))
+            / 4
+        )
     score = MetaTensor(score[0], affine=volume.affine, applied_operations=volume.applied_operations)
     probability = torch.softmax(spacing.inverse(score).as_tensor(), 0)[1].numpy()
     regions = ndimage.label(probability > 0.5, np.ones((3, 3, 3)))[0]
@@ -68,8 +78,22 @@ def test_the_same_is_found_as_by_monai_itself(tmp_path, prefix):
     path = tmp_path / "AttUNet.pth"
     torch.save({prefix + name: tensor for name, tensor in network.state_dict().items()}, path)
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "stack.nii.gz")
-    assert main(["mask", str(tmp_path / "stack.nii.gz"), str(tmp_path / "mask.nii.gz"), "--probability",
-                 str(tmp_path / "p.nii.gz"), "--mask-weights", str(path), "--nprocs", "1"]) == 0
+    assert (
+        main(
+            [
+                "mask",
+                str(tmp_path / "stack.nii.gz"),
+                str(tmp_path / "mask.nii.gz"),
+                "--probability",
+                str(tmp_path / "p.nii.gz"),
+                "--mask-weights",
+                str(path),
+                "--nprocs",
+                "1",
+            ]
+        )
+        == 0
+    )
     found, sure = (nib.load(tmp_path / f"{name}.nii.gz").get_fdata() for name in ("mask", "p"))
     np.testing.assert_allclose(sure, probability, atol=2e-3)
     clear = np.abs(probability - 0.5) > 2e-3
@@ -88,8 +112,9 @@ def test_the_3d_network_of_the_same_tool_is_told_by_what_differs(tmp_path):
 def test_a_stack_without_signal_has_no_brain():
     shape = FetalBetShape(window=(32, 32), channels=(4, 8))
     torch.manual_seed(0)
-    found = segment_fetal_bet(np.zeros((40, 44, 3), np.float32), (1.4, 1.6, 4.0),
-                              MaskNetwork(build_fetal_bet(shape).eval(), shape))
+    found = segment_fetal_bet(
+        np.zeros((40, 44, 3), np.float32), (1.4, 1.6, 4.0), MaskNetwork(build_fetal_bet(shape).eval(), shape)
+    )
     assert found.mask.shape == found.probability.shape == (40, 44, 3)
     assert np.isfinite(found.probability).all()
 

@@ -64,8 +64,9 @@ def test_a_block_shows_what_lies_around_a_place_in_mm():
         assert len(lit) >= min(SIDE, int(seen / VOXEL)) - 6
 
 
-@pytest.mark.parametrize(("shape", "centre"), [((60, 60, 20), (300, 30, 10)), ((60, 60, 20), (30, -200, 10)),
-                                               ((60, 60, 1), (30, 30, 40))])
+@pytest.mark.parametrize(
+    ("shape", "centre"), [((60, 60, 20), (300, 30, 10)), ((60, 60, 20), (30, -200, 10)), ((60, 60, 1), (30, 30, 40))]
+)
 def test_beyond_the_stack_is_nothing(shape, centre):
     assert not block_about(np.ones(shape), SPACING, centre).any()
 

@@ -35,9 +35,18 @@ def peer_network():
     """
     strides = [[1, 1], *([2, 2] for _ in range(6)), [1, 2]]
     torch.manual_seed(1)
-    return DynUNet(spatial_dims=2, in_channels=1, out_channels=2, kernel_size=[[3, 3]] * 8, strides=strides,
-                   upsample_kernel_size=strides[1:], norm_name=("instance", {"affine": True}), deep_supervision=True,
-                   deep_supr_num=2, res_block=False).eval()
+    return DynUNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        kernel_size=[[3, 3]] * 8,
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        norm_name=("instance", {"affine": True}),
+        deep_supervision=True,
+        deep_supr_num=2,
+        res_block=False,
+    ).eval()
 
 
 def peer_state(network):
@@ -78,13 +87,15 @@ def stack(shape=(40, 44, 1)):
 def by_monai(network, image, affine):
     """Probability and mask on the fine pixels, by MONAI's transforms in the order of the tool."""
     volume = Spacing((0.8, 0.8, SPACING[2]), mode="bilinear", padding_mode="border", align_corners=False)(
-        MetaTensor(torch.from_numpy(image)[None], torch.from_numpy(affine)))
+        MetaTensor(torch.from_numpy(image)[None], torch.from_numpy(affine))
+    )
     volume = NormalizeIntensity(nonzero=False, channel_wise=True)(volume).as_tensor().float()
     slices = volume[0].permute(2, 0, 1)[:, None]
     window = SlidingWindowInferer((448, 512), 4, 0.0)
     with torch.no_grad():
-        score = sum(torch.flip(window(torch.flip(slices, axes), network), axes)
-                    for axes in ((), (2,), (3,), (2, 3))) / 4
+        score = (
+            sum(torch.flip(window(torch.flip(slices, axes), network), axes) for axes in ((), (2,), (3,), (2, 3))) / 4
+        )
     probability = torch.softmax(score, 1)[:, 1].permute(1, 2, 0)
     regions = ndimage.label(probability > 0.5, np.ones((3, 3, 3)))[0]  # MONAI's own needs scikit-image
     return probability.numpy(), regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
@@ -98,8 +109,22 @@ def test_the_same_is_found_as_by_monai_itself(checkpoint, tmp_path):
     image, affine = stack(), np.diag([*SPACING, 1.0])
     affine[:3, 3] = 5, -7, 9
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "stack.nii.gz")
-    assert main(["mask", str(tmp_path / "stack.nii.gz"), str(tmp_path / "mask.nii.gz"), "--probability",
-                 str(tmp_path / "p.nii.gz"), "--mask-weights", str(path), "--nprocs", "1"]) == 0
+    assert (
+        main(
+            [
+                "mask",
+                str(tmp_path / "stack.nii.gz"),
+                str(tmp_path / "mask.nii.gz"),
+                "--probability",
+                str(tmp_path / "p.nii.gz"),
+                "--mask-weights",
+                str(path),
+                "--nprocs",
+                "1",
+            ]
+        )
+        == 0
+    )
     found, probability = (nib.load(tmp_path / f"{name}.nii.gz").get_fdata() for name in ("mask", "p"))
     fine_probability, fine_mask = by_monai(network, image, affine)
     assert 0.05 < fine_mask.mean() < 0.95  # there is something to compare
@@ -130,11 +155,17 @@ def test_names_of_other_versions_are_understood(tmp_path):
     assert all(torch.equal(again[name], state[name]) for name in again)
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    (lambda state: state.pop("output_block.conv.conv.bias"), "it lacks output_block.conv.conv.bias"),
-    (lambda state: state.update(more=torch.zeros(1)), "it has more"),
-    (lambda state: state.update({"output_block.conv.conv.bias": torch.zeros(3)}),
-     "output_block.conv.conv.bias has 3, not 2")])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("output_block.conv.conv.bias"), "it lacks output_block.conv.conv.bias"),
+        (lambda state: state.update(more=torch.zeros(1)), "it has more"),
+        (
+            lambda state: state.update({"output_block.conv.conv.bias": torch.zeros(3)}),
+            "output_block.conv.conv.bias has 3, not 2",
+        ),
+    ],
+)
 def test_another_network_is_told_by_what_differs(change, told):
     wanted = build_monaifbs(SMALL).state_dict()
     state = dict(wanted)
@@ -163,8 +194,17 @@ def test_files_that_are_no_checkpoint_are_one_line_and_run_nothing(tmp_path, cap
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"net": {"a": torch.zeros(2)}}, tmp_path / "other.pt")
     for name in ("text.pt", "empty.pth", "trap.pt", "trap2.pt", "list.pt", "other.pt", "none.pt"):
-        code = main(["mask", str(tmp_path / "stack.nii.gz"), str(tmp_path / "mask.nii.gz"), "--mask-weights",
-                     str(tmp_path / name), "--nprocs", "1"])
+        code = main(
+            [
+                "mask",
+                str(tmp_path / "stack.nii.gz"),
+                str(tmp_path / "mask.nii.gz"),
+                "--mask-weights",
+                str(tmp_path / name),
+                "--nprocs",
+                "1",
+            ]
+        )
         errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
         assert code == 2
         assert len(errors) == 1, errors

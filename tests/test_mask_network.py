@@ -96,9 +96,10 @@ def test_a_network_sees_the_neighbours_of_a_slice_and_nothing_beyond_the_ends():
     assert overlap(found.probability[..., lit + 1] > 0.5, ball[..., lit]) > 0.95
 
 
-@pytest.mark.parametrize("image", [
-    pytest.param(np.zeros((40, 40, 6), np.float32), id="nothing"),
-    pytest.param(crumb(), id="smaller than any brain")])
+@pytest.mark.parametrize(
+    "image",
+    [pytest.param(np.zeros((40, 40, 6), np.float32), id="nothing"), pytest.param(crumb(), id="smaller than any brain")],
+)
 def test_where_there_is_no_brain_none_is_found(image):
     found = segment(image, (1.1, 1.1, 3.0), BRIGHT)
     assert not found.mask.any()
@@ -162,8 +163,9 @@ def test_the_command_writes_on_the_grid_of_the_stack_or_says_that_there_is_no_br
     affine[:3, 3] = 5, -7, 9
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "stack.nii.gz")
     before = (tmp_path / "stack.nii.gz").read_bytes()
-    code = command(tmp_path, tmp_path / "stack.nii.gz", tmp_path / "mask.nii.gz", "--probability",
-                   tmp_path / "p.nii.gz")
+    code = command(
+        tmp_path, tmp_path / "stack.nii.gz", tmp_path / "mask.nii.gz", "--probability", tmp_path / "p.nii.gz"
+    )
     words = capsys.readouterr().err
     probability = nib.load(tmp_path / "p.nii.gz")
     assert probability.shape == image.shape
@@ -177,10 +179,12 @@ def test_the_command_writes_on_the_grid_of_the_stack_or_says_that_there_is_no_br
 def test_bad_input_of_the_command_is_one_line(tmp_path, capsys, caplog):
     caplog.set_level(logging.ERROR)
     (tmp_path / "text.nii.gz").write_text("no image")
-    for words, told in (((tmp_path / "none.nii.gz", tmp_path / "m.nii.gz"), "none.nii.gz"),
-                        ((tmp_path / "text.nii.gz", tmp_path / "m.nii.gz"), "text.nii.gz"),
-                        ((tmp_path / "text.nii.gz", tmp_path / "text.nii.gz"), "this is the input"),
-                        ((tmp_path / "text.nii.gz", tmp_path / "no" / "m.nii.gz"), "there is no such folder")):
+    for words, told in (
+        ((tmp_path / "none.nii.gz", tmp_path / "m.nii.gz"), "none.nii.gz"),
+        ((tmp_path / "text.nii.gz", tmp_path / "m.nii.gz"), "text.nii.gz"),
+        ((tmp_path / "text.nii.gz", tmp_path / "text.nii.gz"), "this is the input"),
+        ((tmp_path / "text.nii.gz", tmp_path / "no" / "m.nii.gz"), "there is no such folder"),
+    ):
         assert command(tmp_path, *words) == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
         assert len(errors) == 1
@@ -206,11 +210,18 @@ def biased(tmp_path, logit):
     return tmp_path / f"{logit}.safetensors"
 
 
-@pytest.mark.parametrize(("logit", "method", "doubt"), [
-    (5.0, "network", ""), (1.75, "network", "The network has low confidence (0.70, below 0.80)."),
-    (0.5, "otsu", "The network found no brain in it."), (-5.0, "otsu", "The network found no brain in it.")])
+@pytest.mark.parametrize(
+    ("logit", "method", "doubt"),
+    [
+        (5.0, "network", ""),
+        (1.75, "network", "The network has low confidence (0.70, below 0.80)."),
+        (0.5, "otsu", "The network found no brain in it."),
+        (-5.0, "otsu", "The network found no brain in it."),
+    ],
+)
 def test_auto_takes_what_the_network_finds_with_its_doubt_and_a_threshold_where_it_finds_nothing(
-        tmp_path, logit, method, doubt):
+    tmp_path, logit, method, doubt
+):
     image, ball = stack()
     made = make_mask("auto", image, np.diag([1.1, 1.1, 3.0, 1]), weights=biased(tmp_path, logit))
     assert (made.method, made.doubt) == (method, doubt)
@@ -237,8 +248,17 @@ def test_a_network_that_is_in_doubt_or_finds_nothing_says_so(tmp_path):
 
 def test_weights_that_are_not_there_are_told_of_at_the_start(tmp_path, capsys):
     (tmp_path / "bids").mkdir()
-    code = main([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--mask-mode", "network",
-                 "--mask-weights", str(tmp_path / "none.safetensors")])
+    code = main(
+        [
+            str(tmp_path / "bids"),
+            str(tmp_path / "out"),
+            "participant",
+            "--mask-mode",
+            "network",
+            "--mask-weights",
+            str(tmp_path / "none.safetensors"),
+        ]
+    )
     assert code == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if "error" in line]) == 1
     assert not (tmp_path / "out").exists()
@@ -262,8 +282,12 @@ def test_the_brain_of_a_real_stack_is_found_without_a_hint(test_data):
     fetal_data = test_data / "fetal-stacks-mialsrtk"
     folder = fetal_data / "sub-01" / "anat"
     image = nib.load(folder / "sub-01_run-5_T2w.nii.gz")
-    truth = nib.load(fetal_data / "derivatives" / "manual_masks" / "sub-01" / "anat"
-                     / "sub-01_run-5_T2w_desc-brain_mask.nii.gz").get_fdata() > 0
+    truth = (
+        nib.load(
+            fetal_data / "derivatives" / "manual_masks" / "sub-01" / "anat" / "sub-01_run-5_T2w_desc-brain_mask.nii.gz"
+        ).get_fdata()
+        > 0
+    )
     made = make_mask("auto", image.get_fdata(), image.affine)
     assert made.method == "network"
     assert overlap(made.mask, truth) > 0.7  # 0.80 was measured

@@ -96,8 +96,12 @@ def test_refused(tmp_path):
     away = AFFINE.copy()
     away[0, 3] += 500
     apart = save_image(tmp_path / "apart.nii.gz", brain(), away, "uint8")
-    for words, mode, file in (("all zero", "auto", empty), ("does not overlap", "auto", apart),
-                              ("no mask file", "derivatives", None), ("unknown", "magic", None)):
+    for words, mode, file in (
+        ("all zero", "auto", empty),
+        ("does not overlap", "auto", apart),
+        ("no mask file", "derivatives", None),
+        ("unknown", "magic", None),
+    ):
         with pytest.raises(InputError, match=words) as caught:
             make_mask(mode, image, AFFINE, file)
         assert "\n" not in str(caught.value)

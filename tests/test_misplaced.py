@@ -32,9 +32,15 @@ def placed(transforms, seed=0):
     _, stacks, motions = moving_stacks(seed)
     found = place_slices(stacks, transforms, SvrOptions(threads=2), lambda *_: None)
     slices = found.slices
-    world = SimpleNamespace(stack_index=slices.stack_index, slice_index=slices.slice_index, weight=np.ones(len(slices)),
-                            **{name: RigidMotion(poses.rotation, poses.translation + slices.origin)
-                               for name, poses in (("nominal", slices.nominal), ("motion", found.pose.motion))})
+    world = SimpleNamespace(
+        stack_index=slices.stack_index,
+        slice_index=slices.slice_index,
+        weight=np.ones(len(slices)),
+        **{
+            name: RigidMotion(poses.rotation, poses.translation + slices.origin)
+            for name, poses in (("nominal", slices.nominal), ("motion", found.pose.motion))
+        },
+    )
     moves = slices.starts[:, :3, :3]
     apart = moves[0].T @ moves[2]
     return slice_errors(stacks, motions, world), np.degrees(np.linalg.norm(Rotation.from_matrix(apart).as_rotvec()))
@@ -235,8 +241,10 @@ def test_the_image_of_slices_is_where_their_poses_are():
 
 def test_the_best_other_place_is_kept(still):
     """It is carried on with more detail where the stacks agree about as much in it."""
-    first, near, close, worse = (replace(left_at(still, turned(degrees)), agreement=np.full(3, value))
-                                 for degrees, value in ((0, 0.8), (10, 0.799), (90, 0.79), (170, 0.7)))
+    first, near, close, worse = (
+        replace(left_at(still, turned(degrees)), agreement=np.full(3, value))
+        for degrees, value in ((0, 0.8), (10, 0.799), (90, 0.79), (170, 0.7))
+    )
     for order in ((near, close, worse), (worse, close, near)):
         best = first
         for other in order:

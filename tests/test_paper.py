@@ -50,8 +50,10 @@ def error_in_brain(field, volume, affine, to_result):
 
 def test_it_beats_the_average_and_standing_still(moving, tmp_path):
     field, stacks, result, motions = moving
-    files = [[save_image(tmp_path / f"{kind}_{s.name}.nii.gz", getattr(s, kind), s.affine, dtype) for s in stacks]
-             for kind, dtype in (("image", "float32"), ("mask", "uint8"))]
+    files = [
+        [save_image(tmp_path / f"{kind}_{s.name}.nii.gz", getattr(s, kind), s.affine, dtype) for s in stacks]
+        for kind, dtype in (("image", "float32"), ("mask", "uint8"))
+    ]
     average = error_in_brain(field, *average_of_stacks(*files, 1.0), np.eye(4))
     still = fit_paper(stacks, STILL, dataclasses.replace(QUICK, motion_correction=False))
     np.testing.assert_allclose(still.motion.translation, still.nominal.translation, atol=1e-9)
@@ -80,13 +82,17 @@ def test_gaussians_start_at_edges_with_the_intensity_of_their_pixel(moving):
         local = np.einsum("sba,sb->sa", slices.start.rotation, mean - slices.start.translation)
         index = local[:, :2] / slices.spacing + slices.centre
         exact = (np.abs(local[:, 2]) < 1e-3) & (np.abs(index - np.rint(index)) < 1e-3).all(1)
-        pixels = [(s, *np.rint(index[s]).astype(int)) for s in np.flatnonzero(exact)
-                  if (index[s] > -0.5).all() and (index[s] < np.array(slices.values.shape[1:]) - 0.5).all()]
+        pixels = [
+            (s, *np.rint(index[s]).astype(int))
+            for s in np.flatnonzero(exact)
+            if (index[s] > -0.5).all() and (index[s] < np.array(slices.values.shape[1:]) - 0.5).all()
+        ]
         found = [p for p in pixels if slices.values[p] == intensity]
         assert found
         steep += np.hypot(*(g[found[0][1:]] for g in np.gradient(slices.values[found[0][0]])))
-    inside = np.hypot(*np.gradient(slices.values, axis=(1, 2)))[np.array([ndimage.binary_erosion(m)
-                                                                          for m in slices.mask])]
+    inside = np.hypot(*np.gradient(slices.values, axis=(1, 2)))[
+        np.array([ndimage.binary_erosion(m) for m in slices.mask])
+    ]
     assert steep / 300 > 1.2 * inside.mean()
 
 
@@ -108,7 +114,7 @@ def test_two_slices_are_fitted_and_one_is_refused(moving):
     middle = stack.image.shape[2] // 2
     for count in (1, 2):
         mask = np.zeros_like(stack.mask)
-        mask[:, :, middle:middle + count] = stack.mask[:, :, middle:middle + count]
+        mask[:, :, middle : middle + count] = stack.mask[:, :, middle : middle + count]
         given = [dataclasses.replace(stack, mask=mask)]
         if count == 1:
             with pytest.raises(InputError, match="needs slices with brain"):
@@ -137,8 +143,15 @@ def test_options_change_what_they_say(moving):
     base = fit_paper(stacks, STILL, SHORT)
     np.testing.assert_allclose(base.field.log_scale.mean(), 0.5, atol=0.2)
     assert base.gain.std() > 0
-    changes = {"psf": False, "slice_gain": False, "edge_share": 0.0, "scale_target": 1.0, "index_every": 3,
-               "weight_decay": 0.5, "neighbours": 8}
+    changes = {
+        "psf": False,
+        "slice_gain": False,
+        "edge_share": 0.0,
+        "scale_target": 1.0,
+        "index_every": 3,
+        "weight_decay": 0.5,
+        "neighbours": 8,
+    }
     for name, value in changes.items():
         other = fit_paper(stacks, STILL, dataclasses.replace(SHORT, **{name: value}))
         assert other.settings[name] == value
@@ -193,8 +206,12 @@ def test_the_node_takes_the_method(tmp_path):
         masks.append(str(write_nifti(tmp_path / f"{run}_mask.nii.gz", mask, affine)))
     given = {"in_files": files, "in_masks": masks, "names": ["a", "b"], "thicknesses": [3.5, 3.5]}
     (tmp_path / "registration.json").write_text(json.dumps({"transforms": STILL[:2].tolist()}))
-    node = FitSvr(registration=str(tmp_path / "registration.json"), method="paper",
-                  options={"iterations": 3, "n_gaussians": 200}, **given)
+    node = FitSvr(
+        registration=str(tmp_path / "registration.json"),
+        method="paper",
+        options={"iterations": 3, "n_gaussians": 200},
+        **given,
+    )
     fitted = node.run(cwd=str(tmp_path)).outputs.out_file
     volume = SampleVolume(result=fitted, resolution=2.0, **given).run(cwd=str(tmp_path)).outputs
     assert volume.facts["NumberOfGaussians"] == 200

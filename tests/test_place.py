@@ -53,9 +53,14 @@ def test_slices_that_moved_far_find_their_places():
 
 def test_coarser_slices_are_the_slices_through_larger_pixels():
     """A Gaussian in slices of large pixels is what the slices of small ones become, at the same places."""
-    one = GaussianField(np.array([[1.0, -2.0, 0.5]], np.float32), np.full((1, 3), np.log(4.0), np.float32),
-                        np.array([[1, 0, 0, 0]], np.float32), np.ones(1, np.float32), np.zeros(1, np.float32),
-                        np.zeros(3))
+    one = GaussianField(
+        np.array([[1.0, -2.0, 0.5]], np.float32),
+        np.full((1, 3), np.log(4.0), np.float32),
+        np.array([[1, 0, 0, 0]], np.float32),
+        np.ones(1, np.float32),
+        np.zeros(1, np.float32),
+        np.zeros(3),
+    )
     stack = acquire(brain(), "axial", size=1.0)
     stack = dataclasses.replace(stack, mask=np.ones_like(stack.mask))
     slices = SliceSet.from_stacks([stack], np.eye(4)[None])
@@ -126,8 +131,9 @@ def test_a_large_slice_far_from_its_neighbours_is_taken_back(drifted):
     assert far.sum() <= 2  # the sliver, if it is not too small
     flat = np.full_like(slices.values, 0.1)  # costs the same wherever the slice is
     nowhere = dataclasses.replace(field, intensity=np.zeros_like(field.intensity))
-    problem = poses.PoseProblem.of(nowhere, dataclasses.replace(slices, values=flat), weight, ones,
-                                   ops.RenderOptions(), 0.004)
+    problem = poses.PoseProblem.of(
+        nowhere, dataclasses.replace(slices, values=flat), weight, ones, ops.RenderOptions(), 0.004
+    )
     found, changed = poses.try_neighbours(problem, state, steps=0)
     expected = problem.pull(state).expected
     assert changed[row]
@@ -141,7 +147,8 @@ def test_dropped_slices_are_evened_out_and_others_left():
     image[:, :, k] *= 0.4
     even = even_slices(dataclasses.replace(stack, image=image))
     assert np.median(even[..., k][stack.mask[..., k]]) == pytest.approx(
-        np.median(stack.image[..., k][stack.mask[..., k]]), rel=0.15)
+        np.median(stack.image[..., k][stack.mask[..., k]]), rel=0.15
+    )
     np.testing.assert_array_equal(even[..., k - 3], image[..., k - 3])
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step of all slices at once, the field going with them; what it gains is measured by ``benchmarks/placing.py``."""
 
-
 import numpy as np
 import pytest
 from test_recon import acquire, brain
@@ -20,8 +19,13 @@ def placed():
     field = brain()
     slices = SliceSet.from_stacks([acquire(field, each) for each in TWO], np.tile(np.eye(4), (2, 1, 1)))
     field = field.replace(mean=(field.mean - slices.origin).astype(np.float32), origin=slices.origin)
-    problem = PoseProblem.of(field, slices, slices.region.astype(np.float32),
-                             1000 / slices.stack_scale[slices.stack_index], ops.RenderOptions())
+    problem = PoseProblem.of(
+        field,
+        slices,
+        slices.region.astype(np.float32),
+        1000 / slices.stack_scale[slices.stack_index],
+        ops.RenderOptions(),
+    )
     turn, shift = np.array([0.01, -0.02, 0.015]), np.array([0.5, 0.2, -0.3])
     motion = slices.start
     tau = np.einsum("sji,sj->si", motion.rotation, np.cross(turn, motion.translation) + shift)

@@ -38,8 +38,13 @@ def stack_files(tmp_path_factory):
 
 
 def settings(out: Path, first: int = 8) -> dict:
-    return {"output_dir": str(out), "entities": TASK, "resolution": 2.0, "first": first,
-            "sidecar": {"Sources": ["bids:raw:sub-01/x.nii.gz"]}}
+    return {
+        "output_dir": str(out),
+        "entities": TASK,
+        "resolution": 2.0,
+        "first": first,
+        "sidecar": {"Sources": ["bids:raw:sub-01/x.nii.gz"]},
+    }
 
 
 def preview_file(out: Path) -> Path:
@@ -112,8 +117,14 @@ def test_the_fit_keeps_the_file_up_to_date(stack_files, tmp_path):
 
 def test_early_preview(stack_files, tmp_path):
     images, masks = stack_files
-    inputs = {"in_files": images, "mask_files": [*masks[:2], ""], "directions": ["", "k", ""],
-              "names": ["a", "b", "c"], "thicknesses": [3.5] * 3, "options": {"n_gaussians": 300}}
+    inputs = {
+        "in_files": images,
+        "mask_files": [*masks[:2], ""],
+        "directions": ["", "k", ""],
+        "names": ["a", "b", "c"],
+        "thicknesses": [3.5] * 3,
+        "options": {"n_gaussians": 300},
+    }
     out = tmp_path / "out"
     assert EarlyPreview(**inputs, preview=settings(out)).run(cwd=str(tmp_path)).outputs.done
     assert json.loads(sidecar_path(preview_file(out)).read_text())["Stage"] == "stacks as acquired"
@@ -131,8 +142,15 @@ def test_the_volume_takes_the_place_of_the_preview(stack_files, tmp_path):
         write(PreviewVolume(np.ones((3, 3, 3), np.float32), np.eye(4), iteration, 0.1, state))
         assert json.loads(sidecar_path(preview_file(tmp_path / "out")).read_text())["Iteration"] == iteration
     for _ in range(2):  # also where there is no preview any more
-        SaveDerivative(output_dir=str(tmp_path / "out"), kind="volume", entities=TASK, extra={"res": 2.0},
-                       in_file=stack_files[0][0], sidecar={"Sources": ["bids:raw:x"]}, supersedes="preview").run()
+        SaveDerivative(
+            output_dir=str(tmp_path / "out"),
+            kind="volume",
+            entities=TASK,
+            extra={"res": 2.0},
+            in_file=stack_files[0][0],
+            sidecar={"Sources": ["bids:raw:x"]},
+            supersedes="preview",
+        ).run()
         assert not preview_file(tmp_path / "out").exists()
         assert not sidecar_path(preview_file(tmp_path / "out")).exists()
         assert (tmp_path / "out" / derivative_path(TASK, "volume", res=2.0)).exists()

@@ -13,10 +13,20 @@ from gsbids.bids.sink import Sink
 
 #: As they stand in the specifications of smriprep and nibabies: null is "must be absent".
 SMRIPREP = {
-    "t2w_preproc": {"datatype": "anat", "space": None, "suffix": "T2w", "desc": "preproc",
-                    "extension": [".nii.gz", ".nii"]},
-    "t2w_mask": {"datatype": "anat", "space": None, "suffix": "mask", "desc": "brain",
-                 "extension": [".nii.gz", ".nii"]},
+    "t2w_preproc": {
+        "datatype": "anat",
+        "space": None,
+        "suffix": "T2w",
+        "desc": "preproc",
+        "extension": [".nii.gz", ".nii"],
+    },
+    "t2w_mask": {
+        "datatype": "anat",
+        "space": None,
+        "suffix": "mask",
+        "desc": "brain",
+        "extension": [".nii.gz", ".nii"],
+    },
 }
 VOLUME = "sub-{}_rec-gsvr_res-0p8_desc-preproc_T2w.nii.gz"
 
@@ -32,8 +42,11 @@ def trees(tiny_bids, tmp_path):
     for task in find_tasks(tiny.root, Selection()):
         sources = {"Sources": [f"bids:raw:{stack.path.relative_to(tiny.root)}" for stack in task.stacks]}
         for kind, pattern in KINDS.items():
-            if pattern.folder != "anat" or pattern.level == "volume" or kind in (
-                    "preview", "template_xfm", "scanner_xfm"):
+            if (
+                pattern.folder != "anat"
+                or pattern.level == "volume"
+                or kind in ("preview", "template_xfm", "scanner_xfm")
+            ):
                 continue
             source = text.get(pattern.extension, image)
             for item in task.stacks if pattern.level == "stack" else [task]:
@@ -67,7 +80,8 @@ def found(layout, **query) -> list[str]:
 def test_subjects_and_what_is_there(layout):
     assert layout[0].get_subjects(**layout[1]) == ["01", "02"]
     assert found(layout, desc="preproc", suffix="T2w", extension=".nii.gz") == sorted(
-        [VOLUME.format("01"), VOLUME.format("02"), VOLUME.format("02").replace("_res", "_space-template_res")])
+        [VOLUME.format("01"), VOLUME.format("02"), VOLUME.format("02").replace("_res", "_space-template_res")]
+    )
 
 
 @pytest.mark.parametrize("subject", ["01", "02"])
@@ -91,15 +105,19 @@ def test_by_method_as_users_of_fetpype(layout, trees):
 
 def test_stacks_transforms_and_spaces(layout):
     assert found(layout, subject="01", desc="n4", suffix="T2w", run=2, extension=".nii.gz") == [
-        "sub-01_run-2_desc-n4_T2w.nii.gz"]
+        "sub-01_run-2_desc-n4_T2w.nii.gz"
+    ]
     assert len(found(layout, subject="01", suffix="xfm", extension=".txt")) == 6
     assert found(layout, subject="02", suffix="xfm", extension=".txt", run=None) == [
         "sub-02_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt",
-        "sub-02_rec-gsvr_from-template_to-T2w_mode-image_xfm.txt"]
+        "sub-02_rec-gsvr_from-template_to-T2w_mode-image_xfm.txt",
+    ]
     assert found(layout, space="template", desc="preproc", extension=".nii.gz") == [
-        VOLUME.format("02").replace("_res", "_space-template_res")]
+        VOLUME.format("02").replace("_res", "_space-template_res")
+    ]
     assert found(layout, subject="01", suffix="timeseries", run=1, extension=".tsv") == [
-        "sub-01_run-1_desc-motion_timeseries.tsv"]
+        "sub-01_run-1_desc-motion_timeseries.tsv"
+    ]
 
 
 def test_metadata_is_that_of_the_sidecar_and_nothing_else(layout):

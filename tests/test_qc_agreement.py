@@ -30,8 +30,16 @@ def ball():
     nominal = RigidMotion(np.concatenate(turns), np.concatenate(places))
     ones = np.ones(len(nominal))
     return stacks, sample_result(
-        nominal=nominal, motion=nominal, stack_index=np.array(index), slice_index=np.array(slices), gain=ones,
-        weight=ones, ncc=ones, residual=0 * ones, psf=np.ones((len(ones), 3)))
+        nominal=nominal,
+        motion=nominal,
+        stack_index=np.array(index),
+        slice_index=np.array(slices),
+        gain=ones,
+        weight=ones,
+        ncc=ones,
+        residual=0 * ones,
+        psf=np.ones((len(ones), 3)),
+    )
 
 
 def shifted(result, stack, shift):
@@ -56,7 +64,8 @@ def test_a_stack_in_a_wrong_place_is_found_and_gains_do_not_matter(ball):
     assert wrong["stack_agreement_worst"] < right["stack_agreement_worst"] - 0.2
     # Two of three stacks still agree: only one of three pairs does.
     assert pairwise_agreement(shifted(result, 2, [6.0, 0, 0]), stacks)[0, 1] == pytest.approx(
-        pairwise_agreement(result, stacks)[0, 1], abs=0.02)
+        pairwise_agreement(result, stacks)[0, 1], abs=0.02
+    )
     gain = np.where(np.arange(len(result.gain)) % 2, 1.5, 0.7)
     images = [stack.image.copy() for stack in stacks]
     for n, k, g in zip(result.stack_index, result.slice_index, gain, strict=True):

@@ -91,8 +91,12 @@ def test_stack_pictures_show_the_slice_they_name(flip):
     data = np.zeros((24, 20, 6), np.float32) + np.arange(1, 7) * 10
     affine = np.array([[0, 0, 3.0 * flip, 0], [1.5, 0, 0, 0], [0, -1.5, 0, 0], [0, 0, 0, 1]])
     rows = stack_rows(StackImages(data, affine), {4: "Slice 4", 1: "Slice 1"})
-    assert [row.label for row in rows] == ["Slice 4", "Slice 1", "Across the slices (coronal cut)",
-                                           "Across the slices (axial cut)"]
+    assert [row.label for row in rows] == [
+        "Slice 4",
+        "Slice 1",
+        "Across the slices (coronal cut)",
+        "Across the slices (axial cut)",
+    ]
     assert pixels(rows[0].tiles[0]).mean() / pixels(rows[1].tiles[0]).mean() == pytest.approx(5 / 2, rel=0.02)
     # Right is on the left: with the slice axis towards R, the last slices are at the left edge.
     across = pixels(rows[2].tiles[0]).mean(axis=0)
@@ -125,14 +129,17 @@ def svgs(result):
     times = tuple(k // 2 + DEPTH * (k % 2) for k in range(DEPTH))
     stacks = [curves.stack_motion(result, moved, i, times) for i in range(len(result.stack_names))]
     limits = curves.motion_limits(stacks)
-    return [curves.motion_curves(stacks[0], limits),
-            curves.motion_curves(stacks[0], limits, in_time=True),
-            curves.slice_heat(result, result.ncc, "similarity", (0.5, 1)), curves.similarity_dots(result),
-            curves.convergence(result.history)]
+    return [
+        curves.motion_curves(stacks[0], limits),
+        curves.motion_curves(stacks[0], limits, in_time=True),
+        curves.slice_heat(result, result.ncc, "similarity", (0.5, 1)),
+        curves.similarity_dots(result),
+        curves.convergence(result.history),
+    ]
 
 
 def test_curves_are_the_same_bytes_each_time_and_valid_xml():
-    names = ("$x_1$", "<script>alert(1)</script>", "a & \"b\"")
+    names = ("$x_1$", "<script>alert(1)</script>", 'a & "b"')
     first, second = svgs(sample_result(names)), svgs(sample_result(names))
     assert first == second
     for svg in first:
@@ -165,8 +172,9 @@ def test_inline_svg_has_own_ids_and_the_colours_of_the_page():
 
 
 def test_citations_are_numbered_in_order_and_all_known():
-    facts = MethodsFacts({"gsbids": "1.0"}, 3, "derivatives+otsu", True, True, True, True, "default",
-                         30000, (0.8,) * 3, 7, "cuda:0")
+    facts = MethodsFacts(
+        {"gsbids": "1.0"}, 3, "derivatives+otsu", True, True, True, True, "default", 30000, (0.8,) * 3, 7, "cuda:0"
+    )
     paragraphs = methods_paragraphs(facts)
     assert not set(re.findall(r"@([\w-]+)", " ".join(paragraphs))) - set(references())
     pieces, cited = number_citations(paragraphs)

@@ -54,8 +54,9 @@ def test_counts_and_similarity():
 def test_alternating_shift_is_found():
     """Odd and even slices 2 mm apart: 1 mm from the mean of the stack, 2 mm from one slice to the next."""
     side = np.where(np.arange(3 * DEPTH) % 2, 1.0, -1.0)
-    result = sample_result(transforms=moves(3 * DEPTH, shift=side[:, None] * [0.0, 0.6, 0.8]),
-                           weight=np.ones(3 * DEPTH))
+    result = sample_result(
+        transforms=moves(3 * DEPTH, shift=side[:, None] * [0.0, 0.6, 0.8]), weight=np.ones(3 * DEPTH)
+    )
     row = metrics(result)
     assert row["motion_mean"] == pytest.approx(1, abs=1e-6)
     assert row["motion_max"] == pytest.approx(1, abs=1e-6)
@@ -80,8 +81,7 @@ def test_a_stack_that_moves_as_a_whole_has_no_motion_within():
     shift = np.repeat([[8, 1, -3], [0, 0, 0], [5, 5, 5]], DEPTH, axis=0)
     result = sample_result(transforms=moves(3 * DEPTH, shift, turn, about=(7, -5, 3)))
     row = metrics(result)
-    for name in ("motion_mean", "motion_max", "rotation_max", "motion_neighbour_max",
-                 "rotation_neighbour_mean"):
+    for name in ("motion_mean", "motion_max", "rotation_max", "motion_neighbour_max", "rotation_neighbour_mean"):
         assert row[name] == pytest.approx(0, abs=1e-5)
     moved = slice_displacement(result)
     angles = np.linalg.norm(moved.stack_turn, axis=1)
@@ -109,8 +109,11 @@ def test_rejected_slices_do_not_count_as_motion():
 
 
 def test_how_sure_the_places_are():
-    told = {"agreement": [0.95, None, 0.85], "placing_margin": 0.2,
-            "mask_changes": {"a": {"lost": 0.1, "won": 0.4}, "b": {"lost": 0.3, "won": 0.0}}}
+    told = {
+        "agreement": [0.95, None, 0.85],
+        "placing_margin": 0.2,
+        "mask_changes": {"a": {"lost": 0.1, "won": 0.4}, "b": {"lost": 0.3, "won": 0.0}},
+    }
     found = placing_metrics(sample_result(settings=told))
     assert found["placing_agreement"] == pytest.approx(0.85)
     assert found["placing_margin"] == pytest.approx(0.2)
@@ -123,8 +126,10 @@ def test_how_sure_the_places_are():
     assert np.isnan(alone["placing_agreement"])
 
 
-@pytest.mark.parametrize(("turns", "angle"), [
-    ([0, 0, 0], 0), ([0, 90, 0], 90), ([0, 30, 0], 30), ([0, 150, 0], 30), ([0, 180, 0], 0), ([0, 20, 45], 45)])
+@pytest.mark.parametrize(
+    ("turns", "angle"),
+    [([0, 0, 0], 0), ([0, 90, 0], 90), ([0, 30, 0], 30), ([0, 150, 0], 30), ([0, 180, 0], 0), ([0, 20, 45], 45)],
+)
 def test_crossing_is_the_largest_angle_between_slices(turns, angle):
     """Of parallel stacks, turned about an axis in their planes, as the motion has put them."""
     result = parallel(turns)

@@ -32,7 +32,7 @@ from gsbids.qc.report.usage import StepUsage
 from gsbids.qc.verdict import judge
 
 SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-EVIL = '<script>alert("x")</script> & \'quotes\' </pre></style>'
+EVIL = "<script>alert(\"x\")</script> & 'quotes' </pre></style>"
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +73,38 @@ def section_ids(page):
 
 def test_complete_report_has_every_section_and_no_notes(complete):
     page = Page(complete[1])
-    assert section_ids(page) == ["summary", "warnings", "reconstruction", "excluded", "worst", "stacks", "motion",
-                                 "slices", "convergence", "usage", "methods", "about"]
+    assert section_ids(page) == [
+        "summary",
+        "warnings",
+        "reconstruction",
+        "excluded",
+        "worst",
+        "stacks",
+        "motion",
+        "slices",
+        "convergence",
+        "usage",
+        "methods",
+        "about",
+    ]
     assert "could not be drawn" not in page.text
     assert "Not in this report" not in page.text
-    for words in ("Finished with 1 warning", "look here", "run-1, in order of acquisition", "no gain",
-                  "Coverage: black 0, white 3.0 slices", "Uncertainty: black 0",
-                  "Template: the other", "Registered: similarity 0.50, then 0.80", "gsbids a b participant",
-                  "from SliceTiming, 2 passes", "average of the stacks", "before and after correction",
-                  "svr fit 2 min 18 s 4 min 0 s 1.2 GB", "Sum of all steps 2 min 20 s"):
+    for words in (
+        "Finished with 1 warning",
+        "look here",
+        "run-1, in order of acquisition",
+        "no gain",
+        "Coverage: black 0, white 3.0 slices",
+        "Uncertainty: black 0",
+        "Template: the other",
+        "Registered: similarity 0.50, then 0.80",
+        "gsbids a b participant",
+        "from SliceTiming, 2 passes",
+        "average of the stacks",
+        "before and after correction",
+        "svr fit 2 min 18 s 4 min 0 s 1.2 GB",
+        "Sum of all steps 2 min 20 s",
+    ):
         assert words in page.text
 
 
@@ -98,12 +121,11 @@ def test_nothing_is_loaded_from_outside(complete):
     assert "@import" not in text
     assert not any(re.match(r"on[a-z]+$", name) for _, attributes in page.tags for name in attributes)
     for found in re.finditer(r"https?://", text):
-        before = text[max(0, found.start() - 40):found.start()]
+        before = text[max(0, found.start() - 40) : found.start()]
         assert before.endswith('<a href="') or "xmlns" in before
     policy = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-                      f"script-src 'sha256-{digest}'"]
+    assert policy == [f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"]
     assert f"<script>{SCRIPT}</script>" in text
 
 
@@ -140,11 +162,17 @@ def test_readable_without_eyes_or_mouse(complete):
 GOOD = {"ncc_median": 0.97, "ncc_worst_stack": 0.95, "stack_agreement": 0.9, "slices_rejected": 0.1}
 
 
-@pytest.mark.parametrize(("metrics", "warnings", "badges"), [
-    (GOOD, (), ["Usable", "Finished without warnings"]), (GOOD, ("look here",), ["Usable", "Finished with 1 warning"]),
-    (GOOD | {"slices_rejected": 0.6}, (), ["Look at it"]),
-    (GOOD | {"stack_agreement": 0.4}, (), ["Do not use"]), (None, (), ["Look at it"]),
-    (GOOD | {"stack_agreement": 0.4}, ("look here",), ["Do not use", "Finished with 1 warning"])])
+@pytest.mark.parametrize(
+    ("metrics", "warnings", "badges"),
+    [
+        (GOOD, (), ["Usable", "Finished without warnings"]),
+        (GOOD, ("look here",), ["Usable", "Finished with 1 warning"]),
+        (GOOD | {"slices_rejected": 0.6}, (), ["Look at it"]),
+        (GOOD | {"stack_agreement": 0.4}, (), ["Do not use"]),
+        (None, (), ["Look at it"]),
+        (GOOD | {"stack_agreement": 0.4}, ("look here",), ["Do not use", "Finished with 1 warning"]),
+    ],
+)
 def test_the_verdict_comes_first(complete, metrics, warnings, badges):
     text = render_report(ReportContent("a", "b", volume=complete[0].volume, metrics=metrics, warnings=warnings))
     assert [Page(part).text for part in re.findall(r'<p class="badge .*?</p>', text)] == badges
@@ -172,9 +200,21 @@ def test_everything_quoted_is_escaped(tmp_path):
     content = sample_content(tmp_path, names=("run-1", EVIL))
     panels = tuple(replace(panel, mask_reason=EVIL, facts=((EVIL, EVIL),)) for panel in content.stacks)
     content = replace(
-        content, title=EVIL, task=EVIL, summary=((EVIL, EVIL),), warnings=(EVIL,), stacks=panels,
-        methods=(EVIL,), orientation=EVIL, versions={EVIL: EVIL}, crashes=(EVIL,), run={EVIL: EVIL},
-        metrics={EVIL: 1.0, "noise": EVIL}, registration={"reason": [EVIL, EVIL]}, usage=(StepUsage(EVIL, 1, 1),))
+        content,
+        title=EVIL,
+        task=EVIL,
+        summary=((EVIL, EVIL),),
+        warnings=(EVIL,),
+        stacks=panels,
+        methods=(EVIL,),
+        orientation=EVIL,
+        versions={EVIL: EVIL},
+        crashes=(EVIL,),
+        run={EVIL: EVIL},
+        metrics={EVIL: 1.0, "noise": EVIL},
+        registration={"reason": [EVIL, EVIL]},
+        usage=(StepUsage(EVIL, 1, 1),),
+    )
     page = Page(render_report(content))
     assert page.all("script") == [{}]
     assert len(page.all("style")) == 1
@@ -192,8 +232,9 @@ def test_worst_slices_come_first_and_what_is_excluded_has_a_reason(complete):
     assert len(shown) == 8
     assert shown == [round(ncc, 2) for ncc in sorted(result.ncc)[:8]]
     rows = re.findall(r"(run-\d) slice (\d) ([A-Z][^;]+); residual [\d.]+, [\d.]+ times that of the typical", page.text)
-    expected = [(result.stack_names[result.stack_index[s]], str(result.slice_index[s]))
-                for s in np.flatnonzero(result.rejected)]
+    expected = [
+        (result.stack_names[result.stack_index[s]], str(result.slice_index[s])) for s in np.flatnonzero(result.rejected)
+    ]
     assert [row[:2] for row in rows] == expected
     assert len(expected) > 2
 
@@ -227,8 +268,12 @@ def test_missing_and_corrupt_files_become_sentences(tmp_path):
     content.stacks[0].image.write_bytes(content.stacks[0].image.read_bytes()[:200])
     save_image(content.stacks[1].n4, np.ones((10, 10, 4)), grid((1, 1, 4), (10, 10, 4)))
     page = Page(write_report(tmp_path / "r.html", content).read_text(encoding="utf-8"))
-    for words in ("The volume could not be drawn: ", "Motion and weights could not be drawn: ",
-                  "Stack run-1 could not be drawn: ", "Stack run-2: the corrected image is on another grid"):
+    for words in (
+        "The volume could not be drawn: ",
+        "Motion and weights could not be drawn: ",
+        "Stack run-1 could not be drawn: ",
+        "Stack run-2: the corrected image is on another grid",
+    ):
         assert words in page.text
     assert "reconstruction" not in section_ids(page)
     assert "stacks" in section_ids(page)
@@ -252,11 +297,12 @@ def test_metrics_that_are_not_available(complete):
 
 def test_registration_words():
     stacks = tuple(StackPanel(name) for name in ("a", "b", "c"))
-    table = {"template": 1, "accepted": [False, True], "similarity_before": [0.4, 1.0],
-             "similarity_after": [0.4, 1.0]}
+    table = {"template": 1, "accepted": [False, True], "similarity_before": [0.4, 1.0], "similarity_after": [0.4, 1.0]}
     rows = registration_rows(ReportContent("a", "b", stacks=stacks, registration=table))
-    assert rows == {"a": "Left where the scanner put it: similarity 0.40, then 0.40.",
-                    "b": "Template: the other stacks are registered to this one."}
+    assert rows == {
+        "a": "Left where the scanner put it: similarity 0.40, then 0.40.",
+        "b": "Template: the other stacks are registered to this one.",
+    }
 
 
 def test_same_content_same_bytes(complete):
@@ -287,17 +333,25 @@ def test_many_noisy_stacks_stay_under_15_mb(tmp_path, count):
     affine = grid((1.0, 1.0, 3.0), shape)
     _, mask = ball(shape, affine, 60)
     noise = rng.uniform(0, 100, shape).astype(np.float32)
-    files = {"image": save_image(tmp_path / "i.nii.gz", noise, affine),
-             "n4": save_image(tmp_path / "n.nii.gz", noise, affine),
-             "simulated": save_image(tmp_path / "s.nii.gz", noise[::-1], affine),
-             "mask": save_image(tmp_path / "m.nii.gz", mask, affine, "uint8")}
+    files = {
+        "image": save_image(tmp_path / "i.nii.gz", noise, affine),
+        "n4": save_image(tmp_path / "n.nii.gz", noise, affine),
+        "simulated": save_image(tmp_path / "s.nii.gz", noise[::-1], affine),
+        "mask": save_image(tmp_path / "m.nii.gz", mask, affine, "uint8"),
+    }
     names = tuple(f"s{k}" for k in range(count))
     noise = rng.uniform(0, 100, (180, 180, 180))
     volume = save_image(tmp_path / "v.nii.gz", noise, grid((0.5,) * 3, noise.shape))
     content = ReportContent(
-        "a", "b", volume=volume, unmasked=volume, coverage=volume, uncertainty=volume,
+        "a",
+        "b",
+        volume=volume,
+        unmasked=volume,
+        coverage=volume,
+        uncertainty=volume,
         stacks=tuple(StackPanel(name, **files) for name in names),
-        result=sample_result(names).save(tmp_path / "r.npz"))
+        result=sample_result(names).save(tmp_path / "r.npz"),
+    )
     path = write_report(tmp_path / "r.html", content)
     page = Page(path.read_text(encoding="utf-8"))
     assert "could not be drawn" not in page.text
@@ -326,17 +380,27 @@ def browser_command(path: Path, *options: str) -> list[str]:
     chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
         pytest.skip("no Chromium here: the page is not rendered (Debian: apt install chromium)")
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--no-first-run")
-    return [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet,
-            "--hide-scrollbars", "--enable-logging=stderr", f"--user-data-dir={path.parent / 'profile'}",
-            *options, path.as_uri()]
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    return [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        *quiet,
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        f"--user-data-dir={path.parent / 'profile'}",
+        *options,
+        path.as_uri(),
+    ]
 
 
 def browse(path: Path, *options: str) -> str:
     """What the browser says on its standard error."""
-    return subprocess.run(browser_command(path, *options), capture_output=True, text=True, timeout=120,
-                          check=True).stderr
+    return subprocess.run(
+        browser_command(path, *options), capture_output=True, text=True, timeout=120, check=True
+    ).stderr
 
 
 @pytest.mark.parametrize("width", [1200, 420])
@@ -383,13 +447,19 @@ def test_browser_page_is_as_wide_as_the_screen_and_its_slider_works(complete, tm
     (tmp_path / "report.html").write_text(complete[1], encoding="utf-8")
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width), encoding="utf-8")
-    command = browser_command(frame, "--allow-file-access-from-files", "--dump-dom", "--virtual-time-budget=5000",
-                              "--window-size=1400,1000")
+    command = browser_command(
+        frame, "--allow-file-access-from-files", "--dump-dom", "--virtual-time-budget=5000", "--window-size=1400,1000"
+    )
     page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     said = json.loads(Page(page).all("body")[0]["data-said"])
     clip = said.pop("clip")
-    assert said == {"width": width, "shown": True, "same": True, "unfocusable": 0,
-                    "spoken": "80 % average of the stacks"}
+    assert said == {
+        "width": width,
+        "shown": True,
+        "same": True,
+        "unfocusable": 0,
+        "spoken": "80 % average of the stacks",
+    }
     assert re.search(r"\b20%", clip[0])
     assert re.search(r"\b80%", clip[1])
 

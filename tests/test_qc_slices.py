@@ -111,8 +111,12 @@ def test_worst_slices_are_those_of_lowest_similarity():
 
 
 def test_reasons_say_what_is_wrong():
-    result = sample_result(weight=np.ones(3 * DEPTH), ncc=np.full(3 * DEPTH, 0.95), gain=np.ones(3 * DEPTH),
-                           residual=np.full(3 * DEPTH, 0.02))
+    result = sample_result(
+        weight=np.ones(3 * DEPTH),
+        ncc=np.full(3 * DEPTH, 0.95),
+        gain=np.ones(3 * DEPTH),
+        residual=np.full(3 * DEPTH, 0.02),
+    )
     assert rejected_slices(result) == excluded_stacks(result) == []
     weight, gain, ncc, residual = (getattr(result, name).copy() for name in ("weight", "gain", "ncc", "residual"))
     weight[[1, 9, 10]], residual[[1, 9, 10]] = 0.02, 0.1
@@ -125,10 +129,17 @@ def test_reasons_say_what_is_wrong():
     assert unlike.reason.startswith("Shows something else")
     assert odd.reason.startswith("Differs from the other slices")
     weight[result.stack_index == 2] = 0
-    result = replace(result, stack_names=("run-1", "run-2", "run-3", "run-4", "run-5"), weight=weight,
-                     settings={"excluded": ["run-4"]})
+    result = replace(
+        result,
+        stack_names=("run-1", "run-2", "run-3", "run-4", "run-5"),
+        weight=weight,
+        settings={"excluded": ["run-4"]},
+    )
     assert [(row.stack, row.reason[:22]) for row in excluded_stacks(result)] == [
-        ("run-4", "It looks like no part "), ("run-3", "Each of its 8 slices w"), ("run-5", "It has no slice with b")]
+        ("run-4", "It looks like no part "),
+        ("run-3", "Each of its 8 slices w"),
+        ("run-5", "It has no slice with b"),
+    ]
     left = without_brain("run-1", range(3, 8), 12)
     assert left.what == "slices 0-2, 8-11"
     assert without_brain("run-1", range(12), 12) is None

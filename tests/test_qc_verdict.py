@@ -12,7 +12,8 @@ from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, RULES, USABLE, judge, verdict_of_fields
 
 GOOD = dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {
-    rule.metric: rule.limit + (1 if rule.below else -0.05) for rule in RULES}
+    rule.metric: rule.limit + (1 if rule.below else -0.05) for rule in RULES
+}
 
 
 def beyond(rule, by=0.01):
@@ -62,7 +63,7 @@ def test_the_worst_comes_first_and_one_metric_speaks_once():
     assert verdict.level == DO_NOT_USE
     assert verdict.words == "Do not use"
     worst = [rule.metric for rule in RULES if rule.level == DO_NOT_USE]
-    assert list(verdict.rules[:len(worst)]) == worst
+    assert list(verdict.rules[: len(worst)]) == worst
     assert len(verdict.reasons) == len(set(verdict.rules)) == len({rule.metric for rule in RULES})
 
 

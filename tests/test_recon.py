@@ -34,10 +34,13 @@ def brain(seed=0, count=500) -> GaussianField:
     direction = rng.normal(size=(count, 3))
     mean = direction / np.linalg.norm(direction, axis=1, keepdims=True) * rng.random((count, 1)) ** (1 / 3)
     return GaussianField(
-        mean=(mean * (RADIUS + 2)).astype(np.float32), log_scale=rng.normal(0.75, 0.15, (count, 3)).astype(np.float32),
+        mean=(mean * (RADIUS + 2)).astype(np.float32),
+        log_scale=rng.normal(0.75, 0.15, (count, 3)).astype(np.float32),
         quaternion=rng.normal(size=(count, 4)).astype(np.float32),
-        intensity=rng.uniform(0.1, 1.0, count).astype(np.float32), log_weight=np.zeros(count, np.float32),
-        origin=np.zeros(3))
+        intensity=rng.uniform(0.1, 1.0, count).astype(np.float32),
+        log_weight=np.zeros(count, np.float32),
+        origin=np.zeros(3),
+    )
 
 
 def acquire(field, orientation, *, motion=None, noise=0.0, size=1.2, thickness=3.0, distance=None) -> Stack:
@@ -58,8 +61,14 @@ def acquire(field, orientation, *, motion=None, noise=0.0, size=1.2, thickness=3
     moved = still if motion is None else still.step(motion[:, :3], motion[:, 3:])
     variances = (np.array([1.2 * size, 1.2 * size, thickness]) / 2.3548) ** 2
     geometry = ops.SliceGeometry(
-        moved.rotation, moved.translation, np.tile(variances, (len(k), 1)), np.full((len(k), 2), size),
-        np.tile((shape[:2] - 1) / 2, (len(k), 1)), ops.full_extent(len(k), shape[:2]), tuple(shape[:2]))
+        moved.rotation,
+        moved.translation,
+        np.tile(variances, (len(k), 1)),
+        np.full((len(k), 2), size),
+        np.tile((shape[:2] - 1) / 2, (len(k), 1)),
+        ops.full_extent(len(k), shape[:2]),
+        tuple(shape[:2]),
+    )
     parameters = (field.mean, field.log_scale, field.quaternion, field.intensity, field.log_weight)
     image = np.moveaxis(ops.render(*parameters, geometry)[0], 0, 2)
     u, v = ((np.arange(n) - (n - 1) / 2) * size for n in shape[:2])
@@ -101,8 +110,12 @@ def gauge(stacks, motions, result):
     """Rigid transform (4, 4) from the true anatomy to the reconstructed one: known from the true poses only."""
     true = [r for n in range(len(stacks)) for r in motions[n][result.slice_index[result.stack_index == n]]]
     frames = [slice_frames(stack.affine, stack.image.shape) for stack in stacks]
-    still = RigidMotion(*(np.concatenate([f[k][result.slice_index[result.stack_index == n]]
-                                          for n, f in enumerate(frames)]) for k in (0, 1)))
+    still = RigidMotion(
+        *(
+            np.concatenate([f[k][result.slice_index[result.stack_index == n]] for n, f in enumerate(frames)])
+            for k in (0, 1)
+        )
+    )
     moved = still.step(np.array(true)[:, :3], np.array(true)[:, 3:])
     ours = still.moved(result.motion.as_affines(result.nominal))
     return poses.mean_correction(ours, moved, np.ones(len(result.weight)))
@@ -123,9 +136,13 @@ def error_of(field, result, to_result):
 
 def test_slices_are_where_the_affine_says(moving):
     _, stacks, _, _ = moving
-    flipped = dataclasses.replace(stacks[0], image=stacks[0].image[::-1], mask=stacks[0].mask[::-1],
-                                  affine=stacks[0].affine @ np.array([[-1, 0, 0, stacks[0].image.shape[0] - 1],
-                                                                      [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    flipped = dataclasses.replace(
+        stacks[0],
+        image=stacks[0].image[::-1],
+        mask=stacks[0].mask[::-1],
+        affine=stacks[0].affine
+        @ np.array([[-1, 0, 0, stacks[0].image.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+    )
     for stack in (stacks[1], flipped):
         slices = SliceSet.from_stacks([stack], np.eye(4)[None])
         s = len(slices) // 2
@@ -305,8 +322,13 @@ def test_result_does_not_depend_on_the_world_origin(moving):
     _, stacks, _, _ = moving
     shift = np.array([500.0, -300.0, 200.0])
     # float32, as a header has them.
-    near, far = ([dataclasses.replace(s, affine=(s.affine + np.pad(by[:, None], [(0, 1), (3, 0)])).astype(np.float32))
-                  for s in stacks] for by in (0 * shift, shift))
+    near, far = (
+        [
+            dataclasses.replace(s, affine=(s.affine + np.pad(by[:, None], [(0, 1), (3, 0)])).astype(np.float32))
+            for s in stacks
+        ]
+        for by in (0 * shift, shift)
+    )
     result, there = (fit_svr(each, STILL, QUICK) for each in (near, far))
     for name in GaussianField.PARAMETERS:
         np.testing.assert_array_equal(getattr(there.field, name), getattr(result.field, name))

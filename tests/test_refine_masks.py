@@ -29,16 +29,19 @@ def gathered(scene, stacks, jitter=0.0):
     still = world(slices.nominal, slices)
     moved = still.moved(np.stack([scene.moves[n][k] for n, k in numbers(slices)]))
     moved = moved.step(rng.normal(0, 0.02 * jitter, (len(slices), 3)), rng.normal(0, jitter, (len(slices), 3)))
-    state.pose = PoseState(RigidMotion(moved.rotation, moved.translation - slices.origin), np.ones(len(slices)),
-                           np.arange(6.0))
+    state.pose = PoseState(
+        RigidMotion(moved.rotation, moved.translation - slices.origin), np.ones(len(slices)), np.arange(6.0)
+    )
     state.gain = np.exp(rng.normal(0, 0.1, len(slices)))
     return slices, state
 
 
 def with_bright_ball(scene):
     """Stacks in which what lies still is brighter than brain; the first mask holds it."""
-    bright = [dataclasses.replace(stack, image=np.where(ball, 250, stack.image).astype(np.float32))
-              for stack, ball in zip(scene.stacks, scene.still, strict=True)]
+    bright = [
+        dataclasses.replace(stack, image=np.where(ball, 250, stack.image).astype(np.float32))
+        for stack, ball in zip(scene.stacks, scene.still, strict=True)
+    ]
     return [dataclasses.replace(bright[0], mask=bright[0].mask | scene.still[0]), *bright[1:]]
 
 
@@ -63,15 +66,22 @@ def test_slices_gathered_anew_are_where_they_were_and_as_bright(scene):
     turn[:3, :3], turn[:3, 3] = Rotation.from_rotvec([0.3, 0.2, -0.4]).as_matrix(), [20.0, -7.0, 11.0]
     start = slices.start.moved(turn)  # another start of a stack: the common origin moves, too
     own = slices.stack_index == 1
-    slices = dataclasses.replace(slices, start=RigidMotion(
-        np.where(own[:, None, None], start.rotation, slices.start.rotation),
-        np.where(own[:, None], start.translation, slices.start.translation)))
+    slices = dataclasses.replace(
+        slices,
+        start=RigidMotion(
+            np.where(own[:, None, None], start.rotation, slices.start.rotation),
+            np.where(own[:, None], start.translation, slices.start.translation),
+        ),
+    )
     stacks, fresh, now = gathered_again(scene.stacks, slices, state, 2 * RIM)
     assert stacks is scene.stacks
     assert numbers(fresh) == numbers(slices)
     assert np.abs(fresh.origin - slices.origin).max() > 1
-    for one, other in ((slices.nominal, fresh.nominal), (slices.start, fresh.start),
-                       (state.pose.motion, now.pose.motion)):
+    for one, other in (
+        (slices.nominal, fresh.nominal),
+        (slices.start, fresh.start),
+        (state.pose.motion, now.pose.motion),
+    ):
         a, b = world(one, slices), world(other, fresh)
         np.testing.assert_allclose(b.rotation, a.rotation, atol=1e-9)
         np.testing.assert_allclose(b.translation, a.translation, atol=1e-6)
@@ -87,8 +97,10 @@ def test_gains_follow_the_intensities_that_stand_for_one(scene):
     slices, state = gathered(scene, given)
     _, fresh, now = refine_masks(given, slices, state, RIM)
     assert fresh.stack_scale[0] < 0.7 * slices.stack_scale[0]
-    before, after = (dict(zip(numbers(s), g * s.stack_scale[s.stack_index], strict=True))
-                     for s, g in ((slices, state.gain), (fresh, now.gain)))
+    before, after = (
+        dict(zip(numbers(s), g * s.stack_scale[s.stack_index], strict=True))
+        for s, g in ((slices, state.gain), (fresh, now.gain))
+    )
     for key in set(before) & set(after):
         assert after[key] == pytest.approx(before[key])
 
@@ -112,8 +124,10 @@ def test_what_lies_still_is_part_of_no_mask_and_hardly_of_a_rim(scene):
         np.testing.assert_allclose(after[key], before[key], atol=1e-6)
     # Slices of the second stack have the head and what lies still beside it.
     ball, plain = scene.still[1], SliceSet.from_stacks(stacks, slices.starts, 2 * RIM)
-    (still, other), (left, others) = ([(rim & ball).sum(), (rim & ~ball).sum()]
-                                      for rim in (rim_of(plain, 1, ball.shape), rim_of(fresh, 1, ball.shape)))
+    (still, other), (left, others) = (
+        [(rim & ball).sum(), (rim & ~ball).sum()]
+        for rim in (rim_of(plain, 1, ball.shape), rim_of(fresh, 1, ball.shape))
+    )
     assert left < 0.4 * still
     assert others > 0.8 * other
 
@@ -130,7 +144,7 @@ def test_a_slice_that_comes_in_starts_with_the_motion_of_its_neighbour(scene):
     """The mask of one stack ends too early: its last slices with brain are gathered, where their neighbour is."""
     brain = np.flatnonzero(scene.stacks[1].mask.any((0, 1)))
     late = scene.stacks[1].mask.copy()
-    late[:, :, brain[-4]:] = False
+    late[:, :, brain[-4] :] = False
     given = scene.with_masks({1: late})
     slices, state = gathered(scene, given, jitter=0.5)
     stacks, fresh, now = refine_masks(given, slices, state, RIM)
@@ -167,8 +181,10 @@ def test_a_stack_that_would_lose_too_much_keeps_its_mask(scene, monkeypatch):
     slices, state = gathered(scene, scene.stacks)
 
     def smaller(stacks, *_):
-        return [dataclasses.replace(stack, mask=stack.mask & (anatomy[..., 0] > low))
-                for stack, anatomy, low in zip(stacks, scene.anatomy, (11.0, -12.0, -99.0), strict=True)]
+        return [
+            dataclasses.replace(stack, mask=stack.mask & (anatomy[..., 0] > low))
+            for stack, anatomy, low in zip(stacks, scene.anatomy, (11.0, -12.0, -99.0), strict=True)
+        ]
 
     cut = smaller(scene.stacks)
     lost = [1 - share(stack.mask, new.mask) for stack, new in zip(scene.stacks, cut, strict=True)]

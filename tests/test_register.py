@@ -57,8 +57,11 @@ def distance(stack, found, truth):
     return np.sqrt(np.mean(np.sum(apart**2, axis=1)))
 
 
-MOVES = {"axial": rigid((30, -20, 15), (12, 30, -9)), "coronal": np.eye(4),
-         "sagittal": rigid((-25, 28, -30), (-60, 5, 11))}
+MOVES = {
+    "axial": rigid((30, -20, 15), (12, 30, -9)),
+    "coronal": np.eye(4),
+    "sagittal": rigid((-25, 28, -30), (-60, 5, 11)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +141,10 @@ def test_cover_of_rotations():
 
 def test_the_world_origin_does_not_matter(moved):
     shift = np.array([500.0, -300.0, 200.0])
-    near, far = ([replace(s, affine=(s.affine + np.pad(by[:, None], [(0, 1), (3, 0)])).astype(np.float32))
-                  for s in moved] for by in (0 * shift, shift))
+    near, far = (
+        [replace(s, affine=(s.affine + np.pad(by[:, None], [(0, 1), (3, 0)])).astype(np.float32)) for s in moved]
+        for by in (0 * shift, shift)
+    )
     found, there = register_stacks(near), register_stacks(far)
     np.testing.assert_array_equal(there.similarity_after, found.similarity_after)
     back = there.transforms.copy()

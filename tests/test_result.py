@@ -26,8 +26,10 @@ def masks():
 def stacks():
     """Stacks with masks that hold everything."""
     shapes = ((5, 7, 3), (6, 6, 6), (4, 4, 9))
-    return [Stack(name, np.ones(shape, np.float32), np.ones(shape, bool), np.eye(4), 1.0)
-            for name, shape in zip(NAMES, shapes, strict=True)]
+    return [
+        Stack(name, np.ones(shape, np.float32), np.ones(shape, bool), np.eye(4), 1.0)
+        for name, shape in zip(NAMES, shapes, strict=True)
+    ]
 
 
 def test_masks_come_back_from_the_file(masks, tmp_path):
@@ -71,8 +73,10 @@ def test_stacks_get_the_masks_that_were_fitted(masks, stacks):
 
 def test_the_file_of_one_result_is_the_same_whatever_was_given(masks, tmp_path):
     result = sample_result(masks=masks)
-    assert (result.save(tmp_path / "a.npz").read_bytes()
-            == replace(result, masks=tuple(masks)).save(tmp_path / "b.npz").read_bytes())
+    assert (
+        result.save(tmp_path / "a.npz").read_bytes()
+        == replace(result, masks=tuple(masks)).save(tmp_path / "b.npz").read_bytes()
+    )
 
 
 def test_volumes_are_rendered_with_the_cut_of_the_fit():

@@ -51,14 +51,18 @@ def gaussian(signal):
     return signal + 100 + SIGMA * np.random.default_rng(1).standard_normal(signal.shape)
 
 
-@pytest.mark.parametrize("make", [
-    pytest.param(lambda x: x, id="clean"),
-    pytest.param(lambda x: np.where(x > 1, magnitude(x, SIGMA), 0), id="masked"),
-    pytest.param(gaussian, id="noise of another kind"),
-    pytest.param(lambda x: magnitude(x, SIGMA, channels=8), id="sum of squares of four coils"),
-    pytest.param(lambda x: ndimage.gaussian_filter(magnitude(x, SIGMA), 1.5), id="filtered"),
-    pytest.param(lambda x: magnitude(x[14:26, 14:30, 12:24], SIGMA), id="no air in view"),
-    pytest.param(lambda x: x[:4, :4, :4], id="tiny")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda x: x, id="clean"),
+        pytest.param(lambda x: np.where(x > 1, magnitude(x, SIGMA), 0), id="masked"),
+        pytest.param(gaussian, id="noise of another kind"),
+        pytest.param(lambda x: magnitude(x, SIGMA, channels=8), id="sum of squares of four coils"),
+        pytest.param(lambda x: ndimage.gaussian_filter(magnitude(x, SIGMA), 1.5), id="filtered"),
+        pytest.param(lambda x: magnitude(x[14:26, 14:30, 12:24], SIGMA), id="no air in view"),
+        pytest.param(lambda x: x[:4, :4, :4], id="tiny"),
+    ],
+)
 def test_what_is_no_such_air_is_left_alone(make):
     assert noise_of_air(make(head())) == 0
 
@@ -97,6 +101,10 @@ def test_the_linear_solution_knows_noise():
     for sigma, expected in ((0.0, True), (60.0, False)):
         coarse = magnitude(truth, sigma) if sigma else truth
         found = super_resolve(coarse, np.eye(4), grid_by_factor(coarse.shape, np.eye(4), 2), FAST)
-        blind = super_resolve(coarse, np.eye(4), grid_by_factor(coarse.shape, np.eye(4), 2),
-                              SrOptions(quality="fast", profile="trilinear", held_out=0.0))
+        blind = super_resolve(
+            coarse,
+            np.eye(4),
+            grid_by_factor(coarse.shape, np.eye(4), 2),
+            SrOptions(quality="fast", profile="trilinear", held_out=0.0),
+        )
         assert np.array_equal(found.volume, blind.volume) == expected

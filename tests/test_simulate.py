@@ -31,8 +31,12 @@ from gsbids.simulate.dataset import SimulationSettings, simulate_dataset, simula
 from gsbids.simulate.phantom import FWHM_TO_SIGMA, Phantom, band_limited, fetal_phantom
 
 TINY = SimulationSettings(
-    phantom_voxel=2.0, brain_ml=80.0, truth_resolution=2.0, orientations=("axial", "coronal", "sagittal"),
-    acquisition=Acquisition(in_plane=2.0, thickness=4.0, spacing=4.0))
+    phantom_voxel=2.0,
+    brain_ml=80.0,
+    truth_resolution=2.0,
+    orientations=("axial", "coronal", "sagittal"),
+    acquisition=Acquisition(in_plane=2.0, thickness=4.0, spacing=4.0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def gaussian_ball(sigma=(4.0, 4.0, 4.0), voxel=1.0, size=61):
     """A phantom whose image is one axis-aligned Gaussian of peak 1000 at world 0."""
     axis = voxel * (np.arange(size) - (size - 1) / 2)
     x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
-    image = 1000 * np.exp(-0.5 * ((x / sigma[0])**2 + (y / sigma[1])**2 + (z / sigma[2])**2))
+    image = 1000 * np.exp(-0.5 * ((x / sigma[0]) ** 2 + (y / sigma[1]) ** 2 + (z / sigma[2]) ** 2))
     affine = np.diag([voxel, voxel, voxel, 1.0])
     affine[:3, 3] = axis[0]
     return Phantom(image.astype(np.float32), image > 300, affine)
@@ -78,8 +82,10 @@ def test_band_limited_truth_stays_in_place_and_loses_detail():
     assert coarse.image.max() == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize(("count", "interleave", "expected"), [
-    (5, 1, [0, 1, 2, 3, 4]), (5, 2, [0, 3, 1, 4, 2]), (7, 3, [0, 3, 5, 1, 4, 6, 2])])
+@pytest.mark.parametrize(
+    ("count", "interleave", "expected"),
+    [(5, 1, [0, 1, 2, 3, 4]), (5, 2, [0, 3, 1, 4, 2]), (7, 3, [0, 3, 5, 1, 4, 6, 2])],
+)
 def test_acquisition_order(count, interleave, expected):
     assert acquisition_order(count, interleave).tolist() == expected
 
@@ -109,8 +115,11 @@ def test_slices_equal_the_closed_form(orientation):
         covariance = np.diag(sigma**2) + axes @ np.diag(widths**2) @ axes.T
         index = np.indices((*shape[:2], 1)).reshape(3, -1) + np.array([[0], [0], [k]])
         x = transforms[k, :3, :3] @ (affine[:3, :3] @ index + affine[:3, 3:]) + transforms[k, :3, 3:]
-        value = np.sqrt(np.prod(sigma**2) / np.linalg.det(covariance)) * 1000 * np.exp(
-            -0.5 * np.einsum("in,ij,jn->n", x, np.linalg.inv(covariance), x))
+        value = (
+            np.sqrt(np.prod(sigma**2) / np.linalg.det(covariance))
+            * 1000
+            * np.exp(-0.5 * np.einsum("in,ij,jn->n", x, np.linalg.inv(covariance), x))
+        )
         np.testing.assert_allclose(image[:, :, k].ravel(), value, atol=1.0)  # of a peak near 600
     assert mask.any()
 
@@ -147,8 +156,9 @@ def test_true_motion_predicts_the_masks(dataset, phantom):
         assert len(rows) == shape[2]
         for row in rows[::4]:
             k = int(row["slice"])
-            t, r, c = (np.array([float(row[f"{name}_{axis}"]) for axis in "xyz"])
-                       for name in ("trans", "rot", "centre"))
+            t, r, c = (
+                np.array([float(row[f"{name}_{axis}"]) for axis in "xyz"]) for name in ("trans", "rot", "centre")
+            )
             inside = np.argwhere(mask[:, :, k] > 0)
             if len(inside) < 20:
                 continue
@@ -229,8 +239,23 @@ def test_empty_volume_is_refused_in_words(tmp_path, dataset):
 
 def test_command_simulates_and_scores(tmp_path, capsys):
     out = tmp_path / "bids"
-    tiny = ["--voxel", "2", "--brain-ml", "80", "--truth-resolution", "2", "--in-plane", "2",
-            "--thickness", "4", "--spacing", "4", "--stacks", "axial", "coronal"]
+    tiny = [
+        "--voxel",
+        "2",
+        "--brain-ml",
+        "80",
+        "--truth-resolution",
+        "2",
+        "--in-plane",
+        "2",
+        "--thickness",
+        "4",
+        "--spacing",
+        "4",
+        "--stacks",
+        "axial",
+        "coronal",
+    ]
     assert main([str(out), *tiny]) == 0
     assert "2 stacks of sub-01" in capsys.readouterr().out
     truth = out / "derivatives/truth/sub-01/anat/sub-01_desc-truth_T2w.nii.gz"

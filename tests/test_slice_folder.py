@@ -122,6 +122,7 @@ def test_a_former_folder_is_replaced_and_nothing_else_is(fitted, tmp_path):
 
 def test_slices_of_any_order_and_kind_are_grouped():
     """A stack ends where direction or pixels change or slices jump back; a slice that moved far ends none."""
+
     def piece(number, normal_axis, along, far=False):
         from gsbids.recon.volume.slice_folder import PlacedSlice
 
@@ -152,8 +153,8 @@ def three(tmp_path, monkeypatch):
             own = affine.copy()
             own[:3, 3] += k * affine[:3, 2]
             own[:3, 2] *= 3.5 / 4.0
-            write_nifti(tmp_path / "slices" / f"{number}.nii.gz", image[:, :, k:k + 1], own)
-            write_nifti(tmp_path / "slices" / f"mask_{number}.nii.gz", mask[:, :, k:k + 1], own)
+            write_nifti(tmp_path / "slices" / f"{number}.nii.gz", image[:, :, k : k + 1], own)
+            write_nifti(tmp_path / "slices" / f"mask_{number}.nii.gz", mask[:, :, k : k + 1], own)
             number += 1
     return tmp_path / "slices"
 
@@ -162,8 +163,20 @@ QUICKLY = ["--sloppy", "--nprocs", "1", "--output-resolution", "2"]
 
 
 def test_the_command_takes_and_writes_folders(three, tmp_path, capsys):
-    words = ["reconstruct", "--input-slices", "slices", "--output-volume", "out.nii.gz", "--output-slices", "placed",
-             "--simulated-slices", "simulated", "--output-folder", "all", *QUICKLY]
+    words = [
+        "reconstruct",
+        "--input-slices",
+        "slices",
+        "--output-volume",
+        "out.nii.gz",
+        "--output-slices",
+        "placed",
+        "--simulated-slices",
+        "simulated",
+        "--output-folder",
+        "all",
+        *QUICKLY,
+    ]
     assert main(words) == 0
     assert "Traceback" not in capsys.readouterr().err
     volume, _ = load_image("out.nii.gz")
@@ -209,27 +222,41 @@ def spoil(folder, what):
             (folder / f"mask_{n}.nii.gz").unlink()
 
 
-@pytest.mark.parametrize(("what", "message"), [
-    ("empty", "there are no slices in it"), ("lone mask", "mask_7.nii.gz: there is no slice that this mask belongs to"),
-    ("deep", "7.nii.gz: has 3 slices, and one is expected"),
-    ("other pixels", "mask_7.nii.gz: its pixels are not those"),
-    ("twice", "is slice 7, and so is"), ("broken", "7.nii.gz: this is not a readable NIfTI file"),
-    ("no brain", "no slice has brain in its mask"), ("one stack", "slices are one stack, and two or more are needed")])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("empty", "there are no slices in it"),
+        ("lone mask", "mask_7.nii.gz: there is no slice that this mask belongs to"),
+        ("deep", "7.nii.gz: has 3 slices, and one is expected"),
+        ("other pixels", "mask_7.nii.gz: its pixels are not those"),
+        ("twice", "is slice 7, and so is"),
+        ("broken", "7.nii.gz: this is not a readable NIfTI file"),
+        ("no brain", "no slice has brain in its mask"),
+        ("one stack", "slices are one stack, and two or more are needed"),
+    ],
+)
 def test_one_line_for_a_folder_that_cannot_be(three, capsys, what, message):
     spoil(three, what)
     refused(capsys, ["--input-slices", "slices"], message)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--input-slices", "nowhere"], "nowhere: there is no such folder"),
-    (["--input-slices", "slices", "--input-stacks", "slices/1.nii.gz"], "not allowed with argument"),
-    (["--input-slices", "slices", "--input-masks", "slices/mask_1.nii.gz"], "--input-masks: slices of --input-slices"),
-    (["--input-slices", "slices", "--slice-thickness", "3", "4"], "give one number for all slices"),
-    (["--input-slices", "slices", "--slice-thickness", "header"], "give one number for all slices"),
-    (["--input-slices", "slices", "--output-slices", "./slices"], "is the folder of --input-slices"),
-    (["--input-slices", "slices", "--output-slices", "a", "--simulated-slices", "a"], "folder of --output-slices"),
-    (["--input-slices", "slices", "--output-slices", "no/a"], "there is no folder"),
-    (["--input-slices", "slices", "--output-slices", "slices/1.nii.gz"], "is a file; give the name of a folder")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input-slices", "nowhere"], "nowhere: there is no such folder"),
+        (["--input-slices", "slices", "--input-stacks", "slices/1.nii.gz"], "not allowed with argument"),
+        (
+            ["--input-slices", "slices", "--input-masks", "slices/mask_1.nii.gz"],
+            "--input-masks: slices of --input-slices",
+        ),
+        (["--input-slices", "slices", "--slice-thickness", "3", "4"], "give one number for all slices"),
+        (["--input-slices", "slices", "--slice-thickness", "header"], "give one number for all slices"),
+        (["--input-slices", "slices", "--output-slices", "./slices"], "is the folder of --input-slices"),
+        (["--input-slices", "slices", "--output-slices", "a", "--simulated-slices", "a"], "folder of --output-slices"),
+        (["--input-slices", "slices", "--output-slices", "no/a"], "there is no folder"),
+        (["--input-slices", "slices", "--output-slices", "slices/1.nii.gz"], "is a file; give the name of a folder"),
+    ],
+)
 def test_one_line_for_options_that_cannot_be(three, capsys, words, message):
     refused(capsys, words, message)
 

@@ -35,17 +35,41 @@ def slurm(tmp_path_factory):
 @pytest.fixture
 def start(slurm, tmp_path):
     """``start(tiny, plugin, fake={...}, options=(...), **plugin_args)``: a run of a workflow that computes nothing."""
+
     def call(tiny, plugin, fake=None, options=(), **arguments) -> subprocess.Popen:
-        (tmp_path / "plugin.yml").write_text(json.dumps({"plugin": plugin,
-                                                         "plugin_args": {"poll_interval": 0.5} | arguments}))
-        environment = os.environ | slurm | {"PYTHONPATH": str(Path(__file__).parent),
-                                            "GSBIDS_FAKE": json.dumps(fake or {})}
+        (tmp_path / "plugin.yml").write_text(
+            json.dumps({"plugin": plugin, "plugin_args": {"poll_interval": 0.5} | arguments})
+        )
+        environment = (
+            os.environ | slurm | {"PYTHONPATH": str(Path(__file__).parent), "GSBIDS_FAKE": json.dumps(fake or {})}
+        )
         environment.pop("LOGNAME", None)
         (tmp_path / "here").mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "fakes", tiny.root, tmp_path / "out", "participant", "-w",
-                   tmp_path / "work with blanks", "--nprocs", "1", "--use-plugin", tmp_path / "plugin.yml", *options]
-        return subprocess.Popen(command, env=environment, text=True, cwd=tmp_path / "here", stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        command = [
+            sys.executable,
+            "-m",
+            "fakes",
+            tiny.root,
+            tmp_path / "out",
+            "participant",
+            "-w",
+            tmp_path / "work with blanks",
+            "--nprocs",
+            "1",
+            "--use-plugin",
+            tmp_path / "plugin.yml",
+            *options,
+        ]
+        return subprocess.Popen(
+            command,
+            env=environment,
+            text=True,
+            cwd=tmp_path / "here",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
     return call
 
 
@@ -58,8 +82,9 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 def jobs(slurm, states: str = "all") -> list[str]:
     """Names of jobs in these states."""
-    done = subprocess.run(["squeue", "-h", "-t", states, "-o", "%j"], env=os.environ | slurm, capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        ["squeue", "-h", "-t", states, "-o", "%j"], env=os.environ | slurm, capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 
@@ -135,8 +160,14 @@ def test_an_interrupted_run_cancels_its_jobs(start, slurm, tiny_bids, plugin):
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_stop_on_first_crash(start, tiny_bids, tmp_path, plugin):
     subjects = ("01", "02", "03", "04")
-    code, err = finish(start(tiny_bids(subjects=subjects), plugin, fake=dict.fromkeys(subjects, "raise"),
-                             options=["--stop-on-first-crash"]))
+    code, err = finish(
+        start(
+            tiny_bids(subjects=subjects),
+            plugin,
+            fake=dict.fromkeys(subjects, "raise"),
+            options=["--stop-on-first-crash"],
+        )
+    )
     assert code == 1
     assert "not finished" in err
 
@@ -149,11 +180,15 @@ def wait_for_job(slurm, seconds: float = 60) -> None:
     time.sleep(3)  # until it is in its step
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ("{sbatch_arg: --mem=8G}", "unknown key 'sbatch_arg' in plugin_args"),
-    ("{sbatch_args: 8}", "sbatch_args in plugin_args is 8; give text"),
-    ("{max_jobs: many}", "max_jobs in plugin_args is 'many'; give a number"),
-    ("{sbatch_args: \"--comment='a\"}", "No closing quotation")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("{sbatch_arg: --mem=8G}", "unknown key 'sbatch_arg' in plugin_args"),
+        ("{sbatch_args: 8}", "sbatch_args in plugin_args is 8; give text"),
+        ("{max_jobs: many}", "max_jobs in plugin_args is 'many'; give a number"),
+        ('{sbatch_args: "--comment=\'a"}', "No closing quotation"),
+    ],
+)
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_arguments_that_mean_nothing(tiny_bids, tmp_path, capsys, plugin, arguments, words):
     (tmp_path / "p.yml").write_text(f"plugin: {plugin}\nplugin_args: {arguments}\n")

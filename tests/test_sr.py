@@ -20,8 +20,9 @@ from gsbids.recon.sr.result import SrResult
 from gsbids.recon.sr.sampling_operator import PROFILES, AxisGrid, SamplingOperator, profile_matrix
 from gsbids.recon.sr.sobolev import bridge, sobolev
 
-QUICK = SrOptions(profile="trilinear", schedules=(Schedule(1.0, 1.0, 20), Schedule(1.0, 1.0, 30)), members=1,
-                  trial_voxels=3000)
+QUICK = SrOptions(
+    profile="trilinear", schedules=(Schedule(1.0, 1.0, 20), Schedule(1.0, 1.0, 30)), members=1, trial_voxels=3000
+)
 
 
 def phantom(shape=(36, 40, 32)) -> np.ndarray:
@@ -38,8 +39,9 @@ def axes_of(coarse, fine):
 
 
 def decimated(fine, coarse):
-    return torch.nn.functional.interpolate(torch.from_numpy(fine)[None, None], size=coarse, mode="trilinear",
-                                           align_corners=False)[0, 0].numpy()
+    return torch.nn.functional.interpolate(
+        torch.from_numpy(fine)[None, None], size=coarse, mode="trilinear", align_corners=False
+    )[0, 0].numpy()
 
 
 def psnr(image, truth):
@@ -78,8 +80,9 @@ def test_profiles_have_their_widths():
 @pytest.mark.parametrize(("coarse", "narrow"), [(67, False), (68, False), (56, False), (45, True), (44, True)])
 def test_narrow_profiles_are_known_at_odd_sizes(coarse, narrow):
     fine = (135, 135, 135)
-    problem = SrProblem.pose(np.ones((coarse,) * 3, np.float32), axes_of((coarse,) * 3, fine),
-                             SrOptions(profile="trilinear"))
+    problem = SrProblem.pose(
+        np.ones((coarse,) * 3, np.float32), axes_of((coarse,) * 3, fine), SrOptions(profile="trilinear")
+    )
     assert (problem.forward_model()[1] is None) == narrow
 
 
@@ -113,7 +116,7 @@ def test_interpolation_is_aligned(kernel, fine):
     axis = AxisGrid.same_extent(26, fine)
     found = interpolation_matrix(axis, kernel) @ np.arange(26.0)
     tolerance = {"nearest": 0.5, "lanczos": 0.05}.get(kernel, 1e-4)  # half a voxel off would be 0.25
-    assert np.abs(found - axis.positions)[fine // 3:-fine // 3].max() < tolerance
+    assert np.abs(found - axis.positions)[fine // 3 : -fine // 3].max() < tolerance
 
 
 def test_interpolation_goes_along_all_axes():
@@ -152,12 +155,12 @@ def test_nonlocal_means_is_its_formula():
     padded = np.pad(volume, edge, mode="symmetric").astype(float)
     for at in ((0, 0, 0), (4, 3, 5), (8, 7, 9)):
         a, b, c = np.array(at) + edge
-        patch = padded[a - 1:a + 2, b - 1:b + 2, c - 1:c + 2]
+        patch = padded[a - 1 : a + 2, b - 1 : b + 2, c - 1 : c + 2]
         total, weight = padded[a, b, c], 1.0
         for i, j, k in np.ndindex((2 * SEARCH + 1,) * 3):
             u, v, w = a + i - SEARCH, b + j - SEARCH, c + k - SEARCH
             if (u, v, w) != (a, b, c):
-                d = np.mean((patch - padded[u - 1:u + 2, v - 1:v + 2, w - 1:w + 2]) ** 2)
+                d = np.mean((patch - padded[u - 1 : u + 2, v - 1 : v + 2, w - 1 : w + 2]) ** 2)
                 like = max(0.0, 1 - d / (8 * strength**2)) ** 8
                 total, weight = total + like * padded[u, v, w], weight + like
         assert nonlocal_means(volume, strength)[at] == pytest.approx(total / weight, rel=1e-4)
@@ -181,9 +184,16 @@ def test_grids_are_aligned_with_the_field_of_view():
     np.testing.assert_allclose((finer.affine @ [*(np.array(finer.shape) - 1) / 2, 1])[:3], middle)
 
 
-@pytest.mark.parametrize(("make", "value", "words"), [
-    (grid_by_factor, 0.5, "factor is"), (grid_by_factor, 40, "at most 16"), (grid_by_spacing, 9.0, "not finer"),
-    (grid_by_spacing, -1.0, "positive"), (grid_by_shape, (8, 9, 20), "coarser")])
+@pytest.mark.parametrize(
+    ("make", "value", "words"),
+    [
+        (grid_by_factor, 0.5, "factor is"),
+        (grid_by_factor, 40, "at most 16"),
+        (grid_by_spacing, 9.0, "not finer"),
+        (grid_by_spacing, -1.0, "positive"),
+        (grid_by_shape, (8, 9, 20), "coarser"),
+    ],
+)
 def test_grids_that_cannot_be(make, value, words):
     with pytest.raises(InputError, match=words):
         make((10, 10, 10), np.diag([2.0, 2, 2, 1]), value)
@@ -275,9 +285,17 @@ def test_thick_slices_and_narrow_profiles():
     assert psnr(found.volume, truth) > psnr(interpolate(coarse, axes), truth) + 0.3
 
 
-@pytest.mark.parametrize("data", [
-    np.zeros((6, 7, 5)), np.full((6, 7, 5), 3.0), np.full((6, 7, 5), -3.0), np.ones((1, 1, 1)),
-    np.random.default_rng(0).integers(-50, 99, (5, 6, 3, 1)), np.arange(12.0).reshape(3, 4, 1)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.zeros((6, 7, 5)),
+        np.full((6, 7, 5), 3.0),
+        np.full((6, 7, 5), -3.0),
+        np.ones((1, 1, 1)),
+        np.random.default_rng(0).integers(-50, 99, (5, 6, 3, 1)),
+        np.arange(12.0).reshape(3, 4, 1),
+    ],
+)
 def test_odd_volumes(data):
     shape = (*data.shape, 1)[:3]
     found = super_resolve(data, np.eye(4), grid_by_factor(shape, np.eye(4), 2), QUICK)
@@ -294,9 +312,15 @@ def test_values_that_are_not_finite_count_as_nothing():
     assert found.volume.max() < 2000
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (np.zeros((4, 4, 4, 2)), "one volume"), (np.full((4, 4, 4), np.nan), "finite"),
-    (np.zeros((4, 4, 5)), "made for"), (np.zeros((4, 4, 4), complex), "real numbers")])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.zeros((4, 4, 4, 2)), "one volume"),
+        (np.full((4, 4, 4), np.nan), "finite"),
+        (np.zeros((4, 4, 5)), "made for"),
+        (np.zeros((4, 4, 4), complex), "real numbers"),
+    ],
+)
 def test_volumes_that_cannot_be_used(data, words):
     with pytest.raises(InputError, match=words):
         super_resolve(data, np.eye(4), grid_by_factor((4, 4, 4), np.eye(4), 2), QUICK)

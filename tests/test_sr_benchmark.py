@@ -16,9 +16,16 @@ from super_resolution import coarsened
 from test_sr import phantom
 
 
-@pytest.mark.parametrize(("case", "shape"), [
-    ("x2", (18, 20, 16)), ("x3", (12, 13, 10)), ("arbitrary", (15, 20, 20)), ("thick", (36, 40, 8)),
-    ("rician", (18, 20, 16))])
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [
+        ("x2", (18, 20, 16)),
+        ("x3", (12, 13, 10)),
+        ("arbitrary", (15, 20, 20)),
+        ("thick", (36, 40, 8)),
+        ("rician", (18, 20, 16)),
+    ],
+)
 def test_cases(case, shape):
     fine, coarse, grid, operator, _ = coarsened(phantom() / 1000, case, 3)
     assert coarse.shape == shape
@@ -51,9 +58,17 @@ def test_energy_above_half_nyquist():
 
 
 def test_gains_are_over_the_spline_of_the_same_case():
-    rows = [{"volume": v, "case": "x2", "method": m, "psnr": p} for v, m, p in (
-        ("atlas-GA22", "bspline", 30.0), ("atlas-GA22", "gsbids", 33.0), ("atlas-GA28", "bspline", 20.0),
-        ("atlas-GA28", "gsbids", 21.0), ("stroke-T1", "bspline", 20.0), ("stroke-T1", "gsbids", 19.0))]
+    rows = [
+        {"volume": v, "case": "x2", "method": m, "psnr": p}
+        for v, m, p in (
+            ("atlas-GA22", "bspline", 30.0),
+            ("atlas-GA22", "gsbids", 33.0),
+            ("atlas-GA28", "bspline", 20.0),
+            ("atlas-GA28", "gsbids", 21.0),
+            ("stroke-T1", "bspline", 20.0),
+            ("stroke-T1", "gsbids", 19.0),
+        )
+    ]
     found = {(r["set"], r["method"]): r for r in summarise(rows)}
     assert found["scoring", "gsbids"]["gain_db"] == 2
     assert found["scoring", "gsbids"]["least_db"] == 1
@@ -62,11 +77,16 @@ def test_gains_are_over_the_spline_of_the_same_case():
 
 def test_later_runs_replace_records_of_the_same_case():
     def run(commit, psnr, methods):
-        return {"machine": {"commit": commit}, "records": [
-            {"volume": "stroke-T2", "case": "x2", "method": m, "psnr": psnr} for m in methods]}
+        return {
+            "machine": {"commit": commit},
+            "records": [{"volume": "stroke-T2", "case": "x2", "method": m, "psnr": psnr} for m in methods],
+        }
 
     found = joined(run("a", 20.0, ["bspline", "gsbids"]) | {"seed": 1}, [run("b", 22.0, ["gsbids", "siren"])])
     assert {r["method"]: (r["psnr"], r.get("commit")) for r in found["records"]} == {
-        "bspline": (20.0, None), "gsbids": (22.0, "b"), "siren": (22.0, "b")}
+        "bspline": (20.0, None),
+        "gsbids": (22.0, "b"),
+        "siren": (22.0, "b"),
+    }
     assert found["seed"] == 1
     assert {r["method"]: r["gain_db"] for r in found["summary"]}["gsbids"] == 2

@@ -15,8 +15,9 @@ from gsbids.recon.sr.grid import grid_by_factor
 from gsbids.recon.sr.options import Schedule, SrOptions
 from gsbids.recon.sr.problem import SrProblem
 
-OPTIONS = SrOptions(profile="trilinear", schedules=(Schedule(1.0, 1.0, 25),), members=1, trial_voxels=3000,
-                    nonlocal_steps=0)
+OPTIONS = SrOptions(
+    profile="trilinear", schedules=(Schedule(1.0, 1.0, 25),), members=1, trial_voxels=3000, nonlocal_steps=0
+)
 PLAIN = SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})
 
 

@@ -41,8 +41,19 @@ def data(tmp_path_factory):
 
 
 def call(folder: Path, out: Path, *options) -> int:
-    return main([str(folder / "bids"), str(out), "participant", "-w", str(out.with_name(f"{out.name}-work")),
-                 "--nprocs", "1", "--sloppy", *map(str, options)])
+    return main(
+        [
+            str(folder / "bids"),
+            str(out),
+            "participant",
+            "-w",
+            str(out.with_name(f"{out.name}-work")),
+            "--nprocs",
+            "1",
+            "--sloppy",
+            *map(str, options),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +79,20 @@ def test_the_volume_is_finer_and_in_its_place(finished):
 def test_files_and_sidecars(finished):
     out, _ = finished
     names = {path.name for path in (out / "sub-01/anat").iterdir()}
-    assert names >= {"sub-01_rec-gsrT1w_desc-gaussians_model.npz", "sub-01_rec-gsrT2w_desc-gaussians_model.npz",
-                     "sub-01_rec-gsrT1w_res-1_desc-brain_mask.nii.gz", "sub-01_rec-gsrT1w_desc-qc_metrics.tsv",
-                     "sub-01_desc-n4_T2w.nii.gz"}
+    assert names >= {
+        "sub-01_rec-gsrT1w_desc-gaussians_model.npz",
+        "sub-01_rec-gsrT2w_desc-gaussians_model.npz",
+        "sub-01_rec-gsrT1w_res-1_desc-brain_mask.nii.gz",
+        "sub-01_rec-gsrT1w_desc-qc_metrics.tsv",
+        "sub-01_desc-n4_T2w.nii.gz",
+    }
     assert "sub-01_rec-gsrT2w_res-2_desc-brain_mask.nii.gz" not in names
     assert "sub-01_desc-n4_T1w.nii.gz" not in names
     fields = json.loads((out / "sub-01/anat/sub-01_rec-gsr_res-1_desc-preproc_T1w.json").read_text())
-    assert fields["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz",
-                                 "bids:masks:sub-01/anat/sub-01_T1w_desc-brain_mask.nii.gz"]
+    assert fields["Sources"] == [
+        "bids:raw:sub-01/anat/sub-01_T1w.nii.gz",
+        "bids:masks:sub-01/anat/sub-01_T1w_desc-brain_mask.nii.gz",
+    ]
     assert fields["SkullStripped"] is False
     assert fields["EchoTime"] == 0.003
     assert fields["UpsamplingFactor"] == [2.0, 2.0, 2.0]
@@ -107,8 +124,15 @@ def test_the_official_validator_passes(finished, official_errors):
 def test_reports(finished):
     out, _ = finished
     page = (out / "sub-01_T1w.html").read_text(encoding="utf-8")
-    for section in ("Before and after", "Spectrum", "Settings chosen", "Volume", "Convergence", "Time and memory",
-                    "Methods"):
+    for section in (
+        "Before and after",
+        "Spectrum",
+        "Settings chosen",
+        "Volume",
+        "Convergence",
+        "Time and memory",
+        "Methods",
+    ):
         assert f">{section}</h2>" in page
     for words in ("as this is the only volume", "Mask file", "Gain at hidden voxels", "sigma 1 voxels", "Blend"):
         assert words in page
@@ -153,8 +177,12 @@ def test_like_another_image_and_otsu(data, tmp_path):
     turned[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
     affine = turned @ AFFINE @ np.diag([0.75, 0.75, 0.75, 1])
     grid = write_nifti(tmp_path / "grid.nii.gz", np.zeros((20, 24, 18), "uint8"), affine)
-    assert call(folder, tmp_path / "out", "--modality", "T1w", "--like", grid, "--mask-mode", "otsu",
-                "--sr-quality", "fast") == 0
+    assert (
+        call(
+            folder, tmp_path / "out", "--modality", "T1w", "--like", grid, "--mask-mode", "otsu", "--sr-quality", "fast"
+        )
+        == 0
+    )
     volume, at = load_image(tmp_path / "out/sub-01/anat/sub-01_rec-gsr_res-1p5_desc-preproc_T1w.nii.gz")
     assert volume.shape == (20, 24, 18)
     np.testing.assert_allclose(at, affine, atol=1e-4)

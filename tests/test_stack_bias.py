@@ -48,8 +48,10 @@ def test_whole_slices_have_the_bias_of_the_cropped_ones(still, tmp_path):
     shape, spacing = biased[0].image.shape[:2], biased[0].spacing[:2]
     found = with_bias.bias.of_slices(0, with_bias.nominal[row], spacing, shape)[len(row) // 2].mean(1)
     assert np.corrcoef(np.log(found), np.log(gradient))[0, 1] > 0.95
-    left = [np.abs(simulate_stack(result, biased[0], 0) - biased[0].image)[biased[0].mask].mean()
-            for result in (with_bias, without)]
+    left = [
+        np.abs(simulate_stack(result, biased[0], 0) - biased[0].image)[biased[0].mask].mean()
+        for result in (with_bias, without)
+    ]
     assert left[0] < 0.8 * left[1]
     loaded = SvrResult.load(with_bias.save(tmp_path / "a.npz"))
     np.testing.assert_array_equal(simulate_stack(loaded, biased[0], 0), simulate_stack(with_bias, biased[0], 0))

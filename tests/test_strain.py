@@ -29,8 +29,10 @@ def slices_of(stacks):
     return SliceSet.from_stacks(stacks, np.tile(np.eye(4), (len(stacks), 1, 1)), 3.5)
 
 
-@pytest.mark.parametrize(("orientations", "count"), [
-    (("axial",), 3), (("axial", "axial"), 3), (("axial", "coronal"), 1), (("axial", "coronal", "sagittal"), 0)])
+@pytest.mark.parametrize(
+    ("orientations", "count"),
+    [(("axial",), 3), (("axial", "axial"), 3), (("axial", "coronal"), 1), (("axial", "coronal", "sagittal"), 0)],
+)
 def test_how_many_strains_are_free(orientations, count):
     slices = gathered(*orientations)
     found = strain.free_strains(slices, slices.start)
@@ -94,8 +96,9 @@ def test_a_sheared_start_is_straightened():
 
     state, amount = strain.settle_strains(slices, state, COARSE, run)
     assert 0.02 < amount < 0.08  # of all steps: the other motion takes part of it along
-    begun, ended = (shear_of(slices, known, motion) for motion in (
-        strain.strained(slices, known, 0.04 * SHEAR), state.pose.motion))
+    begun, ended = (
+        shear_of(slices, known, motion) for motion in (strain.strained(slices, known, 0.04 * SHEAR), state.pose.motion)
+    )
     assert begun == pytest.approx(0.04, rel=0.1)
     assert abs(ended) < 0.01
 

@@ -26,8 +26,9 @@ def case(tmp_path):
     """Two small stacks with random motion, in the folders of the simulator."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "case_seed-1"
-    anat, masks, truth = (folder / part for part in (
-        "sub-01/anat", "derivatives/masks/sub-01/anat", "derivatives/truth/sub-01/anat"))
+    anat, masks, truth = (
+        folder / part for part in ("sub-01/anat", "derivatives/masks/sub-01/anat", "derivatives/truth/sub-01/anat")
+    )
     for path in (anat, masks, truth):
         path.mkdir(parents=True)
     for run in (1, 2):
@@ -72,8 +73,9 @@ def test_turned_stacks_have_their_anatomy_where_it_was(case):
 
 def test_masks_with_errors_miss_an_end_slice(case):
     changed = with_masks(case, "dilated", dilated)
-    before, wide, counted = (load_image(path)[0] > 0 for path in (case.masks[0], changed.masks[0],
-                                                                  changed.true_masks[0]))
+    before, wide, counted = (
+        load_image(path)[0] > 0 for path in (case.masks[0], changed.masks[0], changed.true_masks[0])
+    )
     assert list(np.flatnonzero(wide.any((0, 1)))) == list(np.flatnonzero(counted.any((0, 1)))) == [2, 3]
     np.testing.assert_array_equal(counted[:, :, 2:], before[:, :, 2:])
     assert wide[:, :, 2].sum() > 2 * before[:, :, 2].sum()
@@ -92,21 +94,43 @@ def test_resized_stacks_keep_their_place(case):
 
 
 def score(psnr, lost=0.0):
-    return {"psnr": psnr, "ssim": 0.93, "psnr_core": psnr, "ssim_core": 0.93,
-            "slice_error": {"mean_mm": 0.2, "over_2mm": lost}}
+    return {
+        "psnr": psnr,
+        "ssim": 0.93,
+        "psnr_core": psnr,
+        "ssim_core": 0.93,
+        "slice_error": {"mean_mm": 0.2, "over_2mm": lost},
+    }
 
 
 def test_summary():
-    records = [{"row": "A", "case": "A", "seed": seed, "method": method, "score": score(psnr, 0.05)}
-               for seed, method, psnr in ((1, "default", 31.8), (1, "known", 32.0), (1, "paper", 30.0),
-                                          (2, "default", 31.3))]
-    records += [{"row": "robust", "case": "A-severe-turned", "seed": seed, "method": "default", "score": score(30),
-                 "psnr_loss": loss} for seed, loss in ((1, 0.2), (2, 3.0), (3, -0.1), (4, 1.0))]
+    records = [
+        {"row": "A", "case": "A", "seed": seed, "method": method, "score": score(psnr, 0.05)}
+        for seed, method, psnr in ((1, "default", 31.8), (1, "known", 32.0), (1, "paper", 30.0), (2, "default", 31.3))
+    ]
+    records += [
+        {
+            "row": "robust",
+            "case": "A-severe-turned",
+            "seed": seed,
+            "method": "default",
+            "score": score(30),
+            "psnr_loss": loss,
+        }
+        for seed, loss in ((1, 0.2), (2, 3.0), (3, -0.1), (4, 1.0))
+    ]
     curve = [{"seconds": t, "psnr": p, "ssim": s} for t, p, s in ((1, 20, 0.5), (2, 29.8, 0.9), (4, 31.8, 0.93))]
     slow = [{"seconds": 50 * point["seconds"], "psnr": point["psnr"] - 2.5, "ssim": 0.9} for point in curve]
-    records += [{"row": "speed", "case": "A", "method": method, "curve": points,
-                 "cost": {"fit_s": points[-1]["seconds"], "register_s": 0.5}}
-                for method, points in (("default", curve), ("paper", slow))]
+    records += [
+        {
+            "row": "speed",
+            "case": "A",
+            "method": method,
+            "curve": points,
+            "cost": {"fit_s": points[-1]["seconds"], "register_s": 0.5},
+        }
+        for method, points in (("default", curve), ("paper", slow))
+    ]
     found = {row["what"]: row["measured"] for row in summarise(records)}
     assert found["A: PSNR over the reference's 30.8"] == "+0.75 (+0.50 to +1.00)"
     assert found["A: PSNR over `--svr-method paper`"] == "+1.80"

@@ -70,8 +70,9 @@ def test_the_atlas_of_another_age(test_data):
     """Stacks of a fetal brain in any orientation, reconstructed, and aligned to an atlas three weeks younger."""
     from svr_template import FILES, aligned, reconstructed
 
-    atlas, template = (load_template(test_data / "fetal-atlas-spinabifida" / f"{FILES[age]}_srr.nii.gz")
-                       for age in (28, 25))
+    atlas, template = (
+        load_template(test_data / "fetal-atlas-spinabifida" / f"{FILES[age]}_srr.nii.gz") for age in (28, 25)
+    )
     brain, move = reconstructed(atlas, seed=3)
     assert angle(move[:3, :3]) > 60
     row = aligned(brain, move, [template])
@@ -86,8 +87,14 @@ def sampled(moving_brain, folder, **options):
     for n, stack in enumerate(stacks):
         files["in_files"].append(str(save_image(folder / f"s{n}.nii.gz", stack.image, stack.affine)))
         files["in_masks"].append(str(save_image(folder / f"m{n}.nii.gz", stack.mask, stack.affine, "uint8")))
-    node = SampleVolume(result=str(result.save(folder / "result.npz")), resolution=2.0, **files, **options,
-                        names=[stack.name for stack in stacks], thicknesses=[stack.thickness for stack in stacks])
+    node = SampleVolume(
+        result=str(result.save(folder / "result.npz")),
+        resolution=2.0,
+        **files,
+        **options,
+        names=[stack.name for stack in stacks],
+        thicknesses=[stack.thickness for stack in stacks],
+    )
     return node.run(cwd=str(folder)).outputs
 
 
@@ -111,8 +118,12 @@ def test_the_field_is_sampled_on_the_grid_of_the_template(moving_brain, tmp_path
     affine, shape = output_grid(stacks, result, 1.5, move)
     own = brain_of_result(result, stacks)
     image = sample_result(result, np.linalg.inv(move) @ affine, shape)
-    mask = ndimage.affine_transform(own.mask.astype(np.float32), *split(np.linalg.inv(move @ own.affine) @ affine),
-                                    output_shape=shape, order=1) > 0.5
+    mask = (
+        ndimage.affine_transform(
+            own.mask.astype(np.float32), *split(np.linalg.inv(move @ own.affine) @ affine), output_shape=shape, order=1
+        )
+        > 0.5
+    )
     template = save_image(tmp_path / "template.nii.gz", image * mask, affine)
     made = sampled(moving_brain, tmp_path / "made", template=str(template))
     found = read_itk_transforms(made.template_xfm)[0]
@@ -122,8 +133,9 @@ def test_the_field_is_sampled_on_the_grid_of_the_template(moving_brain, tmp_path
     assert made.facts["TemplateRotation"] == pytest.approx(angle(move[:3, :3]), abs=0.5)
     unmasked, grid = load_image(made.unmasked)
     np.testing.assert_allclose(grid[:3, :3], 2.0 * np.eye(3), atol=1e-6)
-    np.testing.assert_allclose(unmasked, sample_result(result, np.linalg.inv(found) @ grid, unmasked.shape),
-                               atol=1e-3 * unmasked.max())
+    np.testing.assert_allclose(
+        unmasked, sample_result(result, np.linalg.inv(found) @ grid, unmasked.shape), atol=1e-3 * unmasked.max()
+    )
     volume, brain_mask = load_image(made.volume)[0], load_image(made.mask)[0] > 0
     np.testing.assert_array_equal(volume[brain_mask], unmasked[brain_mask])
     # Where voxels are in the template they look like it.
@@ -186,8 +198,11 @@ def test_a_brain_that_lies_two_ways_is_doubtful():
 
 def test_the_templates_of_the_package():
     for contrast, millilitres, names in (
-            ("T2w", 100, [["fetal"] * 3, ["ICBM152"]]), ("T2w", 1300, [["ICBM152"]]), ("T1w", 100, [["ICBM152"]]),
-            ("bold", 100, [])):
+        ("T2w", 100, [["fetal"] * 3, ["ICBM152"]]),
+        ("T2w", 1300, [["ICBM152"]]),
+        ("T1w", 100, [["ICBM152"]]),
+        ("bold", 100, []),
+    ):
         found = packaged_templates(contrast, millilitres)
         assert [[each.name.split()[0] for each in group] for group in found] == names
     sizes = [float(each.brain.mask.sum()) * abs(np.linalg.det(each.brain.affine)) / 1000 for each in fetal_templates()]
@@ -221,8 +236,22 @@ def test_a_volume_lies_as_the_packaged_template_or_says_why_not(moving_brain, tm
 def test_the_tree_of_a_run_by_default(tiny_bids, tmp_path, official_errors):
     """A ball looks like no brain: the axes of the scanner, and a word about it; then as it was asked for."""
     tiny, out = tiny_bids(), tmp_path / "out"
-    words = [str(tiny.root), str(out), "participant", "-d", str(tiny.masks), "-w", str(tmp_path / "work"), "--sloppy",
-             "--no-denoise", "--no-n4", "--nprocs", "1", "--output-resolution", "2"]
+    words = [
+        str(tiny.root),
+        str(out),
+        "participant",
+        "-d",
+        str(tiny.masks),
+        "-w",
+        str(tmp_path / "work"),
+        "--sloppy",
+        "--no-denoise",
+        "--no-n4",
+        "--nprocs",
+        "1",
+        "--output-resolution",
+        "2",
+    ]
     assert main(words) == 0
     volume = out / "sub-01" / "anat" / "sub-01_rec-gsvr_res-2_desc-preproc_T2w.nii.gz"
     told = json.loads(sidecar_path(volume).read_text())
@@ -245,8 +274,24 @@ def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors)
     atlas.parent.mkdir()
     image, mask, affine = ball_stack(1)
     save_image(atlas, image * mask, rigid((0, 0, 140), (3, 4, 5)) @ affine)
-    words = [str(tiny.root), str(out), "participant", "-d", str(tiny.masks), "-w", str(tmp_path / "work"), "--sloppy",
-             "--no-denoise", "--no-n4", "--nprocs", "1", "--output-resolution", "2", "--template", str(atlas)]
+    words = [
+        str(tiny.root),
+        str(out),
+        "participant",
+        "-d",
+        str(tiny.masks),
+        "-w",
+        str(tmp_path / "work"),
+        "--sloppy",
+        "--no-denoise",
+        "--no-n4",
+        "--nprocs",
+        "1",
+        "--output-resolution",
+        "2",
+        "--template",
+        str(atlas),
+    ]
     assert main(words) == 0
     anat = out / "sub-01" / "anat"
     for name in ("preproc_T2w", "brain_T2w", "unmasked_T2w", "brain_mask", "coverage_T2w", "uncertainty_T2w"):
@@ -256,7 +301,9 @@ def test_the_tree_of_a_run_with_a_template(tiny_bids, tmp_path, official_errors)
     xfm = anat / "sub-01_rec-gsvr_from-T2w_to-template_mode-image_xfm.txt"
     assert read_itk_transforms(xfm).shape == (1, 4, 4)
     assert json.loads(sidecar_path(xfm).read_text())["Sources"] == [
-        "bids::sub-01/anat/sub-01_rec-gsvr_desc-gaussians_model.npz", "bids:template:old brain.nii.gz"]
+        "bids::sub-01/anat/sub-01_rec-gsvr_desc-gaussians_model.npz",
+        "bids:template:old brain.nii.gz",
+    ]
     links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
     assert (out / links["template"] / "old brain.nii.gz").is_file()
     for path in anat.glob("*_run-1_*.json"):
@@ -289,25 +336,36 @@ def bad(tmp_path, monkeypatch):
     return tmp_path
 
 
-BAD = [(["--template", "no.nii.gz"], "no.nii.gz: there is no such file"),
-       (["--template", "flat.nii.gz"], "the image has 40 x 40 x 1 voxels, and a volume is expected"),
-       (["--template", "four.nii.gz"], "the image has 3 volumes"),
-       (["--template", "empty.nii.gz"], "no voxel is above 0"),
-       (["--template", "speck.nii.gz"], "the brain in it has 0.008 ml"),
-       (["--template", "broken.nii.gz"], "this is not a readable NIfTI file"),
-       (["--template", "s1.nii.gz", "--template-mask", "no.nii.gz"], "no.nii.gz: there is no such file"),
-       (["--template", "s1.nii.gz", "--template-mask", "empty.nii.gz"], "the mask is all zero"),
-       (["--template", "s1.nii.gz", "--template-mask", "far.nii.gz"], "does not overlap the template"),
-       (["--template-mask", "m1.nii.gz"], "there is no --template that it could belong to"),
-       (["--orientation", "sideways"], "invalid choice")]
+BAD = [
+    (["--template", "no.nii.gz"], "no.nii.gz: there is no such file"),
+    (["--template", "flat.nii.gz"], "the image has 40 x 40 x 1 voxels, and a volume is expected"),
+    (["--template", "four.nii.gz"], "the image has 3 volumes"),
+    (["--template", "empty.nii.gz"], "no voxel is above 0"),
+    (["--template", "speck.nii.gz"], "the brain in it has 0.008 ml"),
+    (["--template", "broken.nii.gz"], "this is not a readable NIfTI file"),
+    (["--template", "s1.nii.gz", "--template-mask", "no.nii.gz"], "no.nii.gz: there is no such file"),
+    (["--template", "s1.nii.gz", "--template-mask", "empty.nii.gz"], "the mask is all zero"),
+    (["--template", "s1.nii.gz", "--template-mask", "far.nii.gz"], "does not overlap the template"),
+    (["--template-mask", "m1.nii.gz"], "there is no --template that it could belong to"),
+    (["--orientation", "sideways"], "invalid choice"),
+]
 
 
 @pytest.mark.parametrize("command", ["reconstruct", "participant"])
 @pytest.mark.parametrize(("words", "message"), BAD)
 def test_one_line_for_a_template_that_cannot_be(bad, tiny_bids, capsys, command, words, message):
     if command == "reconstruct":
-        given = ["reconstruct", "--input-stacks", "s1.nii.gz", "s2.nii.gz", "s3.nii.gz", "--slice-thickness", "3.5",
-                 "--output-volume", "out.nii.gz"]
+        given = [
+            "reconstruct",
+            "--input-stacks",
+            "s1.nii.gz",
+            "s2.nii.gz",
+            "s3.nii.gz",
+            "--slice-thickness",
+            "3.5",
+            "--output-volume",
+            "out.nii.gz",
+        ]
     else:
         given = [str(tiny_bids().root), "out", "participant", "--dry-run"]
     try:
@@ -325,10 +383,14 @@ def test_one_line_for_a_template_that_cannot_be(bad, tiny_bids, capsys, command,
     assert not (bad / "out.nii.gz").exists()
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--mode", "sr", "--template", "s1.nii.gz"], "--template: is for slice-to-volume reconstruction"),
-    (["--mode", "sr", "--orientation", "radiological"], "--orientation: is for slice-to-volume reconstruction"),
-    (["--derivatives", "template=."], "the name 'template' is taken")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mode", "sr", "--template", "s1.nii.gz"], "--template: is for slice-to-volume reconstruction"),
+        (["--mode", "sr", "--orientation", "radiological"], "--orientation: is for slice-to-volume reconstruction"),
+        (["--derivatives", "template=."], "the name 'template' is taken"),
+    ],
+)
 def test_options_that_do_not_go_together(bad, tiny_bids, capsys, words, message):
     assert main([str(tiny_bids().root), "out", "participant", "--dry-run", *words]) == 2
     assert message in capsys.readouterr().err
@@ -336,8 +398,18 @@ def test_options_that_do_not_go_together(bad, tiny_bids, capsys, words, message)
 
 def test_an_output_transform_needs_a_template(bad, capsys):
     with pytest.raises(SystemExit) as left:
-        main(["reconstruct", "--input-stacks", "s1.nii.gz", "s2.nii.gz", "--output-volume", "out.nii.gz",
-              "--output-transform", "t.txt"])
+        main(
+            [
+                "reconstruct",
+                "--input-stacks",
+                "s1.nii.gz",
+                "s2.nii.gz",
+                "--output-volume",
+                "out.nii.gz",
+                "--output-transform",
+                "t.txt",
+            ]
+        )
     assert left.value.code == 2
     assert "--output-transform: there is one with --template only" in capsys.readouterr().err
 
@@ -358,8 +430,11 @@ def test_a_model_is_sampled_in_the_space_of_the_template(moving_brain, tmp_path,
     np.testing.assert_allclose((affine @ [*((np.array(image.shape) - 1) / 2), 1])[:3], middle[:3], atol=6)
     write_itk_transforms(tmp_path / "two.txt", np.array([move, move]))
     (tmp_path / "none.txt").write_text("nothing")
-    for name, message in (("two.txt", "holds 2 transforms"), ("no.txt", "cannot be read"),
-                          ("none.txt", "no ITK transform")):
+    for name, message in (
+        ("two.txt", "holds 2 transforms"),
+        ("no.txt", "cannot be read"),
+        ("none.txt", "no ITK transform"),
+    ):
         words[4] = str(tmp_path / name)
         assert main(words) == 2
         assert message in capsys.readouterr().err

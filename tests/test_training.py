@@ -54,8 +54,9 @@ def brain():
 @pytest.fixture(scope="module")
 def stack():
     """A real stack's like: a bright ellipsoid in dim tissue."""
-    at = np.stack(np.meshgrid(*((np.arange(n) - n // 2) * s for n, s in zip((80, 80, 24), SPACING, strict=True)),
-                              indexing="ij"))
+    at = np.stack(
+        np.meshgrid(*((np.arange(n) - n // 2) * s for n, s in zip((80, 80, 24), SPACING, strict=True)), indexing="ij")
+    )
     inside = (at[0] / 22) ** 2 + (at[1] / 30) ** 2 + (at[2] / 24) ** 2 < 1
     image = np.where(inside, 140, 50).astype(np.uint8)
     return scene_of("stack", image, np.where(inside, REAL, 0).astype(np.uint8), SPACING, True)
@@ -70,8 +71,13 @@ def ball_scene():
     flat = (np.arange(128) - 63.5) * 2.5
     at = np.stack(np.meshgrid(flat, flat, flat, indexing="ij"))
     inside = (at**2).sum(0) < 40**2
-    return scene_of("ball", np.full(inside.shape, 100, np.uint8), np.where(inside, 1, canvas.BODY).astype(np.uint8),
-                    (2.5,) * 3, False)
+    return scene_of(
+        "ball",
+        np.full(inside.shape, 100, np.uint8),
+        np.where(inside, 1, canvas.BODY).astype(np.uint8),
+        (2.5,) * 3,
+        False,
+    )
 
 
 def test_a_made_up_scene_holds_a_brain_of_a_fetus_in_fluid_skull_and_skin(made):
@@ -150,10 +156,15 @@ def test_samples_are_those_of_linear_interpolation(stack, as_it_is):
 
 
 def test_a_finer_volume_is_seen_where_it_lies_and_the_scene_elsewhere(as_it_is):
-    inner = Inner(np.full((20, 20, 20), 200, np.uint8), np.full((20, 20, 20), REAL, np.uint8), np.array([30.0, 30, 30]),
-                  np.array([1.0, 1.0, 2.0]))
-    scene = scene_of("two", np.full((60, 60, 60), 50, np.uint8), np.zeros((60, 60, 60), np.uint8), (2.0,) * 3, False,
-                     inner)
+    inner = Inner(
+        np.full((20, 20, 20), 200, np.uint8),
+        np.full((20, 20, 20), REAL, np.uint8),
+        np.array([30.0, 30, 30]),
+        np.array([1.0, 1.0, 2.0]),
+    )
+    scene = scene_of(
+        "two", np.full((60, 60, 60), 50, np.uint8), np.zeros((60, 60, 60), np.uint8), (2.0,) * 3, False, inner
+    )
     np.testing.assert_allclose(scene.middle * 2, (39.5, 39.5, 49))
     plane = Plane(np.eye(3), np.array([39.5, 39.5, 49]), 30.0, 0.0, 1.0)
     _, shares = cut(np.random.default_rng(0), scene, as_it_is, plane, 3)
@@ -167,9 +178,16 @@ def test_before_and_behind_a_stack_lies_what_another_shows():
     labels = np.zeros(world.shape, np.uint8)
     labels[28:42, 28:42, 28:42] = REAL
     thick = (slice(None), slice(None), slice(26, 44, 3))
-    made = [scene_of("one", world[thick].astype(np.uint8), labels[thick], (1, 1, 3), True),
-            scene_of("other", np.transpose(world, (0, 2, 1))[thick].astype(np.uint8),
-                     np.transpose(labels, (0, 2, 1))[thick], (1, 1, 3), True)]
+    made = [
+        scene_of("one", world[thick].astype(np.uint8), labels[thick], (1, 1, 3), True),
+        scene_of(
+            "other",
+            np.transpose(world, (0, 2, 1))[thick].astype(np.uint8),
+            np.transpose(labels, (0, 2, 1))[thick],
+            (1, 1, 3),
+            True,
+        ),
+    ]
     one = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 26], [0, 0, 0, 1.0]])
     other = np.array([[1, 0, 0, 0], [0, 0, 3, 26], [0, 1, 0, 0], [0, 0, 0, 1.0]])
     scene = surrounded(made[0], one, made[1], other)
@@ -234,8 +252,13 @@ def test_a_pocket_of_fluid_holds_limbs_and_leaves_what_is_around_it():
         away = np.linalg.norm((drawn.at - centre[:, None, None, None]) / size[:, None, None, None], axis=0)
         assert (drawn.labels[away > 1.3] == canvas.BODY).all()
         assert canvas.FLUID in drawn.labels[away < 0.98]
-        assert set(np.unique(drawn.labels[away < 0.98])) <= {canvas.FLUID, canvas.LIMB, canvas.CORD, canvas.FLESH,
-                                                             canvas.SKULL}
+        assert set(np.unique(drawn.labels[away < 0.98])) <= {
+            canvas.FLUID,
+            canvas.LIMB,
+            canvas.CORD,
+            canvas.FLESH,
+            canvas.SKULL,
+        }
         limbs += (drawn.labels[away < 0.98] != canvas.FLUID).any()
     assert limbs >= 6
 
@@ -285,9 +308,11 @@ def test_a_short_training_writes_networks_that_load(tmp_path, brain, stack, monk
     monkeypatch.setattr(train, "real_scenes", lambda folder, told, head, labels: [stack])
     monkeypatch.setattr(train, "brains", lambda folder, weeks: [brain])
     config = tmp_path / "config.toml"
-    config.write_text('seed = 1\n[train]\nruns = [1]\nweeks = [22]\n[mixture]\nscenes = 2\n[network]\n'
-                      'channels = [4, 8]\nslices = [1, 3]\n[schedule]\nminutes = 5.0\nbatches = 40\nbatch = 2\n'
-                      'rate = 5e-3\naverage = 0.9\n')
+    config.write_text(
+        "seed = 1\n[train]\nruns = [1]\nweeks = [22]\n[mixture]\nscenes = 2\n[network]\n"
+        "channels = [4, 8]\nslices = [1, 3]\n[schedule]\nminutes = 5.0\nbatches = 40\nbatch = 2\n"
+        "rate = 5e-3\naverage = 0.9\n"
+    )
     monkeypatch.setattr(sys, "argv", ["train", str(config), str(tmp_path / "out"), "--workers=0", "--log-every=20"])
     train.main()
     for count in (1, 3):
@@ -356,8 +381,11 @@ def test_parts_of_a_real_stack_to_score_hold_no_brain():
 def test_scores_of_data_that_are_not_there_are_refused_in_one_line(tmp_path, capsys, monkeypatch):
     shape = NetworkShape((4, 8), PIXEL, 1, SIZE)
     save_network(tmp_path / "w.safetensors", MaskNetwork(build_network(shape), shape))
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(TRAINING / "config_fourth.toml"), str(tmp_path / "w.safetensors"),
-                                      "--data", str(tmp_path)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["evaluate", str(TRAINING / "config_fourth.toml"), str(tmp_path / "w.safetensors"), "--data", str(tmp_path)],
+    )
     with pytest.raises(SystemExit, match="2"):
         evaluate.main()
     assert "fetal-stacks-mialsrtk: there is no such data set; give the folder" in capsys.readouterr().err

@@ -84,7 +84,9 @@ def test_where_the_head_knows_nothing_lies_what_stacks_show(files):
 def test_a_training_takes_the_head_where_its_configuration_says_so(files, monkeypatch):
     stacks, masks, folder, _ = files
     monkeypatch.setattr(head, "stack_files", lambda place, runs, labels: (stacks, masks))
-    names = [[scene.name for scene in head.real_scenes(folder, {"runs": [1, 2, 3]} | more, folder.parent)]
-             for more in ({}, {"heads": [1, 3]})]
+    names = [
+        [scene.name for scene in head.real_scenes(folder, {"runs": [1, 2, 3]} | more, folder.parent)]
+        for more in ({}, {"heads": [1, 3]})
+    ]
     assert names[0] == ["stack1.nii.gz", "stack2.nii.gz", "stack3.nii.gz"]
     assert names[1] == [*names[0], "head", "head"]

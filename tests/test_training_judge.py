@@ -35,8 +35,9 @@ class Bright(torch.nn.Module):
 
 
 def ellipsoid(half, shape, spacing):
-    at = np.stack(np.meshgrid(*((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)),
-                              indexing="ij"), -1)
+    at = np.stack(
+        np.meshgrid(*((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"), -1
+    )
     return ((at / half) ** 2).sum(-1) < 1
 
 
@@ -135,11 +136,14 @@ def test_a_short_training_adds_a_judge_to_the_weights(tmp_path, pool, monkeypatc
     monkeypatch.setattr(judge, "real_scenes", lambda folder, told, head: [pool[1]])
     monkeypatch.setattr(judge, "brains", lambda folder, weeks: [pool[2]])
     config = tmp_path / "config.toml"
-    config.write_text('seed = 1\nstacks = 20\n[train]\nruns = [1]\nweeks = [22]\n[mixture]\nscenes = 2\nempty = 0.0\n'
-                      '[schedule]\nminutes = 5.0\nbatches = 40\nbatch = 8\nrate = 2e-3\naverage = 0.9\n')
+    config.write_text(
+        "seed = 1\nstacks = 20\n[train]\nruns = [1]\nweeks = [22]\n[mixture]\nscenes = 2\nempty = 0.0\n"
+        "[schedule]\nminutes = 5.0\nbatches = 40\nbatch = 8\nrate = 2e-3\naverage = 0.9\n"
+    )
     out = tmp_path / "made" / "judged.safetensors"
-    monkeypatch.setattr(sys, "argv", ["judge", str(config), str(tmp_path / "w.safetensors"), str(out), "--workers=0",
-                                      "--log-every=10"])
+    monkeypatch.setattr(
+        sys, "argv", ["judge", str(config), str(tmp_path / "w.safetensors"), str(out), "--workers=0", "--log-every=10"]
+    )
     judge.main()
     known = load_network(out)
     image, block = torch.rand(1, 1, 32, 32), torch.rand(1, 1, SIDE, SIDE, SIDE)

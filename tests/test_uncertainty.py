@@ -38,8 +38,10 @@ def test_support_is_the_sum_of_the_psf_around_every_pixel(still):
     stack = stacks[1]
     rows = result.stack_index == 1
     result = dataclasses.replace(
-        result, weight=np.where(rows, 0.5 + 0.5 * (np.arange(len(rows)) % 2), 0.0),
-        settings={**result.settings, "rim": 0})
+        result,
+        weight=np.where(rows, 0.5 + 0.5 * (np.arange(len(rows)) % 2), 0.0),
+        settings={**result.settings, "rim": 0},
+    )
     support, variance = data_support(result, stacks, affine, image.shape)
     index = np.argwhere(stack.mask)
     at = index @ stack.affine[:3, :3].T + stack.affine[:3, 3]
@@ -91,8 +93,9 @@ def test_intensities_scale_with_the_data(still):
     _, stacks, result, affine, image = still
     found = predict_error(result, stacks, affine, image)
     bright = [dataclasses.replace(stack, image=10 * stack.image) for stack in stacks]
-    scaled = predict_error(dataclasses.replace(result, intensity_scale=10 * result.intensity_scale), bright, affine,
-                           10 * image)
+    scaled = predict_error(
+        dataclasses.replace(result, intensity_scale=10 * result.intensity_scale), bright, affine, 10 * image
+    )
     np.testing.assert_allclose(scaled.sigma, 10 * found.sigma, rtol=1e-3)
 
 
@@ -112,8 +115,14 @@ def test_predicted_and_true_error_go_together(still):
     """Stacks with much more noise in the lower half of the brain: the map says where, and how much."""
     field, stacks, result, affine, image = still
     noise = np.random.default_rng(4)
-    noisy = [dataclasses.replace(s, image=s.image + noise.normal(0, 150, s.image.shape).astype(np.float32)
-                                 * (voxels(s.affine, s.image.shape)[..., 2] < 0)) for s in stacks]
+    noisy = [
+        dataclasses.replace(
+            s,
+            image=s.image
+            + noise.normal(0, 150, s.image.shape).astype(np.float32) * (voxels(s.affine, s.image.shape)[..., 2] < 0),
+        )
+        for s in stacks
+    ]
     result = fit_svr(noisy, STILL, OPTIONS)
     image = sample_result(result, affine, image.shape)
     truth = sample_grid(field, affine, image.shape)[0] * 1000

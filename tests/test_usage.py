@@ -57,9 +57,12 @@ def test_no_room_for_the_record_is_no_error(tmp_path):
 
 
 def test_gathered_in_the_order_they_began(tmp_path):
-    for step, record in {"run_1_wf.n4": '{"began": 3, "seconds": 2, "cpu_seconds": 1, "peak_gb": null}',
-                         "svr_wf.fit": '{"began": 2, "seconds": 5, "cpu_seconds": 9, "peak_gb": 1.5}',
-                         "report": "damaged {", "qc": '{"began": 1}'}.items():
+    for step, record in {
+        "run_1_wf.n4": '{"began": 3, "seconds": 2, "cpu_seconds": 1, "peak_gb": null}',
+        "svr_wf.fit": '{"began": 2, "seconds": 5, "cpu_seconds": 9, "peak_gb": 1.5}',
+        "report": "damaged {",
+        "qc": '{"began": 1}',
+    }.items():
         folder = tmp_path.joinpath(*step.split("."))
         folder.mkdir(parents=True)
         (folder / USAGE_FILE).write_text(record)
@@ -76,6 +79,9 @@ def test_gathered_in_the_order_they_began(tmp_path):
     assert [row["name"] for row in rows] == ["svr fit", "run-1 n4"]
     assert [row["time_share"] for row in rows] == [100.0, 40.0]
     assert rows[1]["memory"] == "not known"
-    assert dict(usage_total(again)) == {"Sum of all steps": "7.0 s", "Processor time": "10.0 s",
-                                        "Largest memory": "1.5 GB"}
+    assert dict(usage_total(again)) == {
+        "Sum of all steps": "7.0 s",
+        "Processor time": "10.0 s",
+        "Largest memory": "1.5 GB",
+    }
     assert usage_rows(()) == usage_total(()) == []

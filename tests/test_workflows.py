@@ -24,14 +24,20 @@ def setting(tiny_bids, tmp_path):
     masks = {"masks": tiny.masks}
     config = Config(
         Execution(tiny.root, tmp_path / "out", tmp_path / "work", run_uuid="r1", derivatives=masks),
-        WorkflowOptions(output_resolution=(2.0,), sloppy=True), NipypeOptions(omp_nthreads=1))
+        WorkflowOptions(output_resolution=(2.0,), sloppy=True),
+        NipypeOptions(omp_nthreads=1),
+    )
     return config, find_tasks(tiny.root, Selection(mask_datasets=masks))[0], tiny
 
 
 def execute(config, task):
     workflow = init_gsbids_wf(config=config, tasks=[task])
-    workflow.config["execution"] |= {"crashfile_format": "txt", "hash_method": "content",
-                                     "create_report": False, "remove_unnecessary_outputs": False}
+    workflow.config["execution"] |= {
+        "crashfile_format": "txt",
+        "hash_method": "content",
+        "create_report": False,
+        "remove_unnecessary_outputs": False,
+    }
     for node in workflow._get_all_nodes():
         node.config["execution"] = workflow.config["execution"] | node.config["execution"]
     return workflow.run(plugin="Linear")
@@ -107,8 +113,9 @@ def test_run_resume_and_repeat(setting):
     assert {f"run_{k} n4" for k in (1, 2, 3)} < {step.name for step in steps}
     assert "volume_outputs qc" in [step.name for step in steps]
     assert all(step.seconds > 0 and step.peak_gb > 0.05 for step in steps)
-    sidecar = json.loads((config.execution.output_dir / (
-        "sub-01/anat/sub-01_rec-gsvr_res-2_desc-uncertainty_T2w.json")).read_text())
+    sidecar = json.loads(
+        (config.execution.output_dir / ("sub-01/anat/sub-01_rec-gsvr_res-2_desc-uncertainty_T2w.json")).read_text()
+    )
     assert sidecar["Units"] == "arbitrary"
     assert "sigma^2" in sidecar["Formula"]
     assert "bids::sub-01/anat/sub-01_rec-gsvr_desc-gaussians_model.npz" in sidecar["Sources"]
@@ -132,8 +139,7 @@ def test_run_resume_and_repeat(setting):
     assert (folder / "early_preview/preview.nii.gz").is_file()
     assert (folder / "svr_wf/fit/preview.nii.gz").is_file()
     # From nothing, in another folder, with other threads.
-    again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace(
-        "nipype", omp_nthreads=2)
+    again = config.replace("execution", work_dir=config.execution.work_dir / "again").replace("nipype", omp_nthreads=2)
     execute(again, task)
     assert checksums(config.execution.output_dir) == made
 

@@ -13,9 +13,11 @@ def checksums(folder: Path, skip=("log",)) -> dict[str, str]:
 
     Reports are compared without the time and the memory that the steps took: these are never the same twice.
     """
-    return {str(path.relative_to(folder)): hashlib.sha256(_lasting(path)).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not set(path.relative_to(folder).parts) & set(skip)}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(_lasting(path)).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not set(path.relative_to(folder).parts) & set(skip)
+    }
 
 
 def _lasting(path: Path) -> bytes:

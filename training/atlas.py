@@ -40,8 +40,10 @@ def packaged(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> tuple[n
     inside, ratio = np.argwhere(mask), VOXEL / spacing
     start = inside.min(0) - MARGIN / spacing
     shape = tuple(np.ceil((inside.max(0) - start) / ratio + MARGIN / VOXEL).astype(int) + 1)
-    brain, image = (ndimage.affine_transform(each.astype(np.float32), np.diag(ratio), start, shape, order=1)
-                    for each in (mask, image * mask))
+    brain, image = (
+        ndimage.affine_transform(each.astype(np.float32), np.diag(ratio), start, shape, order=1)
+        for each in (mask, image * mask)
+    )
     brain = brain >= 0.5
     level = np.rint(image / np.percentile(image[brain], BRIGHTEST) * 255)
     own = affine @ np.block([[np.diag(ratio), start[:, None]], [np.zeros((1, 3)), 1]])

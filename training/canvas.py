@@ -11,8 +11,31 @@ VOXEL = 2.5  # mm
 FINE = 1.25  # mm, of the voxels around a head; larger where it is
 SIDE = 128  # voxels along an edge of either
 # what is no brain
-(AIR, BODY, FAT, WALL, PLACENTA, FLUID, LIMB, CORD, TRUNK, LUNG, LIVER, FLESH, CANAL, SPINE, VERTEBRA, FACE, AIRWAY,
- EYE, LENS, BASE, SKIN, SKULL, ORGAN) = range(10, 33)
+(
+    AIR,
+    BODY,
+    FAT,
+    WALL,
+    PLACENTA,
+    FLUID,
+    LIMB,
+    CORD,
+    TRUNK,
+    LUNG,
+    LIVER,
+    FLESH,
+    CANAL,
+    SPINE,
+    VERTEBRA,
+    FACE,
+    AIRWAY,
+    EYE,
+    LENS,
+    BASE,
+    SKIN,
+    SKULL,
+    ORGAN,
+) = range(10, 33)
 ORGANS = 8  # labels from ORGAN on
 LABELS = ORGAN + ORGANS
 

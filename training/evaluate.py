@@ -60,10 +60,14 @@ class Kind:
     seen: str = "all"
 
 
-SIMULATED = {"simulated, T2-weighted": Kind(40), "simulated, any contrast": Kind(20, odd=1.0),
-             "simulated, narrow field of view": Kind(12, seen="box"), "simulated, head alone": Kind(12, seen="head"),
-             "no brain, simulated": Kind(12, empty=True),
-             "no brain, simulated, narrow field of view": Kind(24, empty=True, seen="box")}
+SIMULATED = {
+    "simulated, T2-weighted": Kind(40),
+    "simulated, any contrast": Kind(20, odd=1.0),
+    "simulated, narrow field of view": Kind(12, seen="box"),
+    "simulated, head alone": Kind(12, seen="head"),
+    "no brain, simulated": Kind(12, empty=True),
+    "no brain, simulated, narrow field of view": Kind(24, empty=True, seen="box"),
+}
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -88,8 +92,11 @@ def main() -> None:
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--validate", action="store_true", help="other stacks, to choose by")
     parser.add_argument("--all-runs", action="store_true", help="the runs of the training as well")
-    parser.add_argument("--labels", type=Path, help="folder of intracranial masks (labels.py), in the place of the "
-                        "manual masks of the real stacks")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="folder of intracranial masks (labels.py), in the place of the manual masks of the real stacks",
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -106,22 +113,39 @@ def score(args: argparse.Namespace) -> None:
     part, seed = ("train", VALIDATION) if args.validate else ("evaluate", SCORED)
     also = told["train"]["runs"] if args.all_runs and not args.validate else []
     kind = "trained on" if args.validate else "left out"
-    stacks = chain(real(args.data, told[part]["runs"], kind, True, args.labels),
-                   real(args.data, also, "trained on", False, args.labels),
-                   made_up(args.data, told[part]["weeks"], seed))
+    stacks = chain(
+        real(args.data, told[part]["runs"], kind, True, args.labels),
+        real(args.data, also, "trained on", False, args.labels),
+        made_up(args.data, told[part]["weeks"], seed),
+    )
     rows = []
     for name, kind, image, affine, truth in stacks:
         start = time.process_time()
         found = segment_stack(image, affine, network)
-        rows.append({"stack": name, "kind": kind, "dice": dice(found.mask, truth),
-                     "volume_over_true": float(found.mask.sum() / truth.sum()) if truth.any() else None,
-                     "found": centre_inside(found.mask, truth), "empty": not found.mask.any(),
-                     "confidence": found.confidence, "cpu_s": time.process_time() - start})
+        rows.append(
+            {
+                "stack": name,
+                "kind": kind,
+                "dice": dice(found.mask, truth),
+                "volume_over_true": float(found.mask.sum() / truth.sum()) if truth.any() else None,
+                "found": centre_inside(found.mask, truth),
+                "empty": not found.mask.any(),
+                "confidence": found.confidence,
+                "cpu_s": time.process_time() - start,
+            }
+        )
         print(rows[-1], flush=True)
         if args.figures:
             draw_stack(args.figures / f"{name}.png", image, found.mask, truth)
-    result = {"weights": args.weights.name, "date": date.today().isoformat(), "machine": platform.platform(),
-              "threads": args.threads, "config": told, "rows": rows, "summary": summary(rows)}
+    result = {
+        "weights": args.weights.name,
+        "date": date.today().isoformat(),
+        "machine": platform.platform(),
+        "threads": args.threads,
+        "config": told,
+        "rows": rows,
+        "summary": summary(rows),
+    }
     print(json.dumps(result["summary"], indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
@@ -187,11 +211,13 @@ def summary(rows: list[dict]) -> dict:
         if kind.startswith("no brain"):
             out[kind]["empty"] = float(np.mean([r["empty"] for r in those]))
         else:
-            out[kind] |= {"dice_median": float(np.median([r["dice"] for r in those])),
-                          "dice_least": min(r["dice"] for r in those),
-                          "volume_median": float(np.median([r["volume_over_true"] for r in those])),
-                          "dice_least_sure": min((r["dice"] for r in sure), default=None),
-                          "found": float(np.mean([r["found"] for r in those]))}
+            out[kind] |= {
+                "dice_median": float(np.median([r["dice"] for r in those])),
+                "dice_least": min(r["dice"] for r in those),
+                "volume_median": float(np.median([r["volume_over_true"] for r in those])),
+                "dice_least_sure": min((r["dice"] for r in sure), default=None),
+                "found": float(np.mean([r["found"] for r in those])),
+            }
     return out
 
 
@@ -210,8 +236,10 @@ def simulated(rng, atlas, kind: Kind) -> tuple[np.ndarray, np.ndarray, float]:
         if kind.empty:
             box = somewhere(rng, image)
         else:
-            box = tuple(slice(max(0, one.start - int(rng.integers(3, 12))), one.stop + int(rng.integers(3, 12)))
-                        for one in ndimage.find_objects(truth.astype(np.uint8))[0][:2])
+            box = tuple(
+                slice(max(0, one.start - int(rng.integers(3, 12))), one.stop + int(rng.integers(3, 12)))
+                for one in ndimage.find_objects(truth.astype(np.uint8))[0][:2]
+            )
         image, truth = image[box], truth[box]
     return image, truth, gap
 

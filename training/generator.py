@@ -49,14 +49,41 @@ from gsbids.masking.network import normalised
 
 SIZE = 160  # pixels along an edge of a slice
 PIXEL = 2.0  # mm
-BRAIN_T2 = {1: (0.55, 0.9), 2: (0.8, 1.2), 3: (0.4, 0.8), CSF: (0.75, 1.2), 5: (0.35, 0.7), 6: (0.4, 0.75),
-            7: (0.4, 0.75), 8: (0.4, 0.75)}
+BRAIN_T2 = {
+    1: (0.55, 0.9),
+    2: (0.8, 1.2),
+    3: (0.4, 0.8),
+    CSF: (0.75, 1.2),
+    5: (0.35, 0.7),
+    6: (0.4, 0.75),
+    7: (0.4, 0.75),
+    8: (0.4, 0.75),
+}
 BRAIN = is_brain(np.arange(LABELS))
-OTHERS_T2 = {AIR: (0, 0), BODY: (0.1, 0.5), FAT: (0.3, 1.3), WALL: (0.1, 0.4), PLACENTA: (0.3, 0.9),
-             FLUID: (0.8, 1.4), LIMB: (0.15, 0.5), CORD: (0, 0.5), TRUNK: (0.2, 0.55), LUNG: (0.5, 1.0),
-             LIVER: (0.1, 0.45), FLESH: (0.15, 0.5), CANAL: (0.7, 1.2), SPINE: (0.4, 0.7), VERTEBRA: (0.1, 0.5),
-             FACE: (0.2, 0.6), AIRWAY: (0, 1.2), EYE: (0.8, 1.3), LENS: (0.1, 0.3), BASE: (0.1, 0.5),
-             SKIN: (0.2, 0.8), SKULL: (0, 0.3)}  # brightness in T2-weighted images; of a brain's white matter 0.7
+OTHERS_T2 = {
+    AIR: (0, 0),
+    BODY: (0.1, 0.5),
+    FAT: (0.3, 1.3),
+    WALL: (0.1, 0.4),
+    PLACENTA: (0.3, 0.9),
+    FLUID: (0.8, 1.4),
+    LIMB: (0.15, 0.5),
+    CORD: (0, 0.5),
+    TRUNK: (0.2, 0.55),
+    LUNG: (0.5, 1.0),
+    LIVER: (0.1, 0.45),
+    FLESH: (0.15, 0.5),
+    CANAL: (0.7, 1.2),
+    SPINE: (0.4, 0.7),
+    VERTEBRA: (0.1, 0.5),
+    FACE: (0.2, 0.6),
+    AIRWAY: (0, 1.2),
+    EYE: (0.8, 1.3),
+    LENS: (0.1, 0.3),
+    BASE: (0.1, 0.5),
+    SKIN: (0.2, 0.8),
+    SKULL: (0, 0.3),
+}  # brightness in T2-weighted images; of a brain's white matter 0.7
 
 
 @dataclass(frozen=True)
@@ -142,8 +169,9 @@ class Plane:
     size: float
 
 
-def scenes(seed: int, stacks: list[Scene], atlas: list[Brain], mixture: Mixture,
-           workers: int = 1) -> dict[str, list[Scene]]:
+def scenes(
+    seed: int, stacks: list[Scene], atlas: list[Brain], mixture: Mixture, workers: int = 1
+) -> dict[str, list[Scene]]:
     """The scenes of a training, by kind; made up in so many processes."""
     moved = [_moved(seed, k, stacks, atlas) for k in range(max(1, mixture.scenes // 4))]
     make, numbers = partial(_made, seed, atlas, mixture), range(mixture.scenes)
@@ -222,7 +250,12 @@ def view(rng, brain: np.ndarray, mixture: Mixture, gap: float = PIXEL) -> np.nda
     left = np.ones((SIZE, SIZE), bool)
     if kind > 1 - mixture.narrow:
         edge = rng.integers(0, 55, 4) * (rng.random(4) < 0.6)
-        left[:edge[0]], left[SIZE - edge[1]:], left[:, :edge[2]], left[:, SIZE - edge[3]:] = False, False, False, False
+        left[: edge[0]], left[SIZE - edge[1] :], left[:, : edge[2]], left[:, SIZE - edge[3] :] = (
+            False,
+            False,
+            False,
+            False,
+        )
     return left
 
 
@@ -230,7 +263,7 @@ def _alone(rng, brain: np.ndarray, gap: float) -> np.ndarray:
     """The brain and a little around it; where there is none, an ellipse, as if that were one."""
     if brain.any():
         width = rng.choice((0.0, rng.uniform(0, 20)))
-        return ndimage.distance_transform_edt(~brain, (gap, PIXEL, PIXEL)[-brain.ndim:]) <= width
+        return ndimage.distance_transform_edt(~brain, (gap, PIXEL, PIXEL)[-brain.ndim :]) <= width
     turn = Rotation.from_rotvec((0, 0, rng.uniform(0, np.pi))).as_matrix()[:2, :2]
     away = np.moveaxis(np.indices((SIZE, SIZE)), 0, -1) - rng.uniform(35, SIZE - 35, 2)
     return ((away @ turn / rng.uniform(10, 35, 2)) ** 2).sum(-1) < 1
@@ -241,8 +274,9 @@ def _box(rng, brain: np.ndarray, around: bool) -> np.ndarray:
     left = np.zeros((SIZE, SIZE), bool)
     if around:
         found, margin = ndimage.find_objects(brain.astype(np.uint8))[0], rng.integers(2, 20, 4)
-        box = [slice(max(0, one.start - a), one.stop + b)
-               for one, a, b in zip(found, margin[:2], margin[2:], strict=True)]
+        box = [
+            slice(max(0, one.start - a), one.stop + b) for one, a, b in zip(found, margin[:2], margin[2:], strict=True)
+        ]
         left[tuple(box)] = True
         return left
     size = rng.integers(20, 90, 2)  # what lies elsewhere can be shown as close

@@ -74,8 +74,21 @@ def _reconstruct(stacks: list[Path], masks: list[Path], folder: Path, options) -
     """What ``gsbids reconstruct`` makes of stacks."""
     out = {name: folder / f"{name}.nii.gz" for name in ("volume", "mask", "unmasked")}
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "gsbids", "reconstruct", "--input-stacks", *stacks, "--input-masks", *masks,
-               "--output-resolution", str(VOXEL), "-w", folder / "work", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "gsbids",
+        "reconstruct",
+        "--input-stacks",
+        *stacks,
+        "--input-masks",
+        *masks,
+        "--output-resolution",
+        str(VOXEL),
+        "-w",
+        folder / "work",
+        *options,
+    ]
     for name, path in out.items():
         command += [f"--output-{name}", path]
     # 3: made, and not to be used: wide masks hold what does not move with the head, which is wanted here.

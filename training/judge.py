@@ -40,11 +40,15 @@ def sorted_places(stacks: list[Stack]) -> dict[str, list[tuple[Stack, np.ndarray
     gsbids.errors.InputError
         There are none with or none without a brain.
     """
-    places = {kind: [(stack, place) for stack in stacks for place in getattr(stack, kind)]
-              for kind in ("brain", "mistaken", "other")}
+    places = {
+        kind: [(stack, place) for stack in stacks for place in getattr(stack, kind)]
+        for kind in ("brain", "mistaken", "other")
+    }
     if not (places["brain"] and places["other"]):
-        raise InputError(f"{len(stacks)} stacks show {len(places['brain'])} places in a brain and "
-                         f"{len(places['other'])} others; let the configuration make more")
+        raise InputError(
+            f"{len(stacks)} stacks show {len(places['brain'])} places in a brain and "
+            f"{len(places['other'])} others; let the configuration make more"
+        )
     return places | {"mistaken": places["mistaken"] or places["other"]}
 
 
@@ -78,7 +82,7 @@ def cropped(rng, block: np.ndarray, axes, most: int) -> np.ndarray:
     for axis in axes:
         low, high = rng.integers(0, most, 2) * (rng.random(2) < 0.5)
         along = np.moveaxis(left, axis, 0)
-        along[:low], along[SIDE - high:] = False, False
+        along[:low], along[SIDE - high :] = False, False
     return block * left
 
 
@@ -110,8 +114,10 @@ def to_be_judged(path: Path) -> MaskNetwork:
     """
     known = load_network(path)
     if not isinstance(known.shape, NetworkShape) or (known.shape.slices, known.shape.pixel) != (1, PIXEL):
-        raise InputError(f"{path}: a judge is trained for a network that sees one slice in pixels of {PIXEL:g} mm, not "
-                         f"for {known.shape}; give weights of train.py")
+        raise InputError(
+            f"{path}: a judge is trained for a network that sees one slice in pixels of {PIXEL:g} mm, not "
+            f"for {known.shape}; give weights of train.py"
+        )
     return known
 
 

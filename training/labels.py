@@ -76,8 +76,13 @@ def draw_masks(folder: Path, data: Path) -> None:
     inside = intracranial(Stack("head", image, wide, affine, float(np.linalg.norm(affine[:3, 0]))), templates)
     save_image(folder / "head_mask.nii.gz", inside, affine, "uint8")
     for axis in range(3):
-        draw_stack(folder / f"head-{'xyz'[axis]}.png", np.moveaxis(image, axis, 2), np.moveaxis(wide, axis, 2),
-                   np.moveaxis(inside, axis, 2), 2)
+        draw_stack(
+            folder / f"head-{'xyz'[axis]}.png",
+            np.moveaxis(image, axis, 2),
+            np.moveaxis(wide, axis, 2),
+            np.moveaxis(inside, axis, 2),
+            2,
+        )
     result = SvrResult.load(head["model"])
     for number, path in enumerate(files):
         acquired, own = load_image(path)
@@ -94,8 +99,18 @@ def reconstructed(stacks: list[Path], masks: list[Path], folder: Path) -> dict[s
     out = {name: folder / f"all_{name}.nii.gz" for name in ("volume", "mask", "unmasked")}
     out["model"] = folder / "all_model.npz"
     if not all(path.exists() for path in out.values()):
-        command = [sys.executable, "-m", "gsbids", "reconstruct", "--input-stacks", *stacks, "--input-masks", *masks,
-                   "-w", folder / "work"]
+        command = [
+            sys.executable,
+            "-m",
+            "gsbids",
+            "reconstruct",
+            "--input-stacks",
+            *stacks,
+            "--input-masks",
+            *masks,
+            "-w",
+            folder / "work",
+        ]
         for name, path in out.items():
             command += [f"--output-{name}", path]
         if subprocess.run([str(word) for word in command]).returncode:
@@ -143,15 +158,26 @@ def laid(head: Stack, template: Stack, gently: bool) -> np.ndarray:
     shrink[:3, :3] /= found.scale
     shrink[:3, 3] = middle - shrink[:3, :3] @ middle
     back = np.linalg.inv(np.linalg.inv(found.transform) @ shrink @ template.affine) @ head.affine
-    image, mask = (_as_ants(ndimage.affine_transform(each.astype(np.float32), back[:3, :3], back[:3, 3],
-                                                     head.image.shape, order=1), head.spacing)
-                   for each in (template.image * template.mask, template.mask))
+    image, mask = (
+        _as_ants(
+            ndimage.affine_transform(each.astype(np.float32), back[:3, :3], back[:3, 3], head.image.shape, order=1),
+            head.spacing,
+        )
+        for each in (template.image * template.mask, template.mask)
+    )
     near = ndimage.distance_transform_edt(~head.mask, head.spacing) <= (0 if gently else AROUND)
     fixed = _as_ants(np.where(near, head.image, 0), head.spacing)
     moved = ants.registration(fixed, image, "Affine", initial_transform="Identity", aff_iterations=(500, 300, 100, 0))
     if gently:
-        moved = ants.registration(fixed, image, "SyNOnly", initial_transform=moved["fwdtransforms"][0],
-                                  reg_iterations=(40, 20, 0), flow_sigma=5, total_sigma=1)
+        moved = ants.registration(
+            fixed,
+            image,
+            "SyNOnly",
+            initial_transform=moved["fwdtransforms"][0],
+            reg_iterations=(40, 20, 0),
+            flow_sigma=5,
+            total_sigma=1,
+        )
     return ants.apply_transforms(fixed, mask, moved["fwdtransforms"]).numpy() > 0.5
 
 
@@ -160,13 +186,15 @@ def within_skull(head: Stack, outline: np.ndarray, within: float, beyond: float)
     import SimpleITK as sitk  # one of the test requirements
 
     image = ndimage.gaussian_filter(head.image, SMOOTH / head.spacing)
-    depth, height, far = (ndimage.distance_transform_edt(each, head.spacing)
-                          for each in (outline, ~outline, ~head.mask))
+    depth, height, far = (
+        ndimage.distance_transform_edt(each, head.spacing) for each in (outline, ~outline, ~head.mask)
+    )
     start = np.zeros(image.shape, np.uint8)
     start[depth > within] = 1
     start[(height > beyond) | (far > FARTHEST) | (head.image <= 0)] = 2
-    flooded = sitk.MorphologicalWatershedFromMarkers(sitk.GetImageFromArray(-image), sitk.GetImageFromArray(start),
-                                                     markWatershedLine=False)
+    flooded = sitk.MorphologicalWatershedFromMarkers(
+        sitk.GetImageFromArray(-image), sitk.GetImageFromArray(start), markWatershedLine=False
+    )
     return sitk.GetArrayFromImage(flooded) == 1
 
 

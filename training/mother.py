@@ -42,7 +42,7 @@ def mother(rng, canvas: Canvas, decoys: float) -> None:
         if decoys and rng.random() < decoys:
             (decoy, pocket)[rng.integers(2)](rng, canvas, centre, size, own)
             continue
-        for share in (1.0, rng.uniform(0.75, 0.95), rng.uniform(0.2, 0.6))[:int(rng.integers(1, 4))]:
+        for share in (1.0, rng.uniform(0.75, 0.95), rng.uniform(0.2, 0.6))[: int(rng.integers(1, 4))]:
             canvas.ellipsoid(ORGAN + rng.integers(ORGANS), centre, size * share, own)
     for _ in range(int(rng.integers(0, 8))):
         ends = rng.uniform(-160, 160, (2, 3))

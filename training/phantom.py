@@ -132,15 +132,21 @@ def trunk_and_limbs(rng, head: Head) -> None:
     chest = end + down * axes[2] * 0.8 + ahead * 0.2 * width
     canvas.ellipsoid(TRUNK, chest, axes, frame)
     for side in (-1, 1):
-        canvas.ellipsoid(LUNG, chest - down * 0.35 * axes[2] + frame[:, 0] * side * 0.5 * axes[0],
-                         axes * (0.38, 0.6, 0.35), frame)
+        canvas.ellipsoid(
+            LUNG, chest - down * 0.35 * axes[2] + frame[:, 0] * side * 0.5 * axes[0], axes * (0.38, 0.6, 0.35), frame
+        )
     canvas.ellipsoid(ORGAN + 1, chest - down * 0.3 * axes[2] + ahead * 0.3 * axes[1], axes * (0.3, 0.35, 0.22), frame)
     canvas.ellipsoid(LIVER, chest + down * 0.25 * axes[2], axes * (0.75, 0.7, 0.3), frame)
     canvas.capsule(FLESH, top, end, width * rng.uniform(0.35, 0.6))
     tail = end + down * axes[2] * 1.5 - ahead * 0.35 * axes[1]
     for begin, stop in ((top, end), (end, tail)):
-        canvas.capsule(VERTEBRA, begin + ahead * 0.22 * width, stop + ahead * 0.22 * width, 0.15 * width,
-                       (FLESH, rng.uniform(3, 6)))
+        canvas.capsule(
+            VERTEBRA,
+            begin + ahead * 0.22 * width,
+            stop + ahead * 0.22 * width,
+            0.15 * width,
+            (FLESH, rng.uniform(3, 6)),
+        )
         canvas.capsule(CANAL, begin, stop, width * rng.uniform(0.1, 0.17))
         canvas.capsule(SPINE, begin, stop, width * rng.uniform(0.04, 0.1))
     for _ in range(int(rng.integers(0, 6))):
@@ -180,8 +186,9 @@ def brain_in_skull(rng, head: Head, brain: Brain, scale, texture: np.ndarray) ->
     wide, narrow = 35 / canvas.voxel, 25 / canvas.voxel
     bent = away + np.stack([field(rng, shape, wide) for _ in range(3)]) * rng.uniform(0, 2.5)
     own = np.tensordot(head.pose.T.astype(np.float32), bent, 1)
-    index = own / (brain.voxel * scale)[:, None, None, None] + ((np.array(brain.labels.shape) - 1) / 2)[:, None, None,
-                                                                                                         None]
+    index = (
+        own / (brain.voxel * scale)[:, None, None, None] + ((np.array(brain.labels.shape) - 1) / 2)[:, None, None, None]
+    )
     tissue = ndimage.map_coordinates(brain.labels, index, order=0)
     outside = _away_from_closed(tissue > 0, rng.uniform(6, 14), canvas.voxel)
     high = np.clip(own[2] / head.half[2], -1, 1)  # fluid gathers over the brain, bone lies close under it

@@ -74,8 +74,10 @@ def _linear(image, x, y, z):
     a, b, c = int(x), int(y), int(z)
     u, v, w = x - a, y - b, z - c
     a1, b1, c1 = min(a + 1, nx - 1), min(b + 1, ny - 1), min(c + 1, nz - 1)
-    low = (1 - v) * ((1 - w) * image[a, b, c] + w * image[a, b, c1]) + v * ((1 - w) * image[a, b1, c]
-                                                                            + w * image[a, b1, c1])
-    high = (1 - v) * ((1 - w) * image[a1, b, c] + w * image[a1, b, c1]) + v * ((1 - w) * image[a1, b1, c]
-                                                                               + w * image[a1, b1, c1])
+    low = (1 - v) * ((1 - w) * image[a, b, c] + w * image[a, b, c1]) + v * (
+        (1 - w) * image[a, b1, c] + w * image[a, b1, c1]
+    )
+    high = (1 - v) * ((1 - w) * image[a1, b, c] + w * image[a1, b, c1]) + v * (
+        (1 - w) * image[a1, b1, c] + w * image[a1, b1, c1]
+    )
     return (1 - u) * low + u * high

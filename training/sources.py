@@ -116,8 +116,9 @@ def as_bytes(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image, 0, TOP) * (255 / TOP)).astype(np.uint8)
 
 
-def scene_of(name: str, image: np.ndarray, labels: np.ndarray, spacing, real: bool,
-             inner: Inner | None = None) -> Scene:
+def scene_of(
+    name: str, image: np.ndarray, labels: np.ndarray, spacing, real: bool, inner: Inner | None = None
+) -> Scene:
     """A scene, with the middle of its brain."""
     spacing = np.array(spacing, float)
     brain = is_brain(labels if inner is None else inner.labels)
@@ -139,8 +140,10 @@ def read_stack(image: Path, mask: Path) -> tuple[Scene, np.ndarray]:
     order = [axis for axis in range(3) if axis != across] + [across]
     scale = np.array([*(zooms[order[:2]] / STACK_PIXEL), 1])
     data = ndimage.zoom(np.transpose(data, order), scale, order=1, grid_mode=True, mode="nearest")
-    inside = ndimage.zoom(np.transpose(inside, order).astype(np.float32), scale, order=1, grid_mode=True,
-                          mode="nearest") > 0.5
+    inside = (
+        ndimage.zoom(np.transpose(inside, order).astype(np.float32), scale, order=1, grid_mode=True, mode="nearest")
+        > 0.5
+    )
     labels = np.where(inside, REAL, 0).astype(np.uint8)
     affine = loaded.affine[:, [*order, 3]].copy()
     affine[:3, 3] += affine[:3, :3] @ (0.5 / scale - 0.5)
@@ -157,8 +160,11 @@ def surrounded(stack: Scene, affine: np.ndarray, other: Scene, other_affine: np.
     start = ((np.array(stack.labels.shape) - 1) * spacing - (shape - 1) * step) / 2
     coarse = np.array([step, step, step])
     to_other = np.linalg.inv(other_affine) @ affine @ np.diag([*(1 / spacing), 1])  # from mm along the stack's axes
-    told = {"matrix": to_other[:3, :3] * coarse, "offset": to_other[:3, :3] @ start + to_other[:3, 3],
-            "output_shape": tuple(shape)}
+    told = {
+        "matrix": to_other[:3, :3] * coarse,
+        "offset": to_other[:3, :3] @ start + to_other[:3, 3],
+        "output_shape": tuple(shape),
+    }
     image = ndimage.affine_transform(other.image, order=1, **told)
     labels = ndimage.affine_transform(other.labels, order=0, **told)
     inner = Inner(stack.image, stack.labels, -start, spacing)
@@ -187,15 +193,17 @@ def stack_files(folder: Path, runs, labels: Path | None = None) -> tuple[list[Pa
     masks = labels or folder / "derivatives" / "manual_masks" / "sub-01" / "anat"
     if labels and not labels.is_dir():
         raise InputError(f"{labels}: there are no masks; make them with training/labels.py {labels}")
-    return ([folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz" for run in runs],
-            [masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in runs])
+    return (
+        [folder / "sub-01" / "anat" / f"sub-01_run-{run}_T2w.nii.gz" for run in runs],
+        [masks / f"sub-01_run-{run}_T2w_desc-brain_mask.nii.gz" for run in runs],
+    )
 
 
 def real_stacks(read: list[tuple[Scene, np.ndarray]]) -> list[Scene]:
     """Stacks with their affines, each surrounded by the next that crosses it."""
     out = []
     for k, (stack, affine) in enumerate(read):
-        after = [*read[k + 1:], *read[:k]]
+        after = [*read[k + 1 :], *read[:k]]
         crossing = [(other, theirs) for other, theirs in after if abs(_normal(affine) @ _normal(theirs)) < 0.7]
         out.append(surrounded(stack, affine, *crossing[0]) if crossing else stack)
     return out
@@ -244,8 +252,9 @@ def transplanted(rng, stack: Scene, brain: Brain) -> Scene:
         image[inside] = as_bytes(np.where(tissue > 0, texture, 1.0))
         done.append(replace(volume, image=image, labels=labels))
     near, far = done
-    return scene_of(f"{brain.name} in {stack.name}", far.image, far.labels, stack.spacing, True,
-                    near if stack.inner else None)
+    return scene_of(
+        f"{brain.name} in {stack.name}", far.image, far.labels, stack.spacing, True, near if stack.inner else None
+    )
 
 
 def _axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -69,8 +69,13 @@ def drawn_stack(rng, pool: dict[str, list[Scene]], mixture: Mixture, known: Mask
     inside = places_in(rng, brain, spacing) if brain.sum() * np.prod(spacing) > SEEN * whole else []
     away = distance(brain, spacing)
     held, mistaken = places_found(probability, brain, away, spacing)
-    return Stack(as_bytes(images), spacing, _table([*inside, *(held if inside else [])]), _table(mistaken),
-                 _table(places_out(rng, images, away)))
+    return Stack(
+        as_bytes(images),
+        spacing,
+        _table([*inside, *(held if inside else [])]),
+        _table(mistaken),
+        _table(places_out(rng, images, away)),
+    )
 
 
 def _table(places) -> np.ndarray:

@@ -42,10 +42,18 @@ class Schedule:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every training is told."""
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--head", type=Path, default=Path("work/head"),
-                        help="folder where sharp volumes of the real head are made, and taken from the next time")
-    parser.add_argument("--labels", type=Path, default=Path("work/labels"),
-                        help="folder of intracranial masks, made by labels.py, for configurations that ask for them")
+    parser.add_argument(
+        "--head",
+        type=Path,
+        default=Path("work/head"),
+        help="folder where sharp volumes of the real head are made, and taken from the next time",
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        default=Path("work/labels"),
+        help="folder of intracranial masks, made by labels.py, for configurations that ask for them",
+    )
     parser.add_argument("--log-every", type=int, default=100, help="batches")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
@@ -89,7 +97,8 @@ class Student:
     def __init__(self, network: torch.nn.Module, loss: Callable, write: Callable, schedule: Schedule):
         self.network, self.loss, self.write = network.train(), loss, write
         self.mean = torch.optim.swa_utils.AveragedModel(
-            network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(schedule.average))
+            network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(schedule.average)
+        )
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=1e-4)
         self.losses = []
 
@@ -123,8 +132,10 @@ def train(students: dict[Path, Student], loader, schedule: Schedule, facts: dict
         for student in students.values():
             student.step(seen, true, rate)
         if (step + 1) % every == 0:
-            rows.append({"examples": (step + 1) * schedule.batch, "minutes": (time.monotonic() - start) / 60}
-                        | {f"loss_{path.stem}": float(np.mean(s.losses[-every:])) for path, s in students.items()})
+            rows.append(
+                {"examples": (step + 1) * schedule.batch, "minutes": (time.monotonic() - start) / 60}
+                | {f"loss_{path.stem}": float(np.mean(s.losses[-every:])) for path, s in students.items()}
+            )
             print(json.dumps(rows[-1]), flush=True)
             for path, student in students.items():
                 student.save(path, facts | {"examples": str(rows[-1]["examples"])})

@@ -41,7 +41,7 @@ def mask_student(shape: NetworkShape, schedule: Schedule, device: str, start: Pa
     def loss(network, blocks, mask):
         spare = (blocks.shape[1] - shape.slices) // 2
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or has_bfloat16()):
-            seen = blocks[:, spare:spare + shape.slices].to(device)
+            seen = blocks[:, spare : spare + shape.slices].to(device)
             logit = network(seen.contiguous(memory_format=torch.channels_last))
         return loss_of(logit.float(), mask.to(device))
 
@@ -95,11 +95,14 @@ def main() -> None:
     pool = scenes(told["seed"], real, atlas, mixture, args.workers + 1)
     args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    students = {args.output / f"slices-{shape.slices}.safetensors": mask_student(shape, schedule, device, args.start)
-                for shape in shapes}
+    students = {
+        args.output / f"slices-{shape.slices}.safetensors": mask_student(shape, schedule, device, args.start)
+        for shape in shapes
+    }
     slices = max(shape.slices for shape in shapes)
-    loader = batches(partial(draw, pool=pool, mixture=mixture, slices=slices), told["seed"] * 10**9, schedule.batch,
-                     args.workers)
+    loader = batches(
+        partial(draw, pool=pool, mixture=mixture, slices=slices), told["seed"] * 10**9, schedule.batch, args.workers
+    )
     train(students, loader, schedule, {"config": args.config.read_text()}, args.log_every)
 
 

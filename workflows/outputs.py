@@ -14,12 +14,27 @@ from gsbids.recon.volume.uncertainty import FORMULA
 from gsbids.workflows.names import registry_folder, stack_workflow_name, volume_extra
 
 #: Fields of the raw sidecars that stay true, where all stacks agree.
-PROPAGATED = ("Modality", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName",
-              "MRAcquisitionType", "SequenceName", "EchoTime", "RepetitionTime", "FlipAngle")
+PROPAGATED = (
+    "Modality",
+    "MagneticFieldStrength",
+    "Manufacturer",
+    "ManufacturersModelName",
+    "MRAcquisitionType",
+    "SequenceName",
+    "EchoTime",
+    "RepetitionTime",
+    "FlipAngle",
+)
 
 #: Images of the volume by the names they have in the workflows, and their kinds of output.
-VOLUME_IMAGES = {"volume": "volume", "brain": "volume_brain", "unmasked": "volume_unmasked", "mask": "volume_mask",
-                 "coverage": "coverage", "uncertainty": "uncertainty"}
+VOLUME_IMAGES = {
+    "volume": "volume",
+    "brain": "volume_brain",
+    "unmasked": "volume_unmasked",
+    "mask": "volume_mask",
+    "coverage": "coverage",
+    "uncertainty": "uncertainty",
+}
 
 
 def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
@@ -43,22 +58,38 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    inputnode = Node(IdentityInterface([*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts",
-                                        "in_files", "in_masks"]), "inputnode")
+    inputnode = Node(
+        IdentityInterface(
+            [*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts", "in_files", "in_masks"]
+        ),
+        "inputnode",
+    )
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     extra, template = volume_extra(config.workflow), config.workflow.template_file
     target = derivative_path(task.entities, "volume", **extra)
-    qc = Node(QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
-              "qc", mem_gb=1.0)
+    qc = Node(
+        QcMetrics(name=target.name.partition(".")[0], thicknesses=[stack.thickness for stack in task.stacks]),
+        "qc",
+        mem_gb=1.0,
+    )
     sources = {"Sources": stack_uris(config, task.stacks)}
     place = {"SpatialReference": uri_of(template, config.datasets)} if template else {}
     sidecar = sources | common_fields(task.stacks) | place
     model = bids_uri("", derivative_path(task.entities, "model"))
-    own = {"mask": sources | place,
-           "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA} | place}
-    workflow.connect([(inputnode, qc, [(name, name) for name in ("result", "volume", "mask", "coverage", "in_files",
-                                                                 "in_masks", "facts")]),
-                      (qc, outputnode, [("metrics", "metrics")])])
+    own = {
+        "mask": sources | place,
+        "uncertainty": {"Sources": [*sources["Sources"], model], "Formula": FORMULA} | place,
+    }
+    workflow.connect(
+        [
+            (
+                inputnode,
+                qc,
+                [(name, name) for name in ("result", "volume", "mask", "coverage", "in_files", "in_masks", "facts")],
+            ),
+            (qc, outputnode, [("metrics", "metrics")]),
+        ]
+    )
     for field, kind in VOLUME_IMAGES.items():
         save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)
         workflow.connect(inputnode, field, save, "in_file")
@@ -71,11 +102,16 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     save_model = save_node(config, task.entities, "model", "save_model", sources)
     save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})
     for kind, end in (("template_xfm", "from"), ("scanner_xfm", "to")) if config.workflow.template != NONE else ():
-        save_xfm = save_node(config, task.entities, kind, f"save_{kind}",
-                             {"Sources": [model, *place.values()]}, {end: task.suffix})
+        save_xfm = save_node(
+            config, task.entities, kind, f"save_{kind}", {"Sources": [model, *place.values()]}, {end: task.suffix}
+        )
         workflow.connect(inputnode, kind, save_xfm, "in_file")
-    workflow.connect([(inputnode, save_model, [("result", "in_file"), ("facts", "more")]),
-                      (qc, save_metrics, [("table", "in_file"), ("columns", "more")])])
+    workflow.connect(
+        [
+            (inputnode, save_model, [("result", "in_file"), ("facts", "more")]),
+            (qc, save_metrics, [("table", "in_file"), ("columns", "more")]),
+        ]
+    )
     return workflow
 
 
@@ -110,22 +146,32 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     inputnode = Node(IdentityInterface(["prepared", "mask", "mask_facts", "result", "template_xfm"]), "inputnode")
     outputnode = Node(IdentityInterface(["simulated"]), "outputnode")
     threads = config.nipype.omp_nthreads
-    simulate = Node(SimulateStack(index=index, thickness=stack.thickness, num_threads=threads,
-                                  **where(config.workflow.device)), "simulate", n_procs=threads, mem_gb=1.0)
+    simulate = Node(
+        SimulateStack(index=index, thickness=stack.thickness, num_threads=threads, **where(config.workflow.device)),
+        "simulate",
+        n_procs=threads,
+        mem_gb=1.0,
+    )
     motion = Node(MotionTable(index=index, slice_timing=slice_times(stack)), "motion", mem_gb=0.3)
-    workflow.connect([
-        (inputnode, simulate, [("prepared", "in_file"), ("mask", "in_mask"), ("result", "result")]),
-        (inputnode, motion, [("prepared", "in_file"), ("result", "result")]),
-        (simulate, outputnode, [("out_file", "simulated")]),
-    ])
+    workflow.connect(
+        [
+            (inputnode, simulate, [("prepared", "in_file"), ("mask", "in_mask"), ("result", "result")]),
+            (inputnode, motion, [("prepared", "in_file"), ("result", "result")]),
+            (simulate, outputnode, [("out_file", "simulated")]),
+        ]
+    )
     if config.workflow.template == AUTO:  # the volume is named as one that lies in the scanner
         workflow.connect(inputnode, "template_xfm", motion, "to_volume")
     sources = {"Sources": stack_uris(config, [stack])}
     model = {"Sources": [*sources["Sources"], bids_uri("", derivative_path(task.entities, "model"))]}
     image = common_fields([stack]) | {"SliceThickness": stack.thickness}
-    saved = [(inputnode, "mask", "stack_mask", sources), (simulate, "out_file", "simulated", image | model),
-             (motion, "table", "motion", {}), (motion, "stack_xfm", "stack_xfm", model),
-             (motion, "slices_xfm", "slices_xfm", model)]
+    saved = [
+        (inputnode, "mask", "stack_mask", sources),
+        (simulate, "out_file", "simulated", image | model),
+        (motion, "table", "motion", {}),
+        (motion, "stack_xfm", "stack_xfm", model),
+        (motion, "slices_xfm", "slices_xfm", model),
+    ]
     if config.workflow.n4 or config.workflow.denoise:  # what was fitted, and what the report shows
         saved.append((inputnode, "prepared", "stack", image | sources))
     for node, field, kind, sidecar in saved:
@@ -149,8 +195,11 @@ def stack_uris(config: Config, stacks) -> list[str]:
 def common_fields(stacks) -> dict:
     """Fields of ``PROPAGATED`` that all sidecars have with one value."""
     first = stacks[0].metadata
-    return {key: first[key] for key in PROPAGATED
-            if key in first and all(stack.metadata.get(key) == first[key] for stack in stacks)}
+    return {
+        key: first[key]
+        for key in PROPAGATED
+        if key in first and all(stack.metadata.get(key) == first[key] for stack in stacks)
+    }
 
 
 def slice_times(stack: StackFile) -> list[float]:
@@ -165,9 +214,14 @@ def slice_times(stack: StackFile) -> list[float]:
     return [float(time) for time in (reversed(times) if backwards else times)]
 
 
-def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict,
-              extra: dict | None = None) -> Node:
+def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict, extra: dict | None = None) -> Node:
     """A node that puts one file of a kind into the output, with the fixed fields of its sidecar."""
-    interface = SaveDerivative(output_dir=str(config.execution.output_dir), kind=kind, entities=entities,
-                               sidecar=sidecar, extra=extra or {}, registry=str(registry_folder(config)))
+    interface = SaveDerivative(
+        output_dir=str(config.execution.output_dir),
+        kind=kind,
+        entities=entities,
+        sidecar=sidecar,
+        extra=extra or {},
+        registry=str(registry_folder(config)),
+    )
     return Node(interface, name, run_without_submitting=True, mem_gb=0.1)

@@ -21,9 +21,13 @@ def needs_early_preview(config: Config) -> bool:
 
 def preview_settings(config: Config, task: ReconstructionTask, first: int) -> dict:
     """Settings of :class:`gsbids.interfaces.preview.PreviewFile`."""
-    return {"output_dir": str(config.execution.output_dir), "entities": dict(task.entities),
-            "resolution": max(FINEST, config.workflow.svr_resolution), "first": first,
-            "sidecar": {"Sources": stack_uris(config, task.stacks)} | common_fields(task.stacks)}
+    return {
+        "output_dir": str(config.execution.output_dir),
+        "entities": dict(task.entities),
+        "resolution": max(FINEST, config.workflow.svr_resolution),
+        "first": first,
+        "sidecar": {"Sources": stack_uris(config, task.stacks)} | common_fields(task.stacks),
+    }
 
 
 def fit_preview_settings(config: Config, task: ReconstructionTask) -> dict | None:
@@ -41,9 +45,13 @@ def early_preview_node(config: Config, task: ReconstructionTask) -> Node:
         in_files=[str(stack.path) for stack in stacks],
         mask_files=[str(stack.mask) if given and stack.mask is not None else "" for stack in stacks],
         directions=[str(stack.metadata.get("SliceEncodingDirection") or "") for stack in stacks],
-        names=[stack.label for stack in stacks], thicknesses=[stack.thickness for stack in stacks],
-        mask_mode=options.mask_mode, mask_weights=str(options.mask_weights or ""),
+        names=[stack.label for stack in stacks],
+        thicknesses=[stack.thickness for stack in stacks],
+        mask_mode=options.mask_mode,
+        mask_weights=str(options.mask_weights or ""),
         preview=preview_settings(config, task, FIRST),
-        options={"seed": options.random_seed, "motion_correction": options.motion_correction}, num_threads=threads,
-        **where(options.device))
+        options={"seed": options.random_seed, "motion_correction": options.motion_correction},
+        num_threads=threads,
+        **where(options.device),
+    )
     return Node(interface, "early_preview", n_procs=threads, mem_gb=1.0)

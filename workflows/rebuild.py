@@ -17,8 +17,15 @@ from gsbids.workflows.report import left_files, left_sr_files, report_inputs, sr
 from gsbids.workflows.usage import kept_usage
 
 #: Files of a reconstruction by their names among the inputs of ``SubjectReport``, and of its stacks.
-SAVED = {"volume": "volume", "unmasked": "volume_unmasked", "mask": "volume_mask", "coverage": "coverage",
-         "uncertainty": "uncertainty", "result": "model", "template_xfm": "template_xfm"}
+SAVED = {
+    "volume": "volume",
+    "unmasked": "volume_unmasked",
+    "mask": "volume_mask",
+    "coverage": "coverage",
+    "uncertainty": "uncertainty",
+    "result": "model",
+    "template_xfm": "template_xfm",
+}
 SAVED_STACKS = {"masks": "stack_mask", "corrected": "stack", "simulated": "simulated"}
 
 #: The same of a super-resolution, among the inputs of ``SrReport``.
@@ -82,8 +89,12 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
     if of_sr:
         content = gather_sr_content(sr_report_inputs(config, task) | _with_input(config, task, found, scratch))
     else:
-        found["conformed"] = [file or _conform(stack, scratch / str(n)) for n, (stack, file) in enumerate(
-            zip(task.stacks, found.get("conformed", [None] * len(task.stacks)), strict=True))]
+        found["conformed"] = [
+            file or _conform(stack, scratch / str(n))
+            for n, (stack, file) in enumerate(
+                zip(task.stacks, found.get("conformed", [None] * len(task.stacks)), strict=True)
+            )
+        ]
         content = gather_content(report_inputs(config, task) | found)
     path = root / derivative_path(task.entities, "report")
     return write_report(path, replace(content, crashes=tuple(crashes)))
@@ -155,14 +166,23 @@ def run_paragraphs(config: Config, tasks: Sequence[ReconstructionTask]) -> tuple
         if mode in ("auto", "derivatives"):
             given = all(stack.mask is not None for task in svr for stack in task.stacks)
             mode = "derivatives" if given else ""
-        paragraphs = methods_paragraphs(MethodsFacts(**facts | {
-            "n_stacks": counts.pop() if len(counts) == 1 else 0, "masking": mode}))
+        paragraphs = methods_paragraphs(
+            MethodsFacts(**facts | {"n_stacks": counts.pop() if len(counts) == 1 else 0, "masking": mode})
+        )
     if volumes:
         facts = sr_report_inputs(config.of_method("sr"), volumes[0])["facts"]
         sizes = {task.resolution for task in volumes}
-        more = sr_methods_paragraphs(SrMethodsFacts(**facts | {
-            "resolution": sizes.pop() if len(sizes) == 1 else (), "n_volumes": len(volumes),
-            "planned": config.workflow.sr_quality, "seed": config.workflow.random_seed}))
+        more = sr_methods_paragraphs(
+            SrMethodsFacts(
+                **facts
+                | {
+                    "resolution": sizes.pop() if len(sizes) == 1 else (),
+                    "n_volumes": len(volumes),
+                    "planned": config.workflow.sr_quality,
+                    "seed": config.workflow.random_seed,
+                }
+            )
+        )
         # Both end with the same sentence about software.
         paragraphs = (*paragraphs[:-1], *more)
     return paragraphs

@@ -13,8 +13,17 @@ from gsbids.workflows.outputs import slice_times
 from gsbids.workflows.usage import keep_usage
 
 #: Distributions by the names of what is imported.
-PACKAGES = {"gsbids": "gsbids", "nipype": "nipype", "bids": "pybids", "nibabel": "nibabel", "ants": "antspyx",
-            "torch": "torch", "numba": "numba", "numpy": "numpy", "scipy": "scipy"}
+PACKAGES = {
+    "gsbids": "gsbids",
+    "nipype": "nipype",
+    "bids": "pybids",
+    "nibabel": "nibabel",
+    "ants": "antspyx",
+    "torch": "torch",
+    "numba": "numba",
+    "numpy": "numpy",
+    "scipy": "scipy",
+}
 
 
 def report_inputs(config: Config, task: ReconstructionTask) -> dict:
@@ -34,21 +43,37 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     content = {
         "title": task.name.replace("_", " "),
         "task": task.name,
-        "summary": (("Stacks", str(len(task.stacks))), ("Slice thickness", f"{', '.join(thicknesses)} mm"),
-                    ("Voxel size", f"{options.svr_resolution:g} mm isotropic"),
-                    ("Method", task.reason or "slice-to-volume reconstruction")),
+        "summary": (
+            ("Stacks", str(len(task.stacks))),
+            ("Slice thickness", f"{', '.join(thicknesses)} mm"),
+            ("Voxel size", f"{options.svr_resolution:g} mm isotropic"),
+            ("Method", task.reason or "slice-to-volume reconstruction"),
+        ),
         "warnings": task.warnings,
         "versions": versions,
-        "run": {"Random seed": str(options.random_seed), "Device": options.device,
-                "Mask mode": options.mask_mode, "SVR method": options.svr_method,
-                "Motion correction": "yes" if options.motion_correction else "no",
-                "Sloppy": "yes: for testing only" if options.sloppy else "no"},
+        "run": {
+            "Random seed": str(options.random_seed),
+            "Device": options.device,
+            "Mask mode": options.mask_mode,
+            "SVR method": options.svr_method,
+            "Motion correction": "yes" if options.motion_correction else "no",
+            "Sloppy": "yes: for testing only" if options.sloppy else "no",
+        },
     }
-    facts = {"versions": versions, "n_stacks": len(task.stacks), "plain": task.plain, "denoised": options.denoise,
-             "bias_corrected": options.n4, "registered": task.poses is None, "posed": task.poses is not None,
-             "motion_corrected": options.motion_correction, "method": options.svr_method,
-             "resolution": (options.svr_resolution,) * 3, "seed": options.random_seed,
-             "device": options.device}
+    facts = {
+        "versions": versions,
+        "n_stacks": len(task.stacks),
+        "plain": task.plain,
+        "denoised": options.denoise,
+        "bias_corrected": options.n4,
+        "registered": task.poses is None,
+        "posed": task.poses is not None,
+        "motion_corrected": options.motion_correction,
+        "method": options.svr_method,
+        "resolution": (options.svr_resolution,) * 3,
+        "seed": options.random_seed,
+        "device": options.device,
+    }
     panels = []
     for stack in task.stacks:
         rows = (("File", stack.path.name), ("Slice thickness", f"{stack.thickness:g} mm"))
@@ -69,19 +94,33 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
     content = {
         "title": task.name.replace("_", " "),
         "task": task.name,
-        "summary": (("File", stack.path.name), ("Slice thickness", thickness),
-                    ("Voxel size", resolution_words(resolution_label(task.resolution))),
-                    ("Method", task.reason or "super-resolution")),
+        "summary": (
+            ("File", stack.path.name),
+            ("Slice thickness", thickness),
+            ("Voxel size", resolution_words(resolution_label(task.resolution))),
+            ("Method", task.reason or "super-resolution"),
+        ),
         "warnings": task.warnings,
         "versions": versions,
         "orientation": "Letters are directions of the scanner.",
-        "run": {"Quality": options.sr_quality, "Random seed": str(options.random_seed),
-                "Device": options.device, "Mask mode": options.mask_mode,
-                "Denoising": "yes" if options.denoise else "no", "N4": "yes" if options.n4 else "no",
-                "Sloppy": "yes: for testing only" if options.sloppy else "no"},
+        "run": {
+            "Quality": options.sr_quality,
+            "Random seed": str(options.random_seed),
+            "Device": options.device,
+            "Mask mode": options.mask_mode,
+            "Denoising": "yes" if options.denoise else "no",
+            "N4": "yes" if options.n4 else "no",
+            "Sloppy": "yes: for testing only" if options.sloppy else "no",
+        },
     }
-    facts = {"versions": versions, "denoised": options.denoise, "bias_corrected": options.n4, "suffix": task.suffix,
-             "resolution": task.resolution, "device": options.device}
+    facts = {
+        "versions": versions,
+        "denoised": options.denoise,
+        "bias_corrected": options.n4,
+        "suffix": task.suffix,
+        "resolution": task.resolution,
+        "device": options.device,
+    }
     return {"content": content, "facts": facts}
 
 
@@ -122,15 +161,25 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
 def left_files(config: Config, task: ReconstructionTask) -> dict:
     """Files in the working folder of a task, under the names of the inputs of ``SubjectReport``."""
     folder = task_folder(config, task)
-    names = {"choice": "choose/choice.json", "registration": "svr_wf/register/registration.json",
-             "result": "svr_wf/fit/result.npz",
-             "volume": "svr_wf/sample/volume.nii.gz", "unmasked": "svr_wf/sample/unmasked.nii.gz",
-             "coverage": "svr_wf/sample/coverage.nii.gz", "uncertainty": "svr_wf/sample/uncertainty.nii.gz",
-             "mask": "svr_wf/sample/mask.nii.gz", "placement": "svr_wf/sample/placement.json",
-             "template_xfm": "svr_wf/sample/template_xfm.txt", "metrics": "volume_outputs_wf/qc/metrics.json"}
+    names = {
+        "choice": "choose/choice.json",
+        "registration": "svr_wf/register/registration.json",
+        "result": "svr_wf/fit/result.npz",
+        "volume": "svr_wf/sample/volume.nii.gz",
+        "unmasked": "svr_wf/sample/unmasked.nii.gz",
+        "coverage": "svr_wf/sample/coverage.nii.gz",
+        "uncertainty": "svr_wf/sample/uncertainty.nii.gz",
+        "mask": "svr_wf/sample/mask.nii.gz",
+        "placement": "svr_wf/sample/placement.json",
+        "template_xfm": "svr_wf/sample/template_xfm.txt",
+        "metrics": "volume_outputs_wf/qc/metrics.json",
+    }
     found: dict = {name: str(folder / path) for name, path in names.items() if (folder / path).is_file()}
-    last = {(True, True): "n4/corrected.nii.gz", (False, True): "n4/corrected.nii.gz",
-            (True, False): "denoise/denoised.nii.gz"}.get((config.workflow.denoise, config.workflow.n4))
+    last = {
+        (True, True): "n4/corrected.nii.gz",
+        (False, True): "n4/corrected.nii.gz",
+        (True, False): "denoise/denoised.nii.gz",
+    }.get((config.workflow.denoise, config.workflow.n4))
     parts = {"conformed": "conform/conformed.nii.gz", "masks": "mask/mask.nii.gz", "corrected": last}
     for name, path in parts.items():
         if path:
@@ -142,9 +191,14 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
 def left_sr_files(config: Config, task: ReconstructionTask) -> dict:
     """Files in the working folder of a super-resolution, under the names of the inputs of ``SrReport``."""
     folder = task_folder(config, task)
-    names = {"before": "volume_wf/conform/conformed.nii.gz", "interpolated": "super_resolve/interpolated.nii.gz",
-             "volume": "super_resolve/volume.nii.gz", "mask": "super_resolve/mask.nii.gz",
-             "model": "super_resolve/model.npz", "metrics": "outputs_wf/qc/metrics.json"}
+    names = {
+        "before": "volume_wf/conform/conformed.nii.gz",
+        "interpolated": "super_resolve/interpolated.nii.gz",
+        "volume": "super_resolve/volume.nii.gz",
+        "mask": "super_resolve/mask.nii.gz",
+        "model": "super_resolve/model.npz",
+        "metrics": "outputs_wf/qc/metrics.json",
+    }
     return {name: str(folder / path) for name, path in names.items() if (folder / path).is_file()}
 
 

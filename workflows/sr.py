@@ -53,22 +53,37 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     fit = fit_node(config, task)
     outputs_wf = init_sr_outputs_wf(config=config, task=task)
     report = Node(SrReport(**sr_report_inputs(config, task)), "report", mem_gb=memory_gb(task, 40))
-    save_report = Node(SaveDerivative(
-        output_dir=str(config.execution.output_dir), kind="report", entities=task.entities,
-        registry=str(registry_folder(config))), "save_report", run_without_submitting=True, mem_gb=0.1)
+    save_report = Node(
+        SaveDerivative(
+            output_dir=str(config.execution.output_dir),
+            kind="report",
+            entities=task.entities,
+            registry=str(registry_folder(config)),
+        ),
+        "save_report",
+        run_without_submitting=True,
+        mem_gb=0.1,
+    )
     images = [name for name in IMAGES if masked or name != "mask"]
     shown = [name for name in ("volume", "interpolated", "mask", "model") if name in images]
-    workflow.connect([
-        (prep_wf, fit, [("outputnode.prepared", "in_file")]),
-        (fit, outputs_wf, [(name, f"inputnode.{name}") for name in images]),
-        (prep_wf, report, [("outputnode.prepared", "before")]),
-        (fit, report, [(name, name) for name in shown]),
-        (outputs_wf, report, [("outputnode.metrics", "metrics")]),
-        (report, save_report, [("out_file", "in_file")])])
+    workflow.connect(
+        [
+            (prep_wf, fit, [("outputnode.prepared", "in_file")]),
+            (fit, outputs_wf, [(name, f"inputnode.{name}") for name in images]),
+            (prep_wf, report, [("outputnode.prepared", "before")]),
+            (fit, report, [(name, name) for name in shown]),
+            (outputs_wf, report, [("outputnode.metrics", "metrics")]),
+            (report, save_report, [("out_file", "in_file")]),
+        ]
+    )
     if masked:
-        workflow.connect([(prep_wf, fit, [("outputnode.mask", "in_mask")]),
-                          (prep_wf, outputs_wf, [("outputnode.mask_facts", "inputnode.mask_facts")]),
-                          (prep_wf, report, [("outputnode.reason", "mask_reason")])])
+        workflow.connect(
+            [
+                (prep_wf, fit, [("outputnode.mask", "in_mask")]),
+                (prep_wf, outputs_wf, [("outputnode.mask_facts", "inputnode.mask_facts")]),
+                (prep_wf, report, [("outputnode.reason", "mask_reason")]),
+            ]
+        )
     if config.workflow.denoise or config.workflow.n4:
         workflow.connect(prep_wf, "outputnode.prepared", outputs_wf, "inputnode.prepared")
     connect_usage(workflow, report, config, task)
@@ -108,8 +123,7 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
             region.inputs.weights = str(options.mask_weights)
         if options.mask_mode in ("auto", "derivatives"):
             region.inputs.mask_file = str(stack.mask)
-        workflow.connect([(region, outputnode, [("out_mask", "mask"), ("reason", "reason"),
-                                                 ("facts", "mask_facts")])])
+        workflow.connect([(region, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("facts", "mask_facts")])])
     elif options.denoise or options.n4:
         region = Node(Foreground(), "foreground", mem_gb=0.5)
     if region is not None:
@@ -132,9 +146,13 @@ def fit_node(config: Config, task: ReconstructionTask) -> Node:
     """The node that super-resolves."""
     options, threads, (stack,) = config.workflow, config.nipype.omp_nthreads, task.stacks
     interface = SuperResolve(
-        factor=list(options.sr_factor), spacing=list(options.output_resolution), profile=options.sr_profile,
+        factor=list(options.sr_factor),
+        spacing=list(options.output_resolution),
+        profile=options.sr_profile,
         options={"quality": options.sr_quality, "seed": options.random_seed, **(SLOPPY if options.sloppy else {})},
-        num_threads=threads, **where(options.device))
+        num_threads=threads,
+        **where(options.device),
+    )
     if options.like is not None:
         interface.inputs.like = str(options.like)
     if stack.thickness > 0:
@@ -186,7 +204,11 @@ def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         if field != "prepared":
             workflow.connect(inputnode, "mask_facts" if field == "mask" else "facts", save, "more")
     save_metrics = save_node(config, task.entities, "sr_metrics", "save_metrics", {})
-    workflow.connect([(inputnode, qc, [(field, field) for field in measured]),
-                      (qc, outputnode, [("metrics", "metrics")]),
-                      (qc, save_metrics, [("table", "in_file"), ("columns", "more")])])
+    workflow.connect(
+        [
+            (inputnode, qc, [(field, field) for field in measured]),
+            (qc, outputnode, [("metrics", "metrics")]),
+            (qc, save_metrics, [("table", "in_file"), ("columns", "more")]),
+        ]
+    )
     return workflow

@@ -9,8 +9,16 @@ from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, Mas
 from gsbids.workflows.names import stack_workflow_name
 
 
-def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, mask_weights=None, denoise: bool = True, n4: bool = True,
-                       name: str | None = None, waits: bool = False) -> Workflow:
+def init_stack_prep_wf(
+    *,
+    stack: StackFile,
+    mask_mode: str,
+    mask_weights=None,
+    denoise: bool = True,
+    n4: bool = True,
+    name: str | None = None,
+    waits: bool = False,
+) -> Workflow:
     """Conform, mask, denoise and bias-correct one stack.
 
     Workflow Graph
@@ -59,11 +67,17 @@ def init_stack_prep_wf(*, stack: StackFile, mask_mode: str, mask_weights=None, d
         mask.inputs.weights = str(mask_weights)
     if stack.mask is not None and mask_mode in ("auto", "derivatives"):
         mask.inputs.mask_file = str(stack.mask)
-    workflow.connect([
-        (conform, mask, [("out_file", "in_file")]),
-        (conform, outputnode, [("out_file", "conformed")]),
-        (mask, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("method", "method"),
-                            ("facts", "mask_facts")])])
+    workflow.connect(
+        [
+            (conform, mask, [("out_file", "in_file")]),
+            (conform, outputnode, [("out_file", "conformed")]),
+            (
+                mask,
+                outputnode,
+                [("out_mask", "mask"), ("reason", "reason"), ("method", "method"), ("facts", "mask_facts")],
+            ),
+        ]
+    )
     last = conform
     for wanted, interface, step in ((denoise, DenoiseStack, "denoise"), (n4, CorrectBias, "n4")):
         if wanted:

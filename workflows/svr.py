@@ -14,8 +14,10 @@ from gsbids.recon.svr_paper.fit import PaperOptions
 
 #: What ``--sloppy`` does to the fit, by method: enough to see that everything runs. The fields of the
 #: default method are as dense as the data call for: slices find no hold in one that is much coarser than they are.
-SLOPPY = {"default": {"iterations": 40, "detail_iterations": 40, "doublings": 1, "members": 1},
-          "paper": {"iterations": 40, "n_gaussians": 2000}}
+SLOPPY = {
+    "default": {"iterations": 40, "detail_iterations": 40, "doublings": 1, "members": 1},
+    "paper": {"iterations": 40, "n_gaussians": 2000},
+}
 
 #: Outputs of ``SampleVolume`` that tell how the brain lies.
 PLACEMENT = ("template_xfm", "scanner_xfm", "placement", "space")
@@ -29,20 +31,35 @@ def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | 
     own = {}
     if settings.svr_method == "default":
         own = {"device": settings.device} | ({"place": False} if posed else {})
-    return METHODS[settings.svr_method](seed=settings.random_seed, motion_correction=settings.motion_correction,
-                                        **(SLOPPY[settings.svr_method] if settings.sloppy else {}), **own)
+    return METHODS[settings.svr_method](
+        seed=settings.random_seed,
+        motion_correction=settings.motion_correction,
+        **(SLOPPY[settings.svr_method] if settings.sloppy else {}),
+        **own,
+    )
 
 
 def sampling_inputs(settings: WorkflowOptions) -> dict:
     """Inputs of ``SampleVolume`` from the settings of the run."""
     files = {"template": settings.template_file, "template_mask": settings.template_mask}
     own = {"packaged_templates": settings.modality} if settings.template == AUTO else {}
-    return {"resolution": settings.svr_resolution, "orientation": settings.orientation} | own | {
-        name: str(path) for name, path in files.items() if path}
+    return (
+        {"resolution": settings.svr_resolution, "orientation": settings.orientation}
+        | own
+        | {name: str(path) for name, path in files.items() if path}
+    )
 
 
-def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, options: SvrOptions | PaperOptions,
-                omp_nthreads: int = 1, preview: dict | None = None, poses: str | None = None) -> Workflow:
+def init_svr_wf(
+    *,
+    names: list[str],
+    thicknesses: list[float],
+    sampling: dict,
+    options: SvrOptions | PaperOptions,
+    omp_nthreads: int = 1,
+    preview: dict | None = None,
+    poses: str | None = None,
+) -> Workflow:
     """Co-register stacks, fit the Gaussian field with a pose per slice, and sample the volume.
 
     Workflow Graph
@@ -98,22 +115,31 @@ def init_svr_wf(*, names: list[str], thicknesses: list[float], sampling: dict, o
     place = where(getattr(options, "device", "cpu"))
     # All options, so that other defaults in another version are other inputs; threads and the device change nothing.
     options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}
-    fit = Node(FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed), "fit",
-               n_procs=omp_nthreads, mem_gb=2.0)
+    fit = Node(
+        FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed),
+        "fit",
+        n_procs=omp_nthreads,
+        mem_gb=2.0,
+    )
     sample = Node(SampleVolume(**sampling, **place, **fixed), "sample", n_procs=omp_nthreads, mem_gb=1.5)
     nodes = [fit, sample]
     if poses:
         fit.inputs.registration = outputnode.inputs.registration = poses
     else:
         register = Node(RegisterStacks(**fixed), "register", n_procs=omp_nthreads, mem_gb=0.6)
-        workflow.connect([(register, fit, [("out_file", "registration")]),
-                          (register, outputnode, [("out_file", "registration")])])
+        workflow.connect(
+            [(register, fit, [("out_file", "registration")]), (register, outputnode, [("out_file", "registration")])]
+        )
         nodes.append(register)
     workflow.connect([(inputnode, node, [("choice", "choice")]) for node in nodes])
     # Nipype keeps and changes the lists that it is given: none is given twice.
     for node in nodes:
         workflow.connect([(inputnode, node, [("in_files", "in_files"), ("in_masks", "in_masks")])])
-    workflow.connect([
-        (fit, sample, [("out_file", "result")]), (fit, outputnode, [("out_file", "result")]),
-        (sample, outputnode, [(field, field) for field in images])])
+    workflow.connect(
+        [
+            (fit, sample, [("out_file", "result")]),
+            (fit, outputnode, [("out_file", "result")]),
+            (sample, outputnode, [(field, field) for field in images]),
+        ]
+    )
     return workflow

@@ -25,8 +25,11 @@ def usage_path(config: Config, task: ReconstructionTask) -> Path:
 def connect_usage(workflow: Workflow, report: Node, config: Config, task: ReconstructionTask) -> None:
     """Let the report of a task tell what the steps took that are in its workflow by now, and save the table."""
     nodes = {name: workflow.get_node(name) for name in workflow.list_node_names()}
-    report.inputs.steps = [name for name, node in nodes.items() if node is not report
-                           and isinstance(node.interface, NodeInterface) and not node.run_without_submitting]
+    report.inputs.steps = [
+        name
+        for name, node in nodes.items()
+        if node is not report and isinstance(node.interface, NodeInterface) and not node.run_without_submitting
+    ]
     report.inputs.work_folder = str(task_folder(config, task))
     save = Node(SaveLog(out_file=str(usage_path(config, task))), "save_usage", run_without_submitting=True, mem_gb=0.1)
     workflow.connect(report, "usage", save, "in_file")

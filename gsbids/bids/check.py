@@ -74,14 +74,19 @@ def fill_thickness(task: ReconstructionTask) -> ReconstructionTask:
     if not missing:
         return task
     if len(known) != 1:
-        others = "no other stack has one" if not known else (
-            f"the other stacks have {' and '.join(f'{value:g}' for value in known)} mm")
-        raise InputError(f"{missing[0].path}: the sidecar has no SliceThickness and {others}; add it to "
-                         "the JSON sidecar or give --slice-thickness MM")
+        others = (
+            "no other stack has one"
+            if not known
+            else (f"the other stacks have {' and '.join(f'{value:g}' for value in known)} mm")
+        )
+        raise InputError(
+            f"{missing[0].path}: the sidecar has no SliceThickness and {others}; add it to "
+            "the JSON sidecar or give --slice-thickness MM"
+        )
     stacks = tuple(replace(stack, thickness=known[0]) if stack in missing else stack for stack in task.stacks)
     return replace(task, stacks=stacks).with_warnings(
-        f"{_labels(missing)}: no SliceThickness in the sidecar; "
-        f"{known[0]:g} mm is taken from the other stacks")
+        f"{_labels(missing)}: no SliceThickness in the sidecar; {known[0]:g} mm is taken from the other stacks"
+    )
 
 
 def check_task(task: ReconstructionTask, options: CheckOptions | None = None) -> list[str]:
@@ -110,7 +115,8 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
         raise InputError(
             f"{task.stacks[0].path}: {task.name} has this one stack only, and slice-to-volume reconstruction "
             "(SVR) needs two or more; stacks with different acq-, ce- or rec- labels are not put together. "
-            "For super-resolution (SR) of a single volume give --mode sr")
+            "For super-resolution (SR) of a single volume give --mode sr"
+        )
     spacings: dict[tuple[float, float], list[StackFile]] = defaultdict(list)
     regridded, unmasked, negative = [], [], []
     odd, alike = defaultdict(list), defaultdict(list)
@@ -133,20 +139,29 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
             for note in notes:
                 odd[note].append(stack)
     if unmasked and options.mask_mode == "derivatives":
-        raise InputError(f"{unmasked[0].path}: no mask for this stack in the data sets of --derivatives; "
-                         "add one, leave the stack out with --bids-filter-file, or use another --mask-mode")
+        raise InputError(
+            f"{unmasked[0].path}: no mask for this stack in the data sets of --derivatives; "
+            "add one, leave the stack out with --bids-filter-file, or use another --mask-mode"
+        )
     if unmasked and options.mask_mode == "auto" and options.masks_given:
-        warnings.append(f"{_labels(unmasked)}: no mask in the data sets of --derivatives; "
-                        "a mask is made from the image")
+        warnings.append(
+            f"{_labels(unmasked)}: no mask in the data sets of --derivatives; a mask is made from the image"
+        )
     if regridded:
         warnings.append(f"{_labels(regridded)}: the mask lies on another grid and is resampled by its affine")
     warnings += [f"{_labels(stacks)}: {note}" for note, stacks in odd.items()]
-    warnings += [f"{_labels(stacks)}: every voxel is the same, so that one image counts {len(stacks)} times; leave all "
-                 "but one out with --bids-filter-file" for stacks in alike.values() if len(stacks) > 1]
+    warnings += [
+        f"{_labels(stacks)}: every voxel is the same, so that one image counts {len(stacks)} times; leave all "
+        "but one out with --bids-filter-file"
+        for stacks in alike.values()
+        if len(stacks) > 1
+    ]
     if negative:
-        warnings.append(f"{_labels(stack for stack, _ in negative)}: negative intensities (down to "
-                        f"{min(low for _, low in negative):.3g}); those of the brain are shifted for the fit, and the "
-                        "outputs are on the scale of the input; what is darker than the brain counts as nothing")
+        warnings.append(
+            f"{_labels(stack for stack, _ in negative)}: negative intensities (down to "
+            f"{min(low for _, low in negative):.3g}); those of the brain are shifted for the fit, and the "
+            "outputs are on the scale of the input; what is darker than the brain counts as nothing"
+        )
     return warnings + ([] if task.poses else _gap_warnings(task.name, spacings, options))
 
 
@@ -179,8 +194,10 @@ def check_volume(task: ReconstructionTask, options: CheckOptions) -> tuple[tuple
             warnings += [] if same else ["the mask lies on another grid and is resampled by its affine"]
             warnings += notes
     if stack.mask is None and options.mask_mode == "derivatives":
-        raise InputError(f"{stack.path}: no mask for this volume in the data sets of --derivatives; add one, or use "
-                         "another --mask-mode")
+        raise InputError(
+            f"{stack.path}: no mask for this volume in the data sets of --derivatives; add one, or use "
+            "another --mask-mode"
+        )
     if stack.mask is None and options.mask_mode == "auto" and options.masks_given:
         warnings.append("no mask in the data sets of --derivatives; none is used")
     return (image.shape, affine), warnings
@@ -193,9 +210,11 @@ def _check_found(task: ReconstructionTask) -> None:
 
 def _check_thickness(stack: StackFile) -> None:
     if stack.thickness < _THICKNESS_RANGE[0] or stack.thickness > _THICKNESS_RANGE[1]:
-        raise InputError(f"{stack.path}: a slice thickness of {stack.thickness:g} mm is outside "
-                         f"{_THICKNESS_RANGE[0]:g} to {_THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
-                         "in the sidecar or give --slice-thickness")
+        raise InputError(
+            f"{stack.path}: a slice thickness of {stack.thickness:g} mm is outside "
+            f"{_THICKNESS_RANGE[0]:g} to {_THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
+            "in the sidecar or give --slice-thickness"
+        )
 
 
 def _load_stack(stack: StackFile) -> tuple[np.ndarray, np.ndarray]:
@@ -224,19 +243,25 @@ def _contradictions(stack: StackFile, shape, affine: np.ndarray, spacing: float)
     number = isinstance(given, int | float) and abs(given) < 1e6
     # Some converters write the gap.
     if number and min(abs(given - spacing), abs(given + stack.thickness - spacing)) > _ROUNDING * spacing:
-        yield (f"SpacingBetweenSlices is {given:g} mm, but slices are {spacing:g} mm apart by the header; the header "
-               "is taken: correct the one that is wrong")
+        yield (
+            f"SpacingBetweenSlices is {given:g} mm, but slices are {spacing:g} mm apart by the header; the header "
+            "is taken: correct the one that is wrong"
+        )
     times = stack.metadata.get("SliceTiming")
     count = shape[slice_axis(shape, affine, stack.metadata.get("SliceEncodingDirection"))]
     if times and (not isinstance(times, list) or len(times) != count):
         found = f"has {len(times)} times" if isinstance(times, list) else "is no list of times"
-        yield (f"SliceTiming {found}, but the stack has {count} slices; when each was acquired is not known from it: "
-               "correct the sidecar")
+        yield (
+            f"SliceTiming {found}, but the stack has {count} slices; when each was acquired is not known from it: "
+            "correct the sidecar"
+        )
     kind = stack.metadata.get("ImageType")
     words = kind if isinstance(kind, list) else str(kind).split("\\")  # as DICOM has it
     for word in sorted(_NOT_ACQUIRED & set(map(str, words))):
-        yield (f"ImageType has {word}: its slices were not acquired like this, but made from other images or to plan; "
-               "they are taken as they are: leave the stack out with --bids-filter-file if others hold the same")
+        yield (
+            f"ImageType has {word}: its slices were not acquired like this, but made from other images or to plan; "
+            "they are taken as they are: leave the stack out with --bids-filter-file if others hold the same"
+        )
 
 
 def _axis_words(stack: StackFile, shape, affine: np.ndarray) -> str:
@@ -247,9 +272,11 @@ def _axis_words(stack: StackFile, shape, affine: np.ndarray) -> str:
     if longest == axis or spacing[longest] < _LONGER * np.delete(spacing, longest).max():
         return ""
     own, other = "ijk"[axis], "ijk"[longest]
-    return (f"SliceEncodingDirection is {given}, but voxels are longest along {other} ({spacing[longest]:.3g} mm, "
-            f"along {own} {spacing[axis]:.3g} mm); slices along {own} are taken, as the sidecar says: correct it, or "
-            "take it out, if the array was transposed")
+    return (
+        f"SliceEncodingDirection is {given}, but voxels are longest along {other} ({spacing[longest]:.3g} mm, "
+        f"along {own} {spacing[axis]:.3g} mm); slices along {own} are taken, as the sidecar says: correct it, or "
+        "take it out, if the array was transposed"
+    )
 
 
 def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> tuple[bool, list[str]]:
@@ -258,17 +285,23 @@ def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> tuple[bool, list
     try:
         mask, soft = inside_of(values)
     except InputError as error:
-        raise InputError(f"{stack.mask}: {error}; give a mask with the brain in it, leave the stack out with "
-                         "--bids-filter-file, or use another --mask-mode") from error
+        raise InputError(
+            f"{stack.mask}: {error}; give a mask with the brain in it, leave the stack out with "
+            "--bids-filter-file, or use another --mask-mode"
+        ) from error
     volume = mask.sum() * abs(np.linalg.det(mask_affine[:3, :3])) / 1000
     if volume < _SMALLEST_BRAIN:
-        raise InputError(f"{stack.mask}: the mask holds {volume:.2g} ml, which is no brain (at least "
-                         f"{_SMALLEST_BRAIN:g} ml); give a mask with the brain in it, or leave the stack out "
-                         "with --bids-filter-file")
+        raise InputError(
+            f"{stack.mask}: the mask holds {volume:.2g} ml, which is no brain (at least "
+            f"{_SMALLEST_BRAIN:g} ml); give a mask with the brain in it, or leave the stack out "
+            "with --bids-filter-file"
+        )
     there = resample_mask(mask, mask_affine, affine, shape)
     if not there.any():
-        raise InputError(f"{stack.mask}: the mask does not overlap its stack {stack.path}; check the affines "
-                         "of both, or that the mask is of this stack")
+        raise InputError(
+            f"{stack.mask}: the mask does not overlap its stack {stack.path}; check the affines "
+            "of both, or that the mask is of this stack"
+        )
     return same_grid(mask.shape, mask_affine, shape, affine), [words for words in (soft, oddness(there)) if words]
 
 
@@ -280,8 +313,10 @@ def _gap_warnings(name: str, spacings, options: CheckOptions) -> list[str]:
         apart = spacing - thickness
         if abs(apart) > 0.01:
             what = f"a gap of {apart:.3g} mm" if apart > 0 else f"an overlap of {-apart:.3g} mm"
-            line = (f"{_labels(stacks)}: slices are {thickness:g} mm thick ({source}) and {spacing:g} mm apart "
-                    f"(header), {what}; the thickness is taken for the slice profile")
+            line = (
+                f"{_labels(stacks)}: slices are {thickness:g} mm thick ({source}) and {spacing:g} mm apart "
+                f"(header), {what}; the thickness is taken for the slice profile"
+            )
             if 0 < apart <= _USUAL_GAP * thickness:
                 LOGGER.info("%s: %s", name, line)
             else:

@@ -18,8 +18,17 @@ LOGGER = logging.getLogger("gsbids.bids")
 BIDS_VERSION = "1.10.1"
 FILE = "dataset_description.json"
 
-BIDSIGNORE = ("*.html", "logs/", "sub-*/log", "sub-*/figures", "*_xfm.*", "*_timeseries.*", "*_metrics.*",
-              "*_model.*", "group_*")
+BIDSIGNORE = (
+    "*.html",
+    "logs/",
+    "sub-*/log",
+    "sub-*/figures",
+    "*_xfm.*",
+    "*_timeseries.*",
+    "*_metrics.*",
+    "*_model.*",
+    "group_*",
+)
 
 README = """\
 # gsbids
@@ -52,8 +61,10 @@ def check_folders(bids_dir: Path, output_dir: Path) -> None:
     if found is None:
         return
     if found.get("DatasetType", "raw") != "derivative":
-        raise InputError(f"{output_dir}: the output folder holds a raw BIDS data set "
-                         f"({found.get('Name', 'without a name')!r}); give another folder")
+        raise InputError(
+            f"{output_dir}: the output folder holds a raw BIDS data set "
+            f"({found.get('Name', 'without a name')!r}); give another folder"
+        )
     tool = _generator(found).get("Name", "an unknown tool")
     if tool != "gsbids":
         raise InputError(f"{output_dir}: the output folder holds derivatives of {tool}; give another folder")
@@ -84,8 +95,9 @@ def write_description(output_dir: Path, datasets: Mapping[str, Path]) -> None:
 
 
 def _description(output_dir: Path, datasets: Mapping[str, Path], before: Mapping) -> dict:
-    links = {name: os.path.relpath(Path(root).resolve(), output_dir.resolve())
-             for name, root in datasets.items() if name}
+    links = {
+        name: os.path.relpath(Path(root).resolve(), output_dir.resolve()) for name, root in datasets.items() if name
+    }
     raw = _read(Path(datasets["raw"]) / FILE) or {}
     description = {
         "Name": "gsbids - Gaussian slice-to-volume reconstruction",

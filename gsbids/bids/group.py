@@ -91,12 +91,17 @@ class GroupSelection:
 
     def takes(self, entities: Mapping[str, str]) -> bool:
         """Whether a file with these entities is wanted."""
-        return ((not self.participants or entities.get("sub") in self.participants)
-                and (not self.sessions or entities.get("ses") in self.sessions))
+        return (not self.participants or entities.get("sub") in self.participants) and (
+            not self.sessions or entities.get("ses") in self.sessions
+        )
 
 
-def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mapping]], selection: GroupSelection,
-                 word_columns: Mapping[str, Mapping] | None = None) -> QcTable:
+def collect_rows(
+    output_dir: str | Path,
+    known: Mapping[str, Mapping[str, Mapping]],
+    selection: GroupSelection,
+    word_columns: Mapping[str, Mapping] | None = None,
+) -> QcTable:
     """Read the rows of all reconstructions below an output folder; images are not looked at.
 
     Parameters
@@ -131,8 +136,9 @@ def collect_rows(output_dir: str | Path, known: Mapping[str, Mapping[str, Mappin
         rows[row.name] = row
         for name in row.values:
             found.setdefault(name, names.get(name) or {"LongName": name, "Description": "Not described"})
-    columns = _known_columns({method: known[method] for method in known
-                              if any(row.method == method for row in rows.values())}, found)
+    columns = _known_columns(
+        {method: known[method] for method in known if any(row.method == method for row in rows.values())}, found
+    )
     columns |= {name: entry for name, entry in found.items() if name not in columns}
     ordered = tuple(rows[name] for name in sorted(rows, key=_natural))
     told = {row.report for row in ordered} | {report for _, report in troubles}
@@ -174,8 +180,16 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
     """
     path = Path(output_dir) / f"{GROUP_STEM}.tsv"
     sessions = any(row.session for row in table.rows)
-    lines = [["bids_name", "participant_id", *(["session_id"] if sessions else []), *table.columns,
-              *table.word_columns, "outliers"]]
+    lines = [
+        [
+            "bids_name",
+            "participant_id",
+            *(["session_id"] if sessions else []),
+            *table.columns,
+            *table.word_columns,
+            "outliers",
+        ]
+    ]
     for row in table.rows:
         marks = ",".join(outliers.get(row.name, ())) or "n/a"
         session = [f"ses-{row.session}" if row.session else "n/a"] if sessions else []
@@ -183,11 +197,18 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
         shown = [f"{value:.6g}" if math.isfinite(value) else "n/a" for value in numbers]
         words = (row.words.get(name, "n/a") for name in table.word_columns)
         lines.append([row.name, f"sub-{row.participant}", *session, *shown, *words, marks])
-    own = {"bids_name": {"LongName": "Name", "Description": "Name of the reconstruction"},
-           "participant_id": {"LongName": "Participant", "Description": "Participant"},
-           **({"session_id": {"LongName": "Session", "Description": "Session"}} if sessions else {})}
-    last = {"outliers": {"LongName": "Outliers", "Description": "Metrics by which the row stands out among the rows "
-                         "of its method, separated by commas; the rule is on the HTML page beside it"}}
+    own = {
+        "bids_name": {"LongName": "Name", "Description": "Name of the reconstruction"},
+        "participant_id": {"LongName": "Participant", "Description": "Participant"},
+        **({"session_id": {"LongName": "Session", "Description": "Session"}} if sessions else {}),
+    }
+    last = {
+        "outliers": {
+            "LongName": "Outliers",
+            "Description": "Metrics by which the row stands out among the rows "
+            "of its method, separated by commas; the rule is on the HTML page beside it",
+        }
+    }
     write_atomic(sidecar_path(path), to_json(own | table.columns | dict(table.word_columns) | last))
     write_atomic(path, ("\n".join("\t".join(line) for line in lines) + "\n").encode())
     return path
@@ -215,12 +236,23 @@ def _read_row(root: Path, path: Path, word_columns: Mapping[str, Mapping]) -> Qc
         raise ValueError(f"the row is of {name!r}, not of sub-{entities.get('sub')}")
     pairs = dict(zip(header[1:], cells[1:], strict=True))
     values = {key: _number(key, cell) for key, cell in pairs.items() if key not in word_columns}
-    words = {key: _word(key, pairs[key], entry) for key, entry in word_columns.items()
-             if pairs.get(key, "").strip().lower() not in _NOTHING}
+    words = {
+        key: _word(key, pairs[key], entry)
+        for key, entry in word_columns.items()
+        if pairs.get(key, "").strip().lower() not in _NOTHING
+    }
     label, report = _label_and_report(name)
     method = _REC.fullmatch(parse_name(name).get("rec", ""))
-    return QcRow(name, label, entities["sub"], entities.get("ses", ""), values,
-                 report if (root / report).is_file() else "", method["method"] if method else METHOD, words)
+    return QcRow(
+        name,
+        label,
+        entities["sub"],
+        entities.get("ses", ""),
+        values,
+        report if (root / report).is_file() else "",
+        method["method"] if method else METHOD,
+        words,
+    )
 
 
 def _word(name: str, text: str, entry: Mapping) -> str:
@@ -269,8 +301,15 @@ def _descriptions(path: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     texts = ("LongName", "Units", "Description")
-    return {name: {key: str(entry[key]) for key in texts if key in entry}
-            for name, entry in found.items() if isinstance(entry, dict)} if isinstance(found, dict) else {}
+    return (
+        {
+            name: {key: str(entry[key]) for key in texts if key in entry}
+            for name, entry in found.items()
+            if isinstance(entry, dict)
+        }
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _report_of(root: Path, path: Path) -> str:
@@ -298,8 +337,11 @@ def _missing(root: Path, told: set[str], have: set[str], selection: GroupSelecti
     there = {entry.name[4:] for entry in os.scandir(root) if entry.name.startswith("sub-") and entry.is_dir()}
     wanted = set(selection.participants) or there | set(selection.expected)
     for label in sorted(wanted - with_report - have, key=_natural):
-        what = "has no row of metrics; it may be running or have failed" if label in there else (
-            "has no outputs here; it was not run, or into another folder")
+        what = (
+            "has no row of metrics; it may be running or have failed"
+            if label in there
+            else ("has no outputs here; it was not run, or into another folder")
+        )
         yield f"sub-{label}: {what}", ""
 
 

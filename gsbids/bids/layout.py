@@ -31,7 +31,8 @@ _IGNORE = (
     re.compile(r"/\."),
     re.compile(r"^/(derivatives|sourcedata|code|stimuli|models|phenotype)(/|$)"),
     re.compile(r"^/(?!sub-)[^/]+/."),
-    re.compile(r"/(beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet)(/|$)"))
+    re.compile(r"/(beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet)(/|$)"),
+)
 
 
 class _Loop:
@@ -55,8 +56,9 @@ class _Loop:
         return loop
 
 
-def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | None = None,
-             database_wipe: bool = False):
+def open_raw(
+    root: Path, participants: Sequence[str] = (), database_dir: Path | None = None, database_wipe: bool = False
+):
     """Index the names of a raw data set: subjects' anatomical files, nothing from ``derivatives/``.
 
     Parameters
@@ -91,14 +93,21 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
     except InputError as error:
         if not kept:
             raise
-        raise InputError(f"--bids-database-dir {database_dir}: the index there cannot be read; add "
-                         "--bids-database-wipe to make it again") from error
+        raise InputError(
+            f"--bids-database-dir {database_dir}: the index there cannot be read; add "
+            "--bids-database-wipe to make it again"
+        ) from error
     if Path(layout.root).resolve() != Path(root).resolve():
-        raise InputError(f"--bids-database-dir {database_dir}: holds the index of {layout.root}; "
-                         "add --bids-database-wipe or give another folder")
+        raise InputError(
+            f"--bids-database-dir {database_dir}: holds the index of {layout.root}; "
+            "add --bids-database-wipe or give another folder"
+        )
     if kept and not _is_ours(layout):
-        LOGGER.warning("--bids-database-dir %s: the index there is of another tool or version; it is not used, and the "
-                       "data set is looked through; add --bids-database-wipe to replace it", database_dir)
+        LOGGER.warning(
+            "--bids-database-dir %s: the index there is of another tool or version; it is not used, and the "
+            "data set is looked through; add --bids-database-wipe to replace it",
+            database_dir,
+        )
         return _open(root, ["bids"], ignore)
     if kept:
         _say_what_changed(layout, database_dir)
@@ -108,8 +117,11 @@ def open_raw(root: Path, participants: Sequence[str] = (), database_dir: Path | 
 def _is_ours(layout) -> bool:
     """Whether an index was made by our rules."""
     found = layout.get_entities()
-    return all(entity["name"] in found and found[entity["name"]].pattern == entity["pattern"]
-               for rules in _entity_rules(Path(layout.root), ["bids"]) for entity in rules["entities"])
+    return all(
+        entity["name"] in found and found[entity["name"]].pattern == entity["pattern"]
+        for rules in _entity_rules(Path(layout.root), ["bids"])
+        for entity in rules["entities"]
+    )
 
 
 def _say_what_changed(layout, database_dir: Path) -> None:
@@ -119,8 +131,12 @@ def _say_what_changed(layout, database_dir: Path) -> None:
     changed = {"new": sorted(there - known), "gone": sorted(path for path in known if not os.path.lexists(path))}
     words = [f"{len(paths)} {what} (first {paths[0]})" for what, paths in changed.items() if paths]
     if words:
-        LOGGER.warning("--bids-database-dir %s: images came or went since the index was made, and are left out: %s; "
-                       "add --bids-database-wipe to make it again", database_dir, ", ".join(words))
+        LOGGER.warning(
+            "--bids-database-dir %s: images came or went since the index was made, and are left out: %s; "
+            "add --bids-database-wipe to make it again",
+            database_dir,
+            ", ".join(words),
+        )
 
 
 def open_derivative(root: Path):
@@ -132,8 +148,13 @@ def anatomical_files(root: Path, participants: Sequence[str] = (), sessions: Seq
     """Files in the folders of anatomical images as they are on the disk, whatever their names, but hidden ones."""
     subjects = [f"sub-{escape(label)}" for label in participants] or ["sub-*"]
     within = [f"ses-{escape(label)}/anat" for label in sessions] or ["anat", "ses-*/anat"]
-    return sorted(path for subject in subjects for folder in within for path in root.glob(f"{subject}/{folder}/*")
-                  if not path.name.startswith("."))
+    return sorted(
+        path
+        for subject in subjects
+        for folder in within
+        for path in root.glob(f"{subject}/{folder}/*")
+        if not path.name.startswith(".")
+    )
 
 
 def is_utf8(path: Path) -> bool:
@@ -150,9 +171,14 @@ def _open(root: Path, rules: Sequence[str], ignore: Sequence, **database):
     if not is_utf8(root):
         raise InputError(f"{root}: the path is not in UTF-8; rename the folder")
     try:
-        return BIDSLayout(root, validate=False, derivatives=False, config=_entity_rules(root, rules),
-                          indexer=BIDSLayoutIndexer(validate=False, index_metadata=False,
-                                                    ignore=[*ignore, _NOT_UTF8]), **database)
+        return BIDSLayout(
+            root,
+            validate=False,
+            derivatives=False,
+            config=_entity_rules(root, rules),
+            indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[*ignore, _NOT_UTF8]),
+            **database,
+        )
     except (ValueError, OSError, TypeError, AttributeError, RecursionError, SQLAlchemyError) as error:
         raise InputError(f"{root}: pybids cannot index the data set ({one_line(error)})") from error
 
@@ -217,8 +243,11 @@ def query_with_metadata(layout, default: Mapping, wanted: Mapping, where: str, s
     metadata = {path: sidecars.readable(path) for path in query(layout, default, where)} if others else {}
     fields = [key for key in others if any(key in found for found in metadata.values() if found is not None)]
     found = query(layout, {**default, **{key: wanted[key] for key in wanted if key not in fields}}, where)
-    return [path for path in found if not fields or metadata.get(path) is None
-            or all(_says(metadata[path], key, wanted[key]) for key in fields)]
+    return [
+        path
+        for path in found
+        if not fields or metadata.get(path) is None or all(_says(metadata[path], key, wanted[key]) for key in fields)
+    ]
 
 
 def _says(metadata: Mapping, key: str, value) -> bool:

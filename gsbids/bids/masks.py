@@ -22,7 +22,7 @@ _OWN = ("space", "res", "den", "label", "desc", "suffix", "extension", "extra", 
 _PARTS = ("seg", "roi", "hemi", "atlas")
 _OF_WHAT = {"label", "desc", "segmentation", "roi", "hemi", "atlas"}
 
-_CHOOSE = "choose with the query \"masks\" of --bids-filter-file"
+_CHOOSE = 'choose with the query "masks" of --bids-filter-file'
 
 # Why a mask is not taken, and what to do.
 _NO_BRAIN = f"by its name or sidecar it is not of the brain; call it desc-brain if it is, or {_CHOOSE}"
@@ -54,8 +54,9 @@ class MaskIndex:
         A folder is missing or holds no brain mask.
     """
 
-    def __init__(self, datasets: Mapping[str, Path], filters: Mapping, filter_file: str,
-                 output_dir: Path | None = None):
+    def __init__(
+        self, datasets: Mapping[str, Path], filters: Mapping, filter_file: str, output_dir: Path | None = None
+    ):
         self._masks: list[tuple[Path, dict[str, str]]] = []
         self._others: list[tuple[Path, dict[str, str], str]] = []
         for name, root in datasets.items():
@@ -70,8 +71,10 @@ class MaskIndex:
                 else:
                     self._others.append((*mask, _NO_BRAIN))
             if len(self._masks) == known:
-                raise InputError(f"--derivatives {name}={root}: no mask of the brain in it (desc-brain or label-brain) "
-                                 f"but of something else, as {listed[0][0]}; add brain masks, or {_CHOOSE}")
+                raise InputError(
+                    f"--derivatives {name}={root}: no mask of the brain in it (desc-brain or label-brain) "
+                    f"but of something else, as {listed[0][0]}; add brain masks, or {_CHOOSE}"
+                )
 
     def find(self, stack: Mapping[str, str]) -> Path | None:
         """Mask of the stack with these entities.
@@ -99,26 +102,36 @@ class MaskIndex:
         return paths[0]
 
 
-def _list_masks(name: str, root: Path, filters: Mapping, filter_file: str,
-                output_dir: Path | None) -> tuple[list, list]:
+def _list_masks(
+    name: str, root: Path, filters: Mapping, filter_file: str, output_dir: Path | None
+) -> tuple[list, list]:
     """Masks in the space of the stacks, and those in other spaces: paths with their entities."""
     if not root.is_dir():
         raise InputError(f"--derivatives {name}={root}: there is no such folder")
     own = output_dir and output_dir.resolve()
     if own and root.resolve().is_relative_to(own):
-        raise InputError(f"--derivatives {name}={root}: lies in output_dir {output_dir}, where this run writes; give "
-                         "another output_dir, or a copy of these masks")
+        raise InputError(
+            f"--derivatives {name}={root}: lies in output_dir {output_dir}, where this run writes; give "
+            "another output_dir, or a copy of these masks"
+        )
     default = {"suffix": "mask", "extension": list(EXTENSIONS)}
-    found = {path: parse_name(path.name) for path in query(open_derivative(root), default | dict(filters), filter_file)
-             if not (own and path.resolve().is_relative_to(own))}
+    found = {
+        path: parse_name(path.name)
+        for path in query(open_derivative(root), default | dict(filters), filter_file)
+        if not (own and path.resolve().is_relative_to(own))
+    }
     if not found:
-        why = f" that matches the query \"masks\" of {filter_file}" if filters else ""
-        raise InputError(f"--derivatives {name}={root}: no *_mask.nii.gz{why} in it; "
-                         "give the root folder of the data set with the masks")
+        why = f' that matches the query "masks" of {filter_file}' if filters else ""
+        raise InputError(
+            f"--derivatives {name}={root}: no *_mask.nii.gz{why} in it; "
+            "give the root folder of the data set with the masks"
+        )
     there = {path: mask for path, mask in found.items() if _in_stack_space(mask)}
     if not there:
-        raise InputError(f"--derivatives {name}={root}: no mask in the space of the scanner, where the stacks lie, but "
-                         f"of others, as {next(iter(found))}; add masks of the stacks")
+        raise InputError(
+            f"--derivatives {name}={root}: no mask in the space of the scanner, where the stacks lie, but "
+            f"of others, as {next(iter(found))}; add masks of the stacks"
+        )
     twins = {path: twin for path in there if (twin := compressed_twin(path, there))}
     for path, twin in twins.items():
         LOGGER.warning("%s: left out, as %s has the same name and is taken; remove one of the two", path, twin)

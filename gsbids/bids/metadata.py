@@ -54,8 +54,9 @@ class Sidecars:
     def _listed(self, folder: Path) -> list[tuple[Path, dict[str, str]]]:
         """JSON files of a folder with their entities, the most general first."""
         if folder not in self._folders:
-            named = [(path, parse_name(path.name)) for path in sorted(folder.glob("*.json"))
-                     if not path.name.startswith(".")]
+            named = [
+                (path, parse_name(path.name)) for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")
+            ]
             self._folders[folder] = sorted(named, key=lambda item: len(item[1]))
         return self._folders[folder]
 
@@ -84,8 +85,9 @@ def read_object(path: Path) -> dict:
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink():
             raise
-        raise InputError(not_fetched(path) or
-                         f"{path}: cannot be read ({error.strerror}); make it readable or remove it") from error
+        raise InputError(
+            not_fetched(path) or f"{path}: cannot be read ({error.strerror}); make it readable or remove it"
+        ) from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no JSON object {{...}}; correct it")
     return found

@@ -17,8 +17,33 @@ SR_METHOD = "gsr"
 
 #: Order of entities in a file name (BIDS schema, then the proposal for transforms; ``desc`` is last).
 ENTITY_ORDER = (
-    "sub", "ses", "sample", "task", "acq", "ce", "trc", "rec", "dir", "run", "mod", "echo", "flip", "inv",
-    "mt", "part", "proc", "chunk", "space", "res", "den", "label", "from", "to", "mode", "desc")
+    "sub",
+    "ses",
+    "sample",
+    "task",
+    "acq",
+    "ce",
+    "trc",
+    "rec",
+    "dir",
+    "run",
+    "mod",
+    "echo",
+    "flip",
+    "inv",
+    "mt",
+    "part",
+    "proc",
+    "chunk",
+    "space",
+    "res",
+    "den",
+    "label",
+    "from",
+    "to",
+    "mode",
+    "desc",
+)
 
 # Names with these belong to derivatives, wherever they lie.
 _DERIVED = ("space", "res", "den", "label", "from", "to", "mode", "desc")
@@ -36,7 +61,7 @@ DESCRIPTIONS = {
     "slices": "One transform a slice",
     "motion": "Estimated motion of every slice, with its weight and similarity",
     "gaussians": "Gaussian field of the reconstruction, with poses, gains and weights of the slices; with rec-gsr the "
-                 "fields and the rest of the super-resolved volume",
+    "fields and the rest of the super-resolved volume",
     "qc": "Quality metrics of the reconstruction",
 }
 
@@ -78,49 +103,91 @@ _LABELS = {"task": METHOD, "volume": SR_METHOD}
 _IMAGE = {"SpatialReference": "orig", "SkullStripped": False}
 _MASK = {"Description": "Brain mask", "SpatialReference": "orig", "Type": "Brain"}
 _XFM = {"from": "orig", "to": METHOD, "mode": "image"}
-_DIRECTION = ("ITK transform in LPS millimetres: takes points of the reconstructed volume to points of the "
-              "acquired stack, so that resampling with it puts the stack onto the volume")
+_DIRECTION = (
+    "ITK transform in LPS millimetres: takes points of the reconstructed volume to points of the "
+    "acquired stack, so that resampling with it puts the stack onto the volume"
+)
 
 #: The one pattern list: every file that a reconstruction writes.
 KINDS: dict[str, Kind] = {
     # One file a reconstruction.
     "volume": Kind("task", ".nii.gz", {"desc": "preproc"}, needs=("res",), sidecar=_IMAGE),
-    "volume_brain": Kind("task", ".nii.gz", {"desc": "brain"}, needs=("res",), sidecar=_IMAGE | {
-        "Description": "Reconstructed volume, zero outside the brain mask", "SkullStripped": True}),
+    "volume_brain": Kind(
+        "task",
+        ".nii.gz",
+        {"desc": "brain"},
+        needs=("res",),
+        sidecar=_IMAGE | {"Description": "Reconstructed volume, zero outside the brain mask", "SkullStripped": True},
+    ),
     "volume_unmasked": Kind("task", ".nii.gz", {"desc": "unmasked"}, needs=("res",), sidecar=_IMAGE),
     "volume_mask": Kind("task", ".nii.gz", {"desc": "brain"}, "mask", needs=("res",), sidecar=_MASK),
     "coverage": Kind("task", ".nii.gz", {"desc": "coverage"}, needs=("res",), sidecar=_IMAGE),
-    "uncertainty": Kind("task", ".nii.gz", {"desc": "uncertainty"}, needs=("res",),
-                        sidecar=_IMAGE | {"Units": "arbitrary"}),
+    "uncertainty": Kind(
+        "task", ".nii.gz", {"desc": "uncertainty"}, needs=("res",), sidecar=_IMAGE | {"Units": "arbitrary"}
+    ),
     "preview": Kind("task", ".nii.gz", {"desc": "preview"}, sidecar=_IMAGE),
-    "template_xfm": Kind("task", ".txt", {"to": "template", "mode": "image"}, "xfm", needs=("from",), sidecar={
-        "Description": "ITK transform in LPS millimetres: takes points of the template to points of the reconstruction "
-                       "where it lay in the scanner, so that resampling with it puts images of that space onto the "
-                       "template"}),
-    "scanner_xfm": Kind("task", ".txt", {"from": "template", "mode": "image"}, "xfm", needs=("to",), sidecar={
-        "Description": "ITK transform in LPS millimetres: takes points of the reconstruction where it lay in the "
-                       "scanner to points of the template, so that resampling with it puts images in the space of the "
-                       "template onto that of the scanner"}),
+    "template_xfm": Kind(
+        "task",
+        ".txt",
+        {"to": "template", "mode": "image"},
+        "xfm",
+        needs=("from",),
+        sidecar={
+            "Description": "ITK transform in LPS millimetres: takes points of the template to points of the "
+            "reconstruction where it lay in the scanner, so that resampling with it puts images of that space onto the "
+            "template"
+        },
+    ),
+    "scanner_xfm": Kind(
+        "task",
+        ".txt",
+        {"from": "template", "mode": "image"},
+        "xfm",
+        needs=("to",),
+        sidecar={
+            "Description": "ITK transform in LPS millimetres: takes points of the reconstruction where it lay in the "
+            "scanner to points of the template, so that resampling with it puts images in the space of the "
+            "template onto that of the scanner"
+        },
+    ),
     "model": Kind("task", ".npz", {"desc": "gaussians"}, "model"),
     "metrics": Kind("task", ".tsv", {"desc": "qc"}, "metrics"),
     "report": Kind("task", ".html", folder=""),
     "figure": Kind("task", ".svg", needs=("desc",), folder="figures"),
     # One file a super-resolved volume.
-    "sr_volume": Kind("volume", ".nii.gz", {"desc": "preproc"}, needs=("res",), sidecar=_IMAGE | {
-        "Description": "Super-resolved volume, whole field of view"}),
+    "sr_volume": Kind(
+        "volume",
+        ".nii.gz",
+        {"desc": "preproc"},
+        needs=("res",),
+        sidecar=_IMAGE | {"Description": "Super-resolved volume, whole field of view"},
+    ),
     "sr_mask": Kind("volume", ".nii.gz", {"desc": "brain"}, "mask", needs=("res",), sidecar=_MASK),
-    "sr_model": Kind("volume", ".npz", {"desc": "gaussians"}, "model", sidecar={
-        "Description":
-            "Gaussian fields and what they leave of the super-resolved volume; gsbids sample puts it on any grid"}),
-    "sr_metrics": Kind("volume", ".tsv", {"desc": "qc"}, "metrics", sidecar={
-        "Description": "Quality metrics of the super-resolution"}),
+    "sr_model": Kind(
+        "volume",
+        ".npz",
+        {"desc": "gaussians"},
+        "model",
+        sidecar={
+            "Description": "Gaussian fields and what they leave of the super-resolved volume; "
+            "gsbids sample puts it on any grid"
+        },
+    ),
+    "sr_metrics": Kind(
+        "volume", ".tsv", {"desc": "qc"}, "metrics", sidecar={"Description": "Quality metrics of the super-resolution"}
+    ),
     # One file a stack.
     "stack": Kind("stack", ".nii.gz", {"desc": "n4"}, sidecar=_IMAGE),
     "stack_mask": Kind("stack", ".nii.gz", {"desc": "brain"}, "mask", sidecar=_MASK),
     "simulated": Kind("stack", ".nii.gz", {"desc": "simulated"}, sidecar=_IMAGE),
     "stack_xfm": Kind("stack", ".txt", _XFM, "xfm", sidecar={"Description": _DIRECTION}),
-    "slices_xfm": Kind("stack", ".txt", _XFM | {"desc": "slices"}, "xfm",
-                       sidecar={"Description": f"{_DIRECTION}; one transform a slice, in array order"}),
+    "slices_xfm": Kind(
+        "stack",
+        ".txt",
+        _XFM | {"desc": "slices"},
+        "xfm",
+        sidecar={"Description": f"{_DIRECTION}; one transform a slice, in array order"},
+    ),
     "motion": Kind("stack", ".tsv", {"desc": "motion"}, "timeseries"),
 }
 
@@ -191,8 +258,11 @@ def raw_fault(below: PurePosixPath) -> str:
     'it lies in sub-01/anat/old, and images lie in the folder anat of their subject or session'
     """
     entities = parse_name(below.name)
-    strange = [repr(value) if key == "extra" else key for key, value in entities.items()
-               if key in _DERIVED or key not in (*ENTITY_ORDER, "suffix", "extension")]
+    strange = [
+        repr(value) if key == "extra" else key
+        for key, value in entities.items()
+        if key in _DERIVED or key not in (*ENTITY_ORDER, "suffix", "extension")
+    ]
     if strange:
         return ", ".join(strange)
     keys = [part.partition("-")[0] for part in below.name.split("_")[:-1]]
@@ -326,8 +396,9 @@ def uri_of(path: str | Path, datasets: Mapping[str, str | Path]) -> str:
         The file is in none of them.
     """
     path = Path(path).absolute()
-    inside = {name: Path(root).absolute() for name, root in datasets.items()
-              if path.is_relative_to(Path(root).absolute())}
+    inside = {
+        name: Path(root).absolute() for name, root in datasets.items() if path.is_relative_to(Path(root).absolute())
+    }
     if not inside:
         raise ValueError(f"{path} is in none of the data sets {', '.join(map(str, datasets.values()))}")
     name = max(inside, key=lambda key: len(inside[key].parts))

@@ -110,8 +110,9 @@ def find_tasks(bids_dir: str | Path, selection: Selection | None = None) -> list
     layout = open_raw(bids_dir, selection.participants, selection.database_dir, selection.database_wipe)
     sidecars = Sidecars(layout.root)
     files = _query_stacks(layout, bids_dir, selection, sidecars)
-    masks = MaskIndex(selection.mask_datasets, selection.filters.get("masks", {}), selection.filter_file,
-                      selection.output_dir)
+    masks = MaskIndex(
+        selection.mask_datasets, selection.filters.get("masks", {}), selection.filter_file, selection.output_dir
+    )
     groups: dict[tuple, list[StackFile]] = {}
     errors: dict[tuple, list[str]] = {}
     for path in sorted(files, key=_natural):
@@ -134,8 +135,7 @@ def list_participants(bids_dir: str | Path) -> list[str]:
     root = Path(bids_dir)
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder; give the root folder of a BIDS data set")
-    labels = sorted(entry.name[4:] for entry in os.scandir(root)
-                    if entry.name.startswith("sub-") and entry.is_dir())
+    labels = sorted(entry.name[4:] for entry in os.scandir(root) if entry.name.startswith("sub-") and entry.is_dir())
     if not labels:
         raise InputError(f"{root}: no sub-<label> folder in it; give the root folder of a BIDS data set")
     return labels
@@ -145,43 +145,64 @@ def _check_participants(bids_dir: Path, selection: Selection) -> None:
     known = list_participants(bids_dir)
     unknown = [label for label in selection.participants if label not in known]
     if unknown:
-        raise InputError(f"--participant-label {' '.join(unknown)}: not in {bids_dir}; "
-                         f"participants there are {_some(known)}")
-    sessions = sorted({entry.name[4:] for label in selection.participants or known
-                       for entry in (bids_dir / f"sub-{label}").glob("ses-*") if entry.is_dir()})
+        raise InputError(
+            f"--participant-label {' '.join(unknown)}: not in {bids_dir}; participants there are {_some(known)}"
+        )
+    sessions = sorted(
+        {
+            entry.name[4:]
+            for label in selection.participants or known
+            for entry in (bids_dir / f"sub-{label}").glob("ses-*")
+            if entry.is_dir()
+        }
+    )
     unknown = [label for label in selection.sessions if label not in sessions]
     if unknown:
-        raise InputError(f"--session-label {' '.join(unknown)}: not in {bids_dir}; "
-                         f"sessions of the selected participants are {_some(sessions)}")
+        raise InputError(
+            f"--session-label {' '.join(unknown)}: not in {bids_dir}; "
+            f"sessions of the selected participants are {_some(sessions)}"
+        )
 
 
 def _query_stacks(layout, bids_dir: Path, selection: Selection, sidecars: Sidecars) -> list[Path]:
-    default: dict[str, object] = {"datatype": "anat", "suffix": selection.suffix,
-                                  "extension": list(EXTENSIONS)}
+    default: dict[str, object] = {"datatype": "anat", "suffix": selection.suffix, "extension": list(EXTENSIONS)}
     if selection.participants:
         default["subject"] = list(selection.participants)
     if selection.sessions:
         default["session"] = list(selection.sessions)
     files = query(layout, default, str(bids_dir))
     others = query(layout, {key: default[key] for key in ("subject", "session") if key in default}, str(bids_dir))
-    unreadable = [path for path in anatomical_files(bids_dir, selection.participants, selection.sessions)
-                  if not is_utf8(path)]
+    unreadable = [
+        path for path in anatomical_files(bids_dir, selection.participants, selection.sessions) if not is_utf8(path)
+    ]
     missed = sorted(set(others) - set(files))
     _say_near_misses([*missed, *unreadable], selection.suffix, sidecars.root)
     if not files:
-        found = sorted({parse_name(path.name)["suffix"] for path in others
-                        if path.parent.name == "anat" and path.name.endswith(EXTENSIONS)})
-        raise InputError(f"{bids_dir}: no {selection.suffix} image for {_who(selection)}; suffixes found: "
-                         f"{_some(found)}; choose one with --modality")
+        found = sorted(
+            {
+                parse_name(path.name)["suffix"]
+                for path in others
+                if path.parent.name == "anat" and path.name.endswith(EXTENSIONS)
+            }
+        )
+        raise InputError(
+            f"{bids_dir}: no {selection.suffix} image for {_who(selection)}; suffixes found: "
+            f"{_some(found)}; choose one with --modality"
+        )
     wanted = selection.filters.get("stacks", {})
     kept = query_with_metadata(layout, default, wanted, selection.filter_file, sidecars) if wanted else files
     if kept:
         return _usable(kept, bids_dir, sidecars, wanted)
-    culprits = [key for key in wanted if not query_with_metadata(
-        layout, default, {key: wanted[key]}, selection.filter_file, sidecars)]
+    culprits = [
+        key
+        for key in wanted
+        if not query_with_metadata(layout, default, {key: wanted[key]}, selection.filter_file, sidecars)
+    ]
     shown = {key: None if wanted[key] == ABSENT else wanted[key] for key in culprits or wanted}
-    raise InputError(f"{selection.filter_file}: the filter \"stacks\": {json.dumps(shown)} leaves none of "
-                     f"the {len(files)} {selection.suffix} images for {_who(selection)}; change or drop it")
+    raise InputError(
+        f'{selection.filter_file}: the filter "stacks": {json.dumps(shown)} leaves none of '
+        f"the {len(files)} {selection.suffix} images for {_who(selection)}; change or drop it"
+    )
 
 
 def _say_near_misses(files: Sequence[Path], suffix: str, root: Path) -> None:
@@ -245,8 +266,10 @@ def _why_no_magnitude(path: Path, sidecars: Sidecars, wanted: Mapping) -> str:
     key, found = ("part", part) if part else ("ImageType", other)
     if found in (None, "mag") or key in wanted:
         return ""
-    return (f"left out, as it is no magnitude image ({key} is {found}); ask for it by {key!r} in the query \"stacks\" "
-            "of --bids-filter-file if it is what you want")
+    return (
+        f'left out, as it is no magnitude image ({key} is {found}); ask for it by {key!r} in the query "stacks" '
+        "of --bids-filter-file if it is what you want"
+    )
 
 
 def _stack(path: Path, sidecars: Sidecars, masks: MaskIndex, thickness: float | None) -> tuple[StackFile, list[str]]:
@@ -276,8 +299,14 @@ def _thickness(path: Path, metadata: Mapping) -> float:
 
 def _task(entities: dict[str, str], stacks: list[StackFile], errors: Sequence[str]) -> ReconstructionTask:
     ordered = {key: entities[key] for key in (*ENTITY_ORDER, "suffix") if key in entities}
-    return ReconstructionTask(ordered["sub"], ordered.get("ses"), ordered["suffix"], ordered, tuple(stacks),
-                              errors=(*errors, *_same_entities(stacks)))
+    return ReconstructionTask(
+        ordered["sub"],
+        ordered.get("ses"),
+        ordered["suffix"],
+        ordered,
+        tuple(stacks),
+        errors=(*errors, *_same_entities(stacks)),
+    )
 
 
 def _same_entities(stacks: Sequence[StackFile]) -> Iterator[str]:
@@ -286,8 +315,10 @@ def _same_entities(stacks: Sequence[StackFile]) -> Iterator[str]:
     for stack in stacks:
         key = tuple(entity_value(stack.entities, key) for key in _ENUMERATE)
         if key in first:
-            yield (f"{first[key]} and {stack.path} have the same entities (run-1 is run-01); rename one of them, with "
-                   "its sidecar, or list it in .bidsignore")
+            yield (
+                f"{first[key]} and {stack.path} have the same entities (run-1 is run-01); rename one of them, with "
+                "its sidecar, or list it in .bidsignore"
+            )
         first.setdefault(key, stack.path)
 
 

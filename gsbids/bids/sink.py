@@ -26,8 +26,14 @@ class Sink:
         self.registry = None if registry is None else Path(registry)
         self._owners: dict[Path, str] = {}
 
-    def write(self, kind: str, entities: Mapping[str, str], source: str | Path | bytes,
-              sidecar: Mapping[str, object] | None = None, **extra: str | float) -> Path:
+    def write(
+        self,
+        kind: str,
+        entities: Mapping[str, str],
+        source: str | Path | bytes,
+        sidecar: Mapping[str, object] | None = None,
+        **extra: str | float,
+    ) -> Path:
         """Write one output and its sidecar, each under a temporary name that is then renamed.
 
         Parameters
@@ -116,6 +122,7 @@ def complete_sidecar(kind: str, relative: Path, sidecar: Mapping[str, object]) -
 
 def to_json(fields: Mapping[str, object]) -> bytes:
     """JSON text of a mapping; numpy numbers and arrays become plain ones, NaN is refused."""
+
     def plain(value):
         if hasattr(value, "tolist"):
             return value.tolist()

@@ -102,8 +102,9 @@ class ReconstructionTask:
 
     def volumes(self, reason: str) -> tuple["ReconstructionTask", ...]:
         """Each stack as a volume to be super-resolved by itself, under its own name."""
-        return tuple(replace(self, entities=stack.entities, stacks=(stack,), method="sr", reason=reason)
-                     for stack in self.stacks)
+        return tuple(
+            replace(self, entities=stack.entities, stacks=(stack,), method="sr", reason=reason) for stack in self.stacks
+        )
 
     def with_warnings(self, *lines: str) -> "ReconstructionTask":
         """Copy with more warnings."""

@@ -34,8 +34,10 @@ def resolve_device(device: str, plugin: str = "auto", method: str = "default") -
         return device
     if method == "paper":
         if device != "auto":
-            raise InputError(f"--device {device}: --svr-method paper computes on the CPU only; give --device cpu or "
-                             "auto, or the default method")
+            raise InputError(
+                f"--device {device}: --svr-method paper computes on the CPU only; give --device cpu or "
+                "auto, or the default method"
+            )
         return "cpu"
     if plugin not in LOCAL and device != "auto":
         LOGGER.info("--device %s: not looked for here, as %s runs the jobs elsewhere", device, plugin)

@@ -124,7 +124,7 @@ def _quotable(text: str) -> str:
     >>> _quotable("a\\nb \\x1b[2J \\udcff")
     'a\\\\nb \\\\x1b[2J \\\\udcff'
     """
-    shown = text if len(text) <= LONGEST else f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}"
+    shown = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 
@@ -151,6 +151,7 @@ def _messages() -> Iterator[logging.Logger]:
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """A terminated run (as by a batch system) ends as tidily as an interrupted one."""
+
     def interrupt(number, frame):
         raise KeyboardInterrupt
 

@@ -10,17 +10,28 @@ from gsbids.errors import InputError
 
 #: Commands in the order in which they are shown: usage, what it does, and an example.
 BIDS_COMMANDS = (
-    ("BIDS_DIR OUT_DIR participant", "reconstruct every subject of a BIDS data set, with reports",
-     "gsbids study study/derivatives/gsbids participant --participant-label 01"),
-    ("BIDS_DIR OUT_DIR group", "make one table and one page of all that is in OUT_DIR",
-     "gsbids study study/derivatives/gsbids group"))
+    (
+        "BIDS_DIR OUT_DIR participant",
+        "reconstruct every subject of a BIDS data set, with reports",
+        "gsbids study study/derivatives/gsbids participant --participant-label 01",
+    ),
+    (
+        "BIDS_DIR OUT_DIR group",
+        "make one table and one page of all that is in OUT_DIR",
+        "gsbids study study/derivatives/gsbids group",
+    ),
+)
 FILE_COMMANDS = (
-    ("reconstruct", "make one volume from stacks of slices",
-     "gsbids reconstruct --input-stacks axial.nii.gz coronal.nii.gz sagittal.nii.gz --slice-thickness 3 "
-     "--output-volume brain.nii.gz"),
+    (
+        "reconstruct",
+        "make one volume from stacks of slices",
+        "gsbids reconstruct --input-stacks axial.nii.gz coronal.nii.gz sagittal.nii.gz --slice-thickness 3 "
+        "--output-volume brain.nii.gz",
+    ),
     ("super-resolve", "make one volume finer", "gsbids super-resolve brain.nii.gz fine.nii.gz --factor 2"),
     ("sample", "sample a saved model on any grid", "gsbids sample model.npz fine.nii.gz --spacing 0.5"),
-    ("mask", "find the fetal brain in a stack", "gsbids mask stack.nii.gz mask.nii.gz"))
+    ("mask", "find the fetal brain in a stack", "gsbids mask stack.nii.gz mask.nii.gz"),
+)
 
 
 def overview() -> str:
@@ -30,9 +41,11 @@ def overview() -> str:
     def lines(commands):
         return "\n".join(f"  gsbids {usage:<{width}}  {what}\n      {example}" for usage, what, example in commands)
 
-    return (f"gsbids {__version__}: one sharp volume of the brain from slices that moved\n\nBIDS data sets:\n"
-            f"{lines(BIDS_COMMANDS)}\n\nPlain files:\n{lines(FILE_COMMANDS)}\n\n"
-            "Options: 'gsbids --help' for BIDS data sets, 'gsbids COMMAND --help' for the others.")
+    return (
+        f"gsbids {__version__}: one sharp volume of the brain from slices that moved\n\nBIDS data sets:\n"
+        f"{lines(BIDS_COMMANDS)}\n\nPlain files:\n{lines(FILE_COMMANDS)}\n\n"
+        "Options: 'gsbids --help' for BIDS data sets, 'gsbids COMMAND --help' for the others."
+    )
 
 
 def check_command(words: Sequence[str], commands: Iterable[str]) -> None:

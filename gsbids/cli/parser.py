@@ -11,12 +11,16 @@ from pathlib import Path
 from gsbids import __version__
 from gsbids.config import AUTO, NONE
 
-DESCRIPTION = ("Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
-               "super-resolve single volumes.")
-EPILOG = ("Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help, gsbids sample --help. "
-          "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
-          "3 everything was computed, but the volume of at least one subject is marked 'do not use'; "
-          "70 the workflow could not be built; 127 a command is missing; 130 interrupted.")
+DESCRIPTION = (
+    "Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
+    "super-resolve single volumes."
+)
+EPILOG = (
+    "Plain files without BIDS: gsbids reconstruct --help, gsbids super-resolve --help, gsbids sample --help. "
+    "Exit codes: 0 all done; 1 a subject failed; 2 the options or the data cannot be used; "
+    "3 everything was computed, but the volume of at least one subject is marked 'do not use'; "
+    "70 the workflow could not be built; 127 a command is missing; 130 interrupted."
+)
 
 RESOLUTION_RANGE = (0.2, 5.0)
 FACTOR_RANGE = (1.0, 16.0)
@@ -31,7 +35,8 @@ WITHOUT_EFFECT = {
     "--skip-bids-validation": "gsbids does not run the validator; it checks what it uses",
     "--low-mem": "steps are planned by --mem",
     "--resource-monitor": "time and memory of every step are always in log/*/*_usage.tsv and in the report",
-    "--md-only-boilerplate": "all forms of the methods text are written at once"}
+    "--md-only-boilerplate": "all forms of the methods text are written at once",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,12 +82,12 @@ def _settings(path: str) -> dict[str, object]:
     """Settings of a TOML file, checked as if they had been given as options."""
     from gsbids.config import read_toml
 
-    values = {key: value for section in read_toml(path).values() for key, value in section.items()
-              if key not in _OF_ONE_RUN}
+    values = {
+        key: value for section in read_toml(path).values() for key, value in section.items() if key not in _OF_ONE_RUN
+    }
     parser = build_parser()
     options = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
-    argv = [word for key, value in values.items() if key in options
-            for word in _as_words(options[key], value)]
+    argv = [word for key, value in values.items() if key in options for word in _as_words(options[key], value)]
     checked = vars(parser.parse_args(["-", "-", "participant", *argv]))
     return {key: checked[key] if key in options else value for key, value in values.items()}
 
@@ -111,13 +116,19 @@ def build_parser() -> Parser:
     """The parser, with one group of options a paragraph of ``--help``."""
     parser = Parser(prog="gsbids", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS data set")
-    parser.add_argument("output_dir", type=Path,
-                        help="folder for the results: outside bids_dir, or its derivatives/gsbids")
-    parser.add_argument("analysis_level", type=_level, metavar="{participant,group}",
-                        help="participant: reconstruct; group: one table and one page of all that is in output_dir")
+    parser.add_argument(
+        "output_dir", type=Path, help="folder for the results: outside bids_dir, or its derivatives/gsbids"
+    )
+    parser.add_argument(
+        "analysis_level",
+        type=_level,
+        metavar="{participant,group}",
+        help="participant: reconstruct; group: one table and one page of all that is in output_dir",
+    )
     parser.add_argument("--version", action="version", version=f"gsbids {__version__}")
-    parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0,
-                        help="say more; -vv also what nipype says")
+    parser.add_argument(
+        "-v", "--verbose", dest="verbosity", action="count", default=0, help="say more; -vv also what nipype says"
+    )
     parser.add_argument("--debug", dest="verbosity", action="store_const", const=2, help="the same as -vv")
     parser.set_defaults(bids_filters={}, plugin="auto", plugin_args={})
     _add_selection(parser.add_argument_group("which data"))
@@ -133,131 +144,283 @@ def build_parser() -> Parser:
 
 
 def _add_selection(group) -> None:
-    group.add_argument("--participant-label", "--participant-labels", nargs="+", type=_label("sub"), metavar="LABEL",
-                       default=(), help="participants to run, with or without sub- (default: all)")
-    group.add_argument("--session-label", "--session-id", nargs="+", type=_label("ses"), metavar="LABEL", default=(),
-                       help="sessions to run, with or without ses- (default: all)")
-    group.add_argument("--bids-filter-file", type=Path, metavar="JSON",
-                       help='queries "stacks" and "masks" with pybids entities; null: absent, "*": any')
-    group.add_argument("--bids-database-dir", type=Path, metavar="DIR",
-                       help="cache the index of the data set here, and use it when it is there")
+    group.add_argument(
+        "--participant-label",
+        "--participant-labels",
+        nargs="+",
+        type=_label("sub"),
+        metavar="LABEL",
+        default=(),
+        help="participants to run, with or without sub- (default: all)",
+    )
+    group.add_argument(
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        type=_label("ses"),
+        metavar="LABEL",
+        default=(),
+        help="sessions to run, with or without ses- (default: all)",
+    )
+    group.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="JSON",
+        help='queries "stacks" and "masks" with pybids entities; null: absent, "*": any',
+    )
+    group.add_argument(
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="cache the index of the data set here, and use it when it is there",
+    )
     group.add_argument("--bids-database-wipe", action="store_true", help="rebuild the cached index of the data set")
-    group.add_argument("-d", "--derivatives", nargs="+", metavar="[NAME=]PATH", default={},
-                       help="derivative data sets with brain masks of the stacks (*_mask.nii.gz)")
+    group.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        default={},
+        help="derivative data sets with brain masks of the stacks (*_mask.nii.gz)",
+    )
 
 
 def _add_method(group) -> None:
-    group.add_argument("--mode", choices=("auto", "svr", "sr"), default="auto",
-                       help="svr: slice-to-volume reconstruction of two or more stacks; sr: super-resolution of every "
-                       "volume by itself; auto: svr for two or more thick stacks of one contrast, else sr "
-                       "(default: %(default)s)")
-    group.add_argument("--svr-method", choices=("default", "paper"), default="default",
-                       help="how it is fitted; paper: as in the paper on which it builds, slower and less exact, "
-                       "to compare with (default: %(default)s)")
-    group.add_argument("-m", "--modality", "--modalities", default="T2w", metavar="SUFFIX",
-                       help="suffix of the stacks (default: %(default)s)")
+    group.add_argument(
+        "--mode",
+        choices=("auto", "svr", "sr"),
+        default="auto",
+        help="svr: slice-to-volume reconstruction of two or more stacks; sr: super-resolution of every "
+        "volume by itself; auto: svr for two or more thick stacks of one contrast, else sr "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--svr-method",
+        choices=("default", "paper"),
+        default="default",
+        help="how it is fitted; paper: as in the paper on which it builds, slower and less exact, "
+        "to compare with (default: %(default)s)",
+    )
+    group.add_argument(
+        "-m",
+        "--modality",
+        "--modalities",
+        default="T2w",
+        metavar="SUFFIX",
+        help="suffix of the stacks (default: %(default)s)",
+    )
     size = group.add_mutually_exclusive_group()
-    size.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), nargs="+", action=OneOrThree,
-                      metavar="MM", default=(), help="voxel size of the volume, for sr also one for each array axis "
-                      "(default: svr 0.8; sr half the voxel, thick slices as fine as in their plane)")
-    size.add_argument("--sr-factor", type=between(*FACTOR_RANGE, unit=""), nargs="+", action=OneOrThree, metavar="F",
-                      default=(), help="sr: how many times finer, one number or one for each array axis")
+    size.add_argument(
+        "--output-resolution",
+        type=between(*RESOLUTION_RANGE),
+        nargs="+",
+        action=OneOrThree,
+        metavar="MM",
+        default=(),
+        help="voxel size of the volume, for sr also one for each array axis "
+        "(default: svr 0.8; sr half the voxel, thick slices as fine as in their plane)",
+    )
+    size.add_argument(
+        "--sr-factor",
+        type=between(*FACTOR_RANGE, unit=""),
+        nargs="+",
+        action=OneOrThree,
+        metavar="F",
+        default=(),
+        help="sr: how many times finer, one number or one for each array axis",
+    )
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
-    group.add_argument("--sr-quality", choices=("full", "fast"), default="full",
-                       help="sr: fast is the linear solution, in seconds (default: %(default)s)")
-    group.add_argument("--sr-profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
-                       help="sr: point-spread function assumed for the voxels; auto: the mean over the "
-                       "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)")
-    group.add_argument("--slice-thickness", type=between(0.1, 20.0), metavar="MM",
-                       help="thickness of the slices, instead of SliceThickness in the sidecars")
-    add_masking(group, ("auto", "derivatives", "network", "nonzero", "otsu", "none"),
-                "--derivatives if it has one, else")
+    group.add_argument(
+        "--sr-quality",
+        choices=("full", "fast"),
+        default="full",
+        help="sr: fast is the linear solution, in seconds (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sr-profile",
+        choices=("auto", "trilinear", "box", "gaussian", "kspace"),
+        default="auto",
+        help="sr: point-spread function assumed for the voxels; auto: the mean over the "
+        "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)",
+    )
+    group.add_argument(
+        "--slice-thickness",
+        type=between(0.1, 20.0),
+        metavar="MM",
+        help="thickness of the slices, instead of SliceThickness in the sidecars",
+    )
+    add_masking(
+        group, ("auto", "derivatives", "network", "nonzero", "otsu", "none"), "--derivatives if it has one, else"
+    )
     for name, what in (("denoise", "denoise first"), ("n4", "correct the bias field first (N4)")):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
-                           help=f"{what} (default: with svr, not with sr)")
-    group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
-                       help="estimate the motion of every slice; without it stacks move as wholes")
+        group.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=f"{what} (default: with svr, not with sr)",
+        )
+    group.add_argument(
+        "--motion-correction",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="estimate the motion of every slice; without it stacks move as wholes",
+    )
     add_orientation(group, template="auto")
     add_seed_and_device(group)
 
 
 def add_masking(group, modes: tuple[str, ...], first: str) -> None:
     """Where masks come from, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument("--mask-mode", choices=modes, default="auto",
-                       help=f"where brain masks come from; auto: {first} voxels that are not 0 of a stripped skull, "
-                       "else what the network finds, else a threshold (default: %(default)s)")
-    group.add_argument("--mask-weights", type=Path, metavar="FILE",
-                       help="weights of a mask network of your own (.safetensors), or the checkpoint of MONAIfbs or "
-                       "Fetal-BET2 (.pt, .pth)")
+    group.add_argument(
+        "--mask-mode",
+        choices=modes,
+        default="auto",
+        help=f"where brain masks come from; auto: {first} voxels that are not 0 of a stripped skull, "
+        "else what the network finds, else a threshold (default: %(default)s)",
+    )
+    group.add_argument(
+        "--mask-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of a mask network of your own (.safetensors), or the checkpoint of MONAIfbs or "
+        "Fetal-BET2 (.pt, .pth)",
+    )
 
 
 def add_orientation(group, template: str) -> None:
     """How a reconstructed volume lies, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
-                       help="order of the voxels of a reconstruction: left to right as the axes of the scanner (of the "
-                       "template, with --template) run, or from the right to the left (default: %(default)s)")
-    group.add_argument("--template", type=Path, metavar="{auto,none,NII}", default=template,
-                       help="turn and shift the reconstruction (rigidly) so that the brain lies as in this volume of "
-                       "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated. auto: "
-                       "the fetal atlas or the adult brain of the package that it looks like, or none; none: the axes "
-                       "of the scanner (default: %(default)s)")
-    group.add_argument("--template-mask", type=Path, metavar="NII",
-                       help="brain mask of --template (default: its voxels that are not 0)")
+    group.add_argument(
+        "--orientation",
+        choices=("scanner", "radiological"),
+        default="scanner",
+        help="order of the voxels of a reconstruction: left to right as the axes of the scanner (of the "
+        "template, with --template) run, or from the right to the left (default: %(default)s)",
+    )
+    group.add_argument(
+        "--template",
+        type=Path,
+        metavar="{auto,none,NII}",
+        default=template,
+        help="turn and shift the reconstruction (rigidly) so that the brain lies as in this volume of "
+        "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated. auto: "
+        "the fetal atlas or the adult brain of the package that it looks like, or none; none: the axes "
+        "of the scanner (default: %(default)s)",
+    )
+    group.add_argument(
+        "--template-mask",
+        type=Path,
+        metavar="NII",
+        help="brain mask of --template (default: its voxels that are not 0)",
+    )
 
 
 def add_seed_and_device(group) -> None:
     """What else steers a computation, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument("--random-seed", type=whole_number(0, 2**32 - 1), metavar="INT", default=0,
-                       help="the same seed gives the same result (default: %(default)s)")
+    group.add_argument(
+        "--random-seed",
+        type=whole_number(0, 2**32 - 1),
+        metavar="INT",
+        default=0,
+        help="the same seed gives the same result (default: %(default)s)",
+    )
     add_device(group)
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
 
 
 def add_device(group) -> None:
     """Where to compute."""
-    group.add_argument("--device", type=device_name, default="auto", metavar="{auto,cpu,cuda,cuda:N}",
-                       help="where fields are fitted and rendered; auto: on a GPU if there is one (default: "
-                       "%(default)s)")
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="where fields are fitted and rendered; auto: on a GPU if there is one (default: %(default)s)",
+    )
 
 
 def add_resources(group) -> None:
     """Threads and memory, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=whole_number(1, 4096), metavar="INT",
-                       help="threads in use at any time (default: all)")
-    group.add_argument("--omp-nthreads", type=whole_number(1, 4096), metavar="INT",
-                       help="threads of one step (default: as --nprocs, at most 8)")
-    group.add_argument("--mem", "--mem-mb", dest="memory_gb", type=memory_size("M"), metavar="SIZE",
-                       help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)")
-    group.add_argument("--mem-gb", dest="memory_gb", type=memory_size("G"), metavar="SIZE",
-                       help="the same; a bare number is GB")
+    group.add_argument(
+        "--nprocs",
+        "--nthreads",
+        "--n-cpus",
+        type=whole_number(1, 4096),
+        metavar="INT",
+        help="threads in use at any time (default: all)",
+    )
+    group.add_argument(
+        "--omp-nthreads",
+        type=whole_number(1, 4096),
+        metavar="INT",
+        help="threads of one step (default: as --nprocs, at most 8)",
+    )
+    group.add_argument(
+        "--mem",
+        "--mem-mb",
+        dest="memory_gb",
+        type=memory_size("M"),
+        metavar="SIZE",
+        help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)",
+    )
+    group.add_argument(
+        "--mem-gb", dest="memory_gb", type=memory_size("G"), metavar="SIZE", help="the same; a bare number is GB"
+    )
 
 
 def _add_plugin(group) -> None:
-    group.add_argument("--use-plugin", "--nipype-plugin-file", type=Path, metavar="YAML",
-                       help="nipype plugin and its arguments: keys plugin and plugin_args")
+    group.add_argument(
+        "--use-plugin",
+        "--nipype-plugin-file",
+        type=Path,
+        metavar="YAML",
+        help="nipype plugin and its arguments: keys plugin and plugin_args",
+    )
 
 
 def _add_control(group) -> None:
-    group.add_argument("-w", "--work-dir", type=Path, default=Path("work"), metavar="DIR",
-                       help="where steps keep what they made, to go on from (default: ./%(default)s)")
-    group.add_argument("--clean-workdir", action="store_true",
-                       help="first remove what earlier runs of the selected data kept there")
-    group.add_argument("--stop-on-first-crash", action="store_true",
-                       help="stop everything when one step fails")
-    group.add_argument("--config-file", type=Path, metavar="TOML",
-                       help="settings of a former run (gsbids.toml); command-line options take precedence")
-    group.add_argument("--dry-run", action="store_true",
-                       help="print tasks and steps with their threads and memory, run nothing")
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        type=Path,
+        default=Path("work"),
+        metavar="DIR",
+        help="where steps keep what they made, to go on from (default: ./%(default)s)",
+    )
+    group.add_argument(
+        "--clean-workdir", action="store_true", help="first remove what earlier runs of the selected data kept there"
+    )
+    group.add_argument("--stop-on-first-crash", action="store_true", help="stop everything when one step fails")
+    group.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="TOML",
+        help="settings of a former run (gsbids.toml); command-line options take precedence",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print tasks and steps with their threads and memory, run nothing"
+    )
     only = group.add_mutually_exclusive_group()
-    only.add_argument("--reports-only", action="store_true",
-                      help="write the reports again from outputs and working folder, with the settings of the last run")
-    only.add_argument("--boilerplate-only", action="store_true",
-                      help="print the methods text with its references, and write it to output_dir/logs")
-    group.add_argument("--preview", action="store_true",
-                       help="write a first volume within seconds, and better ones until the final one is there")
-    group.add_argument("--write-graph", action="store_true",
-                       help="draw the workflow into the work folder: its parts, all steps, and all steps by part "
-                       "(with --dry-run: without running it)")
+    only.add_argument(
+        "--reports-only",
+        action="store_true",
+        help="write the reports again from outputs and working folder, with the settings of the last run",
+    )
+    only.add_argument(
+        "--boilerplate-only",
+        action="store_true",
+        help="print the methods text with its references, and write it to output_dir/logs",
+    )
+    group.add_argument(
+        "--preview",
+        action="store_true",
+        help="write a first volume within seconds, and better ones until the final one is there",
+    )
+    group.add_argument(
+        "--write-graph",
+        action="store_true",
+        help="draw the workflow into the work folder: its parts, all steps, and all steps by part "
+        "(with --dry-run: without running it)",
+    )
 
 
 def with_dashes(arg: str) -> str:
@@ -280,6 +443,7 @@ def _label(prefix: str) -> Callable[[str], str]:
         if not re.fullmatch(r"[A-Za-z0-9+]+", label):
             raise argparse.ArgumentTypeError(f"{text!r} is not a label; labels have letters and digits only")
         return label
+
     return parse
 
 
@@ -294,6 +458,7 @@ class OneOrThree(argparse.Action):
 
 def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
     """Numbers within a range, for argparse."""
+
     def parse(text: str) -> float:
         try:
             value = float(text)
@@ -303,6 +468,7 @@ def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text}{unit} is out of range; give {low:g} to {high:g}{unit}")
         return value
+
     return parse
 
 
@@ -313,10 +479,12 @@ def absolute(path: Path | None) -> Path | None:
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """Whole numbers within a range, for argparse."""
+
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {low} to {high}")
         return int(text)
+
     return parse
 
 
@@ -329,9 +497,11 @@ def device_name(text: str) -> str:
 
 def memory_size(bare: str) -> Callable[[str], float]:
     """Sizes in GB from text with a unit; ``bare`` is the unit of a number alone."""
+
     def parse(text: str) -> float:
         found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
         if not found or float(found[1]) <= 0:
             raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 1.5G, 800M, or a number")
         return float(found[1]) * {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}[(found[2] or bare).upper()]
+
     return parse

@@ -108,7 +108,8 @@ def find_places(spare: Path, environ: Mapping[str, str]) -> dict[str, str]:
     settings = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     usual = {  # where numba looks, one after the other, and what matplotlib uses: both folders
         "numba": lambda: _writable(_kernels() / "__pycache__") or _writable(cache / "numba"),
-        "matplotlib": lambda: _writable(cache / "matplotlib") and _writable(settings / "matplotlib")}
+        "matplotlib": lambda: _writable(cache / "matplotlib") and _writable(settings / "matplotlib"),
+    }
     for name, variable in FOLDERS.items():
         given = environ.get(variable)
         if not (_writable(Path(given)) if given else not environ.get(PREPARED) and usual[name]()):

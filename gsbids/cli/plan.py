@@ -26,8 +26,17 @@ QUERIES = ("stacks", "masks")
 OWN_PLACE = Path("derivatives", "gsbids")
 
 #: Plugins of nipype that wait for their jobs, or are made to, and the command that each needs.
-PLUGINS = {"Linear": None, "MultiProc": None, "SLURM": "sbatch", "SLURMGraph": "sbatch", "PBS": "qsub",
-           "SGE": "qsub", "LSF": "bsub", "OAR": "oarsub", "Condor": "condor_submit"}
+PLUGINS = {
+    "Linear": None,
+    "MultiProc": None,
+    "SLURM": "sbatch",
+    "SLURMGraph": "sbatch",
+    "PBS": "qsub",
+    "SGE": "qsub",
+    "LSF": "bsub",
+    "OAR": "oarsub",
+    "Condor": "condor_submit",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
         output_dir=execution.output_dir,
         slice_thickness=workflow.slice_thickness,
         database_dir=execution.bids_database_dir,
-        database_wipe=execution.bids_database_wipe)
+        database_wipe=execution.bids_database_wipe,
+    )
     settings = None
     if args.reports_only:
         from gsbids.workflows.rebuild import settings_of_last_run
@@ -90,9 +100,12 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
     tasks, refused = check_tasks(find_tasks(execution.bids_dir, selection), config, settings)
     found = {task.subject for task in tasks} | {line.subject for line in refused}
     lines = list(dict.fromkeys(str(line) for line in refused))
-    lines += [f"--participant-label {label}: no {workflow.modality} image of this participant is selected; "
-              "check its files, or leave the label out"
-              for label in execution.participant_label if label not in found]
+    lines += [
+        f"--participant-label {label}: no {workflow.modality} image of this participant is selected; "
+        "check its files, or leave the label out"
+        for label in execution.participant_label
+        if label not in found
+    ]
     if not tasks:
         # The last line is raised, so that exactly one line is printed for each.
         for line in lines[:-1]:
@@ -127,17 +140,30 @@ def make_config(args: argparse.Namespace) -> Config:
         stop_on_first_crash=args.stop_on_first_crash,
         write_graph=args.write_graph,
         dry_run=args.dry_run,
-        verbosity=args.verbosity)
+        verbosity=args.verbosity,
+    )
     _check_folders(execution)
-    names = ("mode", "svr_method", "modality", "output_resolution", "sr_factor", "sr_quality", "sr_profile",
-             "slice_thickness", "mask_mode", "denoise", "n4", "motion_correction", "random_seed", "sloppy",
-             "orientation")
-    files = {name: absolute(getattr(args, name))
-             for name in ("like", "template", "template_mask", "mask_weights")}
+    names = (
+        "mode",
+        "svr_method",
+        "modality",
+        "output_resolution",
+        "sr_factor",
+        "sr_quality",
+        "sr_profile",
+        "slice_thickness",
+        "mask_mode",
+        "denoise",
+        "n4",
+        "motion_correction",
+        "random_seed",
+        "sloppy",
+        "orientation",
+    )
+    files = {name: absolute(getattr(args, name)) for name in ("like", "template", "template_mask", "mask_weights")}
     nipype = nipype_options(args)
     device = resolve_device(args.device, nipype.plugin, args.svr_method)
-    workflow = WorkflowOptions(device=device, **files,
-                               **{name: getattr(args, name) for name in names})
+    workflow = WorkflowOptions(device=device, **files, **{name: getattr(args, name) for name in names})
     _check_sizes(workflow)
     check_weights(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
@@ -159,20 +185,27 @@ def _check_sizes(workflow: WorkflowOptions) -> None:
     """Options of super-resolution are no options of SVR, and the other way round."""
     if workflow.mode == "sr" and (workflow.template_file or workflow.orientation != "scanner"):
         option = "--template" if workflow.template_file else "--orientation"
-        raise InputError(f"{option}: is for slice-to-volume reconstruction, and the mode is sr, which keeps the axes "
-                         "of the image; leave it out")
+        raise InputError(
+            f"{option}: is for slice-to-volume reconstruction, and the mode is sr, which keeps the axes "
+            "of the image; leave it out"
+        )
     if workflow.template_mask and not workflow.template_file:
-        raise InputError(f"--template-mask {workflow.template_mask}: there is no --template that it could belong to; "
-                         "give --template NII")
+        raise InputError(
+            f"--template-mask {workflow.template_mask}: there is no --template that it could belong to; "
+            "give --template NII"
+        )
     if workflow.mode != "svr":
         return
     given = {"--sr-factor": workflow.sr_factor, "--like": workflow.like}
     for option in (option for option, value in given.items() if value):
-        raise InputError(f"{option}: is for super-resolution, and the mode is svr; give --output-resolution MM, or "
-                         "another --mode")
+        raise InputError(
+            f"{option}: is for super-resolution, and the mode is svr; give --output-resolution MM, or another --mode"
+        )
     if len(set(workflow.output_resolution)) > 1:
-        raise InputError(f"--output-resolution {' '.join(f'{v:g}' for v in workflow.output_resolution)}: voxels of SVR "
-                         "have equal sides; give one number")
+        raise InputError(
+            f"--output-resolution {' '.join(f'{v:g}' for v in workflow.output_resolution)}: voxels of SVR "
+            "have equal sides; give one number"
+        )
 
 
 def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
@@ -190,8 +223,11 @@ def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
             raise InputError(f"--derivatives {value}: the name {name!r} is taken; give another as NAME=PATH")
         if not path.is_dir():
             _, equals, rest = value.partition("=")
-            why = "a NAME holds letters and digits only; give another" if equals and Path(rest).is_dir() else (
-                "there is no such folder; give the root of a data set")
+            why = (
+                "a NAME holds letters and digits only; give another"
+                if equals and Path(rest).is_dir()
+                else ("there is no such folder; give the root of a data set")
+            )
             raise InputError(f"--derivatives {value}: {why}")
         datasets[name] = path
     return datasets
@@ -202,9 +238,11 @@ def _check_folders(execution: Execution) -> None:
     if not bids_dir.is_dir():
         raise InputError(f"{bids_dir}: there is no such folder; give the root folder of a BIDS data set")
     beside = bids_dir.with_name(f"{bids_dir.name}-gsbids")
-    ways = {"output_dir": (execution.output_dir, f"give another, for example {beside}"),
-            "--work-dir": (execution.work_dir, "give another with -w"),
-            "--bids-database-dir": (execution.bids_database_dir, "give another")}
+    ways = {
+        "output_dir": (execution.output_dir, f"give another, for example {beside}"),
+        "--work-dir": (execution.work_dir, "give another with -w"),
+        "--bids-database-dir": (execution.bids_database_dir, "give another"),
+    }
     for option, (folder, way) in ways.items():
         if folder is None:
             continue
@@ -224,8 +262,10 @@ def check_place(option: str, folder: Path, bids_dir: Path, way: str) -> None:
     own = option == "output_dir" and folder == bids_dir / OWN_PLACE
     if folder.is_relative_to(bids_dir) and not own:
         where = "the same as" if folder == bids_dir else "inside"
-        raise InputError(f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be written but "
-                         f"output_dir {bids_dir / OWN_PLACE}; {way}")
+        raise InputError(
+            f"{option} {folder}: is {where} bids_dir {bids_dir}, where nothing may be written but "
+            f"output_dir {bids_dir / OWN_PLACE}; {way}"
+        )
 
 
 def _check_encoding(option: str, folder: Path) -> None:
@@ -249,12 +289,12 @@ def _read_filters(path: Path) -> dict[str, dict]:
         raise InputError(f'--bids-filter-file {path}: expected {{"stacks": {{"entity": value}}}}')
     unknown = [name for name in filters if name not in QUERIES]
     if unknown:
-        raise InputError(f"--bids-filter-file {path}: unknown query {unknown[0]!r}; "
-                         f"queries are {' and '.join(QUERIES)}")
+        raise InputError(
+            f"--bids-filter-file {path}: unknown query {unknown[0]!r}; queries are {' and '.join(QUERIES)}"
+        )
 
     def kept(value):
-        return [kept(item) for item in value] if isinstance(value, list) else (
-            ABSENT if value is None else value)
+        return [kept(item) for item in value] if isinstance(value, list) else (ABSENT if value is None else value)
 
     return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
 
@@ -263,8 +303,11 @@ def nipype_options(args: argparse.Namespace) -> NipypeOptions:
     """Threads, memory and plugin from the arguments."""
     nprocs = args.nprocs or len(os.sched_getaffinity(0))
     if args.memory_gb is not None and args.memory_gb < 0.1:
-        LOGGER.warning("--mem: %g MB is very little; a bare number is MB, write %gG for GB",
-                       args.memory_gb * 1e3, args.memory_gb * 1e3)
+        LOGGER.warning(
+            "--mem: %g MB is very little; a bare number is MB, write %gG for GB",
+            args.memory_gb * 1e3,
+            args.memory_gb * 1e3,
+        )
     plugin, plugin_args = args.plugin, args.plugin_args
     if args.use_plugin is not None:
         plugin, plugin_args = _read_plugin(args.use_plugin)
@@ -272,7 +315,9 @@ def nipype_options(args: argparse.Namespace) -> NipypeOptions:
         nprocs=nprocs,
         omp_nthreads=min(args.omp_nthreads or 8, nprocs),
         memory_gb=args.memory_gb or round(0.9 * _total_memory_gb(), 2),
-        plugin=plugin, plugin_args=plugin_args)
+        plugin=plugin,
+        plugin_args=plugin_args,
+    )
 
 
 def _read_plugin(path: Path) -> tuple[str, dict]:
@@ -286,8 +331,10 @@ def _read_plugin(path: Path) -> tuple[str, dict]:
         raise InputError(f"--use-plugin {path}: expected the keys plugin (a name) and plugin_args")
     plugin = found["plugin"]
     if plugin.endswith("Graph") and plugin not in PLUGINS:
-        raise InputError(f"--use-plugin {path}: {plugin} submits jobs and does not wait for them, so that no "
-                         f"report could follow; use {plugin.removesuffix('Graph')}")
+        raise InputError(
+            f"--use-plugin {path}: {plugin} submits jobs and does not wait for them, so that no "
+            f"report could follow; use {plugin.removesuffix('Graph')}"
+        )
     if plugin not in PLUGINS:
         raise InputError(f"--use-plugin {path}: unknown plugin {plugin!r}; use {', '.join(PLUGINS)}")
     arguments = found.get("plugin_args") or {}

@@ -11,8 +11,15 @@ from gsbids.cli.slurm_queue import Queue, SlurmError, write_script
 from gsbids.errors import InputError
 
 #: Keys of ``plugin_args``; any other is a slip of the pen, and would be ignored without a word.
-ARGUMENTS = {"template": str, "sbatch_args": str, "max_jobs": int, "max_tries": int, "retry_timeout": int | float,
-             "poll_interval": int | float, "dont_resubmit_completed_jobs": bool}
+ARGUMENTS = {
+    "template": str,
+    "sbatch_args": str,
+    "max_jobs": int,
+    "max_tries": int,
+    "retry_timeout": int | float,
+    "poll_interval": int | float,
+    "dont_resubmit_completed_jobs": bool,
+}
 
 
 def check_arguments(path: Path, arguments: Mapping) -> None:
@@ -21,8 +28,10 @@ def check_arguments(path: Path, arguments: Mapping) -> None:
         if key not in ARGUMENTS:
             raise InputError(f"--use-plugin {path}: unknown key {key!r} in plugin_args; use {', '.join(ARGUMENTS)}")
         if not isinstance(value, ARGUMENTS[key]):
-            raise InputError(f"--use-plugin {path}: {key} in plugin_args is {value!r}; give "
-                             f"{'a number' if ARGUMENTS[key] is not str else 'text'}")
+            raise InputError(
+                f"--use-plugin {path}: {key} in plugin_args is {value!r}; give "
+                f"{'a number' if ARGUMENTS[key] is not str else 'text'}"
+            )
     try:
         shlex.split(arguments.get("sbatch_args", ""))
     except ValueError as error:
@@ -54,8 +63,12 @@ def make_slurm_executor(plugin: str, plugin_args: dict, variables: Mapping[str, 
     template = plugin_args.get("template", "#!/bin/bash")
     if Path(template).is_file():
         template = Path(template).read_text(encoding="utf-8")
-    queue = Queue(shlex.split(plugin_args.get("sbatch_args", "")), plugin_args.get("poll_interval", 3.0),
-                  plugin_args.get("max_tries", 2), plugin_args.get("retry_timeout", 2))
+    queue = Queue(
+        shlex.split(plugin_args.get("sbatch_args", "")),
+        plugin_args.get("poll_interval", 3.0),
+        plugin_args.get("max_tries", 2),
+        plugin_args.get("retry_timeout", 2),
+    )
     build = _graph_plugin if plugin == "SLURMGraph" else _step_plugin
     return build(queue, plugin_args | {"template": f"{template.rstrip()}\n{exports}\n"})
 
@@ -111,8 +124,7 @@ def _graph_plugin(queue: Queue, plugin_args: dict):
 
     class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
         def __init__(self):
-            super().__init__(plugin_args={key: value for key, value in plugin_args.items()
-                                          if key != "status_callback"})
+            super().__init__(plugin_args={key: value for key, value in plugin_args.items() if key != "status_callback"})
             self._status_callback = plugin_args.get("status_callback", lambda node, status: None)
 
         def _submit_graph(self, pyfiles, dependencies, nodes):
@@ -196,8 +208,10 @@ def _why(queue: Queue, job: int, script: str) -> str:
         return "".join(loadpkl(dump)["traceback"])
     printed = queue.printed(job)
     tail = f"; it printed: {printed}" if printed else ", and it printed nothing"
-    hint = {"OUT_OF_MEMORY": "; give it more with --mem in sbatch_args",
-            "TIMEOUT": "; give it more with --time in sbatch_args"}.get(queue.state(job), "")
+    hint = {
+        "OUT_OF_MEMORY": "; give it more with --mem in sbatch_args",
+        "TIMEOUT": "; give it more with --time in sbatch_args",
+    }.get(queue.state(job), "")
     return f"SlurmError: job {job} ended as {queue.state(job)} without a result{hint}{tail}"
 
 

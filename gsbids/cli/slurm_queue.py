@@ -13,8 +13,18 @@ from pathlib import Path
 LOGGER = logging.getLogger("gsbids.cli")
 
 #: States that a job does not leave; ``GONE``: Slurm has forgotten the job.
-ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
-         "TIMEOUT")
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "GONE",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
 
 #: Reasons of pending jobs that nothing but a person can take away.
 STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held", "JobHoldMaxRequeue")
@@ -71,9 +81,16 @@ class Queue:
             ``sbatch`` refuses, with its words.
         """
         folder = Path(script).parent
-        command = ["sbatch", "--parsable", f"--chdir={folder}", f"--job-name={node.fullname}",
-                   f"--output={Path(script).with_suffix('.out')}", f"--cpus-per-task={node.n_procs}",
-                   f"--mem={math.ceil((node.mem_gb + MARGIN_GB) * 1000)}M", *self._arguments]
+        command = [
+            "sbatch",
+            "--parsable",
+            f"--chdir={folder}",
+            f"--job-name={node.fullname}",
+            f"--output={Path(script).with_suffix('.out')}",
+            f"--cpus-per-task={node.n_procs}",
+            f"--mem={math.ceil((node.mem_gb + MARGIN_GB) * 1000)}M",
+            *self._arguments,
+        ]
         if after:
             command += [f"--dependency=afterok:{':'.join(map(str, after))}", "--kill-on-invalid-dep=yes"]
         for left in range(self._tries, -1, -1):
@@ -111,7 +128,7 @@ class Queue:
             text = log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
-        return " ".join(text[-4 * most:].split())[-most:]
+        return " ".join(text[-4 * most :].split())[-most:]
 
     def cancel(self) -> None:
         """Cancel all jobs that have not ended."""
@@ -122,8 +139,9 @@ class Queue:
     def _ask(self) -> None:
         self._asked = time.monotonic()
         open_jobs = [job for job, (state, _) in self._states.items() if state not in ENDED]
-        done = _run(["squeue", "--noheader", "--states=all", "--format=%i|%T|%r",
-                     f"--jobs={','.join(map(str, open_jobs))}"])
+        done = _run(
+            ["squeue", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(map(str, open_jobs))}"]
+        )
         forgotten = "Invalid job id" in done.stderr
         if done.returncode and not forgotten:
             # Slurm may be down for a while; jobs run on, and are asked for again.

@@ -23,9 +23,11 @@ class Refusal:
         return self.line
 
 
-def check_tasks(tasks: Sequence[ReconstructionTask], config: Config,
-                settings: Callable[[ReconstructionTask], Config] | None = None,
-                ) -> tuple[list[ReconstructionTask], list[Refusal]]:
+def check_tasks(
+    tasks: Sequence[ReconstructionTask],
+    config: Config,
+    settings: Callable[[ReconstructionTask], Config] | None = None,
+) -> tuple[list[ReconstructionTask], list[Refusal]]:
     """The tasks that can be run, with their methods and warnings, and a line about each that cannot.
 
     Parameters
@@ -83,8 +85,9 @@ def choose_method(task: ReconstructionTask, mode: str) -> tuple[ReconstructionTa
         which = f"{count} stacks, {thick} of them" if thick < count else f"{count} stacks that are"
         return (replace(task, reason=f"slice-to-volume reconstruction of {which} thick (--mode auto)"),)
     kind = "none of them" if thick == 0 else "only one of them"
-    return task.volumes(f"super-resolution of each of {count} volumes by itself, as {kind} has thick slices "
-                        "(--mode auto)")
+    return task.volumes(
+        f"super-resolution of each of {count} volumes by itself, as {kind} has thick slices (--mode auto)"
+    )
 
 
 def _is_thick(stack: StackFile) -> bool:
@@ -106,8 +109,10 @@ def check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
     from gsbids.bids.check import check_task, fill_thickness
 
     if len(set(config.workflow.output_resolution)) > 1:
-        raise InputError(f"--output-resolution: {task.name} is reconstructed from stacks (SVR), and its voxels have "
-                         "equal sides; give one number, or --mode sr")
+        raise InputError(
+            f"--output-resolution: {task.name} is reconstructed from stacks (SVR), and its voxels have "
+            "equal sides; give one number, or --mode sr"
+        )
     options = _check_options(config)
     if len(task.stacks) < 2:
         check_task(task, options)  # says so, before anything about thickness
@@ -164,8 +169,11 @@ def _check_options(config: Config):
     from gsbids.bids.check import CheckOptions
 
     workflow = config.workflow
-    return CheckOptions(mask_mode=workflow.mask_mode, thickness_given=workflow.slice_thickness is not None,
-                        masks_given=bool(config.execution.derivatives))
+    return CheckOptions(
+        mask_mode=workflow.mask_mode,
+        thickness_given=workflow.slice_thickness is not None,
+        masks_given=bool(config.execution.derivatives),
+    )
 
 
 def _useless(tasks: Sequence[ReconstructionTask], config: Config) -> Iterator[str]:

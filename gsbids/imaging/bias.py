@@ -65,8 +65,9 @@ def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
     ants = load_ants()
     box = _box(mask, affine)
     part, inside = np.ascontiguousarray(image[box], dtype=np.float32), mask[box]
-    clean = ants.denoise_image(ants.from_numpy(part, spacing=_spacing(affine)), p="1x1x0", r="1x1x0",
-                               noise_model="Gaussian").numpy()
+    clean = ants.denoise_image(
+        ants.from_numpy(part, spacing=_spacing(affine)), p="1x1x0", r="1x1x0", noise_model="Gaussian"
+    ).numpy()
     removed = np.where(np.isfinite(clean), part - clean, 0.0)
     share = blend_share(float(np.mean(removed[inside] ** 2)), noise_deviation(part, inside) ** 2)
     return _pasted(image, np.maximum(part - np.float32(share) * removed, min(0.0, float(part.min()))), box)
@@ -125,8 +126,9 @@ def noise_deviation(image: np.ndarray, mask: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values - np.median(values))) / 6)
 
 
-def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
-                 iterations: tuple[int, ...] = (200,)) -> np.ndarray:
+def correct_bias(
+    image: np.ndarray, mask: np.ndarray, affine: np.ndarray, iterations: tuple[int, ...] = (200,)
+) -> np.ndarray:
     """N4 bias field correction, fitted in the mask and applied in the box around it.
 
     A stiff field: one cubic piece along each side of the box. On simulated fetal stacks without a bias
@@ -167,9 +169,12 @@ def correct_bias(image: np.ndarray, mask: np.ndarray, affine: np.ndarray,
     shrink = int(np.clip(min(part.shape) // 4, 1, 3))
     bias = ants.n4_bias_field_correction(
         ants.from_numpy(part, spacing=spacing),
-        mask=ants.from_numpy(inside.astype(np.float32), spacing=spacing), shrink_factor=shrink,
-        convergence={"iters": list(iterations), "tol": 1e-6}, spline_param=[1, 1, 1],
-        return_bias_field=True).numpy()
+        mask=ants.from_numpy(inside.astype(np.float32), spacing=spacing),
+        shrink_factor=shrink,
+        convergence={"iters": list(iterations), "tol": 1e-6},
+        spline_param=[1, 1, 1],
+        return_bias_field=True,
+    ).numpy()
     # Outside the mask the splines extrapolate: no voxel there shall be scaled beyond reason.
     usual = np.median(bias[inside])
     bias = np.clip(np.where(np.isfinite(bias), bias, usual), usual / 4, usual * 4) / usual

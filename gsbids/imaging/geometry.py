@@ -40,8 +40,10 @@ def slice_axis(shape, affine: np.ndarray, slice_encoding_direction: str | None =
     if slice_encoding_direction is not None:
         letter = str(slice_encoding_direction).strip().lower().rstrip("-")
         if letter not in ("i", "j", "k"):
-            raise InputError(f"SliceEncodingDirection is {slice_encoding_direction!r}; "
-                             "i, j or k, with or without '-', is expected: correct the sidecar")
+            raise InputError(
+                f"SliceEncodingDirection is {slice_encoding_direction!r}; "
+                "i, j or k, with or without '-', is expected: correct the sidecar"
+            )
         return "ijk".index(letter)
     if shape[2] == 1:
         return 2
@@ -100,8 +102,10 @@ def slice_frames(affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
     row, column = (affine[:3, k] / np.linalg.norm(affine[:3, k]) for k in (0, 1))
     off = np.degrees(np.arcsin(np.clip(abs(row @ column), 0.0, 1.0)))
     if off > 1.0:
-        raise InputError(f"the in-plane axes of the affine are {off:.1f} degrees from orthogonal, at most "
-                         "1 is expected: correct the header or resample the stack")
+        raise InputError(
+            f"the in-plane axes of the affine are {off:.1f} degrees from orthogonal, at most "
+            "1 is expected: correct the header or resample the stack"
+        )
     # Bisectors of two unit vectors are orthogonal: turns both axes by the same small angle.
     sum_, difference = row + column, row - column
     sum_, difference = sum_ / np.linalg.norm(sum_), difference / np.linalg.norm(difference)

@@ -103,8 +103,14 @@ def without_spikes(image: np.ndarray, name: str) -> np.ndarray:
     broken = image > min(limit, float(np.finfo(np.float32).max))
     if limit <= 0 or not broken.any():
         return image
-    LOGGER.warning("%s: %d voxels are more than %g times as bright as nearly all others (up to %.3g), and are cut off: "
-                   "convert the file again if they are no noise", name, broken.sum(), SPIKE, image.max())
+    LOGGER.warning(
+        "%s: %d voxels are more than %g times as bright as nearly all others (up to %.3g), and are cut off: "
+        "convert the file again if they are no noise",
+        name,
+        broken.sum(),
+        SPIKE,
+        image.max(),
+    )
     return np.minimum(image, image[~broken].max())
 
 

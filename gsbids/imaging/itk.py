@@ -39,9 +39,12 @@ def write_itk_transforms(path: str | Path, transforms: np.ndarray) -> Path:
         back = LPS @ np.linalg.inv(transform) @ LPS
         values = [*back[:3, :3].ravel(), *back[:3, 3]]
         # Adding 0 makes -0 a plain 0; repr keeps every bit.
-        lines += [f"#Transform {number}", f"Transform: {_KIND}",
-                  "Parameters: " + " ".join(repr(float(value) + 0.0) for value in values),
-                  "FixedParameters: 0 0 0"]
+        lines += [
+            f"#Transform {number}",
+            f"Transform: {_KIND}",
+            "Parameters: " + " ".join(repr(float(value) + 0.0) for value in values),
+            "FixedParameters: 0 0 0",
+        ]
     write_atomic(path, ("\n".join(lines) + "\n").encode("ascii"))
     return path
 

@@ -19,8 +19,7 @@ BORDER = 0.5  # share of the voxels on the faces of a grid from which on a mask 
 NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 
 
-def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray,
-              tolerance: float = 0.01) -> bool:
+def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray, tolerance: float = 0.01) -> bool:
     """Whether two grids have the same shape and put their corners in the same places.
 
     Parameters
@@ -59,15 +58,19 @@ def inside_of(values: np.ndarray) -> tuple[np.ndarray, str]:
     """
     top = float(np.max(values)) + 0.0  # no -0
     if top <= 0:
-        raise InputError("the mask is empty (all voxels are 0)" if not np.any(values) else
-                         f"the mask is empty (no voxel is above 0, the largest is {top:.3g})")
+        raise InputError(
+            "the mask is empty (all voxels are 0)"
+            if not np.any(values)
+            else f"the mask is empty (no voxel is above 0, the largest is {top:.3g})"
+        )
     present = np.unique(values[values > 0])
     whole = np.array_equal(present, np.rint(present))
     if whole and (len(present) <= LEVELS or _in_regions(values, top)):
         return values > 0, ""
     if not whole and top <= SOFT:
-        raise InputError(f"the mask has no value above {top:.2g}, which is too little for a share of brain (more than "
-                         f"{SOFT:g})")
+        raise InputError(
+            f"the mask has no value above {top:.2g}, which is too little for a share of brain (more than {SOFT:g})"
+        )
     return values >= top / 2, f"the mask is soft (largest value {top:.3g}); brain is where it is at least half of that"
 
 
@@ -90,12 +93,16 @@ def oddness(inside: np.ndarray) -> str:
     inside : ndarray, (X, Y, Z), bool
     """
     if inside.all():
-        return ("the mask holds the whole image and shows no brain; it is taken as it is: give a mask of the brain, or "
-                "another --mask-mode")
+        return (
+            "the mask holds the whole image and shows no brain; it is taken as it is: give a mask of the brain, or "
+            "another --mask-mode"
+        )
     share = on_faces(inside).mean()
     if share > BORDER:
-        return (f"the mask holds {share:.0%} of the borders of the image, so that it looks inverted; it is taken as it "
-                "is: exchange 0 and 1 in it if it is")
+        return (
+            f"the mask holds {share:.0%} of the borders of the image, so that it looks inverted; it is taken as it "
+            "is: exchange 0 and 1 in it if it is"
+        )
     return ""
 
 
@@ -113,12 +120,17 @@ def check_overlap(grid: tuple, other: tuple, names: tuple[str, str]) -> None:
     gsbids.errors.InputError
         It says where both lie.
     """
-    shares = [_inside_grid(np.linalg.inv(b[1]) @ step, count, b[0]).mean()
-              for a, b in ((grid, other), (other, grid)) for count, step in (_thinned(*a),)]
+    shares = [
+        _inside_grid(np.linalg.inv(b[1]) @ step, count, b[0]).mean()
+        for a, b in ((grid, other), (other, grid))
+        for count, step in (_thinned(*a),)
+    ]
     where = f"{names[0]} lies at {_extent(*grid)}, and {names[1]} at {_extent(*other)}"
     if not any(shares):
-        raise InputError(f"{where}: they have no place in common; give a grid in the space of the image, or correct "
-                         "the header that is wrong")
+        raise InputError(
+            f"{where}: they have no place in common; give a grid in the space of the image, or correct "
+            "the header that is wrong"
+        )
     if max(shares) < LITTLE:
         LOGGER.warning("%s: they hardly touch, and the rest is background; look whether both headers are right", where)
 
@@ -133,8 +145,13 @@ def _thinned(shape, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
 def _extent(shape, affine: np.ndarray) -> str:
     """Where a grid lies, in words."""
     corners = np.rint([affine[:3, :3] @ c + affine[:3, 3] for c in product(*((-0.5, n - 0.5) for n in shape))]) + 0.0
-    return ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in zip(
-        "xyz", corners.min(0), corners.max(0), strict=True)) + " mm"
+    return (
+        ", ".join(
+            f"{axis} {low:.0f} to {high:.0f}"
+            for axis, low, high in zip("xyz", corners.min(0), corners.max(0), strict=True)
+        )
+        + " mm"
+    )
 
 
 def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:
@@ -225,8 +242,12 @@ def bounding_box(mask: np.ndarray, margin=0) -> tuple[slice, slice, slice]:
     box = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
-        box.append(slice(max(int(filled[0]) - int(margins[axis]), 0),
-                         min(int(filled[-1]) + 1 + int(margins[axis]), mask.shape[axis])))
+        box.append(
+            slice(
+                max(int(filled[0]) - int(margins[axis]), 0),
+                min(int(filled[-1]) + 1 + int(margins[axis]), mask.shape[axis]),
+            )
+        )
     return tuple(box)
 
 

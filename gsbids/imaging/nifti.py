@@ -79,28 +79,39 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     image = _open(path)
     shape, affine = _shape(image, path), _affine(image, path)
     if (apart := _forms_apart(image.header, shape)) > FORMS_APART:
-        LOGGER.warning("%s: sform and qform put it %.0f mm apart; the sform is taken: correct the header if the stacks "
-                       "do not lie on one another", path, apart)
+        LOGGER.warning(
+            "%s: sform and qform put it %.0f mm apart; the sform is taken: correct the header if the stacks "
+            "do not lie on one another",
+            path,
+            apart,
+        )
     if words := _unit(image.header, image.affine)[1]:
         LOGGER.warning("%s: %s", path, words)
     if words := _sizes_differ(image.header):
-        LOGGER.warning("%s: voxels are %s mm by the sform and %s mm by pixdim; the sform is taken: correct the header "
-                       "if the stacks have the wrong size", path, *words)
+        LOGGER.warning(
+            "%s: voxels are %s mm by the sform and %s mm by pixdim; the sform is taken: correct the header "
+            "if the stacks have the wrong size",
+            path,
+            *words,
+        )
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             data = _unwrapped(np.asarray(image.dataobj), path).astype(np.float32).reshape(shape)
     except _READ_ERRORS as error:
-        raise InputError(f"{path}: the file is truncated or corrupt ({_first_line(error)}); "
-                         "copy it again or leave it out with --bids-filter-file") from error
+        raise InputError(
+            f"{path}: the file is truncated or corrupt ({_first_line(error)}); "
+            "copy it again or leave it out with --bids-filter-file"
+        ) from error
     except (MemoryError, OverflowError) as error:
-        raise InputError(f"{path}: the header says {' x '.join(map(str, shape))} voxels, which do not fit into memory; "
-                         "convert it again or leave it out with --bids-filter-file") from error
+        raise InputError(
+            f"{path}: the header says {' x '.join(map(str, shape))} voxels, which do not fit into memory; "
+            "convert it again or leave it out with --bids-filter-file"
+        ) from error
     bad = ~np.isfinite(data)
     if bad.any():
         count = int(bad.sum())
         what = "voxel was" if count == 1 else "voxels were"
-        LOGGER.warning("%s: %d %s NaN or infinite and %s set to 0", path, count, what,
-                       "is" if count == 1 else "are")
+        LOGGER.warning("%s: %d %s NaN or infinite and %s set to 0", path, count, what, "is" if count == 1 else "are")
         data[bad] = 0.0
     _fill(data, image.get_data_dtype(), path)
     return data, affine
@@ -150,8 +161,10 @@ def _open(path):
     try:
         image = nib.load(path)
     except _READ_ERRORS as error:
-        raise InputError(not_fetched(path) or f"{path}: this is not a readable NIfTI file ({_first_line(error)}); "
-                         "copy it again or convert it again") from error
+        raise InputError(
+            not_fetched(path)
+            or f"{path}: this is not a readable NIfTI file ({_first_line(error)}); copy it again or convert it again"
+        ) from error
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(f"{path}: this is {type(image).__name__}, not NIfTI; convert it to .nii.gz")
     return image
@@ -160,14 +173,17 @@ def _open(path):
 def _shape(image, path) -> tuple[int, int, int]:
     dtype = image.get_data_dtype()
     if dtype.fields or dtype.kind not in "iufb":
-        raise InputError(f"{path}: voxels are of type {dtype} (colour or complex); "
-                         "give an image with one real number a voxel")
+        raise InputError(
+            f"{path}: voxels are of type {dtype} (colour or complex); give an image with one real number a voxel"
+        )
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:
-        raise InputError(f"{path}: the image has {int(np.prod(shape[3:]))} volumes (shape "
-                         f"{' x '.join(map(str, shape))}), one is expected; split it into one file each")
+        raise InputError(
+            f"{path}: the image has {int(np.prod(shape[3:]))} volumes (shape "
+            f"{' x '.join(map(str, shape))}), one is expected; split it into one file each"
+        )
     if len(shape) < 2 or 0 in shape:
         raise InputError(f"{path}: the image has shape {shape}; two or three axes are expected")
     return (*shape, 1) if len(shape) == 2 else shape
@@ -206,8 +222,12 @@ def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
     below = voxels[voxels < 0]
     if (below == below[0]).all() or np.mean((voxels < 0) & (voxels > -WRAPPED / 4)) > UNLIKELY:
         return voxels
-    LOGGER.warning("%s: %d voxels are negative, as those brighter than 32767 become where unsigned numbers are stored "
-                   "as signed ones; they are taken as unsigned: convert the file again", path, below.size)
+    LOGGER.warning(
+        "%s: %d voxels are negative, as those brighter than 32767 become where unsigned numbers are stored "
+        "as signed ones; they are taken as unsigned: convert the file again",
+        path,
+        below.size,
+    )
     return voxels.astype(np.uint16)
 
 
@@ -223,8 +243,13 @@ def _fill(data: np.ndarray, dtype: np.dtype, path) -> None:
         return
     values, rest = data[filled], data[~filled]
     data[filled] = 0.0 if np.mean(rest < 0) <= RARE else rest.min()
-    LOGGER.warning("%s: %d voxels have the value %g, which stands for no value, and are set to %g", path, filled.sum(),
-                   values[0], data[filled][0])
+    LOGGER.warning(
+        "%s: %d voxels have the value %g, which stands for no value, and are set to %g",
+        path,
+        filled.sum(),
+        values[0],
+        data[filled][0],
+    )
 
 
 def _affine(image, path) -> np.ndarray:
@@ -237,8 +262,10 @@ def _affine(image, path) -> np.ndarray:
     lengths = np.linalg.norm(axes, axis=0)
     usable = np.isfinite(affine).all() and (lengths > 1e-6).all()
     if not usable or abs(np.linalg.det(axes / lengths)) < 1e-3:
-        raise InputError(f"{path}: the affine ({form}) is zero or singular, so voxels have no place in "
-                         "space; correct the header or convert the file again")
+        raise InputError(
+            f"{path}: the affine ({form}) is zero or singular, so voxels have no place in "
+            "space; correct the header or convert the file again"
+        )
     return np.diag([*[_unit(header, affine)[0]] * 3, 1.0]) @ affine
 
 
@@ -256,8 +283,10 @@ def _unit(header, affine: np.ndarray) -> tuple[float, str]:
         return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()
 
     if possible(lengths) or not possible(lengths * factor):
-        return 1.0, (f"the header says that its lengths are in {name}, which makes no voxels of an MRI; they are "
-                     "taken as mm: correct xyzt_units")
+        return 1.0, (
+            f"the header says that its lengths are in {name}, which makes no voxels of an MRI; they are "
+            "taken as mm: correct xyzt_units"
+        )
     return factor, f"the header says that its lengths are in {name}; they are converted to mm"
 
 

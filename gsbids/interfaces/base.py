@@ -72,8 +72,14 @@ def read_stack(in_file: str, in_mask: str, name: str, thickness: float) -> Stack
     image, affine = load_image(in_file)
     mask = load_image(in_mask)[0] > 0
     offset = darkest(image, mask)
-    return Stack(name=name, image=np.maximum(image - np.float32(offset), 0), mask=mask, affine=affine,
-                 thickness=thickness, offset=offset)
+    return Stack(
+        name=name,
+        image=np.maximum(image - np.float32(offset), 0),
+        mask=mask,
+        affine=affine,
+        thickness=thickness,
+        offset=offset,
+    )
 
 
 def read_stacks(inputs) -> list[Stack]:
@@ -136,14 +142,17 @@ def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) 
         Outputs of a node: paths ``table`` and ``metrics``, and ``columns``.
     """
     numbers = {key: value for key, value in row.items() if not isinstance(value, str)}
-    shown = [value if isinstance(value, str) else f"{value:.6g}" if math.isfinite(value) else "n/a"
-             for value in row.values()]
+    shown = [
+        value if isinstance(value, str) else f"{value:.6g}" if math.isfinite(value) else "n/a" for value in row.values()
+    ]
     text = "\t".join(["bids_name", *row]) + "\n" + "\t".join([name, *shown]) + "\n"
     plain = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
     first = {"LongName": "Name", "Description": "Name of the reconstruction"}
-    return {"table": write_text(os.path.join(folder, "metrics.tsv"), text),
-            "metrics": write_text(os.path.join(folder, "metrics.json"), json.dumps(plain, indent=1)),
-            "columns": {"bids_name": first} | descriptions}
+    return {
+        "table": write_text(os.path.join(folder, "metrics.tsv"), text),
+        "metrics": write_text(os.path.join(folder, "metrics.json"), json.dumps(plain, indent=1)),
+        "columns": {"bids_name": first} | descriptions,
+    }
 
 
 def write_text(path: str | Path, text: str) -> str:

@@ -65,18 +65,24 @@ def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
     from gsbids.masking.stack_masks import litres
 
     loaded = [load_image(mask) for mask in masks]
-    choice = choose_stacks([1e3 * litres(mask > 0, affine) for mask, affine in loaded],
-                           [mask_length(mask > 0, affine) for mask, affine in loaded],
-                           [each["MaskMode"] for each in facts], [each.get("MaskDoubt", "") for each in facts])
+    choice = choose_stacks(
+        [1e3 * litres(mask > 0, affine) for mask, affine in loaded],
+        [mask_length(mask > 0, affine) for mask, affine in loaded],
+        [each["MaskMode"] for each in facts],
+        [each.get("MaskDoubt", "") for each in facts],
+    )
     if all(choice.left_out):
         who = f"{names[0]} and all other stacks" if len(names) > 1 else names[0]
         raise InputError(f"{who}: {choice.doubts[0].rstrip('.')}; give masks with -d/--derivatives")
     words = {name: choice.words(k) for k, name in enumerate(names)}
-    return {"doubts": {name: text for name, text in words.items() if text},
-            "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out],
-            "made": [name for name, each in zip(names, facts, strict=True) if each["MaskMode"] in MADE],
-            "empty": {name: each["EmptySlices"] for name, each in zip(names, facts, strict=True)
-                      if each.get("EmptySlices")}}
+    return {
+        "doubts": {name: text for name, text in words.items() if text},
+        "left_out": [name for name, out in zip(names, choice.left_out, strict=True) if out],
+        "made": [name for name, each in zip(names, facts, strict=True) if each["MaskMode"] in MADE],
+        "empty": {
+            name: each["EmptySlices"] for name, each in zip(names, facts, strict=True) if each.get("EmptySlices")
+        },
+    }
 
 
 def chosen_stacks(inputs) -> tuple:
@@ -91,8 +97,11 @@ def chosen_stacks(inputs) -> tuple:
 
     choice = read_choice(inputs)
     out = np.isin(inputs.names, choice["left_out"])
-    return [replace(stack, empty=tuple(choice["empty"].get(stack.name, ())))
-            for stack, gone in zip(read_stacks(inputs), out, strict=True) if not gone], out
+    return [
+        replace(stack, empty=tuple(choice["empty"].get(stack.name, ())))
+        for stack, gone in zip(read_stacks(inputs), out, strict=True)
+        if not gone
+    ], out
 
 
 def read_choice(inputs) -> dict:

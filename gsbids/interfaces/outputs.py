@@ -62,11 +62,13 @@ class QcMetrics(NodeInterface):
         if isdefined(inputs.in_files):
             parts = zip(inputs.in_files, inputs.in_masks, result.stack_names, inputs.thicknesses, strict=True)
             stacks = [read_stack(*part) for part in parts]
-        row = reconstruction_metrics(result, volume, load_image(inputs.mask)[0] > 0,
-                                     np.linalg.norm(affine[:3, :3], axis=0), coverage, stacks)
+        row = reconstruction_metrics(
+            result, volume, load_image(inputs.mask)[0] > 0, np.linalg.norm(affine[:3, :3], axis=0), coverage, stacks
+        )
         verdict = judge(row)
-        self._results |= write_metrics(runtime.cwd, inputs.name, row | {"verdict": verdict.level},
-                                       METRIC_DESCRIPTIONS | VERDICT_COLUMN)
+        self._results |= write_metrics(
+            runtime.cwd, inputs.name, row | {"verdict": verdict.level}, METRIC_DESCRIPTIONS | VERDICT_COLUMN
+        )
         self._results["facts"] = inputs.facts | verdict.fields()
         return runtime
 
@@ -109,8 +111,7 @@ class SaveDerivative(NodeInterface):
         if not isdefined(inputs.in_file):
             sink.remove(inputs.kind, inputs.entities, **inputs.extra)
             return runtime
-        path = sink.write(inputs.kind, inputs.entities, inputs.in_file, inputs.sidecar | inputs.more,
-                          **inputs.extra)
+        path = sink.write(inputs.kind, inputs.entities, inputs.in_file, inputs.sidecar | inputs.more, **inputs.extra)
         if isdefined(inputs.supersedes):
             sink.remove(inputs.supersedes, inputs.entities)
         self._results["out_file"] = str(path)
@@ -238,12 +239,16 @@ def gather_content(found: dict):
         files = {field: found[name][k] for field, name in lists.items() if name in found}
         files = {field: Path(file) for field, file in files.items() if file}
         reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
-        panels.append(StackPanel(**as_tuples(fixed), **files, mask_reason=reason,
-                                 doubt=choice["doubts"].get(fixed["name"], "")))
+        panels.append(
+            StackPanel(**as_tuples(fixed), **files, mask_reason=reason, doubt=choice["doubts"].get(fixed["name"], ""))
+        )
     content = as_tuples(found["content"])
     facts = dict(found["facts"])
-    used = [method for panel, method in zip(panels, found.get("mask_methods", []), strict=False)
-            if method and panel.name not in choice["left_out"]]
+    used = [
+        method
+        for panel, method in zip(panels, found.get("mask_methods", []), strict=False)
+        if method and panel.name not in choice["left_out"]
+    ]
     facts |= {"masking": "+".join(dict.fromkeys(used)), "n_left_out": len(choice["left_out"])}
     if "resolution" in facts:
         facts["resolution"] = tuple(facts["resolution"])
@@ -261,8 +266,13 @@ def gather_content(found: dict):
         content["metrics"] = {k: math.nan if v is None else v for k, v in content["metrics"].items()}
     names = ("volume", "unmasked", "mask", "coverage", "uncertainty", "result", "template_xfm")
     images = {name: Path(found[name]) for name in names if name in found}
-    return ReportContent(stacks=tuple(panels), methods=methods_paragraphs(MethodsFacts(**facts)),
-                         usage=usage_of(found), **images, **content)
+    return ReportContent(
+        stacks=tuple(panels),
+        methods=methods_paragraphs(MethodsFacts(**facts)),
+        usage=usage_of(found),
+        **images,
+        **content,
+    )
 
 
 def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
@@ -271,11 +281,15 @@ def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
     if doubt and "TemplateRotation" not in placement:
         content["summary"] = (*content.get("summary", ()), ("Axes", f"those of the scanner: the brain {doubt}"))
     elif name:
-        row = ("Aligned to", f"{name}, similarity {placement['TemplateSimilarity']:.2f}, turned by "
-               f"{placement['TemplateRotation']:.0f} degrees" + (f". Doubtful: the brain {doubt}" if doubt else ""))
+        row = (
+            "Aligned to",
+            f"{name}, similarity {placement['TemplateSimilarity']:.2f}, turned by "
+            f"{placement['TemplateRotation']:.0f} degrees" + (f". Doubtful: the brain {doubt}" if doubt else ""),
+        )
         content["summary"] = (*content.get("summary", ()), row)
-        content["orientation"] = (f"Letters are directions of the child, as in {name}; stacks are shown as they lay in "
-                                  "the scanner.")
+        content["orientation"] = (
+            f"Letters are directions of the child, as in {name}; stacks are shown as they lay in the scanner."
+        )
         facts["template"] = name
 
 
@@ -294,25 +308,40 @@ def name_device(content: dict, facts: dict, result) -> None:
 
 def _summary(result) -> tuple:
     """Rows that tell of a result."""
-    rows = (("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
-            ("Gaussians", f"{len(result.field)}"))
+    rows = (
+        ("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
+        ("Gaussians", f"{len(result.field)}"),
+    )
     if moved := result.settings.get("placed_anew"):
-        rows += (("Re-registered", f"{', '.join(moved)}: slices did not fit where the co-registration put the stack, "
-                  "and fit better in another place"),)
+        rows += (
+            (
+                "Re-registered",
+                f"{', '.join(moved)}: slices did not fit where the co-registration put the stack, "
+                "and fit better in another place",
+            ),
+        )
     if strain := result.settings.get("strain"):
         rows += (("Free strain", strain_words(strain)),)
     if shifts := result.settings.get("shifts"):
         added = "; ".join(f"{name}: {-offset:.3g} added" for name, offset in shifts.items())
-        rows += (("Negative intensities", f"{added} for the fit; the volume and all other images have those of the "
-                  "input"),)
+        rows += (
+            ("Negative intensities", f"{added} for the fit; the volume and all other images have those of the input"),
+        )
     if changes := mask_changes(result):
         rows += (("Masks refined", f"{'; '.join(changes)}: the fit follows what moves with the head"),)
     if empty := result.mask_choice["empty"]:
-        rows += (("Slices without information", "; ".join(f"{name}: {', '.join(map(str, slices))}" for name, slices
-                                                          in empty.items()) + " (see Excluded): no part of the fit"),)
+        rows += (
+            (
+                "Slices without information",
+                "; ".join(f"{name}: {', '.join(map(str, slices))}" for name, slices in empty.items())
+                + " (see Excluded): no part of the fit",
+            ),
+        )
     out, left_out = result.settings.get("excluded", []), result.mask_choice["left_out"]
-    for doubtful, words in ((True, "has a doubtful mask (see Warnings)"),
-                            (False, "looks like no part of what the other stacks show")):
+    for doubtful, words in (
+        (True, "has a doubtful mask (see Warnings)"),
+        (False, "looks like no part of what the other stacks show"),
+    ):
         if names := [name for name in out if (name in left_out) == doubtful]:
             rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
     return rows
@@ -320,19 +349,25 @@ def _summary(result) -> tuple:
 
 def strain_words(strain: float) -> str:
     """Tell that a strain was looked for that the stacks leave free (:mod:`gsbids.recon.fitting.strain`)."""
-    return ("stacks of so few directions leave a strain of the brain open (of two, the angle between them); it was "
-            f"found by how well a field explains the slices, {strain:.1%} from where they had settled")
+    return (
+        "stacks of so few directions leave a strain of the brain open (of two, the angle between them); it was "
+        f"found by how well a field explains the slices, {strain:.1%} from where they had settled"
+    )
 
 
 def mask_changes(result) -> list[str]:
     """What the fit has left out of the stacks' masks and added to them, in words, for those that it changed."""
     changes = result.settings.get("mask_changes", {})
-    return [f"{name}: {change['lost']:.0%} left out, {change['won']:.0%} added" for name, change in changes.items()
-            if change["lost"] or change["won"]]
+    return [
+        f"{name}: {change['lost']:.0%} left out, {change['won']:.0%} added"
+        for name, change in changes.items()
+        if change["lost"] or change["won"]
+    ]
 
 
 def as_tuples(fields: dict) -> dict:
     """Lists, also those within lists, as the tuples that frozen dataclasses hold."""
+
     def frozen(value):
         return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
 

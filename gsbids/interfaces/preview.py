@@ -38,13 +38,18 @@ class PreviewFile:
 
         if not self.usable:
             return
-        fields = {"Iteration": preview.iteration, "MeanAbsoluteResidual": preview.residual, "Stage": self.stage,
-                  "VoxelSize": self.settings["resolution"]}
+        fields = {
+            "Iteration": preview.iteration,
+            "MeanAbsoluteResidual": preview.residual,
+            "Stage": self.stage,
+            "VoxelSize": self.settings["resolution"],
+        }
         try:
             made = save_image(self.folder / "preview.nii.gz", preview.image, preview.affine)
             # A new sink every time: one sink, and the registry of a run, refuse to write a name twice.
-            Sink(self.settings["output_dir"]).write("preview", self.settings["entities"], made,
-                                                    self.settings["sidecar"] | fields)
+            Sink(self.settings["output_dir"]).write(
+                "preview", self.settings["entities"], made, self.settings["sidecar"] | fields
+            )
         except OSError as error:
             self.usable = False
             LOGGER.warning("the preview could not be written (%s); the reconstruction goes on without", error)
@@ -101,8 +106,13 @@ class EarlyPreview(NodeInterface):
             stacks = self._stacks(Path(runtime.cwd))
             transforms = register_stacks(stacks, threads).transforms
             options = quick_options(SvrOptions(**self.inputs.options, threads=threads, device=self.inputs.device))
-            fit_svr(stacks, transforms, options, progress=ProgressNote(runtime.cwd), observe=previewer(
-                stacks, self.inputs.preview, runtime.cwd, "stacks as acquired", self.inputs.device))
+            fit_svr(
+                stacks,
+                transforms,
+                options,
+                progress=ProgressNote(runtime.cwd),
+                observe=previewer(stacks, self.inputs.preview, runtime.cwd, "stacks as acquired", self.inputs.device),
+            )
             release(self.inputs.device)
         except Exception as error:  # the steps proper meet the same data and say what is wrong with them
             self._results["done"] = False
@@ -115,8 +125,11 @@ class EarlyPreview(NodeInterface):
         files, made = zip(*(self._masked(folder, k) for k in range(len(names))), strict=True)
         choice = choice_of([each.out_mask for each in made], [each.facts for each in made], names)
         parts = zip(files, made, names, self.inputs.thicknesses, strict=True)
-        return [replace(read_stack(file, each.out_mask, name, thickness), empty=tuple(choice["empty"].get(name, ())))
-                for file, each, name, thickness in parts if name not in choice["left_out"]]
+        return [
+            replace(read_stack(file, each.out_mask, name, thickness), empty=tuple(choice["empty"].get(name, ())))
+            for file, each, name, thickness in parts
+            if name not in choice["left_out"]
+        ]
 
     def _masked(self, folder: Path, k: int) -> tuple:
         """Conformed image of a stack, and the outputs of its mask."""

@@ -100,15 +100,20 @@ class FitSvr(NodeInterface):
         result = fit(stacks, transforms[~out], options, progress=ProgressNote(runtime.cwd), observe=observe)
         release(self.inputs.device)
         if moved := result.settings.get("placed_anew"):
-            LOGGER.warning("%s did not fit where the co-registration had put it, and was re-registered: look at it",
-                           ", ".join(moved))
+            LOGGER.warning(
+                "%s did not fit where the co-registration had put it, and was re-registered: look at it",
+                ", ".join(moved),
+            )
         if strain := result.settings.get("strain"):
             LOGGER.info(strain_words(strain))
         if changes := mask_changes(result):
             LOGGER.info("masks follow what moves with the head (%s)", "; ".join(changes))
         if strange := result.settings.get("excluded"):
-            LOGGER.warning("%s was left out: it looks like no part of what the other stacks show; check that it is of "
-                           "this subject and contrast, and its mask", ", ".join(strange))
+            LOGGER.warning(
+                "%s was left out: it looks like no part of what the other stacks show; check that it is of "
+                "this subject and contrast, and its mask",
+                ", ".join(strange),
+            )
         if out.any():
             starts = transforms.reshape(len(out), -1, 4, 4)[:, 0]
             result = with_excluded(result, tuple(self.inputs.names), starts, out)
@@ -117,7 +122,8 @@ class FitSvr(NodeInterface):
         for name, offset in shifts.items():
             LOGGER.info("%s: %.3g is added to its intensities for the fit, and taken off its outputs", name, -offset)
         told = {"registration": registration, "shifts": shifts} | (
-            {"mask_choice": choice} if choice["doubts"] or choice["empty"] else {})
+            {"mask_choice": choice} if choice["doubts"] or choice["empty"] else {}
+        )
         result = replace(result, settings=result.settings | told)
         self._results["out_file"] = str(result.save(self.path(runtime, "result.npz")))
         return runtime
@@ -131,8 +137,9 @@ class SampleVolumeInputSpec(StacksInputSpec, DeviceInputSpec):
     orientation = traits.Enum("scanner", "radiological", usedefault=True, desc="order of the voxels")
     template = File(exists=True, desc="volume that the brain is aligned to")
     template_mask = File(exists=True, desc="its brain mask")
-    packaged_templates = traits.Str(desc="contrast of the stacks, as T2w: without a template, one of the package is "
-                                         "looked for")
+    packaged_templates = traits.Str(
+        desc="contrast of the stacks, as T2w: without a template, one of the package is looked for"
+    )
 
 
 class SampleVolumeOutputSpec(TraitedSpec):
@@ -185,9 +192,14 @@ class SampleVolume(NodeInterface):
         shown = shown_region(mask, coverage, here, result.settings["rim"])
         sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
         release(self.inputs.device)
-        for name, data, dtype in (("volume", image * shown, "float32"), ("brain", image * mask, "float32"),
-                                  ("unmasked", image, "float32"), ("mask", mask, "uint8"),
-                                  ("coverage", coverage, "float32"), ("uncertainty", sigma, "float32")):
+        for name, data, dtype in (
+            ("volume", image * shown, "float32"),
+            ("brain", image * mask, "float32"),
+            ("unmasked", image, "float32"),
+            ("mask", mask, "uint8"),
+            ("coverage", coverage, "float32"),
+            ("uncertainty", sigma, "float32"),
+        ):
             data, ordered = in_order(data, affine, self.inputs.orientation)
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), data, ordered, dtype))
         self._results["facts"] = result_facts(result) | facts
@@ -226,8 +238,9 @@ class SampleVolume(NodeInterface):
         path, mask = self.inputs.template, self.inputs.template_mask
         found = align_to_template(brain, load_template(path, mask if isdefined(mask) else None))
         if found.doubt:
-            LOGGER.warning("--template: the brain %s; look at the result, and whether both have one contrast",
-                           found.doubt)
+            LOGGER.warning(
+                "--template: the brain %s; look at the result, and whether both have one contrast", found.doubt
+            )
         return found.transform, found.facts(Path(path).name) | ({"TemplateDoubt": found.doubt} if found.doubt else {})
 
     def _to_packaged(self, brain) -> tuple:
@@ -246,8 +259,12 @@ class SampleVolume(NodeInterface):
         if facts:
             del facts["TemplateRotation"]  # it was not turned
             facts["TemplateDoubt"] = found.doubt
-            LOGGER.warning("keeps the axes of the scanner: the brain %s, compared with the %s; say --template none, or "
-                           "give a template", found.doubt, template.name)
+            LOGGER.warning(
+                "keeps the axes of the scanner: the brain %s, compared with the %s; say --template none, or "
+                "give a template",
+                found.doubt,
+                template.name,
+            )
         return None, facts
 
 
@@ -258,8 +275,7 @@ def result_facts(result) -> dict:
         "NumberOfStacksUsed": len({int(n) for n in result.stack_index}),
         "NumberOfSlicesUsed": int((~result.rejected).sum()),
         "NumberOfSlicesRejected": int(result.rejected.sum()),
-        "PSFModel": "Gaussian, full width at half maximum 1.2 x pixel size in the plane and slice thickness "
-                    "through it",
+        "PSFModel": "Gaussian, full width at half maximum 1.2 x pixel size in the plane and slice thickness through it",
         "RandomSeed": int(result.settings.get("seed", 0)),
         "ComputeDevice": result.settings.get("device", "cpu"),
     }
@@ -306,8 +322,7 @@ class SimulateStack(NodeInterface):
         image = simulate_stack(result, stack, index, self.inputs.device)
         image[:, :, result.slice_index[result.stack_index == index]] += np.float32(stack.offset)
         release(self.inputs.device)
-        self._results["out_file"] = str(
-            save_image(self.path(runtime, "simulated.nii.gz"), image, stack.affine))
+        self._results["out_file"] = str(save_image(self.path(runtime, "simulated.nii.gz"), image, stack.affine))
         return runtime
 
 
@@ -315,8 +330,9 @@ class MotionTableInputSpec(StackOfResultInputSpec):
     """Inputs of :class:`MotionTable`."""
 
     slice_timing = traits.List(traits.Float, desc="BIDS SliceTiming in s")
-    to_volume = File(exists=True, desc="ITK transform from the world of the model to that of the volume, "
-                     "if they differ")
+    to_volume = File(
+        exists=True, desc="ITK transform from the world of the model to that of the volume, if they differ"
+    )
 
 
 class MotionTableOutputSpec(TraitedSpec):
@@ -347,7 +363,9 @@ class MotionTable(NodeInterface):
         self._results["table"] = write_text(self.path(runtime, "motion.tsv"), format_table(rows))
         self._results["columns"] = COLUMNS
         turn = read_itk_transforms(self.inputs.to_volume)[0] if isdefined(self.inputs.to_volume) else np.eye(4)
-        for name, transforms in (("stack_xfm", result.stack_affine[index]),
-                                 ("slices_xfm", slice_transforms(result, index, depth))):
+        for name, transforms in (
+            ("stack_xfm", result.stack_affine[index]),
+            ("slices_xfm", slice_transforms(result, index, depth)),
+        ):
             self._results[name] = str(write_itk_transforms(self.path(runtime, f"{name}.txt"), turn @ transforms))
         return runtime

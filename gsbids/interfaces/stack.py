@@ -47,8 +47,9 @@ class MaskStackInputSpec(BaseInterfaceInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="conformed stack")
     mask_file = File(exists=True, desc="mask from a derivative data set, on any grid")
-    mode = traits.Enum("auto", "derivatives", "network", "nonzero", "otsu", "none", usedefault=True,
-                       desc="where the mask comes from")
+    mode = traits.Enum(
+        "auto", "derivatives", "network", "nonzero", "otsu", "none", usedefault=True, desc="where the mask comes from"
+    )
     weights = File(exists=True, desc="of the network, in the place of those of the package")
     may_be_empty = traits.Bool(False, usedefault=True, desc="where no brain is, the mask is empty")
     of_slices = traits.Bool(False, usedefault=True, desc="slices without information are no part of the mask")
@@ -82,15 +83,22 @@ class MaskStack(NodeInterface):
         except NoBrain as error:
             if not self.inputs.may_be_empty:
                 raise
-            made = MadeMask(np.zeros(image.shape, bool), "There is none.", self.inputs.mode,
-                            f"{error.found[0].upper()}{error.found[1:]}.")
+            made = MadeMask(
+                np.zeros(image.shape, bool),
+                "There is none.",
+                self.inputs.mode,
+                f"{error.found[0].upper()}{error.found[1:]}.",
+            )
         mask, empty = made.mask, []
         if self.inputs.of_slices:
             made, mask, empty = _without_empty_slices(image, made)
         self._results["out_mask"] = str(save_image(self.path(runtime, "mask.nii.gz"), mask, affine, dtype="uint8"))
         self._results |= {"reason": made.reason, "method": made.method}
-        self._results["facts"] = {"MaskMode": made.method, "MaskSource": made.reason} | (
-            {"MaskDoubt": made.doubt} if made.doubt else {}) | ({"EmptySlices": empty} if empty else {})
+        self._results["facts"] = (
+            {"MaskMode": made.method, "MaskSource": made.reason}
+            | ({"MaskDoubt": made.doubt} if made.doubt else {})
+            | ({"EmptySlices": empty} if empty else {})
+        )
         return runtime
 
 

@@ -92,13 +92,20 @@ class SuperResolve(NodeInterface):
         grid, other = target_grid(data.shape, affine, SrTarget(tuple(inputs.factor), tuple(inputs.spacing), like))
         thickness = inputs.thickness if isdefined(inputs.thickness) else None
         profile, width = voxel_profile(np.linalg.norm(affine[:3, :3], axis=0), thickness, inputs.profile)
-        options = SrOptions(profile=profile, profile_width=width, threads=inputs.num_threads,
-                            device=inputs.device, **_sr_options(inputs.options))
+        options = SrOptions(
+            profile=profile,
+            profile_width=width,
+            threads=inputs.num_threads,
+            device=inputs.device,
+            **_sr_options(inputs.options),
+        )
         result = super_resolve(data, affine, grid, options, LOGGER.info)
         self._results["model"] = str(result.save(self.path(runtime, "model.npz")))
         shape, target = (result.volume.shape, result.affine) if other is None else other
-        images = {"volume": sample_sr(result, target, shape, inputs.device),
-                  "interpolated": resampled(data, affine, shape, target)}
+        images = {
+            "volume": sample_sr(result, target, shape, inputs.device),
+            "interpolated": resampled(data, affine, shape, target),
+        }
         release(inputs.device)
         for name, image in images.items():
             self._results[name] = str(save_image(self.path(runtime, f"{name}.nii.gz"), image, target))
@@ -122,11 +129,16 @@ def result_facts(result) -> dict:
     """Plain numbers of a result under the names they have in the sidecar of the volume."""
     settings = result.settings
     profile = settings["profile"]
-    facts = {"UpsamplingFactor": [round(float(f), 6) for f in settings["factor"]],
-             "SamplingProfile": [profile] * 3 if isinstance(profile, str) else list(profile),
-             "SamplingProfileWidth": list(settings["profile_width"]), "SuperResolutionQuality": settings["quality"],
-             "NumberOfFields": len(result.fields), "NumberOfGaussians": sum(len(f) for f in result.fields),
-             "RandomSeed": int(settings["seed"]), "ComputeDevice": settings.get("device", "cpu")}
+    facts = {
+        "UpsamplingFactor": [round(float(f), 6) for f in settings["factor"]],
+        "SamplingProfile": [profile] * 3 if isinstance(profile, str) else list(profile),
+        "SamplingProfileWidth": list(settings["profile_width"]),
+        "SuperResolutionQuality": settings["quality"],
+        "NumberOfFields": len(result.fields),
+        "NumberOfGaussians": sum(len(f) for f in result.fields),
+        "RandomSeed": int(settings["seed"]),
+        "ComputeDevice": settings.get("device", "cpu"),
+    }
     if settings.get("magnitude_noise"):
         facts["MagnitudeNoise"] = float(f"{settings['magnitude_noise'] * result.intensity_scale:.6g}")
     choice = settings.get("choice")
@@ -167,8 +179,9 @@ class SrMetrics(NodeInterface):
         inputs = self.inputs
         volume, affine = load_image(inputs.volume)
         mask = load_image(inputs.mask)[0] > 0 if isdefined(inputs.mask) else None
-        row = super_resolution_metrics(volume, load_image(inputs.interpolated)[0], affine, mask,
-                                       inputs.facts | inputs.quality)
+        row = super_resolution_metrics(
+            volume, load_image(inputs.interpolated)[0], affine, mask, inputs.facts | inputs.quality
+        )
         self._results |= write_metrics(runtime.cwd, inputs.name, row, SR_METRIC_DESCRIPTIONS)
         return runtime
 
@@ -212,18 +225,29 @@ def gather_sr_content(found: dict):
         result = SrResult.load(found["model"])
         chosen, history = choice_rows(result), result.history
         name_device(content, facts, result)
-        facts |= {"settings": result.settings, "n_fields": len(result.fields),
-                  "n_gaussians": sum(len(f) for f in result.fields)}
+        facts |= {
+            "settings": result.settings,
+            "n_fields": len(result.fields),
+            "n_gaussians": sum(len(f) for f in result.fields),
+        }
     if found.get("mask_reason"):
         content["summary"] = (*content.get("summary", ()), ("Mask", found["mask_reason"]))
     if "metrics" in found:
         plain = json.loads(Path(found["metrics"]).read_text(encoding="utf-8"))
         content["metrics"] = {k: math.nan if v is None else v for k, v in plain.items()}
     images = {name: Path(found[name]) for name in ("volume", "mask") if name in found}
-    panel = SrPanel(*(Path(found[name]) if name in found else None for name in ("before", "interpolated")),
-                    chosen=chosen, history=history)
-    return ReportContent(super_resolution=panel, methods=sr_methods_paragraphs(SrMethodsFacts(**facts)),
-                         usage=usage_of(found), **images, **content)
+    panel = SrPanel(
+        *(Path(found[name]) if name in found else None for name in ("before", "interpolated")),
+        chosen=chosen,
+        history=history,
+    )
+    return ReportContent(
+        super_resolution=panel,
+        methods=sr_methods_paragraphs(SrMethodsFacts(**facts)),
+        usage=usage_of(found),
+        **images,
+        **content,
+    )
 
 
 def _mask_on(mask_file: str, affine, shape):

@@ -34,8 +34,12 @@ def measured(folder: str | Path) -> Iterator[None]:
         finally:
             after = _largest_memory()
             peak = after if after > before else watch.peak
-            found = {"began": began, "seconds": time.monotonic() - clock, "cpu_seconds": time.process_time() - cpu,
-                     "peak_gb": peak / 1e9 if peak else None}
+            found = {
+                "began": began,
+                "seconds": time.monotonic() - clock,
+                "cpu_seconds": time.process_time() - cpu,
+                "peak_gb": peak / 1e9 if peak else None,
+            }
             try:
                 Path(folder, USAGE_FILE).write_text(json.dumps(found), encoding="utf-8")
             except OSError as error:
@@ -57,8 +61,10 @@ def gather_usage(work_folder: str | Path, steps: Sequence[str]) -> list[StepUsag
     for step in steps:
         try:
             record = json.loads(Path(work_folder, *step.split("."), USAGE_FILE).read_text(encoding="utf-8"))
-            numbers = [math.nan if record[key] is None else float(record[key])
-                       for key in ("began", "seconds", "cpu_seconds", "peak_gb")]
+            numbers = [
+                math.nan if record[key] is None else float(record[key])
+                for key in ("began", "seconds", "cpu_seconds", "peak_gb")
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         name = " ".join(part.removesuffix("_wf") for part in step.split("."))

@@ -14,8 +14,10 @@ from gsbids.errors import InputError
 SUFFIXES = (".pt", ".pth")
 NESTED = ("net", "state_dict", "model")  # where a checkpoint may keep the weights, beside those of the optimiser
 FLIPS = ((), (2,), (3,), (2, 3))  # of slices (N, 1, X, Y), over which scores are averaged
-WANTED = ("give MONAIfbs' checkpoint_dynUnet_DiceXent.pt, Fetal-BET2's AttUNet.pth, or a .safetensors file that "
-          "training/train.py has written")
+WANTED = (
+    "give MONAIfbs' checkpoint_dynUnet_DiceXent.pt, Fetal-BET2's AttUNet.pth, or a .safetensors file that "
+    "training/train.py has written"
+)
 
 
 def read_state(path: str | Path) -> dict:
@@ -34,12 +36,16 @@ def read_state(path: str | Path) -> dict:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: no checkpoint of tensors alone (damaged, or it would run code when it is loaded); "
-                         f"{WANTED}") from error
+        raise InputError(
+            f"{path}: no checkpoint of tensors alone (damaged, or it would run code when it is loaded); {WANTED}"
+        ) from error
     found = found if isinstance(found, dict) else {}
     found = next((found[key] for key in NESTED if isinstance(found.get(key), dict)), found)
-    return {name.removeprefix("module."): value for name, value in found.items()
-            if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    return {
+        name.removeprefix("module."): value
+        for name, value in found.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
 
 
 def checked(state: dict, wanted: dict, path: str | Path, network: str) -> dict:
@@ -65,8 +71,14 @@ def checked(state: dict, wanted: dict, path: str | Path, network: str) -> dict:
     """
     wrong = next((f"it lacks {name}" for name in wanted if name not in state), None)
     wrong = wrong or next((f"it has {name}" for name in state if name not in wanted), None)
-    wrong = wrong or next((f"{name} has {_size(state[name])}, not {_size(wanted[name])}" for name in wanted
-                           if state[name].shape != wanted[name].shape), None)
+    wrong = wrong or next(
+        (
+            f"{name} has {_size(state[name])}, not {_size(wanted[name])}"
+            for name in wanted
+            if state[name].shape != wanted[name].shape
+        ),
+        None,
+    )
     if wrong:
         raise InputError(f"{path}: no checkpoint of {network} ({wrong}); {WANTED}")
     return state
@@ -107,8 +119,9 @@ def mean_score(stack: np.ndarray, find: Callable):
 def resampled(stack: np.ndarray, step: np.ndarray, size: np.ndarray, order: int, mode: str = "nearest") -> np.ndarray:
     """Slices on another grid of pixels with the same first pixel, ``step`` old pixels apart."""
     at = np.meshgrid(*(np.arange(n) * s for n, s in zip(size, step, strict=True)), indexing="ij")
-    return np.stack([ndimage.map_coordinates(stack[..., k], at, order=order, mode=mode)
-                     for k in range(stack.shape[2])], 2)
+    return np.stack(
+        [ndimage.map_coordinates(stack[..., k], at, order=order, mode=mode) for k in range(stack.shape[2])], 2
+    )
 
 
 def _size(tensor) -> str:

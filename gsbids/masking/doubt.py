@@ -62,17 +62,24 @@ def choose_stacks(volumes: list[float], lengths: list[float], methods: list[str]
     MaskChoice
         All are left out where no stack has a mask.
     """
-    found = [" ".join(filter(None, parts)) for parts in zip(
-        doubts, _unlike(volumes, methods, doubts, VOLUMES, "holds {:.0f} ml"),
-        _unlike(lengths, methods, doubts, LENGTHS, "is {:.0f} mm long"), strict=True)]
+    found = [
+        " ".join(filter(None, parts))
+        for parts in zip(
+            doubts,
+            _unlike(volumes, methods, doubts, VOLUMES, "holds {:.0f} ml"),
+            _unlike(lengths, methods, doubts, LENGTHS, "is {:.0f} mm long"),
+            strict=True,
+        )
+    ]
     empty = [volume == 0 for volume in volumes]
     sound = sum(not doubt and not none for doubt, none in zip(found, empty, strict=True))
     out = [none or (bool(doubt) and sound >= LEAST_SOUND) for doubt, none in zip(found, empty, strict=True)]
     return MaskChoice(tuple(found), tuple(out))
 
 
-def _unlike(values: list[float], methods: list[str], doubts: list[str], limits: tuple[float, float],
-            form: str) -> list[str]:
+def _unlike(
+    values: list[float], methods: list[str], doubts: list[str], limits: tuple[float, float], form: str
+) -> list[str]:
     """A sentence for every made mask that differs too much from the usual one: the median, or the other of two.
 
     Masks that are doubtful already do not say what is usual, unless too few others are there.
@@ -86,6 +93,10 @@ def _unlike(values: list[float], methods: list[str], doubts: list[str], limits: 
         usual = sum(known) - value if one_of_two else float(np.median(known or [0.0]))
         ratio = value / usual if usual > 0 and value > 0 else 1.0
         odd = method in MADE and not limits[0] <= ratio <= limits[1]
-        words.append(f"Its mask {form.format(value)}, {ratio:.2g} times that of the "
-                     f"{'other' if one_of_two else 'usual'} stack of this subject." if odd else "")
+        words.append(
+            f"Its mask {form.format(value)}, {ratio:.2g} times that of the "
+            f"{'other' if one_of_two else 'usual'} stack of this subject."
+            if odd
+            else ""
+        )
     return words

@@ -42,8 +42,16 @@ def build_fetal_bet(shape: FetalBetShape):
     """The network with weights as they start: one channel in, background and brain out."""
     from monai.networks.nets import AttentionUnet
 
-    return AttentionUnet(spatial_dims=2, in_channels=1, out_channels=2, channels=shape.channels,
-                         strides=STRIDES[:len(shape.channels) - 1], kernel_size=3, up_kernel_size=3, dropout=0.0)
+    return AttentionUnet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        channels=shape.channels,
+        strides=STRIDES[: len(shape.channels) - 1],
+        kernel_size=3,
+        up_kernel_size=3,
+        dropout=0.0,
+    )
 
 
 def load_fetal_bet(state: dict, path: str | Path) -> tuple:
@@ -92,8 +100,9 @@ def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], kn
     image = np.nan_to_num(np.asarray(image, np.float32))
     step, size = grid_of(image.shape, spacing, shape.pixel)
     seen, own = _scaled(resampled(image, step, size, 1, "grid-constant")), image.shape[:2]
-    score = mean_score(seen, lambda batch: sliding_window_inference(batch, shape.window, BATCH, network, OVERLAP,
-                                                                      mode="gaussian")).numpy()
+    score = mean_score(
+        seen, lambda batch: sliding_window_inference(batch, shape.window, BATCH, network, OVERLAP, mode="gaussian")
+    ).numpy()
     back = np.stack([resampled(np.moveaxis(score[:, n], 0, 2), 1 / step, own, 1, "grid-constant") for n in (0, 1)])
     probability = 1 / (1 + np.exp(np.clip(back[0] - back[1], -50, 50)))
     return with_confidence(largest_region(probability > 0.5, corners=True), probability, spacing)

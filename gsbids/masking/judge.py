@@ -16,8 +16,15 @@ def build_judge():
     """A 3D residual network (MONAI's ``Classifier``) with a channel in and a logit out, weights as they start."""
     from monai.networks.nets import Classifier
 
-    return Classifier(in_shape=(1, SIDE, SIDE, SIDE), classes=1, channels=CHANNELS, strides=(2,) * len(CHANNELS),
-                      num_res_units=1, norm="INSTANCE", act="PRELU")
+    return Classifier(
+        in_shape=(1, SIDE, SIDE, SIDE),
+        classes=1,
+        channels=CHANNELS,
+        strides=(2,) * len(CHANNELS),
+        num_res_units=1,
+        norm="INSTANCE",
+        act="PRELU",
+    )
 
 
 def block_about(seen: np.ndarray, spacing, centre, voxel: float = VOXEL) -> np.ndarray:
@@ -52,7 +59,7 @@ def _along(volume: np.ndarray, axis: int, at: np.ndarray, step: float) -> np.nda
     volume = volume[(slice(None),) * axis + (slice(low, high),)]
     count = volume.shape[axis]
     if not volume.size:
-        return np.zeros([*volume.shape[:axis], len(at), *volume.shape[axis + 1:]], np.float32)
+        return np.zeros([*volume.shape[:axis], len(at), *volume.shape[axis + 1 :]], np.float32)
     known = np.clip(np.arange(-1, count + 1), -0.5, count - 0.5) + low  # a voxel reaches as far as its sides
     ends = np.pad(volume, [(int(a == axis),) * 2 for a in range(3)], mode="edge")
     value = interp1d(known, ends, axis=axis, bounds_error=False, fill_value=0.0, assume_sorted=True)

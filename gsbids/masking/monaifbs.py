@@ -59,8 +59,16 @@ def build_monaifbs(shape: MonaifbsShape):
     from monai.networks.nets import DynUNet
 
     strides = strides_of(shape)
-    return DynUNet(spatial_dims=2, in_channels=1, out_channels=2, kernel_size=[3] * len(strides), strides=strides,
-                   upsample_kernel_size=strides[1:], norm_name=("INSTANCE", {"affine": True}), res_block=False)
+    return DynUNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=2,
+        kernel_size=[3] * len(strides),
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        norm_name=("INSTANCE", {"affine": True}),
+        res_block=False,
+    )
 
 
 def load_monaifbs(state: dict, path: str | Path) -> tuple:
@@ -87,8 +95,9 @@ def load_monaifbs(state: dict, path: str | Path) -> tuple:
 
 def converted(state: dict, wanted: dict, path: str | Path) -> dict:
     """Weights of a checkpoint by the names that the network has today; see :func:`load_monaifbs`."""
-    own, names = ({name: tensor for name, tensor in each.items() if not name.startswith(NO_PART)}
-                  for each in (state, wanted))
+    own, names = (
+        {name: tensor for name, tensor in each.items() if not name.startswith(NO_PART)} for each in (state, wanted)
+    )
     return checked(own, names, path, "MONAIfbs' DynUNet")
 
 

@@ -48,8 +48,16 @@ def build_network(shape: NetworkShape):
     """A 2D U-Net with a channel in for each slice and one (a logit) out, weights as they start."""
     from monai.networks.nets import UNet
 
-    return UNet(spatial_dims=2, in_channels=shape.slices, out_channels=1, channels=shape.channels,
-                strides=(2,) * (len(shape.channels) - 1), num_res_units=1, norm="INSTANCE", act="PRELU")
+    return UNet(
+        spatial_dims=2,
+        in_channels=shape.slices,
+        out_channels=1,
+        channels=shape.channels,
+        strides=(2,) * (len(shape.channels) - 1),
+        num_res_units=1,
+        norm="INSTANCE",
+        act="PRELU",
+    )
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
@@ -138,8 +146,12 @@ def regions(probability: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
 def seen_slices(image: np.ndarray, spacing, pixel: float) -> np.ndarray:
     """Slices, (Z, A, B), of a stack, (X, Y, Z), as the network sees them: by size of pixels and by intensities."""
     scale = np.array(spacing[:2]) / pixel
-    return np.stack([normalised(ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest"))
-                     for one in np.moveaxis(image, 2, 0)])
+    return np.stack(
+        [
+            normalised(ndimage.zoom(one, scale, order=1, grid_mode=True, mode="nearest"))
+            for one in np.moveaxis(image, 2, 0)
+        ]
+    )
 
 
 def _probability(seen: np.ndarray, wanted, network, shape: NetworkShape) -> np.ndarray:
@@ -150,11 +162,11 @@ def _probability(seen: np.ndarray, wanted, network, shape: NetworkShape) -> np.n
     at = np.meshgrid(*((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(wanted, size, strict=True)), indexing="ij")
     found = np.zeros((*wanted, count), np.float32)
     for k in range(count):
-        block = seen[k:k + shape.slices]
+        block = seen[k : k + shape.slices]
         if not seen[k + shape.slices // 2].any():
             continue
         mean = (_mirrored_mean(block, network) + _mirrored_mean(block.swapaxes(1, 2), network).T) / 2
-        found[..., k] = ndimage.map_coordinates(mean[:size[0], :size[1]], at, order=1, mode="nearest")
+        found[..., k] = ndimage.map_coordinates(mean[: size[0], : size[1]], at, order=1, mode="nearest")
     return found
 
 

@@ -50,8 +50,10 @@ def load_network(path: str | Path) -> MaskNetwork:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise InputError(f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
-                         "FILE, or give masks")
+        raise InputError(
+            f"{path}: there are no such weights; train them (training/README.md) and give --mask-weights "
+            "FILE, or give masks"
+        )
     if Path(path).suffix in SUFFIXES:
         return MaskNetwork(*_from_elsewhere(path))
     try:
@@ -59,8 +61,9 @@ def load_network(path: str | Path) -> MaskNetwork:
             facts = file.metadata() or {}
             told = json.loads(facts.pop("shape"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        shape = NetworkShape(tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)),
-                             int(told.get("side", 160)))
+        shape = NetworkShape(
+            tuple(told["channels"]), float(told["pixel"]), int(told.get("slices", 1)), int(told.get("side", 160))
+        )
         of_judge = {name: tensors.pop(name) for name in list(tensors) if name.startswith(JUDGE)}
         network = build_network(shape)
         network.load_state_dict(tensors)
@@ -71,8 +74,10 @@ def load_network(path: str | Path) -> MaskNetwork:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); give a file of weights") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
-                         "file that training/train.py or judge.py has written") from error
+        raise InputError(
+            f"{path}: no weights of a mask network ({str(error).splitlines()[0]}); give a .safetensors "
+            "file that training/train.py or judge.py has written"
+        ) from error
     return MaskNetwork(network.eval(), shape, judge, facts)
 
 

@@ -50,8 +50,13 @@ class MadeMask(NamedTuple):
     doubt: str = ""
 
 
-def make_mask(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str | Path | None = None,
-              weights: str | Path | None = None) -> MadeMask:
+def make_mask(
+    mode: str,
+    image: np.ndarray,
+    affine: np.ndarray,
+    mask_file: str | Path | None = None,
+    weights: str | Path | None = None,
+) -> MadeMask:
     """Brain mask of a stack, and in words where it comes from.
 
     Parameters
@@ -110,8 +115,10 @@ def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | No
     file = weights_file(weights)
     found = segment_stack(image, affine, load_network(file))
     if not found.mask.any():
-        raise NoBrain("no brain was found in the stack by the network",
-                      "give masks with -d/--derivatives, or leave the stack out with --bids-filter-file")
+        raise NoBrain(
+            "no brain was found in the stack by the network",
+            "give masks with -d/--derivatives, or leave the stack out with --bids-filter-file",
+        )
     reason = f"Network ({file.name}), confidence {found.confidence:.2f}, {found.millilitres(affine):.0f} ml."
     doubt = ""
     if found.confidence < DOUBTFUL:
@@ -129,24 +136,34 @@ def _found_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | Non
         return found
     otsu = MadeMask(otsu_mask(image), "Largest region above the threshold of Otsu.", "otsu")
     if is_head_in_air(image, affine):
-        otsu = otsu._replace(reason=f"{otsu.reason} A head in air, as of a neonate, in which the network is not sure "
-                             "of a fetal brain; the mask may hold more than the brain.")
+        otsu = otsu._replace(
+            reason=f"{otsu.reason} A head in air, as of a neonate, in which the network is not sure "
+            "of a fetal brain; the mask may hold more than the brain."
+        )
     elif found:
         return found
     else:
-        otsu = otsu._replace(reason=f"{otsu.reason} No mask was given, and this is no brain mask: fetal stacks need "
-                             "one of the brain (-d/--derivatives).", doubt="The network found no brain in it.")
+        otsu = otsu._replace(
+            reason=f"{otsu.reason} No mask was given, and this is no brain mask: fetal stacks need "
+            "one of the brain (-d/--derivatives).",
+            doubt="The network found no brain in it.",
+        )
     LOGGER.warning(otsu.reason)
     return otsu
 
 
 def _check_made(mask: np.ndarray, affine: np.ndarray, mode: str) -> None:
     if not mask.any():
-        raise NoBrain(f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image empty?)",
-                      "give masks with -d/--derivatives")
+        raise NoBrain(
+            f"--mask-mode {mode}: no voxel of the stack is inside the mask (is the image empty?)",
+            "give masks with -d/--derivatives",
+        )
     if litres(mask, affine) > LARGEST_BRAIN:
-        raise NoBrain(f"--mask-mode {mode}: the mask made from the stack holds {litres(mask, affine):.1f} litres, more "
-                      "than any brain: it is the body", "give brain masks with -d/--derivatives")
+        raise NoBrain(
+            f"--mask-mode {mode}: the mask made from the stack holds {litres(mask, affine):.1f} litres, more "
+            "than any brain: it is the body",
+            "give brain masks with -d/--derivatives",
+        )
 
 
 def litres(mask: np.ndarray, affine: np.ndarray) -> float:
@@ -165,8 +182,10 @@ def choose_mode(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str
     if mode not in MODES:
         raise InputError(f"--mask-mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     if mode == "derivatives" and mask_file is None:
-        raise InputError("--mask-mode derivatives: there is no mask file for this stack; give a dataset of "
-                         "masks with -d/--derivatives or choose --mask-mode auto")
+        raise InputError(
+            "--mask-mode derivatives: there is no mask file for this stack; give a dataset of "
+            "masks with -d/--derivatives or choose --mask-mode auto"
+        )
     if mode != "auto":
         return mode
     if mask_file is not None:
@@ -201,8 +220,10 @@ def is_head_in_air(image: np.ndarray, affine: np.ndarray) -> bool:
     seen = body[:, :, body.any((0, 1))]
     sides = [side.mean() for side in (seen[:3], seen[-3:], seen[:, :3], seen[:, -3:])]
     lit = [np.flatnonzero(body.any(axes)) for axes in ((1, 2), (0, 2))]
-    widths = [(places[-1] - places[0] + 1) * step
-              for places, step in zip(lit, np.linalg.norm(affine[:3, :2], axis=0), strict=True)]
+    widths = [
+        (places[-1] - places[0] + 1) * step
+        for places, step in zip(lit, np.linalg.norm(affine[:3, :2], axis=0), strict=True)
+    ]
     return bool(sum(share > TOUCHED for share in sides) <= 1 and max(widths) <= SMALL_HEAD)
 
 
@@ -230,24 +251,32 @@ def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndar
     """
     values, mask_affine = load_image(mask_file)
     if not values.any():
-        raise InputError(f"{mask_file}: the mask is all zero; draw the brain or leave the stack out with "
-                         "--bids-filter-file")
+        raise InputError(
+            f"{mask_file}: the mask is all zero; draw the brain or leave the stack out with --bids-filter-file"
+        )
     try:
         inside, soft = inside_of(values)
     except InputError as error:
-        raise InputError(f"{mask_file}: {error}; draw the brain or leave the stack out with --bids-filter-file"
-                         ) from error
+        raise InputError(
+            f"{mask_file}: {error}; draw the brain or leave the stack out with --bids-filter-file"
+        ) from error
     reason = f"Mask file {Path(mask_file).name}{f': {soft}' if soft else ''}."
     for axis in (2, 1, 0):
         permuted, permuted_affine = conform(inside, mask_affine, axis)
         if same_grid(permuted.shape, permuted_affine, shape, affine):
             return permuted, reason
-    LOGGER.info("%s: the mask (%s) is not on the grid of its stack (%s) and is resampled by affine",
-                mask_file, _size(inside.shape), _size(shape))
+    LOGGER.info(
+        "%s: the mask (%s) is not on the grid of its stack (%s) and is resampled by affine",
+        mask_file,
+        _size(inside.shape),
+        _size(shape),
+    )
     mask = resample_mask(inside, mask_affine, affine, shape)
     if not mask.any():
-        raise InputError(f"{mask_file}: the mask does not overlap its stack in the scanner's space; "
-                         "check that both come from one session and that the affine is right")
+        raise InputError(
+            f"{mask_file}: the mask does not overlap its stack in the scanner's space; "
+            "check that both come from one session and that the affine is right"
+        )
     return mask, f"{reason[:-1]}, resampled by affine to the grid of the stack."
 
 

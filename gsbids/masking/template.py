@@ -47,8 +47,14 @@ class Template:
 
 def fetal_templates() -> list[Template]:
     """Read the fetal brains of the package, T2-weighted, of 22, 25 and 28 weeks (Fidon et al. 2021, CC0)."""
-    return [Template(f"fetal atlas of {week} weeks (Fidon et al. 2021)", "https://doi.org/10.5281/zenodo.5524312",
-                     load_template(ATLAS / f"fetal_{week}_weeks.nii.gz")) for week in WEEKS]
+    return [
+        Template(
+            f"fetal atlas of {week} weeks (Fidon et al. 2021)",
+            "https://doi.org/10.5281/zenodo.5524312",
+            load_template(ATLAS / f"fetal_{week}_weeks.nii.gz"),
+        )
+        for week in WEEKS
+    ]
 
 
 def adult_template(suffix: str) -> Template:
@@ -57,8 +63,11 @@ def adult_template(suffix: str) -> Template:
     mask = ndimage.binary_fill_holes(t1 > 0.03)
     levels = (np.clip(1 - grey - white, 0, 1), grey, white)
     image = t1 if suffix == "T1w" else sum(b * part for b, part in zip(BRIGHTNESS, levels, strict=True))
-    return Template("ICBM152 2009a of adults", "MNI152NLin2009aSym",
-                    Stack("adult", np.where(mask, image, 0).astype(np.float32), mask, affine, 1.0))
+    return Template(
+        "ICBM152 2009a of adults",
+        "MNI152NLin2009aSym",
+        Stack("adult", np.where(mask, image, 0).astype(np.float32), mask, affine, 1.0),
+    )
 
 
 def packaged_templates(suffix: str, millilitres: float) -> list[list[Template]]:
@@ -101,8 +110,10 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
     except InputError as error:
         raise InputError(f"--template {error}".replace(" or leave it out with --bids-filter-file", "")) from error
     if min(image.shape) < LEAST_SIDE:
-        raise InputError(f"--template {path}: the image has {' x '.join(map(str, image.shape))} voxels, and a volume "
-                         "is expected; give a 3D brain")
+        raise InputError(
+            f"--template {path}: the image has {' x '.join(map(str, image.shape))} voxels, and a volume "
+            "is expected; give a 3D brain"
+        )
     image = above_background(image)
     if not image.any():
         raise InputError(f"--template {path}: no voxel is above 0; give the image of a brain")
@@ -110,8 +121,10 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
     millilitres = float(mask.sum()) * abs(np.linalg.det(affine[:3, :3])) / 1000
     if not BRAIN[0] <= millilitres <= BRAIN[1]:
         what = f"--template-mask {mask_path}" if mask_path else f"--template {path}"
-        raise InputError(f"{what}: the brain in it has {millilitres:.3g} ml, and {BRAIN[0]:g} to {BRAIN[1]:g} ml are "
-                         "expected; give --template-mask with the brain of the template")
+        raise InputError(
+            f"{what}: the brain in it has {millilitres:.3g} ml, and {BRAIN[0]:g} to {BRAIN[1]:g} ml are "
+            "expected; give --template-mask with the brain of the template"
+        )
     offset = darkest(image, mask)
     image = np.maximum(image - np.float32(offset), 0)
     return Stack("template", image, mask, affine, float(np.linalg.norm(affine[:3, :3], axis=0).max()), offset)
@@ -122,11 +135,16 @@ def _mask(path, image: np.ndarray, affine: np.ndarray, mask_path) -> np.ndarray:
         try:
             return read_mask(mask_path, affine, image.shape)[0]
         except InputError as error:
-            raise InputError(f"--template-mask {error}".replace("its stack in the scanner's space", "the template")
-                             .replace("both come from one session", "both are of one space")
-                             .replace(" or leave the stack out with --bids-filter-file", "")) from error
+            raise InputError(
+                f"--template-mask {error}".replace("its stack in the scanner's space", "the template")
+                .replace("both come from one session", "both are of one space")
+                .replace(" or leave the stack out with --bids-filter-file", "")
+            ) from error
     if is_stripped(image, affine):
         return nonzero_mask(image)
-    LOGGER.warning("--template %s: its brain is not cut out, and there is no --template-mask; the largest bright "
-                   "region is taken for the brain", path)
+    LOGGER.warning(
+        "--template %s: its brain is not cut out, and there is no --template-mask; the largest bright "
+        "region is taken for the brain",
+        path,
+    )
     return otsu_mask(image)

@@ -47,8 +47,9 @@ class SliceOrder:
         return np.argsort(self.moment, kind="stable")
 
 
-def slice_order(index: np.ndarray, used: np.ndarray, motion: np.ndarray,
-                times: tuple[float, ...] | None = None) -> SliceOrder:
+def slice_order(
+    index: np.ndarray, used: np.ndarray, motion: np.ndarray, times: tuple[float, ...] | None = None
+) -> SliceOrder:
     """The order of a stack's slices.
 
     Parameters
@@ -73,10 +74,18 @@ def slice_order(index: np.ndarray, used: np.ndarray, motion: np.ndarray,
     moment = np.empty(len(index))
     moment[np.lexsort((index, passes))] = np.arange(len(index))
     if count == 1:
-        return SliceOrder(moment, passes, "slice (position in the stack)",
-                          "no SliceTiming, and the motion shows no interleaving: order of position")
-    return SliceOrder(moment, passes, "presumed place in time",
-                      f"presumed: no SliceTiming, but the motion is smoothest in {count} passes")
+        return SliceOrder(
+            moment,
+            passes,
+            "slice (position in the stack)",
+            "no SliceTiming, and the motion shows no interleaving: order of position",
+        )
+    return SliceOrder(
+        moment,
+        passes,
+        "presumed place in time",
+        f"presumed: no SliceTiming, but the motion is smoothest in {count} passes",
+    )
 
 
 def presumed_passes(index: np.ndarray, used: np.ndarray, motion: np.ndarray) -> int:

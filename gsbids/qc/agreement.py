@@ -34,8 +34,10 @@ def agreement_metrics(result: SvrResult, stacks: list[Stack]) -> dict[str, float
     if not known.any():
         return {"stack_agreement": np.nan, "stack_agreement_worst": np.nan}
     by_stack = [np.median(row[there]) for row, there in zip(table, known, strict=True) if there.any()]
-    return {"stack_agreement": float(np.median(table[known & np.triu(np.ones_like(known))])),
-            "stack_agreement_worst": float(min(by_stack))}
+    return {
+        "stack_agreement": float(np.median(table[known & np.triu(np.ones_like(known))])),
+        "stack_agreement_worst": float(min(by_stack)),
+    }
 
 
 def coverage_metrics(coverage: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -99,8 +101,10 @@ def _image(where: np.ndarray, value: np.ndarray, grid) -> tuple[np.ndarray, np.n
         return None
     low, shape, sigma = grid
     voxel = np.ravel_multi_index(np.rint(where / STEP - low).astype(int).T, shape)
-    seen, total = (ndimage.gaussian_filter(np.bincount(voxel, weights, np.prod(shape)).reshape(shape), sigma)
-                   for weights in (np.ones(len(value)), value))
+    seen, total = (
+        ndimage.gaussian_filter(np.bincount(voxel, weights, np.prod(shape)).reshape(shape), sigma)
+        for weights in (np.ones(len(value)), value)
+    )
     return total / np.maximum(seen, 1e-9), seen > SEEN * np.median(seen[seen > 0.05 * seen.max()])
 
 

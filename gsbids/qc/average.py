@@ -7,8 +7,9 @@ import numpy as np
 from scipy import ndimage
 
 
-def plain_average(stacks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], affine: np.ndarray,
-                  shape: tuple[int, int, int]) -> np.ndarray:
+def plain_average(
+    stacks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], affine: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
     """Mean of the stacks where the scanner put them, on one grid.
 
     Every stack is divided by its median inside its mask, brought to the grid by linear interpolation, and counts where

@@ -93,8 +93,8 @@ def slice_displacement(result: SvrResult) -> SliceDisplacement:
         stack_turn=rotation_vectors(means[:, :3, :3]),
         neighbours=neighbours,
         step_shift=np.linalg.norm(step, axis=1),
-        step_turn=np.linalg.norm(
-            rotation_vectors(np.swapaxes(first[:, :3, :3], 1, 2) @ second[:, :3, :3]), axis=1))
+        step_turn=np.linalg.norm(rotation_vectors(np.swapaxes(first[:, :3, :3], 1, 2) @ second[:, :3, :3]), axis=1),
+    )
 
 
 def _mean_shift(mean: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -128,7 +128,10 @@ def _neighbours(result: SvrResult) -> np.ndarray:
     """Pairs of used slices of one stack whose indices differ by one, (P, 2)."""
     order = np.lexsort((result.slice_index, result.stack_index))
     first, second = order[:-1], order[1:]
-    adjacent = (result.stack_index[first] == result.stack_index[second]) \
-        & (result.slice_index[second] - result.slice_index[first] == 1) \
-        & ~result.rejected[first] & ~result.rejected[second]
+    adjacent = (
+        (result.stack_index[first] == result.stack_index[second])
+        & (result.slice_index[second] - result.slice_index[first] == 1)
+        & ~result.rejected[first]
+        & ~result.rejected[second]
+    )
     return np.stack([first[adjacent], second[adjacent]], axis=1).astype(int)

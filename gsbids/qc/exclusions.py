@@ -32,10 +32,14 @@ class Exclusion:
 def excluded_stacks(result: SvrResult) -> list[Exclusion]:
     """Stacks that were left out, or of which nothing is left."""
     out, choice = result.settings.get("excluded", []), result.mask_choice
-    strange = ("It looks like no part of what the other stacks show: another subject, another contrast, or a mask that "
-               "is no brain.")
-    found = [Exclusion(name, "whole stack", choice["doubts"][name] if name in choice["left_out"] else strange)
-             for name in out]
+    strange = (
+        "It looks like no part of what the other stacks show: another subject, another contrast, or a mask that "
+        "is no brain."
+    )
+    found = [
+        Exclusion(name, "whole stack", choice["doubts"][name] if name in choice["left_out"] else strange)
+        for name in out
+    ]
     for n, name in enumerate(result.stack_names):
         mine = result.stack_index == n
         if name not in out and mine.any() and result.rejected[mine].all():
@@ -52,15 +56,21 @@ def rejected_slices(result: SvrResult) -> list[Exclusion]:
     rows = []
     for s in np.lexsort((result.slice_index, result.stack_index)):
         if result.rejected[s]:
-            rows.append(Exclusion(result.stack_names[result.stack_index[s]], f"slice {result.slice_index[s]}",
-                                  _words(result, s, typical)))
+            rows.append(
+                Exclusion(
+                    result.stack_names[result.stack_index[s]],
+                    f"slice {result.slice_index[s]}",
+                    _words(result, s, typical),
+                )
+            )
     return rows
 
 
 def empty_slices(result: SvrResult) -> list[Exclusion]:
     """Slices that had no part in the fit, as they hold no information."""
-    return [Exclusion(name, *empty_words(numbers).split(": ", 1))
-            for name, numbers in result.mask_choice["empty"].items()]
+    return [
+        Exclusion(name, *empty_words(numbers).split(": ", 1)) for name, numbers in result.mask_choice["empty"].items()
+    ]
 
 
 def empty_words(slices: Sequence[int]) -> str:
@@ -71,8 +81,10 @@ def empty_words(slices: Sequence[int]) -> str:
     >>> empty_words([7])
     'slice 7: One intensity in the whole mask, as of a slice lost by conversion: no part of the fit. Convert it again.'
     """
-    return (f"slice{'s' if len(slices) > 1 else ''} {ranges(slices)}: One intensity in the whole mask, as of a slice "
-            "lost by conversion: no part of the fit. Convert it again.")
+    return (
+        f"slice{'s' if len(slices) > 1 else ''} {ranges(slices)}: One intensity in the whole mask, as of a slice "
+        "lost by conversion: no part of the fit. Convert it again."
+    )
 
 
 def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | None:
@@ -121,5 +133,7 @@ def _words(result: SvrResult, s: int, typical: float) -> str:
     else:
         cause = "Differs from the other slices at its place"
     times = f", {result.residual[s] / typical:.1f} times that of the typical slice" if typical > 0 else ""
-    return (f"{cause}; residual {result.residual[s]:.3f}{times}, similarity {result.ncc[s]:.2f}, "
-            f"weight {result.weight[s]:.2f}.")
+    return (
+        f"{cause}; residual {result.residual[s]:.3f}{times}, similarity {result.ncc[s]:.2f}, "
+        f"weight {result.weight[s]:.2f}."
+    )

@@ -12,23 +12,59 @@ WIDER = 5.0  # the limit of n values is wider by (1 + WIDER / n): of few values,
 
 #: The side on which a metric is bad; both where it is not said.
 BAD_SIDE = {
-    "n_stacks": "low", "n_slices": "low", "slices_used": "low", "slices_rejected": "high", "ncc_median": "low",
-    "ncc_p10": "low", "ncc_worst_stack": "low", "stack_agreement": "low", "stack_agreement_worst": "low",
-    "placing_agreement": "low", "placing_margin": "low", "crossing_angle": "low", "mask_lost": "high",
-    "residual_median": "high", "motion_mean": "high", "motion_max": "high", "rotation_mean": "high",
-    "rotation_max": "high", "motion_neighbour_mean": "high", "motion_neighbour_max": "high",
-    "rotation_neighbour_mean": "high", "coverage_mean": "low", "not_covered": "high", "sharpness": "low",
-    "noise": "high", "gain_spread": "high", "hidden_gain": "low", "hidden_error": "high", "data_misfit": "high"}
+    "n_stacks": "low",
+    "n_slices": "low",
+    "slices_used": "low",
+    "slices_rejected": "high",
+    "ncc_median": "low",
+    "ncc_p10": "low",
+    "ncc_worst_stack": "low",
+    "stack_agreement": "low",
+    "stack_agreement_worst": "low",
+    "placing_agreement": "low",
+    "placing_margin": "low",
+    "crossing_angle": "low",
+    "mask_lost": "high",
+    "residual_median": "high",
+    "motion_mean": "high",
+    "motion_max": "high",
+    "rotation_mean": "high",
+    "rotation_max": "high",
+    "motion_neighbour_mean": "high",
+    "motion_neighbour_max": "high",
+    "rotation_neighbour_mean": "high",
+    "coverage_mean": "low",
+    "not_covered": "high",
+    "sharpness": "low",
+    "noise": "high",
+    "gain_spread": "high",
+    "hidden_gain": "low",
+    "hidden_error": "high",
+    "data_misfit": "high",
+}
 
 #: Spreads below which differences mean nothing, by metric or by its units.
-LEAST_SPREAD = {"slices_rejected": 0.02, "not_covered": 0.01, "fraction": 0.002, "arbitrary": 0.005, "mm": 0.1,
-                "degree": 0.1, "count": 1.0, "slices": 0.1, "mL": 1.0, "1/mm": 0.005, "dB": 0.1}
+LEAST_SPREAD = {
+    "slices_rejected": 0.02,
+    "not_covered": 0.01,
+    "fraction": 0.002,
+    "arbitrary": 0.005,
+    "mm": 0.1,
+    "degree": 0.1,
+    "count": 1.0,
+    "slices": 0.1,
+    "mL": 1.0,
+    "1/mm": 0.005,
+    "dB": 0.1,
+}
 
-RULE = (f"A value is marked when it lies more than {LIMIT:g} x (1 + {WIDER:g}/n) robust standard deviations from the "
-        "median of the n values of its method, on the side where the metric is bad. The robust standard deviation is "
-        "1.4826 times the median distance from the median of the half of the values on that side (so that skewed "
-        "metrics are not marked for being skewed), and at least a spread below which differences mean nothing. With "
-        f"fewer than {LEAST} values nothing is marked.")
+RULE = (
+    f"A value is marked when it lies more than {LIMIT:g} x (1 + {WIDER:g}/n) robust standard deviations from the "
+    "median of the n values of its method, on the side where the metric is bad. The robust standard deviation is "
+    "1.4826 times the median distance from the median of the half of the values on that side (so that skewed "
+    "metrics are not marked for being skewed), and at least a spread below which differences mean nothing. With "
+    f"fewer than {LEAST} values nothing is marked."
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +115,10 @@ def metric_spread(values: Sequence[float], side: str = "both", least: float = 0.
         return Spread(median, -np.inf, np.inf)
     ordered, half = np.sort(known), known.size // 2
     limit = LIMIT * (1 + WIDER / known.size)
-    low, high = (limit * max(1.4826 * float(np.median(np.abs(part - median))), least, 1e-9 * abs(median))
-                 for part in (ordered[:half], ordered[-half:]))
+    low, high = (
+        limit * max(1.4826 * float(np.median(np.abs(part - median))), least, 1e-9 * abs(median))
+        for part in (ordered[:half], ordered[-half:])
+    )
     return Spread(median, median - low if side != "high" else -np.inf, median + high if side != "low" else np.inf)
 
 
@@ -94,9 +132,14 @@ def group_spreads(columns: Mapping[str, Mapping], rows: Sequence[Mapping[str, fl
     rows : sequence of mapping
         Values by metric.
     """
-    return {name: metric_spread([row.get(name, np.nan) for row in rows], BAD_SIDE.get(name, "both"),
-                                LEAST_SPREAD.get(name, LEAST_SPREAD.get(entry.get("Units", ""), 0.0)))
-            for name, entry in columns.items()}
+    return {
+        name: metric_spread(
+            [row.get(name, np.nan) for row in rows],
+            BAD_SIDE.get(name, "both"),
+            LEAST_SPREAD.get(name, LEAST_SPREAD.get(entry.get("Units", ""), 0.0)),
+        )
+        for name, entry in columns.items()
+    }
 
 
 def outliers(spreads: Mapping[str, Spread], values: Mapping[str, float]) -> list[str]:

@@ -23,72 +23,128 @@ METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
     "n_stacks": column("Stacks", "count", "Stacks with at least one slice in the fit"),
     "n_slices": column("Slices", "count", "Slices with brain in their mask: the slices of the fit"),
     "slices_used": column("Slices used", "count", "Slices of the fit whose robust weight is at least 0.1"),
-    "slices_rejected": column("Slices rejected", "fraction",
-                              "Share of the slices of the fit whose robust weight is below 0.1"),
-    "ncc_median": column("Similarity, median", "arbitrary",
-                         "Median over all slices of the fit, rejected ones included, of the normalised "
-                         "cross-correlation of the acquired and the simulated slice inside the mask"),
-    "ncc_p10": column("Similarity, 10th percentile", "arbitrary",
-                      "10th percentile over all slices of the fit of the normalised cross-correlation"),
-    "ncc_worst_stack": column("Similarity, worst stack", "arbitrary",
-                              "Lowest of the stacks' median normalised cross-correlations"),
-    "stack_agreement": column("Agreement of stacks, median", "arbitrary",
-                              "Median over all pairs of stacks of the normalised cross-correlation of their brains "
-                              "after motion correction, blurred by the slice thickness; the fitted volume has no part "
-                              "in it"),
-    "stack_agreement_worst": column("Agreement of stacks, worst", "arbitrary",
-                                    "Lowest of the stacks' median agreements with the others"),
-    "placing_agreement": column("Agreement at placing, worst stack", "arbitrary",
-                                "Lowest of the stacks' agreements with all others, as coarse images of the brain, when "
-                                "their slices had been placed and no detail was fitted yet"),
-    "placing_margin": column("Lead of the chosen places", "arbitrary",
-                             "Mean of these agreements less that of the best other place that was tried for a stack; "
-                             "n/a where all stacks agreed at once"),
-    "crossing_angle": column("Crossing of the stacks", "degree",
-                             "Largest angle between the slices of two stacks, in the anatomy: stacks that are nearly "
-                             "parallel leave detail across their slices unresolved"),
-    "mask_lost": column("Taken from masks, most", "fraction",
-                        "Largest share of a stack's mask that did not move with the head and was left out of the fit"),
-    "residual_median": column("Residual, median", "fraction",
-                              "Median over slices of the mean absolute difference of acquired and simulated "
-                              "slice inside the mask, over the 99th percentile of the intensities"),
-    "motion_mean": column("Motion within stacks, mean", "mm",
-                          "Mean over used slices of the displacement from the mean pose of the slice's "
-                          "stack, at the point of the slice nearest the middle of the brain"),
+    "slices_rejected": column(
+        "Slices rejected", "fraction", "Share of the slices of the fit whose robust weight is below 0.1"
+    ),
+    "ncc_median": column(
+        "Similarity, median",
+        "arbitrary",
+        "Median over all slices of the fit, rejected ones included, of the normalised "
+        "cross-correlation of the acquired and the simulated slice inside the mask",
+    ),
+    "ncc_p10": column(
+        "Similarity, 10th percentile",
+        "arbitrary",
+        "10th percentile over all slices of the fit of the normalised cross-correlation",
+    ),
+    "ncc_worst_stack": column(
+        "Similarity, worst stack", "arbitrary", "Lowest of the stacks' median normalised cross-correlations"
+    ),
+    "stack_agreement": column(
+        "Agreement of stacks, median",
+        "arbitrary",
+        "Median over all pairs of stacks of the normalised cross-correlation of their brains "
+        "after motion correction, blurred by the slice thickness; the fitted volume has no part "
+        "in it",
+    ),
+    "stack_agreement_worst": column(
+        "Agreement of stacks, worst", "arbitrary", "Lowest of the stacks' median agreements with the others"
+    ),
+    "placing_agreement": column(
+        "Agreement at placing, worst stack",
+        "arbitrary",
+        "Lowest of the stacks' agreements with all others, as coarse images of the brain, when "
+        "their slices had been placed and no detail was fitted yet",
+    ),
+    "placing_margin": column(
+        "Lead of the chosen places",
+        "arbitrary",
+        "Mean of these agreements less that of the best other place that was tried for a stack; "
+        "n/a where all stacks agreed at once",
+    ),
+    "crossing_angle": column(
+        "Crossing of the stacks",
+        "degree",
+        "Largest angle between the slices of two stacks, in the anatomy: stacks that are nearly "
+        "parallel leave detail across their slices unresolved",
+    ),
+    "mask_lost": column(
+        "Taken from masks, most",
+        "fraction",
+        "Largest share of a stack's mask that did not move with the head and was left out of the fit",
+    ),
+    "residual_median": column(
+        "Residual, median",
+        "fraction",
+        "Median over slices of the mean absolute difference of acquired and simulated "
+        "slice inside the mask, over the 99th percentile of the intensities",
+    ),
+    "motion_mean": column(
+        "Motion within stacks, mean",
+        "mm",
+        "Mean over used slices of the displacement from the mean pose of the slice's "
+        "stack, at the point of the slice nearest the middle of the brain",
+    ),
     "motion_max": column("Motion within stacks, largest", "mm", "Largest of these displacements"),
-    "rotation_mean": column("Rotation within stacks, mean", "degree",
-                            "Mean over used slices of the rotation from the mean pose of the slice's stack"),
+    "rotation_mean": column(
+        "Rotation within stacks, mean",
+        "degree",
+        "Mean over used slices of the rotation from the mean pose of the slice's stack",
+    ),
     "rotation_max": column("Rotation within stacks, largest", "degree", "Largest of these rotations"),
-    "motion_neighbour_mean": column("Motion between neighbours, mean", "mm",
-                                    "Mean displacement between used slices that lie next to one another "
-                                    "in a stack"),
-    "motion_neighbour_max": column("Motion between neighbours, largest", "mm",
-                                   "Largest displacement between neighbouring used slices"),
-    "rotation_neighbour_mean": column("Rotation between neighbours, mean", "degree",
-                                      "Mean rotation between neighbouring used slices"),
-    "coverage_mean": column("Coverage, mean", "slices",
-                            "Mean over the brain mask of the number of used slices within whose thickness a voxel "
-                            "lies"),
-    "not_covered": column("Not covered", "fraction",
-                          "Share of the brain mask that fewer than half a slice saw: its values come from their "
-                          "neighbours"),
+    "motion_neighbour_mean": column(
+        "Motion between neighbours, mean",
+        "mm",
+        "Mean displacement between used slices that lie next to one another in a stack",
+    ),
+    "motion_neighbour_max": column(
+        "Motion between neighbours, largest", "mm", "Largest displacement between neighbouring used slices"
+    ),
+    "rotation_neighbour_mean": column(
+        "Rotation between neighbours, mean", "degree", "Mean rotation between neighbouring used slices"
+    ),
+    "coverage_mean": column(
+        "Coverage, mean",
+        "slices",
+        "Mean over the brain mask of the number of used slices within whose thickness a voxel lies",
+    ),
+    "not_covered": column(
+        "Not covered",
+        "fraction",
+        "Share of the brain mask that fewer than half a slice saw: its values come from their neighbours",
+    ),
     "mask_volume": column("Brain mask volume", "mL", "Volume of the brain mask of the reconstruction"),
-    "sharpness": column("Sharpness", "1/mm",
-                        "Mean gradient magnitude inside the mask (two voxels from its edge), over the "
-                        "range of intensities from the 5th to the 95th percentile; compare at one "
-                        "resolution only, and beside the noise, which raises it"),
-    "noise": column("Noise", "fraction",
-                    "Standard deviation of the noise from the product of second differences along the "
-                    "three axes (median absolute deviation inside the mask), over the same range of "
-                    "intensities; fine structure counts as noise, neighbouring voxels that share theirs "
-                    "hide it"),
-    "gain_spread": column("Spread of slice gains", "fraction",
-                          "Standard deviation over used slices of the natural logarithm of the slice gain"),
+    "sharpness": column(
+        "Sharpness",
+        "1/mm",
+        "Mean gradient magnitude inside the mask (two voxels from its edge), over the "
+        "range of intensities from the 5th to the 95th percentile; compare at one "
+        "resolution only, and beside the noise, which raises it",
+    ),
+    "noise": column(
+        "Noise",
+        "fraction",
+        "Standard deviation of the noise from the product of second differences along the "
+        "three axes (median absolute deviation inside the mask), over the same range of "
+        "intensities; fine structure counts as noise, neighbouring voxels that share theirs "
+        "hide it",
+    ),
+    "gain_spread": column(
+        "Spread of slice gains",
+        "fraction",
+        "Standard deviation over used slices of the natural logarithm of the slice gain",
+    ),
 }
 
 
-def reconstruction_metrics(result: SvrResult, volume: np.ndarray, mask: np.ndarray, spacing: np.ndarray,
-                           coverage: np.ndarray | None = None, stacks: list[Stack] | None = None) -> dict[str, float]:
+def reconstruction_metrics(
+    result: SvrResult,
+    volume: np.ndarray,
+    mask: np.ndarray,
+    spacing: np.ndarray,
+    coverage: np.ndarray | None = None,
+    stacks: list[Stack] | None = None,
+) -> dict[str, float]:
     """One row of quality numbers of a reconstruction.
 
     Parameters
@@ -195,7 +251,7 @@ def image_metrics(volume: np.ndarray, mask: np.ndarray, spacing: np.ndarray) -> 
         detail = ndimage.correlate1d(detail, [1.0, -2.0, 1.0], axis=axis, mode="nearest")
     values = detail[inside]
     # White noise of variance 1 comes out with variance (1 + 4 + 1)^3.
-    row["noise"] = 1.4826 * np.median(np.abs(values - np.median(values))) / 6 ** 1.5 / (high - low)
+    row["noise"] = 1.4826 * np.median(np.abs(values - np.median(values))) / 6**1.5 / (high - low)
     return row
 
 

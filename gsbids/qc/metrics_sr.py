@@ -14,37 +14,60 @@ _WHERE = "inside the mask, without one where the interpolated input is above a t
 
 #: BIDS description of every column of the QC table (``LongName``, ``Units``, ``Description``).
 SR_METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
-    "hidden_gain": column("Gain at hidden voxels", "dB",
-                          "How much better than the cubic B-spline voxels of the input were predicted that a trial on "
-                          "its middle had hidden; what is predicted are coarse voxels, so it is no gain in PSNR of the "
-                          "fine volume"),
-    "hidden_error": column("Error at hidden voxels", "fraction",
-                           "Root mean squared error of that prediction, over the range of the intensities"),
-    "hidden_error_bspline": column("Error of the B-spline at hidden voxels", "fraction",
-                                   "The same of the cubic B-spline"),
-    "data_misfit": column("Misfit of the data", "fraction",
-                          "Root mean squared difference of the input and the volume sampled as the input was, over "
-                          "the range of the intensities; noisy data are not matched in full"),
-    "energy_above": column("Energy above half Nyquist", "fraction",
-                           "Share of the volume's energy (mean apart) at frequencies above half its Nyquist frequency "
-                           "along some axis"),
-    "energy_above_bspline": column("Energy above half Nyquist, B-spline", "fraction",
-                                   "The same of the input interpolated by cubic B-splines"),
-    "sharpness": column("Sharpness", "1/mm", f"Mean gradient magnitude {_WHERE}, two voxels from its edge, over the "
-                        "range of intensities from the 5th to the 95th percentile"),
+    "hidden_gain": column(
+        "Gain at hidden voxels",
+        "dB",
+        "How much better than the cubic B-spline voxels of the input were predicted that a trial on "
+        "its middle had hidden; what is predicted are coarse voxels, so it is no gain in PSNR of the "
+        "fine volume",
+    ),
+    "hidden_error": column(
+        "Error at hidden voxels",
+        "fraction",
+        "Root mean squared error of that prediction, over the range of the intensities",
+    ),
+    "hidden_error_bspline": column(
+        "Error of the B-spline at hidden voxels", "fraction", "The same of the cubic B-spline"
+    ),
+    "data_misfit": column(
+        "Misfit of the data",
+        "fraction",
+        "Root mean squared difference of the input and the volume sampled as the input was, over "
+        "the range of the intensities; noisy data are not matched in full",
+    ),
+    "energy_above": column(
+        "Energy above half Nyquist",
+        "fraction",
+        "Share of the volume's energy (mean apart) at frequencies above half its Nyquist frequency along some axis",
+    ),
+    "energy_above_bspline": column(
+        "Energy above half Nyquist, B-spline", "fraction", "The same of the input interpolated by cubic B-splines"
+    ),
+    "sharpness": column(
+        "Sharpness",
+        "1/mm",
+        f"Mean gradient magnitude {_WHERE}, two voxels from its edge, over the "
+        "range of intensities from the 5th to the 95th percentile",
+    ),
     "sharpness_bspline": column("Sharpness, B-spline", "1/mm", "The same of the interpolated input"),
-    "noise": column("Noise", "fraction", "Standard deviation of the noise from the product of second differences along "
-                    f"the three axes {_WHERE}, over the same range; fine structure counts as noise"),
-    "share_gaussians": column("Share of the Gaussians", "fraction",
-                              "Their weight in the blend with the linear solutions"),
+    "noise": column(
+        "Noise",
+        "fraction",
+        "Standard deviation of the noise from the product of second differences along "
+        f"the three axes {_WHERE}, over the same range; fine structure counts as noise",
+    ),
+    "share_gaussians": column(
+        "Share of the Gaussians", "fraction", "Their weight in the blend with the linear solutions"
+    ),
     "n_fields": column("Fields of Gaussians", "count", "Members of the ensemble"),
     "n_gaussians": column("Gaussians", "count", "Of all fields"),
     "mask_volume": column("Brain mask volume", "mL", "Volume of the brain mask, if there is one"),
 }
 
 
-def super_resolution_metrics(volume: np.ndarray, interpolated: np.ndarray, affine: np.ndarray,
-                             mask: np.ndarray | None, known: dict) -> dict[str, float]:
+def super_resolution_metrics(
+    volume: np.ndarray, interpolated: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, known: dict
+) -> dict[str, float]:
     """One row of quality numbers of a super-resolved volume.
 
     Parameters
@@ -65,13 +88,21 @@ def super_resolution_metrics(volume: np.ndarray, interpolated: np.ndarray, affin
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     inside = foreground(interpolated) if mask is None or not mask.any() else mask
     ours, theirs = (image_metrics(np.asarray(image, np.float32), inside, spacing) for image in (volume, interpolated))
-    row = {name: known.get(name, math.nan) for name in ("hidden_gain", "hidden_error", "hidden_error_bspline",
-                                                        "data_misfit")}
-    row |= {"energy_above": energy_above(volume), "energy_above_bspline": energy_above(interpolated),
-            "sharpness": ours["sharpness"], "sharpness_bspline": theirs["sharpness"], "noise": ours["noise"],
-            "share_gaussians": known.get("Blend", {}).get("gaussians", 0.0),
-            "n_fields": known.get("NumberOfFields", 0), "n_gaussians": known.get("NumberOfGaussians", 0),
-            "mask_volume": math.nan if mask is None else ours["mask_volume"]}
+    row = {
+        name: known.get(name, math.nan)
+        for name in ("hidden_gain", "hidden_error", "hidden_error_bspline", "data_misfit")
+    }
+    row |= {
+        "energy_above": energy_above(volume),
+        "energy_above_bspline": energy_above(interpolated),
+        "sharpness": ours["sharpness"],
+        "sharpness_bspline": theirs["sharpness"],
+        "noise": ours["noise"],
+        "share_gaussians": known.get("Blend", {}).get("gaussians", 0.0),
+        "n_fields": known.get("NumberOfFields", 0),
+        "n_gaussians": known.get("NumberOfGaussians", 0),
+        "mask_volume": math.nan if mask is None else ours["mask_volume"],
+    }
     return {name: float(row[name]) for name in SR_METRIC_DESCRIPTIONS}
 
 

@@ -25,7 +25,7 @@ def axis_spectrum(volume: np.ndarray, spacing: float, axis: int) -> tuple[np.nda
         Power per cycles/mm: volumes of one object on grids of different voxels can be laid over one another.
     """
     lines = np.moveaxis(np.asarray(volume, np.float32), axis, -1)
-    lines = lines[::max(1, lines[..., 0].size // MOST_LINES)]
+    lines = lines[:: max(1, lines[..., 0].size // MOST_LINES)]
     lines = lines - lines.mean(-1, keepdims=True)
     count = lines.shape[-1]
     window = np.hanning(count + 2)[1:-1].astype(np.float32)
@@ -45,7 +45,7 @@ def energy_above(volume: np.ndarray, share: float = 0.5) -> float:
     volume = np.asarray(volume, np.float32)
     power = np.abs(fft.rfftn(volume - volume.mean())) ** 2
     # Of the last axis one half is there; frequencies between its ends stand for their mirror images as well.
-    power[..., 1:(volume.shape[-1] + 1) // 2] *= 2
+    power[..., 1 : (volume.shape[-1] + 1) // 2] *= 2
     frequencies = [np.abs(fft.fftfreq(n)) for n in volume.shape[:2]] + [fft.rfftfreq(volume.shape[2])]
     low = [f <= share * 0.5 for f in frequencies]
     total = float(power.sum(dtype=np.float64))

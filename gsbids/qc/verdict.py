@@ -11,12 +11,18 @@ USABLE, LOOK, DO_NOT_USE = "usable", "look at it", "do not use"
 LEVELS = {
     USABLE: "None of the numbers speaks against the volume. This does not prove that it is right",
     LOOK: "Something is unusual: look at the volume and at its report before you use it",
-    DO_NOT_USE: "The numbers are those of reconstructions that went wrong: the volume should not be used"}
+    DO_NOT_USE: "The numbers are those of reconstructions that went wrong: the volume should not be used",
+}
 
 #: BIDS description of the column of the QC table that holds the level.
-VERDICT_COLUMN = {"verdict": {
-    "LongName": "Verdict", "Description": "Whether the volume may be used, as the metrics of its row say; the reasons "
-    "are in the sidecar of the volume and in the report", "Levels": LEVELS}}
+VERDICT_COLUMN = {
+    "verdict": {
+        "LongName": "Verdict",
+        "Description": "Whether the volume may be used, as the metrics of its row say; the reasons "
+        "are in the sidecar of the volume and in the report",
+        "Levels": LEVELS,
+    }
+}
 
 NOTHING_KNOWN = "None of the numbers that the verdict rests on could be computed, so nothing speaks for the volume."
 
@@ -70,38 +76,94 @@ class Rule:
 
 #: All rules, and the one place where they stand. Limits: docs/benchmarks.md, "Placing, and the verdict".
 RULES: tuple[Rule, ...] = (
-    Rule("ncc_median", 0.93, True, DO_NOT_USE,
-         "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); below "
-         "{limit:.2f} the volume does not explain the slices."),
-    Rule("stack_agreement", 0.68, True, DO_NOT_USE,
-         "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
-         "many slices lie in wrong places."),
-    Rule("placing_agreement", 0.65, True, DO_NOT_USE,
-         "When the slices had been placed, the brain of the worst stack resembled the others by only {value:.2f} "
-         "(correlation); below {limit:.2f} it lies in a wrong place, or shows another brain."),
-    Rule("ncc_worst_stack", 0.92, True, DO_NOT_USE,
-         "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
-         "below {limit:.2f} it lies in a wrong place, or shows another brain."),
-    Rule("ncc_median", 0.96, True, LOOK,
-         "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); volumes that "
-         "came right have mostly more than {limit:.2f}."),
-    Rule("stack_agreement", 0.80, True, LOOK,
-         "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
-         "some slices may lie in wrong places."),
-    Rule("ncc_worst_stack", 0.93, True, LOOK,
-         "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
-         "below {limit:.2f} the stack may lie in a wrong place, or be spoilt."),
-    Rule("placing_margin", 0.03, True, LOOK,
-         "A stack fits nearly as well in another place: the stacks agree there by {value:.2f} less; with less than "
-         "{limit:.2f} it may have been put into the wrong one."),
-    Rule("crossing_angle", 30.0, True, LOOK,
-         "The stacks are nearly parallel (they cross by at most {value:.2f} degrees): detail across their slices is "
-         "not resolved."),
-    Rule("slices_rejected", 0.25, False, LOOK,
-         "{value:.0%} of the slices were rejected; with more than {limit:.0%}, parts of the brain may rest on few "
-         "slices."),
-    Rule("not_covered", 0.10, False, LOOK,
-         "{value:.0%} of the brain was seen by no slice that was used; its values come from their surroundings."))
+    Rule(
+        "ncc_median",
+        0.93,
+        True,
+        DO_NOT_USE,
+        "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); below "
+        "{limit:.2f} the volume does not explain the slices.",
+    ),
+    Rule(
+        "stack_agreement",
+        0.68,
+        True,
+        DO_NOT_USE,
+        "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
+        "many slices lie in wrong places.",
+    ),
+    Rule(
+        "placing_agreement",
+        0.65,
+        True,
+        DO_NOT_USE,
+        "When the slices had been placed, the brain of the worst stack resembled the others by only {value:.2f} "
+        "(correlation); below {limit:.2f} it lies in a wrong place, or shows another brain.",
+    ),
+    Rule(
+        "ncc_worst_stack",
+        0.92,
+        True,
+        DO_NOT_USE,
+        "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
+        "below {limit:.2f} it lies in a wrong place, or shows another brain.",
+    ),
+    Rule(
+        "ncc_median",
+        0.96,
+        True,
+        LOOK,
+        "The typical slice resembles what the volume predicts for it by only {value:.2f} (correlation); volumes that "
+        "came right have mostly more than {limit:.2f}.",
+    ),
+    Rule(
+        "stack_agreement",
+        0.80,
+        True,
+        LOOK,
+        "After motion correction the stacks resemble one another by only {value:.2f} (correlation); below {limit:.2f} "
+        "some slices may lie in wrong places.",
+    ),
+    Rule(
+        "ncc_worst_stack",
+        0.93,
+        True,
+        LOOK,
+        "The slices of the worst stack resemble what the volume predicts for them by only {value:.2f} (correlation); "
+        "below {limit:.2f} the stack may lie in a wrong place, or be spoilt.",
+    ),
+    Rule(
+        "placing_margin",
+        0.03,
+        True,
+        LOOK,
+        "A stack fits nearly as well in another place: the stacks agree there by {value:.2f} less; with less than "
+        "{limit:.2f} it may have been put into the wrong one.",
+    ),
+    Rule(
+        "crossing_angle",
+        30.0,
+        True,
+        LOOK,
+        "The stacks are nearly parallel (they cross by at most {value:.2f} degrees): detail across their slices is "
+        "not resolved.",
+    ),
+    Rule(
+        "slices_rejected",
+        0.25,
+        False,
+        LOOK,
+        "{value:.0%} of the slices were rejected; with more than {limit:.0%}, parts of the brain may rest on few "
+        "slices.",
+    ),
+    Rule(
+        "not_covered",
+        0.10,
+        False,
+        LOOK,
+        "{value:.0%} of the brain was seen by no slice that was used; its values come from their surroundings.",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,28 @@ def load_model(path: str | Path) -> SvrResult | SrResult:
             model = KINDS[found].load(path)
             _check(model)
             return model
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error,
-            RecursionError, OverflowError, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         why = str(error) if type(error) is _DamageError else type(error).__name__
-        raise InputError(f"{path}: this is no model of gsbids, or a damaged one ({why}); give a "
-                         "*_desc-gaussians_model.npz that gsbids wrote") from error
-    raise InputError(f"{path}: the model has the format {found!r}, and this version reads {', '.join(KINDS)}: make "
-                     "it again with this version")
+        raise InputError(
+            f"{path}: this is no model of gsbids, or a damaged one ({why}); give a "
+            "*_desc-gaussians_model.npz that gsbids wrote"
+        ) from error
+    raise InputError(
+        f"{path}: the model has the format {found!r}, and this version reads {', '.join(KINDS)}: make "
+        "it again with this version"
+    )
 
 
 class _DamageError(ValueError):
@@ -55,20 +70,34 @@ class _DamageError(ValueError):
 def _check(model: SvrResult | SrResult) -> None:
     """Refuse arrays and settings of other shapes or kinds than the samplers take, and numbers that are none."""
     fields = model.fields if isinstance(model, SrResult) else (model.field,)
-    arrays = {f"{name} of a field": (getattr(field, name), shape) for field in fields for name, shape in (
-        ("mean", (len(field), 3)), ("log_scale", (len(field), 3)), ("quaternion", (len(field), 4)),
-        ("intensity", (len(field),)), ("log_weight", (len(field),)), ("origin", (3,)))}
+    arrays = {
+        f"{name} of a field": (getattr(field, name), shape)
+        for field in fields
+        for name, shape in (
+            ("mean", (len(field), 3)),
+            ("log_scale", (len(field), 3)),
+            ("quaternion", (len(field), 4)),
+            ("intensity", (len(field),)),
+            ("log_weight", (len(field),)),
+            ("origin", (3,)),
+        )
+    }
     numbers = {"intensity_scale": model.intensity_scale, "intensity_offset": model.intensity_offset}
     if isinstance(model, SrResult):
-        arrays |= {"volume": (model.volume, model.volume.shape[:3] if model.volume.ndim == 3 else (1, 1, 1)),
-                   "affine": (model.affine, (4, 4)), "coarse_affine": (model.coarse_affine, (4, 4))}
+        arrays |= {
+            "volume": (model.volume, model.volume.shape[:3] if model.volume.ndim == 3 else (1, 1, 1)),
+            "affine": (model.affine, (4, 4)),
+            "coarse_affine": (model.coarse_affine, (4, 4)),
+        }
         numbers |= {"share": model.share, "background": model.background}
         if model.filled.ndim != 3 or model.filled.dtype != bool:
             raise _DamageError("filled is no array of three axes")
     for name, (array, shape) in arrays.items():
         if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise _DamageError(f"{name}: {' x '.join(map(str, array.shape))} numbers of type {array.dtype}, expected "
-                               f"{' x '.join(map(str, shape))} finite ones")
+            raise _DamageError(
+                f"{name}: {' x '.join(map(str, array.shape))} numbers of type {array.dtype}, expected "
+                f"{' x '.join(map(str, shape))} finite ones"
+            )
         if name.endswith("affine") and not abs(np.linalg.det(array)) > 0:
             raise _DamageError(f"{name} is singular")
     if not isinstance(model.settings, dict):
@@ -79,8 +108,9 @@ def _check(model: SvrResult | SrResult) -> None:
             raise _DamageError(f"{name} is no number")
 
 
-def model_grid(model: SvrResult | SrResult,
-               transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
+def model_grid(
+    model: SvrResult | SrResult, transform: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Affine and shape of the room that a model fills.
 
     For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around
@@ -114,8 +144,9 @@ def grid_of_factor(affine: np.ndarray, shape, factor) -> tuple[np.ndarray, tuple
     return _within(affine, shape, np.array(shape) / count, count)
 
 
-def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None,
-                 device: str = "cpu") -> np.ndarray:
+def sample_model(
+    model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None, device: str = "cpu"
+) -> np.ndarray:
     """The image of a model at the voxel centres of a grid.
 
     Parameters
@@ -155,8 +186,10 @@ def sample_model(model: SvrResult | SrResult, affine: np.ndarray, shape, mask: t
 
 def _within(affine, shape, step, count):
     if np.prod(count) > MOST_VOXELS:
-        raise InputError(f"the grid would have {' x '.join(f'{n:.0f}' for n in count)} voxels; at most "
-                         f"{MOST_VOXELS:.0e} are supported: ask for larger voxels")
+        raise InputError(
+            f"the grid would have {' x '.join(f'{n:.0f}' for n in count)} voxels; at most "
+            f"{MOST_VOXELS:.0e} are supported: ask for larger voxels"
+        )
     inner = np.diag([*step, 1.0])
     inner[:3, 3] = (np.array(shape) - 1) / 2 - step * (count - 1) / 2
     return affine @ inner, tuple(int(n) for n in count)

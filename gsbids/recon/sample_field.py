@@ -11,8 +11,13 @@ from gsbids.recon.psf import FWHM_TO_SIGMA
 BLOCK = 32  # planes rendered at once: bounds the memory
 
 
-def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: float = 0.0,
-                options: ops.RenderOptions = ops.RenderOptions()) -> tuple[np.ndarray, np.ndarray]:  # noqa: B008
+def sample_grid(
+    field: GaussianField,
+    affine: np.ndarray,
+    shape,
+    blur_fwhm: float = 0.0,
+    options: ops.RenderOptions = ops.RenderOptions(),  # noqa: B008
+) -> tuple[np.ndarray, np.ndarray]:
     """Render a field at the voxel centres of a grid; nothing is interpolated.
 
     Parameters
@@ -38,9 +43,13 @@ def sample_grid(field: GaussianField, affine: np.ndarray, shape, blur_fwhm: floa
         part = slice(first, min(first + BLOCK, shape[2]))
         count = part.stop - part.start
         geometry = ops.SliceGeometry(
-            rotation=frames[part], translation=middle[part] - field.origin,
-            psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2), spacing=np.tile(spacing, (count, 1)),
-            centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)), extent=ops.full_extent(count, shape[:2]),
-            shape=tuple(shape[:2]))
+            rotation=frames[part],
+            translation=middle[part] - field.origin,
+            psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2),
+            spacing=np.tile(spacing, (count, 1)),
+            centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)),
+            extent=ops.full_extent(count, shape[:2]),
+            shape=tuple(shape[:2]),
+        )
         planes.append(ops.render(*field.parameters, geometry, options))
     return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))

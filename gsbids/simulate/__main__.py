@@ -14,16 +14,28 @@ from gsbids.errors import GsbidsError, InputError
 def build_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m gsbids.simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m gsbids.simulate",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Simulate thick-slice stacks of a moving fetal head as a BIDS data set, "
-                    "or score a reconstruction of them.")
+        "or score a reconstruction of them.",
+    )
     parser.add_argument("out", type=Path, help="BIDS data set to write, or with --score: to compare with")
-    parser.add_argument("--score", type=Path, metavar="VOLUME", default=argparse.SUPPRESS,
-                        help="do not simulate: compare this volume, and the plain average, with the truth")
+    parser.add_argument(
+        "--score",
+        type=Path,
+        metavar="VOLUME",
+        default=argparse.SUPPRESS,
+        help="do not simulate: compare this volume, and the plain average, with the truth",
+    )
     parser.add_argument("--json", action="store_true", help="print the score as JSON")
     parser.add_argument("--subject", default="01", help="label without sub-")
-    parser.add_argument("--stacks", nargs="+", default=["axial", "coronal", "sagittal", "axial"],
-                        choices=("axial", "coronal", "sagittal"), help="orientation of each stack")
+    parser.add_argument(
+        "--stacks",
+        nargs="+",
+        default=["axial", "coronal", "sagittal", "axial"],
+        choices=("axial", "coronal", "sagittal"),
+        help="orientation of each stack",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything random")
     parser.add_argument("--brain-ml", type=float, default=140.0, help="volume of the brain, ml")
     parser.add_argument("--voxel", type=float, default=0.6, help="voxel of the phantom, mm")
@@ -58,12 +70,23 @@ def _simulate(args) -> int:
     from gsbids.simulate.acquire import Acquisition
     from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
-    acquisition = Acquisition(in_plane=args.in_plane, thickness=args.thickness, spacing=args.spacing,
-                              noise=args.noise, drop=args.drop)
-    files = simulate_dataset(args.out, SimulationSettings(
-        subject=args.subject, orientations=tuple(args.stacks), seed=args.seed, phantom_voxel=args.voxel,
-        brain_ml=args.brain_ml, truth_resolution=args.truth_resolution, acquisition=acquisition,
-        angle=args.angle, shift=args.shift))
+    acquisition = Acquisition(
+        in_plane=args.in_plane, thickness=args.thickness, spacing=args.spacing, noise=args.noise, drop=args.drop
+    )
+    files = simulate_dataset(
+        args.out,
+        SimulationSettings(
+            subject=args.subject,
+            orientations=tuple(args.stacks),
+            seed=args.seed,
+            phantom_voxel=args.voxel,
+            brain_ml=args.brain_ml,
+            truth_resolution=args.truth_resolution,
+            acquisition=acquisition,
+            angle=args.angle,
+            shift=args.shift,
+        ),
+    )
     print(f"{len(files.stacks)} stacks of sub-{args.subject}: {files.root}, their truth: {files.truth_root}")
     return 0
 
@@ -77,8 +100,10 @@ def _score(args) -> int:
     masks = sorted((args.out / "derivatives" / "masks" / sub / "anat").glob("*_mask.nii.gz"))
     stacks = sorted((args.out / sub / "anat").glob("*_T2w.nii.gz"))
     if not stacks or len(stacks) != len(masks):
-        raise InputError(f"{args.out}: no simulated stacks of {sub} with masks; "
-                         "simulate them first (the same command without --score)")
+        raise InputError(
+            f"{args.out}: no simulated stacks of {sub} with masks; "
+            "simulate them first (the same command without --score)"
+        )
     known = (truth / f"{sub}_desc-truth_T2w.nii.gz", truth / f"{sub}_desc-brain_mask.nii.gz")
     scores = {"reconstruction": compare_to_truth(args.score, *known)}
     with tempfile.TemporaryDirectory() as folder:

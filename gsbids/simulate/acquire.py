@@ -124,8 +124,7 @@ def acquisition_order(slices: int, interleave: int) -> np.ndarray:
     return np.argsort(sequence)
 
 
-def draw_motion(slices: int, angle: float, shift: float, smooth: float,
-                rng: np.random.Generator) -> np.ndarray:
+def draw_motion(slices: int, angle: float, shift: float, smooth: float, rng: np.random.Generator) -> np.ndarray:
     """Rigid motion smooth in time: a low-passed random walk, clipped at its limits.
 
     Parameters
@@ -145,7 +144,7 @@ def draw_motion(slices: int, angle: float, shift: float, smooth: float,
     """
     pad = int(np.ceil(4 * smooth))
     walk = ndimage.gaussian_filter1d(rng.standard_normal((slices + 2 * pad, 6)), smooth, axis=0)
-    walk = walk[pad:pad + slices]
+    walk = walk[pad : pad + slices]
     walk /= np.maximum(walk.std(axis=0), 1e-12)
     return np.clip(walk / 2, -1, 1) * np.array([np.radians(angle)] * 3 + [shift] * 3)
 
@@ -221,8 +220,13 @@ class Scanner:
             slab[:3, 2] = normal * step
             slab[:3, 3] = affine[:3, :3] @ [0, 0, k] + affine[:3, 3] + normal * first
             index = np.linalg.inv(self.phantom.affine) @ transforms[k] @ slab
-            where = {"matrix": index[:3, :3], "offset": index[:3, 3],
-                     "output_shape": (*shape[:2], len(self._offsets)), "prefilter": False, "mode": "nearest"}
+            where = {
+                "matrix": index[:3, :3],
+                "offset": index[:3, 3],
+                "output_shape": (*shape[:2], len(self._offsets)),
+                "prefilter": False,
+                "mode": "nearest",
+            }
             image[:, :, k] = ndimage.affine_transform(self._spline, order=3, **where) @ self._weights
             mask[:, :, k] = ndimage.affine_transform(self._mask, order=1, **where) @ self._weights >= 0.5
         return np.clip(image, 0, None), mask

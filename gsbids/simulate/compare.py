@@ -149,8 +149,15 @@ def _ants_rigid(volume, truth, truth_mask, centre):
     import ants
 
     fixed, mask, moving = (ants.image_read(str(path)) for path in (truth, truth_mask, volume))
-    found = ants.registration(fixed * mask, moving, type_of_transform="Rigid", mask=ants.iMath(mask, "MD", 2),
-                              aff_metric="GC", aff_random_sampling_rate=0.5, random_seed=1)
+    found = ants.registration(
+        fixed * mask,
+        moving,
+        type_of_transform="Rigid",
+        mask=ants.iMath(mask, "MD", 2),
+        aff_metric="GC",
+        aff_random_sampling_rate=0.5,
+        random_seed=1,
+    )
     transform = ants.read_transform(found["fwdtransforms"][0])
     for path in {*found["fwdtransforms"], *found["invtransforms"]}:
         Path(path).unlink(missing_ok=True)
@@ -180,10 +187,8 @@ def average_of_stacks(stacks, masks, resolution: float) -> tuple[np.ndarray, np.
         0 where no mask reaches.
     affine : ndarray, (4, 4)
     """
-    loaded = [(*load_image(stack), load_image(mask)[0] > 0.5)
-              for stack, mask in zip(stacks, masks, strict=True)]
-    points = np.concatenate([np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
-                             for _, affine, mask in loaded])
+    loaded = [(*load_image(stack), load_image(mask)[0] > 0.5) for stack, mask in zip(stacks, masks, strict=True)]
+    points = np.concatenate([np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3] for _, affine, mask in loaded])
     low, high = points.min(0) - 2 * resolution, points.max(0) + 2 * resolution
     shape = tuple(np.ceil((high - low) / resolution).astype(int) + 1)
     grid = np.diag([resolution, resolution, resolution, 1.0])

@@ -39,8 +39,10 @@ MOTION_COLUMNS = {
     "gain": ("Intensity factor of the slice", None),
     "dropped": ("1 where the slice lost most of its signal", None),
 }
-CONVENTION = ("x_anatomy = R (x_scanner - c) + c + t in world RAS+ mm, with t = trans, c = centre, "
-              "R = Rz(rot_z) Ry(rot_y) Rx(rot_x)")
+CONVENTION = (
+    "x_anatomy = R (x_scanner - c) + c + t in world RAS+ mm, with t = trans, c = centre, "
+    "R = Rz(rot_z) Ry(rot_y) Rx(rot_x)"
+)
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,13 @@ def simulate_stacks(settings: SimulationSettings, phantom=None) -> list[Acquired
     motion = draw_motion(sum(counts), settings.angle, settings.shift, settings.smooth, rng)
     scanner, stacks = Scanner(phantom, settings.acquisition), []
     for (affine, shape), end, noise_rng in zip(grids, np.cumsum(counts), stack_rng, strict=True):
-        in_time = motion[end - shape[2]:end]
+        in_time = motion[end - shape[2] : end]
         own = in_time[acquisition_order(shape[2], settings.acquisition.interleave)]
-        offset = rigid_about(np.zeros(3), np.radians(rng.uniform(-1, 1, 3) * settings.stack_angle),
-                             rng.uniform(-1, 1, 3) * settings.stack_shift)
+        offset = rigid_about(
+            np.zeros(3),
+            np.radians(rng.uniform(-1, 1, 3) * settings.stack_angle),
+            rng.uniform(-1, 1, 3) * settings.stack_shift,
+        )
         transforms = rigid_about(np.zeros(3), own[:, :3], own[:, 3:]) @ offset
         stacks.append(scanner.acquire(affine, shape, transforms, noise_rng))
     return stacks
@@ -178,14 +183,20 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     name = truth_root / sub / "anat" / sub
     truth_file = save_image(f"{name}_desc-truth_T2w.nii.gz", truth.image, truth.affine)
     mask_file = save_image(f"{name}_desc-brain_mask.nii.gz", truth.mask, truth.affine, dtype="uint8")
-    _write_json(Path(f"{name}_desc-truth_T2w.json"), {
-        "Description": "The simulated head, blurred to its voxel size", "SkullStripped": False,
-        "SpatialReference": "orig"})
+    _write_json(
+        Path(f"{name}_desc-truth_T2w.json"),
+        {
+            "Description": "The simulated head, blurred to its voxel size",
+            "SkullStripped": False,
+            "SpatialReference": "orig",
+        },
+    )
     _write_json(Path(f"{name}_desc-brain_mask.json"), {"Type": "Brain", "SpatialReference": "orig"})
     _write_json(Path(f"{name}_desc-simulation_settings.json"), asdict(settings))
     _write_descriptions(root, masks_root, truth_root)
-    return SimulatedDataset(root, masks_root, truth_root, *(tuple(f) for f in zip(*files, strict=True)),
-                            truth_file, mask_file)
+    return SimulatedDataset(
+        root, masks_root, truth_root, *(tuple(f) for f in zip(*files, strict=True)), truth_file, mask_file
+    )
 
 
 def _check(settings, subject_dir):
@@ -204,15 +215,27 @@ def _write_stack(stack, run, root, sub, settings):
     anat = root / sub / "anat"
     image = save_image(anat / f"{name}_T2w.nii.gz", stack.image, stack.affine, dtype="int16")
     repetition = 1.2
-    _write_json(anat / f"{name}_T2w.json", {
-        "Modality": "MR", "MagneticFieldStrength": 1.5, "MRAcquisitionType": "2D", "EchoTime": 0.09,
-        "RepetitionTime": repetition, "FlipAngle": 167, "SliceThickness": settings.acquisition.thickness,
-        "SpacingBetweenSlices": settings.acquisition.spacing, "SliceEncodingDirection": "k",
-        "SliceTiming": [round(repetition * int(t), 3) for t in stack.time_index]})
+    _write_json(
+        anat / f"{name}_T2w.json",
+        {
+            "Modality": "MR",
+            "MagneticFieldStrength": 1.5,
+            "MRAcquisitionType": "2D",
+            "EchoTime": 0.09,
+            "RepetitionTime": repetition,
+            "FlipAngle": 167,
+            "SliceThickness": settings.acquisition.thickness,
+            "SpacingBetweenSlices": settings.acquisition.spacing,
+            "SliceEncodingDirection": "k",
+            "SliceTiming": [round(repetition * int(t), 3) for t in stack.time_index],
+        },
+    )
     mask_name = root / "derivatives" / "masks" / sub / "anat" / f"{name}_desc-brain_mask"
     mask = save_image(f"{mask_name}.nii.gz", stack.mask, stack.affine, dtype="uint8")
-    _write_json(Path(f"{mask_name}.json"), {
-        "Type": "Brain", "SpatialReference": "orig", "Sources": [f"bids:raw:{sub}/anat/{name}_T2w.nii.gz"]})
+    _write_json(
+        Path(f"{mask_name}.json"),
+        {"Type": "Brain", "SpatialReference": "orig", "Sources": [f"bids:raw:{sub}/anat/{name}_T2w.nii.gz"]},
+    )
     motion = root / "derivatives" / "truth" / sub / "anat" / f"{name}_desc-motion_timeseries.tsv"
     write_motion_table(motion, stack)
     return image, mask, motion
@@ -238,8 +261,9 @@ def write_motion_table(path: Path, stack: AcquiredStack) -> None:
         numbers = [f"{value:.9g}" for value in table[k]]
         rows.append("\t".join([str(k), str(stack.time_index[k]), *numbers, str(int(stack.dropped[k]))]))
     _write_text(path, "\n".join(rows) + "\n")
-    columns = {name: {"Description": text} | ({"Units": unit} if unit else {})
-               for name, (text, unit) in MOTION_COLUMNS.items()}
+    columns = {
+        name: {"Description": text} | ({"Units": unit} if unit else {}) for name, (text, unit) in MOTION_COLUMNS.items()
+    }
     _write_json(path.with_suffix(".json"), {"Convention": CONVENTION} | columns)
 
 
@@ -248,16 +272,24 @@ def _write_descriptions(root, masks_root, truth_root):
     maker = [{"Name": "gsbids simulate", "Version": gsbids.__version__}]
     about = "# Simulated fetal brain MRI\n\n{}\n\nMade by `python -m gsbids.simulate`; nobody was scanned.\n"
     for base, name, text in (
-            (root, "Simulated fetal brain stacks", "Thick slices of a moving head with a known answer."),
-            (masks_root, "Brain masks of simulated stacks", "One mask per stack, on its grid."),
-            (truth_root, "Truth of simulated stacks", "The head at rest; the true motion of each slice.")):
-        description = {"Name": name, "BIDSVersion": "1.10.1", "DatasetType": "raw", "License": "CC0",
-                       "GeneratedBy": maker}
+        (root, "Simulated fetal brain stacks", "Thick slices of a moving head with a known answer."),
+        (masks_root, "Brain masks of simulated stacks", "One mask per stack, on its grid."),
+        (truth_root, "Truth of simulated stacks", "The head at rest; the true motion of each slice."),
+    ):
+        description = {
+            "Name": name,
+            "BIDSVersion": "1.10.1",
+            "DatasetType": "raw",
+            "License": "CC0",
+            "GeneratedBy": maker,
+        }
         if base != root:
             description |= {"DatasetType": "derivative", "DatasetLinks": {"raw": "../.."}}
             descriptors = {"brain": "Brain mask", "truth": "The head that was scanned"}
-            _write_text(base / "descriptions.tsv", "desc_id\tdescription\n" + "".join(
-                f"desc-{key}\t{value}\n" for key, value in descriptors.items()))
+            _write_text(
+                base / "descriptions.tsv",
+                "desc_id\tdescription\n" + "".join(f"desc-{key}\t{value}\n" for key, value in descriptors.items()),
+            )
             _write_text(base / ".bidsignore", "*_timeseries.*\n*_settings.json\n")
         _write_json(base / "dataset_description.json", description)
         _write_text(base / "README.md", about.format(text))

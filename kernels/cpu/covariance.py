@@ -11,9 +11,22 @@ import numpy as np
 def _matrix(q):
     n = 1.0 / math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
     w, x, y, z = q[0] * n, q[1] * n, q[2] * n, q[3] * n
-    return (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y), w, x, y, z, n)
+    return (
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+        w,
+        x,
+        y,
+        z,
+        n,
+    )
 
 
 @nb.njit(error_model="numpy", forceinline=True)
@@ -21,8 +34,14 @@ def covariance_of(log_scale, quaternion):
     """:func:`covariances` of one Gaussian: six numbers, float64."""
     a, b, c, d, e, f, g, h, i, _, _, _, _, _ = _matrix(quaternion)
     p, q, r = math.exp(2.0 * log_scale[0]), math.exp(2.0 * log_scale[1]), math.exp(2.0 * log_scale[2])
-    return (a * a * p + b * b * q + c * c * r, a * d * p + b * e * q + c * f * r, a * g * p + b * h * q + c * i * r,
-            d * d * p + e * e * q + f * f * r, d * g * p + e * h * q + f * i * r, g * g * p + h * h * q + i * i * r)
+    return (
+        a * a * p + b * b * q + c * c * r,
+        a * d * p + b * e * q + c * f * r,
+        a * g * p + b * h * q + c * i * r,
+        d * d * p + e * e * q + f * f * r,
+        d * g * p + e * h * q + f * i * r,
+        g * g * p + h * h * q + i * i * r,
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -82,15 +101,22 @@ def covariance_backward_of(log_scale, quaternion, grad):
     s = 4.0 * (q - r) * (b * m0 + e * m1 + h * m2) * n
     t = 4.0 * (r - p) * (c * k0 + f * k1 + i * k2) * n
     u = 4.0 * (p - q) * (a * l0 + d * l1 + g * l2) * n
-    return ((2 * p * (a * k0 + d * k1 + g * k2), 2 * q * (b * l0 + e * l1 + h * l2),
-             2 * r * (c * m0 + f * m1 + i * m2)),
-            (-x * s - y * t - z * u, w * s + y * u - z * t, w * t + z * s - x * u, w * u + x * t - y * s))
+    return (
+        (2 * p * (a * k0 + d * k1 + g * k2), 2 * q * (b * l0 + e * l1 + h * l2), 2 * r * (c * m0 + f * m1 + i * m2)),
+        (-x * s - y * t - z * u, w * s + y * u - z * t, w * t + z * s - x * u, w * u + x * t - y * s),
+    )
 
 
 @nb.njit(error_model="numpy")
 def _covariance_backward(log_scale, quaternion, grad, j, grad_scale, grad_turn):
-    entries = (np.float64(grad[0]), np.float64(grad[1]), np.float64(grad[2]), np.float64(grad[3]), np.float64(grad[4]),
-               np.float64(grad[5]))
+    entries = (
+        np.float64(grad[0]),
+        np.float64(grad[1]),
+        np.float64(grad[2]),
+        np.float64(grad[3]),
+        np.float64(grad[4]),
+        np.float64(grad[5]),
+    )
     scale, turn = covariance_backward_of(triple(log_scale, j), quadruple(quaternion, j), entries)
     grad_scale[0], grad_scale[1], grad_scale[2] = scale
     grad_turn[0], grad_turn[1], grad_turn[2], grad_turn[3] = turn

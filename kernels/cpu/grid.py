@@ -51,8 +51,12 @@ def plane_ranges(pose, spacing, planes, table, cut, ranges):
     for j in nb.prange(len(table)):
         a, b, c = rotation[0, 2], rotation[1, 2], rotation[2, 2]
         z = a * (table[j, 0] - origin[0]) + b * (table[j, 1] - origin[1]) + c * (table[j, 2] - origin[2])
-        variance = (a * (a * table[j, 3] + 2 * (b * table[j, 4] + c * table[j, 5]))
-                    + b * (b * table[j, 6] + 2 * c * table[j, 7]) + c * c * table[j, 8] + psf[2])
+        variance = (
+            a * (a * table[j, 3] + 2 * (b * table[j, 4] + c * table[j, 5]))
+            + b * (b * table[j, 6] + 2 * c * table[j, 7])
+            + c * c * table[j, 8]
+            + psf[2]
+        )
         half = cut * math.sqrt(variance)
         ranges[j, 0] = rows.ceiling((z - half) / spacing, 0, planes)
         ranges[j, 1] = rows.ceiling((z + half) / spacing, 0, planes)
@@ -83,8 +87,20 @@ def _share(table, order, start, pose, pixels, mass_factor, shared, lanes):
     f = rows.fit(p, spacing, 1.0)
     top = pairs.peak(p, amplitude, mass_factor)
     a, b = 1.0 / spacing[0], 1.0 / spacing[1]
-    values = (p[0] * a + centre[0], p[1] * b + centre[1], p[5] * p[17] * a, p[7] * p[17] * b, p[2], p[17],
-              p[14] * (a * a), p[16] * (b * b), f[0], f[1], f[2], top)
+    values = (
+        p[0] * a + centre[0],
+        p[1] * b + centre[1],
+        p[5] * p[17] * a,
+        p[7] * p[17] * b,
+        p[2],
+        p[17],
+        p[14] * (a * a),
+        p[16] * (b * b),
+        f[0],
+        f[1],
+        f[2],
+        top,
+    )
     n = width(lanes)
     store(shared, 0, values[0])
     store(shared, n, values[1])
@@ -105,12 +121,21 @@ def _share(table, order, start, pose, pixels, mass_factor, shared, lanes):
 @nb.njit(error_model="numpy", forceinline=True)
 def _column(shared, lane, step):
     """What :func:`_share` wrote of one Gaussian."""
-    return (load(shared, lane, DOUBLE), load(shared, step + lane, DOUBLE), load(shared, 2 * step + lane, DOUBLE),
-            load(shared, 3 * step + lane, DOUBLE), load(shared, 4 * step + lane, DOUBLE),
-            load(shared, 5 * step + lane, DOUBLE), load(shared, 6 * step + lane, DOUBLE),
-            load(shared, 7 * step + lane, DOUBLE), load(shared, 8 * step + lane, DOUBLE),
-            load(shared, 9 * step + lane, DOUBLE), load(shared, 10 * step + lane, DOUBLE),
-            load(shared, 11 * step + lane, DOUBLE), load(shared, 12 * step + lane, DOUBLE))
+    return (
+        load(shared, lane, DOUBLE),
+        load(shared, step + lane, DOUBLE),
+        load(shared, 2 * step + lane, DOUBLE),
+        load(shared, 3 * step + lane, DOUBLE),
+        load(shared, 4 * step + lane, DOUBLE),
+        load(shared, 5 * step + lane, DOUBLE),
+        load(shared, 6 * step + lane, DOUBLE),
+        load(shared, 7 * step + lane, DOUBLE),
+        load(shared, 8 * step + lane, DOUBLE),
+        load(shared, 9 * step + lane, DOUBLE),
+        load(shared, 10 * step + lane, DOUBLE),
+        load(shared, 11 * step + lane, DOUBLE),
+        load(shared, 12 * step + lane, DOUBLE),
+    )
 
 
 @nb.njit(error_model="numpy", forceinline=True)
@@ -134,10 +159,21 @@ def _place(gaussian, values, lane, step, plane, shape):
     i0, i1 = rows.ceiling(xi - half_i, 0, shape[0]), rows.ceiling(xi + half_i, 0, shape[0])
     j0, j1 = rows.ceiling(xj - half_j, 0, shape[1]), rows.ceiling(xj + half_j, 0, shape[1])
     below = plane * (shape[0] + 1)
-    return ((np.float32(i0 - xi), np.float32(j0 - xj), np.float32(gaussian[8]), np.float32(gaussian[9]),
-             np.float32(gaussian[10]), np.float32(load(values, 2 * step + lane, DOUBLE)), np.float32(half_i),
-             np.float32(half_j), np.float32(gaussian[11]), np.float32(gaussian[12])),
-            (below + i0, below + i1, j0, j1))
+    return (
+        (
+            np.float32(i0 - xi),
+            np.float32(j0 - xj),
+            np.float32(gaussian[8]),
+            np.float32(gaussian[9]),
+            np.float32(gaussian[10]),
+            np.float32(load(values, 2 * step + lane, DOUBLE)),
+            np.float32(half_i),
+            np.float32(half_j),
+            np.float32(gaussian[11]),
+            np.float32(gaussian[12]),
+        ),
+        (below + i0, below + i1, j0, j1),
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -168,7 +204,7 @@ def _reaching(order, ranges, first, last):
     """The Gaussians of ``order`` that reach the planes [first, last), and their number."""
     index = np.empty(len(order) + 1, order.dtype)
     count = 0
-    for j in order[:len(order) - pairs.WIDEST]:
+    for j in order[: len(order) - pairs.WIDEST]:
         index[count] = j
         count += ranges[j, 0] < last and ranges[j, 1] > first
     pairs.fill(index, count)
@@ -197,12 +233,24 @@ def forward(pose, pixels, table, order, ranges, cut2, eps, mass_factor, lanes, i
         frame, lattice = _tuples(pose, pixels)
         shape = image.shape[1] - 1, image.shape[2] - PADDING
         slab = part * SLAB, min((part + 1) * SLAB, len(image))
-        n, d = image[slab[0]:slab[1]], weight[slab[0]:slab[1]]
+        n, d = image[slab[0] : slab[1]], weight[slab[0] : slab[1]]
         n[:] = 0.0
         d[:] = 0.0
         index, count = _reaching(order, ranges, slab[0], slab[1])
-        _splat_slab(frame, lattice, shape, address(table), address(index), count, address(ranges), slab, cut2,
-                    mass_factor, (address(image), address(weight), image.shape[2]), lanes)
+        _splat_slab(
+            frame,
+            lattice,
+            shape,
+            address(table),
+            address(index),
+            count,
+            address(ranges),
+            slab,
+            cut2,
+            mass_factor,
+            (address(image), address(weight), image.shape[2]),
+            lanes,
+        )
         _divide(n.reshape(-1), d.reshape(-1), eps)
         index[0] = 0  # it lives until here
 
@@ -218,8 +266,8 @@ def _cotangents_row(grad, image, weight, h, k):
     for j in range(len(grad)):
         h[j] = grad[j] / weight[j]
         k[j] = h[j] * image[j]
-    h[len(grad):] = 0.0
-    k[len(grad):] = 0.0
+    h[len(grad) :] = 0.0
+    k[len(grad) :] = 0.0
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
@@ -238,8 +286,19 @@ def _about_mean(m, gaussian, first, pixels, lanes):
     z = (ramp(lanes) + first) * pixels[2] - gaussian[4]
     u, v = z * (gaussian[2] * pixels[0][0]), z * (gaussian[3] * pixels[0][1])
     s0, su, sv = m[0], m[1] + u * m[0], m[2] + v * m[0]
-    return (s0, su, sv, z * s0, m[3] + u * (m[1] + su), m[4] + u * m[2] + v * su, z * su, m[5] + v * (m[2] + sv),
-            z * sv, z * z * s0, m[6])
+    return (
+        s0,
+        su,
+        sv,
+        z * s0,
+        m[3] + u * (m[1] + su),
+        m[4] + u * m[2] + v * su,
+        z * su,
+        m[5] + v * (m[2] + sv),
+        z * sv,
+        z * z * s0,
+        m[6],
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -252,10 +311,17 @@ def _chain(p, m, mass_factor):
     l0, l1, l2 = b * m[4] + d * m[5] + e * m[6], b * m[5] + d * m[7] + e * m[8], b * m[6] + d * m[8] + e * m[9]
     n0, n1, n2 = c * m[4] + e * m[5] + f * m[6], c * m[5] + e * m[7] + f * m[8], c * m[6] + e * m[8] + f * m[9]
     s = m[0] * (1.0 if mass_factor else 0.0)
-    return (a * m[1] + b * m[2] + c * m[3], b * m[1] + d * m[2] + e * m[3], c * m[1] + e * m[2] + f * m[3],
-            0.5 * (k0 * a + k1 * b + k2 * c - s * a), 0.5 * (k0 * b + k1 * d + k2 * e - s * b),
-            0.5 * (k0 * c + k1 * e + k2 * f - s * c), 0.5 * (l0 * b + l1 * d + l2 * e - s * d),
-            0.5 * (l0 * c + l1 * e + l2 * f - s * e), 0.5 * (n0 * c + n1 * e + n2 * f - s * f))
+    return (
+        a * m[1] + b * m[2] + c * m[3],
+        b * m[1] + d * m[2] + e * m[3],
+        c * m[1] + e * m[2] + f * m[3],
+        0.5 * (k0 * a + k1 * b + k2 * c - s * a),
+        0.5 * (k0 * b + k1 * d + k2 * e - s * b),
+        0.5 * (k0 * c + k1 * e + k2 * f - s * c),
+        0.5 * (l0 * b + l1 * d + l2 * e - s * d),
+        0.5 * (l0 * c + l1 * e + l2 * f - s * e),
+        0.5 * (n0 * c + n1 * e + n2 * f - s * f),
+    )
 
 
 @nb.njit(error_model="numpy", forceinline=True)
@@ -276,8 +342,19 @@ def _gather_planes(pixels, shape, gaussian, reach, cut2, images, space, lanes):
         m = _about_mean(m, gaussian, z0, pixels, doubles(lanes))
         a, b, c, d, e, f = a + m[0], b + m[1], c + m[2], d + m[3], e + m[4], f + m[5]
         g, h, i, j, k = g + m[6], h + m[7], i + m[8], j + m[9], k + m[10]
-    return (total(a), total(b), total(c), total(d), total(e), total(f), total(g), total(h), total(i), total(j),
-            total(k))
+    return (
+        total(a),
+        total(b),
+        total(c),
+        total(d),
+        total(e),
+        total(f),
+        total(g),
+        total(h),
+        total(i),
+        total(j),
+        total(k),
+    )
 
 
 @nb.njit(error_model="numpy", forceinline=True)
@@ -299,9 +376,19 @@ def _exchange(at, lane, m, step):
 @nb.njit(error_model="numpy", forceinline=True)
 def _moments_of(at, lanes):
     n = width(lanes)
-    return (load(at, 0, lanes), load(at, n, lanes), load(at, 2 * n, lanes), load(at, 3 * n, lanes),
-            load(at, 4 * n, lanes), load(at, 5 * n, lanes), load(at, 6 * n, lanes), load(at, 7 * n, lanes),
-            load(at, 8 * n, lanes), load(at, 9 * n, lanes), load(at, 10 * n, lanes))
+    return (
+        load(at, 0, lanes),
+        load(at, n, lanes),
+        load(at, 2 * n, lanes),
+        load(at, 3 * n, lanes),
+        load(at, 4 * n, lanes),
+        load(at, 5 * n, lanes),
+        load(at, 6 * n, lanes),
+        load(at, 7 * n, lanes),
+        load(at, 8 * n, lanes),
+        load(at, 9 * n, lanes),
+        load(at, 10 * n, lanes),
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -318,8 +405,12 @@ def _moments_block(pose, pixels, shape, table, order, count, ranges, cut2, mass_
         for lane in range(many):
             at = 2 * np.int64(load(order, start + lane, INTEGER))
             reach = np.int64(load(ranges, at, INTEGER)), np.int64(load(ranges, at + 1, INTEGER))
-            _exchange(gathered, lane, _gather_planes(pixels, shape, _column(shared, lane, wide), reach, cut2, images,
-                                                     (values, sums), lanes), wide)
+            _exchange(
+                gathered,
+                lane,
+                _gather_planes(pixels, shape, _column(shared, lane, wide), reach, cut2, images, (values, sums), lanes),
+                wide,
+            )
         m = _moments_of(gathered, doubles(lanes))
         pairs.put_gradient(group, to_world(pose[0], _chain(p, m, mass_factor)), m[10], m[0])
         for lane in range(many):
@@ -335,6 +426,17 @@ def backward(pose, pixels, table, order, ranges, cut2, mass_factor, lanes, h, k,
     for part in nb.prange((len(grad) + BLOCK - 1) // BLOCK):
         frame, lattice = _tuples(pose, pixels)
         shape = h.shape[1] - 1, h.shape[2] - PADDING
-        _moments_block(frame, lattice, shape, address(table), address(order) + 4 * part * BLOCK,
-                       min(BLOCK, len(grad) - part * BLOCK), address(ranges), cut2, mass_factor,
-                       (address(h), address(k), h.shape[2]), address(grad), lanes)
+        _moments_block(
+            frame,
+            lattice,
+            shape,
+            address(table),
+            address(order) + 4 * part * BLOCK,
+            min(BLOCK, len(grad) - part * BLOCK),
+            address(ranges),
+            cut2,
+            mass_factor,
+            (address(h), address(k), h.shape[2]),
+            address(grad),
+            lanes,
+        )

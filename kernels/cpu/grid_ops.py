@@ -25,23 +25,44 @@ class _Grid:
 
     def forward(self):
         image, weight = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
-        grid_cpu.forward(self.pose, self.pixels, self.packed.table, self.order, self.ranges,
-                         self.options.cut**2, np.float32(self.options.eps), self.options.mass_factor, rows.lanes(),
-                         image, weight)
+        grid_cpu.forward(
+            self.pose,
+            self.pixels,
+            self.packed.table,
+            self.order,
+            self.ranges,
+            self.options.cut**2,
+            np.float32(self.options.eps),
+            self.options.mass_factor,
+            rows.lanes(),
+            image,
+            weight,
+        )
         return image, weight
 
     def backward(self, grad, image, weight):
         h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
         grid_cpu.cotangents(grad, image, weight, h, k)
         total = np.empty((len(self.packed.table), 11), np.float32)
-        grid_cpu.backward(self.pose, self.pixels, self.packed.table, self.order, self.ranges,
-                          self.options.cut**2, self.options.mass_factor, rows.lanes(), h, k, total)
+        grid_cpu.backward(
+            self.pose,
+            self.pixels,
+            self.packed.table,
+            self.order,
+            self.ranges,
+            self.options.cut**2,
+            self.options.mass_factor,
+            rows.lanes(),
+            h,
+            k,
+            total,
+        )
         return self.packed.gradients(total, self.options)
 
 
 def _inside(padded, geometry):
     """The volume without its padding: a view."""
-    return padded[:, :geometry.shape[1], :geometry.shape[2]]
+    return padded[:, : geometry.shape[1], : geometry.shape[2]]
 
 
 def _brick_order(table: np.ndarray, geometry: GridGeometry) -> np.ndarray:

@@ -41,9 +41,14 @@ class _LanesModel(models.PrimitiveModel):
 
 
 # By the type of the argument ``lanes``: the values of strips, of narrow strips, and of Gaussians side by side.
-KINDS = {types.int16: LanesType(types.float32, int(VECTOR)), types.uint16: LanesType(types.float32, 8),
-         types.int32: LanesType(types.float64, 8), types.int8: types.float32, types.uint8: types.float64,
-         types.uint32: types.int32}
+KINDS = {
+    types.int16: LanesType(types.float32, int(VECTOR)),
+    types.uint16: LanesType(types.float32, 8),
+    types.int32: LanesType(types.float64, 8),
+    types.int8: types.float32,
+    types.uint8: types.float64,
+    types.uint32: types.int32,
+}
 
 
 def _backend(kind):
@@ -104,6 +109,7 @@ def spread(typingctx, value, lanes):
 
     def codegen(context, builder, signature, args):
         return _spread(context, builder, args[0], signature.args[0], kind)
+
     return kind(value, lanes), codegen
 
 
@@ -115,6 +121,7 @@ def ramp(typingctx, lanes):
     def codegen(context, builder, signature, args):
         llvm = _backend(kind)
         return ir.Constant(llvm, [float(k) for k in range(llvm.count)] if isinstance(kind, LanesType) else 0.0)
+
     return kind(lanes), codegen
 
 
@@ -127,6 +134,7 @@ def widen(typingctx, values, lanes):
         if not isinstance(kind, LanesType):
             return args[0]
         return builder.shuffle_vector(args[0], _constant(args[0].type, 0.0), _mask(range(kind.count)))
+
     return kind(values, lanes), codegen
 
 
@@ -145,8 +153,10 @@ def address(typingctx, array):
 
     Inner loops take addresses and tuples of numbers: an array costs them atomic counts of its references.
     """
+
     def codegen(context, builder, signature, args):
         return builder.ptrtoint(context.make_array(signature.args[0])(context, builder, args[0]).data, ir.IntType(64))
+
     return types.int64(array), codegen
 
 
@@ -163,15 +173,18 @@ def load(typingctx, at, offset, lanes):
 
     def codegen(context, builder, signature, args):
         return builder.load(_place(builder, args[0], args[1], _backend(kind)), align=4)
+
     return kind(types.int64, types.int64, lanes), codegen
 
 
 @intrinsic
 def store(typingctx, at, offset, values):
     """Store numbers as :func:`load` reads them."""
+
     def codegen(context, builder, signature, args):
         builder.store(args[2], _place(builder, args[0], args[1], args[2].type), align=4)
         return context.get_dummy_value()
+
     return types.void(types.int64, types.int64, values), codegen
 
 
@@ -182,6 +195,7 @@ def single(typingctx, values):
 
     def codegen(context, builder, signature, args):
         return _recast(builder, args[0], ir.FloatType())
+
     return kind(values), codegen
 
 
@@ -219,12 +233,14 @@ def gather(typingctx, table, columns, index, start, column, lanes):
         else:
             values = [builder.extract_element(rows[0], ir.IntType(32)(k)) for k in range(8)]
         return context.make_tuple(builder, result, [_recast(builder, v, ir.DoubleType()) for v in values])
+
     return result(*[types.int64] * 5, lanes), codegen
 
 
 @intrinsic
 def scatter(typingctx, at, stride, values):
     """Lane k of eight float64 lanes or numbers, as eight float32 one after the other, to ``at + k * stride``."""
+
     def codegen(context, builder, signature, args):
         parts = [_recast(builder, v, ir.FloatType()) for v in cgutils.unpack_tuple(builder, args[2], 8)]
         if isinstance(signature.args[2].dtype, LanesType):
@@ -238,6 +254,7 @@ def scatter(typingctx, at, stride, values):
             offset = builder.mul(args[1], ir.IntType(64)(lane))
             builder.store(row, _place(builder, args[0], offset, row.type), align=4)
         return context.get_dummy_value()
+
     return types.void(types.int64, types.int64, values), codegen
 
 
@@ -247,6 +264,7 @@ def exp2_above(typingctx, e, least):
 
     ``e`` is split into its nearest integer and a rest r; 2 ** r is a polynomial, the integer goes to the exponent.
     """
+
     def codegen(context, builder, signature, args):
         value, floor = args
         llvm = value.type
@@ -260,12 +278,14 @@ def exp2_above(typingctx, e, least):
         exponent = builder.shl(builder.bitcast(shifted, bits), _constant(bits, 23))
         power = builder.bitcast(builder.add(builder.bitcast(power, bits), exponent), llvm)
         return builder.select(builder.fcmp_ordered(">", value, floor), power, _constant(llvm, 0.0))
+
     return (e(e, least), codegen) if e == least else None
 
 
 @intrinsic
 def total(typingctx, values):
     """Sum of the lanes, halves first: the same order on every processor."""
+
     def codegen(context, builder, signature, args):
         vector = args[0]
         if not isinstance(signature.args[0], LanesType):
@@ -276,6 +296,7 @@ def total(typingctx, values):
             low, high = (builder.shuffle_vector(vector, vector, _mask(range(k, k + count))) for k in (0, count))
             vector = builder.fadd(low, high)
         return builder.extract_element(vector, ir.IntType(32)(0))
+
     return getattr(values, "scalar", values)(values), codegen
 
 
@@ -294,43 +315,52 @@ def totals(typingctx, at, lanes):
 
     def codegen(context, builder, signature, args):
         row = _backend(KINDS[lanes])
-        vectors = [builder.load(_place(builder, args[0], ir.IntType(64)(k * int(VECTOR)), row), align=4)
-                   for k in range(count)]
+        vectors = [
+            builder.load(_place(builder, args[0], ir.IntType(64)(k * int(VECTOR)), row), align=4) for k in range(count)
+        ]
         if count == 1:
             return _recast(builder, vectors[0], ir.DoubleType())
         half = group = row.count // 2
-        vectors = [builder.fadd(*(builder.shuffle_vector(v, v, _mask(range(k, k + half))) for k in (0, half)))
-                   for v in vectors]
+        vectors = [
+            builder.fadd(*(builder.shuffle_vector(v, v, _mask(range(k, k + half))) for k in (0, half))) for v in vectors
+        ]
         while len(vectors) > 1:
-            vectors = [_join(builder, *vectors[k:k + 2], group) for k in range(0, len(vectors), 2)]
+            vectors = [_join(builder, *vectors[k : k + 2], group) for k in range(0, len(vectors), 2)]
             group //= 2
         return _recast(builder, vectors[0], ir.DoubleType())
+
     return kind(types.int64, lanes), codegen
 
 
 @intrinsic
 def root(typingctx, values):
     """Square root of every lane."""
+
     def codegen(context, builder, signature, args):
         llvm = args[0].type
         name = {"float": "f32", "double": "f64"}[str(getattr(llvm, "element", llvm))]
         name = f"v{llvm.count}{name}" if isinstance(llvm, ir.VectorType) else name
-        return builder.call(builder.module.declare_intrinsic(f"llvm.sqrt.{name}", fnty=ir.FunctionType(llvm, [llvm])),
-                            args)
+        return builder.call(
+            builder.module.declare_intrinsic(f"llvm.sqrt.{name}", fnty=ir.FunctionType(llvm, [llvm])), args
+        )
+
     return values(values), codegen
 
 
 @intrinsic
 def positive(typingctx, values):
     """The values where they are greater than 0, else 0."""
+
     def codegen(context, builder, signature, args):
         zero = _constant(args[0].type, 0.0)
         return builder.select(builder.fcmp_ordered(">", args[0], zero), args[0], zero)
+
     return values(values), codegen
 
 
 def _arithmetic(operation, instruction):
     """Overload an operator for lanes, and for lanes and a number."""
+
     @intrinsic
     def apply(typingctx, a, b):
         kind = a if isinstance(a, LanesType) else b
@@ -338,6 +368,7 @@ def _arithmetic(operation, instruction):
         def codegen(context, builder, signature, args):
             both = (_spread(context, builder, v, t, kind) for v, t in zip(args, signature.args, strict=True))
             return getattr(builder, instruction)(*both, flags=FUSED)
+
         return kind(a, b), codegen
 
     @overload(operation)
@@ -348,8 +379,12 @@ def _arithmetic(operation, instruction):
         return None
 
 
-for _operation, _instruction in [(operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
-                                 (operator.truediv, "fdiv")]:
+for _operation, _instruction in [
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+]:
     _arithmetic(_operation, _instruction)
 
 

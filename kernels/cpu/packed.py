@@ -49,8 +49,11 @@ class PackedField:
             As for :meth:`as_given`.
         """
         given = cls.as_given(mean, log_scale, quaternion, intensity, log_weight, options)
-        keys, columns, table = (np.empty_like(given.order, np.uint16), np.empty_like(given.columns),
-                                np.empty_like(given.table))
+        keys, columns, table = (
+            np.empty_like(given.order, np.uint16),
+            np.empty_like(given.columns),
+            np.empty_like(given.table),
+        )
         _keys(given.columns, keys)
         order = np.argsort(keys, kind="stable")  # numpy sorts 16 bits in linear time
         _arrange(order, given.columns, given.table, columns, table)
@@ -67,12 +70,17 @@ class PackedField:
         gsbids.errors.DeviceError
             A parameter is a tensor of another device than the CPU (points have no kernel for a GPU).
         """
-        away = [a.device for a in (mean, log_scale, quaternion, intensity, log_weight)
-                if torch.is_tensor(a) and a.device.type != "cpu"]
+        away = [
+            a.device
+            for a in (mean, log_scale, quaternion, intensity, log_weight)
+            if torch.is_tensor(a) and a.device.type != "cpu"
+        ]
         if away:
             raise DeviceError(f"{away[0]}: these kernels take tensors of the CPU only; move the field there")
-        arrays = [np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
-                  for a in (mean, log_scale, quaternion, intensity, log_weight)]
+        arrays = [
+            np.ascontiguousarray(a.detach() if torch.is_tensor(a) else a, np.float32)
+            for a in (mean, log_scale, quaternion, intensity, log_weight)
+        ]
         columns, table = np.empty((4, len(arrays[0])), np.float32), np.empty((len(arrays[0]), TABLE), np.float32)
         bad = np.zeros(-(-len(table) // BLOCK), np.uint8)
         _pack(*arrays, options.mass_factor, columns, table, bad)
@@ -97,12 +105,19 @@ class PackedField:
 
 def _complaint(mean, log_scale, quaternion, intensity, log_weight):
     """What is wrong with the first Gaussian that no kernel can take."""
-    for name, array in (("mean", mean), ("log_scale", log_scale), ("quaternion", quaternion),
-                        ("intensity", intensity), ("log_weight", log_weight)):
+    for name, array in (
+        ("mean", mean),
+        ("log_scale", log_scale),
+        ("quaternion", quaternion),
+        ("intensity", intensity),
+        ("log_weight", log_weight),
+    ):
         wrong = ~np.isfinite(array.reshape(len(array), -1)).all(1)
         if wrong.any():
-            return (f"{name} of Gaussian {wrong.argmax()} (and of {wrong.sum() - 1} others) is not finite: "
-                    "the fit has diverged")
+            return (
+                f"{name} of Gaussian {wrong.argmax()} (and of {wrong.sum() - 1} others) is not finite: "
+                "the fit has diverged"
+            )
     zero = ~(np.linalg.norm(quaternion.astype(float), axis=1) > 0)
     if zero.any():
         return f"quaternion of Gaussian {zero.argmax()} (and of {zero.sum() - 1} others) is 0: it is no rotation"
@@ -161,15 +176,31 @@ def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight,
 def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table, bad):
     """Fill ``columns`` and ``table`` of :class:`PackedField`; ``bad`` tells the blocks with numbers of no use."""
     for block in nb.prange(len(bad)):
-        bad[block] = not _pack_block(block * BLOCK, min((block + 1) * BLOCK, len(mean)), mean, log_scale, quaternion,
-                                     intensity, log_weight, mass_factor, columns, table)
+        bad[block] = not _pack_block(
+            block * BLOCK,
+            min((block + 1) * BLOCK, len(mean)),
+            mean,
+            log_scale,
+            quaternion,
+            intensity,
+            log_weight,
+            mass_factor,
+            columns,
+            table,
+        )
 
 
 @nb.njit(error_model="numpy")
 def _gradient(row, j, log_scale, quaternion, mass_factor, mean, scale, turn):
     """Gradients of mean, log-scale and quaternion of Gaussian j."""
-    cov = (np.float64(row[3]), np.float64(row[4]), np.float64(row[5]), np.float64(row[6]), np.float64(row[7]),
-           np.float64(row[8]))
+    cov = (
+        np.float64(row[3]),
+        np.float64(row[4]),
+        np.float64(row[5]),
+        np.float64(row[6]),
+        np.float64(row[7]),
+        np.float64(row[8]),
+    )
     s, q = chain.covariance_backward_of(chain.triple(log_scale, j), chain.quadruple(quaternion, j), cov)
     extra = np.float64(row[10]) if mass_factor else 0.0  # d(log det Sigma)/2 = sum of the log-scales
     mean[0], mean[1], mean[2] = row[0], row[1], row[2]

@@ -6,7 +6,6 @@ As many Gaussians as there are float64 lanes go side by side: their projections
 Gaussians, a row of one cache line each; its columns: mean (3), covariance (6), intensity, amplitude.
 """
 
-
 import numba as nb
 import numpy as np
 
@@ -72,7 +71,7 @@ def candidates(columns, pose, cut2, near, index):
 def fill(index, count):
     """Repeat the last entry, so that lanes behind it read what there is."""
     if count:
-        index[count:count + WIDEST] = index[count - 1]
+        index[count : count + WIDEST] = index[count - 1]
 
 
 @nb.njit(error_model="numpy", forceinline=True)
@@ -106,8 +105,9 @@ def _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, 
 @nb.njit(error_model="numpy", forceinline=True)
 def _write_record(record, place, xi, xj, group, bounds, extent):
     """Record and place of one of the group; returns whether it reaches pixels. All by address."""
-    i0, i1, j0, j1 = rows.box(xi, xj, np.float64(load(group, 6, PLAIN)), np.float64(load(group, 7, PLAIN)), bounds,
-                              extent)
+    i0, i1, j0, j1 = rows.box(
+        xi, xj, np.float64(load(group, 6, PLAIN)), np.float64(load(group, 7, PLAIN)), bounds, extent
+    )
     for k in range(rows.RECORD):
         store(record, k, load(group, k, PLAIN))
     store(record, 0, np.float32(i0 - xi))
@@ -135,8 +135,14 @@ def records(table, index, count, pose, pixels, extent, bounds, cut2, mass_factor
         for lane in range(min(wide, count - start)):
             group = groups + 4 * rows.RECORD * lane
             if load(group, 5, PLAIN) > least and _write_record(
-                    record + 4 * rows.RECORD * kept, place + 16 * kept, load(centres, lane, DOUBLE),
-                    load(centres, wide + lane, DOUBLE), group, bounds, extent):
+                record + 4 * rows.RECORD * kept,
+                place + 16 * kept,
+                load(centres, lane, DOUBLE),
+                load(centres, wide + lane, DOUBLE),
+                group,
+                bounds,
+                extent,
+            ):
                 store(index, kept, load(index, start + lane, INTEGER))
                 kept += 1
     space[0, 0] = 0.0  # it lives until here

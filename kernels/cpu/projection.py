@@ -19,9 +19,15 @@ import numba as nb
 @nb.njit(forceinline=True)
 def pose_of(rotation, translation, psf):
     """Rotation (3 x 3), translation and PSF variances of a slice as tuples of numbers."""
-    return (((rotation[0, 0], rotation[0, 1], rotation[0, 2]), (rotation[1, 0], rotation[1, 1], rotation[1, 2]),
-             (rotation[2, 0], rotation[2, 1], rotation[2, 2])),
-            (translation[0], translation[1], translation[2]), (psf[0], psf[1], psf[2]))
+    return (
+        (
+            (rotation[0, 0], rotation[0, 1], rotation[0, 2]),
+            (rotation[1, 0], rotation[1, 1], rotation[1, 2]),
+            (rotation[2, 0], rotation[2, 1], rotation[2, 2]),
+        ),
+        (translation[0], translation[1], translation[2]),
+        (psf[0], psf[1], psf[2]),
+    )
 
 
 @nb.njit
@@ -36,9 +42,14 @@ def _rotated(r, cov):
     n0 = cov[0] * r[0][2] + cov[1] * r[1][2] + cov[2] * r[2][2]
     n1 = cov[1] * r[0][2] + cov[3] * r[1][2] + cov[4] * r[2][2]
     n2 = cov[2] * r[0][2] + cov[4] * r[1][2] + cov[5] * r[2][2]
-    return (r[0][0] * p0 + r[1][0] * p1 + r[2][0] * p2, r[0][0] * q0 + r[1][0] * q1 + r[2][0] * q2,
-            r[0][0] * n0 + r[1][0] * n1 + r[2][0] * n2, r[0][1] * q0 + r[1][1] * q1 + r[2][1] * q2,
-            r[0][1] * n0 + r[1][1] * n1 + r[2][1] * n2, r[0][2] * n0 + r[1][2] * n1 + r[2][2] * n2)
+    return (
+        r[0][0] * p0 + r[1][0] * p1 + r[2][0] * p2,
+        r[0][0] * q0 + r[1][0] * q1 + r[2][0] * q2,
+        r[0][0] * n0 + r[1][0] * n1 + r[2][0] * n2,
+        r[0][1] * q0 + r[1][1] * q1 + r[2][1] * q2,
+        r[0][1] * n0 + r[1][1] * n1 + r[2][1] * n2,
+        r[0][2] * n0 + r[1][2] * n1 + r[2][2] * n2,
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -57,8 +68,26 @@ def project(rotation, translation, psf, mean, cov):
     zu, zv = suz * over, svz * over
     cuu, cuv, cvv = suu - suz * zu, suv - suz * zv, svv - svz * zv
     scale = 1.0 / (cuu * cvv - cuv * cuv)
-    return (mu, mv, mz, suu, suv, suz, svv, svz, szz, mu - zu * mz, mv - zv * mz,
-            cvv * scale, -cuv * scale, cuu * scale, cuu, cuv, cvv, over)
+    return (
+        mu,
+        mv,
+        mz,
+        suu,
+        suv,
+        suz,
+        svv,
+        svz,
+        szz,
+        mu - zu * mz,
+        mv - zv * mz,
+        cvv * scale,
+        -cuv * scale,
+        cuu * scale,
+        cuu,
+        cuv,
+        cvv,
+        over,
+    )
 
 
 @nb.njit
@@ -87,17 +116,32 @@ def chain(p, m, mass_factor):
 def to_world(r, g):
     """World gradients: mean R g_m (3), covariance R G R^T (6: off-diagonals count twice)."""
     gu, gv, gz, uu, uv, uz, vv, vz, zz = g
-    u0, u1, u2 = r[0][0] * uu + r[0][1] * uv + r[0][2] * uz, r[1][0] * uu + r[1][1] * uv + r[1][2] * uz, \
-        r[2][0] * uu + r[2][1] * uv + r[2][2] * uz
-    v0, v1, v2 = r[0][0] * uv + r[0][1] * vv + r[0][2] * vz, r[1][0] * uv + r[1][1] * vv + r[1][2] * vz, \
-        r[2][0] * uv + r[2][1] * vv + r[2][2] * vz
-    z0, z1, z2 = r[0][0] * uz + r[0][1] * vz + r[0][2] * zz, r[1][0] * uz + r[1][1] * vz + r[1][2] * zz, \
-        r[2][0] * uz + r[2][1] * vz + r[2][2] * zz
-    return (r[0][0] * gu + r[0][1] * gv + r[0][2] * gz, r[1][0] * gu + r[1][1] * gv + r[1][2] * gz,
-            r[2][0] * gu + r[2][1] * gv + r[2][2] * gz,
-            u0 * r[0][0] + v0 * r[0][1] + z0 * r[0][2], 2.0 * (u0 * r[1][0] + v0 * r[1][1] + z0 * r[1][2]),
-            2.0 * (u0 * r[2][0] + v0 * r[2][1] + z0 * r[2][2]), u1 * r[1][0] + v1 * r[1][1] + z1 * r[1][2],
-            2.0 * (u1 * r[2][0] + v1 * r[2][1] + z1 * r[2][2]), u2 * r[2][0] + v2 * r[2][1] + z2 * r[2][2])
+    u0, u1, u2 = (
+        r[0][0] * uu + r[0][1] * uv + r[0][2] * uz,
+        r[1][0] * uu + r[1][1] * uv + r[1][2] * uz,
+        r[2][0] * uu + r[2][1] * uv + r[2][2] * uz,
+    )
+    v0, v1, v2 = (
+        r[0][0] * uv + r[0][1] * vv + r[0][2] * vz,
+        r[1][0] * uv + r[1][1] * vv + r[1][2] * vz,
+        r[2][0] * uv + r[2][1] * vv + r[2][2] * vz,
+    )
+    z0, z1, z2 = (
+        r[0][0] * uz + r[0][1] * vz + r[0][2] * zz,
+        r[1][0] * uz + r[1][1] * vz + r[1][2] * zz,
+        r[2][0] * uz + r[2][1] * vz + r[2][2] * zz,
+    )
+    return (
+        r[0][0] * gu + r[0][1] * gv + r[0][2] * gz,
+        r[1][0] * gu + r[1][1] * gv + r[1][2] * gz,
+        r[2][0] * gu + r[2][1] * gv + r[2][2] * gz,
+        u0 * r[0][0] + v0 * r[0][1] + z0 * r[0][2],
+        2.0 * (u0 * r[1][0] + v0 * r[1][1] + z0 * r[1][2]),
+        2.0 * (u0 * r[2][0] + v0 * r[2][1] + z0 * r[2][2]),
+        u1 * r[1][0] + v1 * r[1][1] + z1 * r[1][2],
+        2.0 * (u1 * r[2][0] + v1 * r[2][1] + z1 * r[2][2]),
+        u2 * r[2][0] + v2 * r[2][1] + z2 * r[2][2],
+    )
 
 
 @nb.njit
@@ -107,7 +151,11 @@ def to_pose(p, psf, g):
     uu, uv, uz, vv, vz, zz = p[3] - psf[0], p[4], p[5], p[6] - psf[1], p[7], p[8] - psf[2]
     gu, gv, gz, huu, huv, huz, hvv, hvz, hzz = g
     # g_m x m, and twice the upper part of A = G S - S G
-    return (gv * mz - gz * mv + 2.0 * (huv * uz + hvv * vz + hvz * zz - uv * huz - vv * hvz - vz * hzz),
-            gz * mu - gu * mz + 2.0 * (huz * uu + hvz * uv + hzz * uz - uz * huu - vz * huv - zz * huz),
-            gu * mv - gv * mu + 2.0 * (huu * uv + huv * vv + huz * vz - uu * huv - uv * hvv - uz * hvz),
-            -gu, -gv, -gz)
+    return (
+        gv * mz - gz * mv + 2.0 * (huv * uz + hvv * vz + hvz * zz - uv * huz - vv * hvz - vz * hzz),
+        gz * mu - gu * mz + 2.0 * (huz * uu + hvz * uv + hzz * uz - uz * huu - vz * huv - zz * huz),
+        gu * mv - gv * mu + 2.0 * (huu * uv + huv * vv + huz * vz - uu * huv - uv * hvv - uz * hvz),
+        -gu,
+        -gv,
+        -gz,
+    )

@@ -62,20 +62,40 @@ RECORD = 16  # columns
 def record_of(record, place, m):
     """Record (columns 0 to 9) and place number m of the tables at these addresses, as tuples."""
     at = RECORD * m
-    return ((load(record, at, PLAIN), load(record, at + 1, PLAIN), load(record, at + 2, PLAIN),
-             load(record, at + 3, PLAIN), load(record, at + 4, PLAIN), load(record, at + 5, PLAIN),
-             load(record, at + 6, PLAIN), load(record, at + 7, PLAIN), load(record, at + 8, PLAIN),
-             load(record, at + 9, PLAIN)),
-            (np.int64(load(place, 4 * m, INTEGER)), np.int64(load(place, 4 * m + 1, INTEGER)),
-             np.int64(load(place, 4 * m + 2, INTEGER)), np.int64(load(place, 4 * m + 3, INTEGER))))
+    return (
+        (
+            load(record, at, PLAIN),
+            load(record, at + 1, PLAIN),
+            load(record, at + 2, PLAIN),
+            load(record, at + 3, PLAIN),
+            load(record, at + 4, PLAIN),
+            load(record, at + 5, PLAIN),
+            load(record, at + 6, PLAIN),
+            load(record, at + 7, PLAIN),
+            load(record, at + 8, PLAIN),
+            load(record, at + 9, PLAIN),
+        ),
+        (
+            np.int64(load(place, 4 * m, INTEGER)),
+            np.int64(load(place, 4 * m + 1, INTEGER)),
+            np.int64(load(place, 4 * m + 2, INTEGER)),
+            np.int64(load(place, 4 * m + 3, INTEGER)),
+        ),
+    )
 
 
 @nb.njit(error_model="numpy", forceinline=True)
 def slopes_of(record, m):
     """Columns 10 to 15 of record number m."""
     at = RECORD * m + 10
-    return (load(record, at, PLAIN), load(record, at + 1, PLAIN), load(record, at + 2, PLAIN),
-            load(record, at + 3, PLAIN), load(record, at + 4, PLAIN), load(record, at + 5, PLAIN))
+    return (
+        load(record, at, PLAIN),
+        load(record, at + 1, PLAIN),
+        load(record, at + 2, PLAIN),
+        load(record, at + 3, PLAIN),
+        load(record, at + 4, PLAIN),
+        load(record, at + 5, PLAIN),
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -85,9 +105,14 @@ def fit(p, spacing, cut2):
     energy = mz * mz * p[17]
     room = positive(cut2 - energy)
     inverse = 1.0 / cvv
-    return (cuv * inverse * (spacing[1] / spacing[0]), quu * (HALF_LOG2E * spacing[0] * spacing[0]),
-            inverse * (HALF_LOG2E * spacing[1] * spacing[1]), energy * HALF_LOG2E,
-            root(room * cuu) * (1.0 / spacing[0]), root(room * cvv) * (1.0 / spacing[1]))
+    return (
+        cuv * inverse * (spacing[1] / spacing[0]),
+        quu * (HALF_LOG2E * spacing[0] * spacing[0]),
+        inverse * (HALF_LOG2E * spacing[1] * spacing[1]),
+        energy * HALF_LOG2E,
+        root(room * cuu) * (1.0 / spacing[0]),
+        root(room * cvv) * (1.0 / spacing[1]),
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -98,8 +123,14 @@ def slopes(p, spacing):
     """
     suz, svz, over, quu, quv, qvv = p[5], p[7], p[17], p[11], p[12], p[13]
     zu, zv, inverse = (quu * suz + quv * svz) * over, (quv * suz + qvv * svz) * over, 1.0 / p[16]
-    return (quu * spacing[0], quv * spacing[0], zu * spacing[0], inverse * spacing[1],
-            (zv + zu * p[15] * inverse) * spacing[1], p[2] * over)
+    return (
+        quu * spacing[0],
+        quv * spacing[0],
+        zu * spacing[0],
+        inverse * spacing[1],
+        (zv + zu * p[15] * inverse) * spacing[1],
+        p[2] * over,
+    )
 
 
 @nb.njit(error_model="numpy", forceinline=True)
@@ -135,8 +166,10 @@ def _rows(f, least, count, along, place):
         high, low = min(max(tip, left), right), min(max(-tip, left), right)
         above = max((least - f[5] - f[4] * high * high) / f[3], np.float32(0.0))
         below = max((least - f[5] - f[4] * low * low) / f[3], np.float32(0.0))
-        return (ceiling(f[2] * low - math.sqrt(below) - f[0], 0, rows),
-                ceiling(f[2] * high + math.sqrt(above) - f[0], 0, rows))
+        return (
+            ceiling(f[2] * low - math.sqrt(below) - f[0], 0, rows),
+            ceiling(f[2] * high + math.sqrt(above) - f[0], 0, rows),
+        )
     return 0, rows
 
 

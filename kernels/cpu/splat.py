@@ -68,8 +68,12 @@ def _add_up(parts, touched, grad):
 @nb.njit
 def _scratch(gaussians):
     """Space for :func:`_list_pairs`: marks, indices, records, places."""
-    return (np.empty(gaussians, np.uint8), np.empty(gaussians + pairs.WIDEST + 1, np.int32),
-            np.empty((gaussians, rows.RECORD), np.float32), np.empty((gaussians, 4), np.int32))
+    return (
+        np.empty(gaussians, np.uint8),
+        np.empty(gaussians + pairs.WIDEST + 1, np.int32),
+        np.empty((gaussians, rows.RECORD), np.float32),
+        np.empty((gaussians, 4), np.int32),
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -80,8 +84,24 @@ def _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes):
     pose = pose_of(rotation[s], translation[s], psf[s])
     pixels = (spacing[s, 0], spacing[s, 1]), (centre[s, 0], centre[s, 1])
     count = pairs.candidates(field[0], pose, cut2, near, index)
-    return pose, pixels, pairs.records(address(field[1]), address(index), count, pose, pixels, address(extent[s]),
-                                       _bounds(extent[s]), cut2, mass_factor, address(record), address(place), lanes)
+    return (
+        pose,
+        pixels,
+        pairs.records(
+            address(field[1]),
+            address(index),
+            count,
+            pose,
+            pixels,
+            address(extent[s]),
+            _bounds(extent[s]),
+            cut2,
+            mass_factor,
+            address(record),
+            address(place),
+            lanes,
+        ),
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -89,8 +109,16 @@ def _splat_slice(record, place, count, cut2, numerator, weight, lanes):
     """Sums of ``w c`` and ``w``; rubbish outside the extents."""
     numerator[:] = 0.0
     weight[:] = 0.0
-    _splat_all(address(record), address(place), count, np.float32(HALF_LOG2E * cut2), address(numerator),
-               address(weight), weight.shape[1], lanes)
+    _splat_all(
+        address(record),
+        address(place),
+        count,
+        np.float32(HALF_LOG2E * cut2),
+        address(numerator),
+        address(weight),
+        weight.shape[1],
+        lanes,
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -105,8 +133,21 @@ def _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, sum
     """Add the gradients of one slice to ``sums``, (J, TABLE) and (J,), and set ``grad_pose`` (6)."""
     _, index, record, place = scratch
     fill(index, count)
-    q = pairs.gradients(address(field[1]), address(index), count, pose, pixels, cut2, mass_factor, address(record),
-                        address(place), (address(h), address(k), h.shape[1]), address(sums[0]), sums[1], lanes)
+    q = pairs.gradients(
+        address(field[1]),
+        address(index),
+        count,
+        pose,
+        pixels,
+        cut2,
+        mass_factor,
+        address(record),
+        address(place),
+        (address(h), address(k), h.shape[1]),
+        address(sums[0]),
+        sums[1],
+        lanes,
+    )
     for a in range(6):
         grad_pose[a] = q[a]
 
@@ -154,8 +195,23 @@ def _cotangents(grad, image, weight, extent, h, k):
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def backward(rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, grad_image, image,
-             weight, grad, grad_pose):
+def backward(
+    rotation,
+    translation,
+    psf,
+    spacing,
+    centre,
+    extent,
+    field,
+    cut2,
+    mass_factor,
+    lanes,
+    grad_image,
+    image,
+    weight,
+    grad,
+    grad_pose,
+):
     """Fill ``grad`` (J, 11) and ``grad_pose`` (S, 6) from the gradient of I, and I and D, (S, X, Y).
 
     The 11 columns: mean (3), covariance (xx, xy, xz, yy, yz, zz), intensity, log-weight.
@@ -170,8 +226,20 @@ def backward(rotation, translation, psf, spacing, centre, extent, field, cut2, m
         for s in range(shares[part], shares[part + 1]):
             pose, pixels, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _cotangents(grad_image[s], image[s], weight[s], extent[s], h, k)
-            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k,
-                       (parts[part], touched[part]), grad_pose[s], lanes)
+            _take_back(
+                field,
+                scratch,
+                count,
+                pose,
+                pixels,
+                cut2,
+                mass_factor,
+                h,
+                k,
+                (parts[part], touched[part]),
+                grad_pose[s],
+                lanes,
+            )
     _add_up(parts, touched, grad)
 
 
@@ -202,8 +270,27 @@ def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, mass_factor, lanes, target, importance,
-         gain, delta, image, loss, grad, grad_pose):
+def step(
+    rotation,
+    translation,
+    psf,
+    spacing,
+    centre,
+    extent,
+    field,
+    cut2,
+    eps,
+    mass_factor,
+    lanes,
+    target,
+    importance,
+    gain,
+    delta,
+    image,
+    loss,
+    grad,
+    grad_pose,
+):
     """Forward, Charbonnier loss and backward, slice by slice; see :func:`gsbids.kernels.ops.step_slices`."""
     geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     parts, touched = np.empty((PARTS, len(grad), TABLE), np.float32), np.empty((PARTS, len(grad)), np.uint8)
@@ -216,8 +303,20 @@ def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, 
             pose, pixels, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _splat_slice(scratch[2], scratch[3], count, cut2, n, d, lanes)
             loss[s] = _charbonnier(n, d, extent[s], eps, target[s], importance[s], gain[s], delta, image[s])
-            _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, d, n,
-                       (parts[part], touched[part]), grad_pose[s], lanes)
+            _take_back(
+                field,
+                scratch,
+                count,
+                pose,
+                pixels,
+                cut2,
+                mass_factor,
+                d,
+                n,
+                (parts[part], touched[part]),
+                grad_pose[s],
+                lanes,
+            )
     _add_up(parts, touched, grad)
 
 
@@ -225,8 +324,16 @@ def step(rotation, translation, psf, spacing, centre, extent, field, cut2, eps, 
 def _gradient_slice(record, place, count, cut2, image, out, lanes):
     """Sums of ``w (c - I) grad(-E / 2)``, (3, X, Y + PADDING)."""
     out[:] = 0.0
-    _gradient_all(address(record), address(place), count, np.float32(HALF_LOG2E * cut2), address(image),
-                  (address(out[0]), address(out[1]), address(out[2])), image.shape[1], lanes)
+    _gradient_all(
+        address(record),
+        address(place),
+        count,
+        np.float32(HALF_LOG2E * cut2),
+        address(image),
+        (address(out[0]), address(out[1]), address(out[2])),
+        image.shape[1],
+        lanes,
+    )
 
 
 @nb.njit(error_model="numpy")
@@ -237,8 +344,9 @@ def _gradient_all(record, place, count, least, image, out, stride, lanes):
 
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
-def image_gradient(rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, image, weight,
-                   out):
+def image_gradient(
+    rotation, translation, psf, spacing, centre, extent, field, cut2, mass_factor, lanes, image, weight, out
+):
     """Fill ``out`` (S, X, Y, 3) = dI/dX per mm along the slice's row, column and normal."""
     geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     for part in nb.prange(PARTS):
@@ -246,7 +354,7 @@ def image_gradient(rotation, translation, psf, spacing, centre, extent, field, c
         padded = np.zeros((image.shape[1], image.shape[2] + PADDING), np.float32)
         sums = np.empty((3, image.shape[1], image.shape[2] + PADDING), np.float32)
         for s in range(shares[part], shares[part + 1]):
-            padded[:, :image.shape[2]] = image[s]
+            padded[:, : image.shape[2]] = image[s]
             _, _, count = _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes)
             _gradient_slice(scratch[2], scratch[3], count, cut2, padded, sums, lanes)
             out[s] = 0.0

@@ -113,8 +113,9 @@ def chain_pairs(frame, gauss, pairs, moment, mass_factor, part):
     f, g, m, out = frame[pairs[n, 0]], gauss[pairs[n, 1]], moment[n], part[n]
     p = project(f, g)
     hi, hj = f[15], f[16]
-    gu, gv, gz, uu, uv, uz, vv, vz, zz = chain(p, m[0], m[1] * hi, m[2] * hj, m[3] * hi * hi, m[4] * hi * hj,
-                                              m[5] * hj * hj, mass_factor)
+    gu, gv, gz, uu, uv, uz, vv, vz, zz = chain(
+        p, m[0], m[1] * hi, m[2] * hj, m[3] * hi * hi, m[4] * hi * hj, m[5] * hj * hj, mass_factor
+    )
     for a in range(3):
         out[a] = f[3 * a] * gu + f[3 * a + 1] * gv + f[3 * a + 2] * gz
     k = 3
@@ -293,8 +294,11 @@ def normal_equations(frame, gradient, residual, weight, gain, entry, out):
         if q < count:
             i, j = uint32(q // width), uint32(q % width)
             u, v = (float32(i) - frame[s, 17]) * frame[s, 15], (float32(j) - frame[s, 18]) * frame[s, 16]
-            gu, gv, gz = (gain[s] * gradient[s, i, j, 0], gain[s] * gradient[s, i, j, 1],
-                          gain[s] * gradient[s, i, j, 2])
+            gu, gv, gz = (
+                gain[s] * gradient[s, i, j, 0],
+                gain[s] * gradient[s, i, j, 1],
+                gain[s] * gradient[s, i, j, 2],
+            )
             row[lane, 0], row[lane, 1], row[lane, 2] = v * gz, -u * gz, u * gv - v * gu
             row[lane, 3], row[lane, 4], row[lane, 5] = gu, gv, gz
             row[lane, 6], row[lane, 7] = residual[s, i, j], weight[s, i, j]
@@ -308,5 +312,9 @@ def normal_equations(frame, gradient, residual, weight, gain, entry, out):
     row[lane, 0] = total
     cuda.syncthreads()
     if lane < uint32(NORMAL):
-        out[s, lane] = (row[lane, 0] + row[lane + uint32(NORMAL), 0]
-                        + row[lane + uint32(2 * NORMAL), 0] + row[lane + uint32(3 * NORMAL), 0])
+        out[s, lane] = (
+            row[lane, 0]
+            + row[lane + uint32(NORMAL), 0]
+            + row[lane + uint32(2 * NORMAL), 0]
+            + row[lane + uint32(3 * NORMAL), 0]
+        )

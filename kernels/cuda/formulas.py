@@ -54,15 +54,18 @@ def reaches(f, g, cut2):
     """Whether Gaussian ``g`` (row of ``gauss``) comes within the cut of the plane of slice ``f``."""
     a, b, c = f[2], f[5], f[8]
     z = a * (g[0] - f[9]) + b * (g[1] - f[10]) + c * (g[2] - f[11])
-    zeta = (a * (a * g[3] + TWO * (b * g[4] + c * g[5])) + b * (b * g[6] + TWO * c * g[7]) + c * c * g[8] + f[14])
+    zeta = a * (a * g[3] + TWO * (b * g[4] + c * g[5])) + b * (b * g[6] + TWO * c * g[7]) + c * c * g[8] + f[14]
     return z * z < cut2 * zeta
 
 
 @cuda.jit(device=True, fastmath=True)
 def rotated(r0, r1, r2, g, x, y, z):
     """``r . (Sigma (x, y, z))`` with Sigma from row ``g``."""
-    return (r0 * (g[3] * x + g[4] * y + g[5] * z) + r1 * (g[4] * x + g[6] * y + g[7] * z)
-            + r2 * (g[5] * x + g[7] * y + g[8] * z))
+    return (
+        r0 * (g[3] * x + g[4] * y + g[5] * z)
+        + r1 * (g[4] * x + g[6] * y + g[7] * z)
+        + r2 * (g[5] * x + g[7] * y + g[8] * z)
+    )
 
 
 @cuda.jit(device=True, fastmath=True)
@@ -84,8 +87,24 @@ def project(f, g):
     tu, tv = suz / szz, svz / szz
     cuu, cuv, cvv = suu - suz * tu, suv - suz * tv, svv - svz * tv
     inverse = ONE / (cuu * cvv - cuv * cuv)
-    return (mu, mv, mz, suu, suv, suz, svv, svz, szz, mu - tu * mz, mv - tv * mz,
-            cvv * inverse, -cuv * inverse, cuu * inverse, cuu, cvv)
+    return (
+        mu,
+        mv,
+        mz,
+        suu,
+        suv,
+        suz,
+        svv,
+        svz,
+        szz,
+        mu - tu * mz,
+        mv - tv * mz,
+        cvv * inverse,
+        -cuv * inverse,
+        cuu * inverse,
+        cuu,
+        cvv,
+    )
 
 
 @cuda.jit(device=True, fastmath=True)
@@ -96,8 +115,12 @@ def bounds(p, f, cut2, rows, columns):
         return int32(0), int32(0), int32(0), int32(0)
     i, j = p[9] / f[15] + f[17], p[10] / f[16] + f[18]
     di, dj = math.sqrt(room * p[14]) / f[15], math.sqrt(room * p[15]) / f[16]
-    return (ceil_between(i - di, rows), floor_between(i + di, rows - 1) + int32(1),
-            ceil_between(j - dj, columns), floor_between(j + dj, columns - 1) + int32(1))
+    return (
+        ceil_between(i - di, rows),
+        floor_between(i + di, rows - 1) + int32(1),
+        ceil_between(j - dj, columns),
+        floor_between(j + dj, columns - 1) + int32(1),
+    )
 
 
 @cuda.jit(device=True, fastmath=True)
@@ -150,6 +173,14 @@ def chain(p, s0, su, sv, suu, suv, svv, mass_factor):
 @cuda.jit(device=True, fastmath=True)
 def rotation_of(w, x, y, z):
     """Rotation matrix (9, row-major) of a unit quaternion."""
-    return (ONE - TWO * (y * y + z * z), TWO * (x * y - w * z), TWO * (x * z + w * y),
-            TWO * (x * y + w * z), ONE - TWO * (x * x + z * z), TWO * (y * z - w * x),
-            TWO * (x * z - w * y), TWO * (y * z + w * x), ONE - TWO * (x * x + y * y))
+    return (
+        ONE - TWO * (y * y + z * z),
+        TWO * (x * y - w * z),
+        TWO * (x * z + w * y),
+        TWO * (x * y + w * z),
+        ONE - TWO * (x * x + z * z),
+        TWO * (y * z - w * x),
+        TWO * (x * z - w * y),
+        TWO * (y * z + w * x),
+        ONE - TWO * (x * x + y * y),
+    )

@@ -37,8 +37,13 @@ class CapturedWork:
         Calls that a graph served.
     """
 
-    def __init__(self, work: Callable[[], None], target: torch.device, warm_up: int = WARM_UP,
-                 capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None):
+    def __init__(
+        self,
+        work: Callable[[], None],
+        target: torch.device,
+        warm_up: int = WARM_UP,
+        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+    ):
         self.work, self.warm_up, self.capture = work, warm_up, capture
         self.failure, self.replays, self._calls, self._replay = None, 0, 0, None
         self.stream = self.pool = None

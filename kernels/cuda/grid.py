@@ -40,10 +40,17 @@ SUB, LONG = float32(1.5), float32(3.5)  # half the distance of the outermost of 
 def in_grid(f, g):
     """Mean (3) and covariance with the PSF (xx, xy, xz, yy, yz, zz) of row ``g`` of ``gauss`` along the grid's axes."""
     y0, y1, y2 = g[0] - f[9], g[1] - f[10], g[2] - f[11]
-    return (f[0] * y0 + f[3] * y1 + f[6] * y2, f[1] * y0 + f[4] * y1 + f[7] * y2, f[2] * y0 + f[5] * y1 + f[8] * y2,
-            rotated(f[0], f[3], f[6], g, f[0], f[3], f[6]) + f[12], rotated(f[0], f[3], f[6], g, f[1], f[4], f[7]),
-            rotated(f[0], f[3], f[6], g, f[2], f[5], f[8]), rotated(f[1], f[4], f[7], g, f[1], f[4], f[7]) + f[13],
-            rotated(f[1], f[4], f[7], g, f[2], f[5], f[8]), rotated(f[2], f[5], f[8], g, f[2], f[5], f[8]) + f[14])
+    return (
+        f[0] * y0 + f[3] * y1 + f[6] * y2,
+        f[1] * y0 + f[4] * y1 + f[7] * y2,
+        f[2] * y0 + f[5] * y1 + f[8] * y2,
+        rotated(f[0], f[3], f[6], g, f[0], f[3], f[6]) + f[12],
+        rotated(f[0], f[3], f[6], g, f[1], f[4], f[7]),
+        rotated(f[0], f[3], f[6], g, f[2], f[5], f[8]),
+        rotated(f[1], f[4], f[7], g, f[1], f[4], f[7]) + f[13],
+        rotated(f[1], f[4], f[7], g, f[2], f[5], f[8]),
+        rotated(f[2], f[5], f[8], g, f[2], f[5], f[8]) + f[14],
+    )
 
 
 @cuda.jit(device=True, fastmath=True)
@@ -51,8 +58,15 @@ def inverse(p):
     """Inverse of the covariance p[3:9] (xx, xy, xz, yy, yz, zz), and 1 / det."""
     xx, xy, xz = p[6] * p[8] - p[7] * p[7], p[5] * p[7] - p[4] * p[8], p[4] * p[7] - p[5] * p[6]
     scale = ONE / (p[3] * xx + p[4] * xy + p[5] * xz)
-    return (xx * scale, xy * scale, xz * scale, (p[3] * p[8] - p[5] * p[5]) * scale,
-            (p[4] * p[5] - p[3] * p[7]) * scale, (p[3] * p[6] - p[4] * p[4]) * scale, scale)
+    return (
+        xx * scale,
+        xy * scale,
+        xz * scale,
+        (p[3] * p[8] - p[5] * p[5]) * scale,
+        (p[4] * p[5] - p[3] * p[7]) * scale,
+        (p[3] * p[6] - p[4] * p[4]) * scale,
+        scale,
+    )
 
 
 @cuda.jit(device=True, fastmath=True)
@@ -113,8 +127,15 @@ def bin_bricks(record, box, first, last, bricks_j, bricks_k, start, keys, values
         for bi in range(max(box[n, 0] // BRICK, first), min((box[n, 1] + BRICK - 1) // BRICK, last)):
             for bj in range(box[n, 2] // BRICK, (box[n, 3] + BRICK - 1) // BRICK):
                 for bk in range(box[n, 4] // BRICK, (box[n, 5] + BRICK - 1) // BRICK):
-                    if not misses(r, float32(bi * BRICK) + LONG, float32(bj * BRICK) + LONG,
-                                  float32(bk * BRICK) + LONG, LONG, LONG, LONG):
+                    if not misses(
+                        r,
+                        float32(bi * BRICK) + LONG,
+                        float32(bj * BRICK) + LONG,
+                        float32(bk * BRICK) + LONG,
+                        LONG,
+                        LONG,
+                        LONG,
+                    ):
                         if write:
                             keys[place + found] = ((bi - first) * bricks_j + bj) * bricks_k + bk
                             values[place + found] = n
@@ -273,10 +294,16 @@ def chain_grid(gauss, frame, moment, mass_factor, grad):
     q0, q1, q2 = b * xx + d * xy + e * xz, b * xy + d * yy + e * yz, b * xz + d * yz + e * zz
     r0, r1, r2 = c * xx + e * xy + f * xz, c * xy + e * yy + f * yz, c * xz + e * yz + f * zz
     mass = m[0] if mass_factor else ZERO
-    gxx, gxy, gxz = (HALF * (p0 * a + p1 * b + p2 * c - mass * a), HALF * (p0 * b + p1 * d + p2 * e - mass * b),
-                     HALF * (p0 * c + p1 * e + p2 * f - mass * c))
-    gyy, gyz, gzz = (HALF * (q0 * b + q1 * d + q2 * e - mass * d), HALF * (q0 * c + q1 * e + q2 * f - mass * e),
-                     HALF * (r0 * c + r1 * e + r2 * f - mass * f))
+    gxx, gxy, gxz = (
+        HALF * (p0 * a + p1 * b + p2 * c - mass * a),
+        HALF * (p0 * b + p1 * d + p2 * e - mass * b),
+        HALF * (p0 * c + p1 * e + p2 * f - mass * c),
+    )
+    gyy, gyz, gzz = (
+        HALF * (q0 * b + q1 * d + q2 * e - mass * d),
+        HALF * (q0 * c + q1 * e + q2 * f - mass * e),
+        HALF * (r0 * c + r1 * e + r2 * f - mass * f),
+    )
     k = 3
     for i in range(3):
         u, v, w = frame[3 * i], frame[3 * i + 1], frame[3 * i + 2]

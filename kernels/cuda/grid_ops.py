@@ -55,8 +55,18 @@ def _project(gauss, grid: DeviceGrid, cut: float, mass_factor: bool):
     """Records (J, 12) and boxes (J, 6)."""
     record = gauss.new_empty((len(gauss), grid_cuda.RECORD3))
     box = gauss.new_empty((len(gauss), 6), dtype=torch.int32)
-    runtime.launch(grid_cuda.project_grid, runtime.blocks(len(gauss), THREADS), THREADS, gauss, grid.frame, cut**2,
-                  mass_factor, *grid.shape, record, box)
+    runtime.launch(
+        grid_cuda.project_grid,
+        runtime.blocks(len(gauss), THREADS),
+        THREADS,
+        gauss,
+        grid.frame,
+        cut**2,
+        mass_factor,
+        *grid.shape,
+        record,
+        box,
+    )
     return record, box
 
 
@@ -85,8 +95,10 @@ def brick_lists(record, box, shape, available: int):
         total = int(counts.sum(dtype=torch.int64))
         if total * BYTES_PER_ENTRY > available or total >= 2**31:
             if last - first == 1:
-                raise DeviceError(f"a layer of {BRICK} voxels needs {total * BYTES_PER_ENTRY / 1e9:.2f} GB of device "
-                                  f"memory and {available / 1e9:.2f} GB are free: use fewer Gaussians, or --device cpu")
+                raise DeviceError(
+                    f"a layer of {BRICK} voxels needs {total * BYTES_PER_ENTRY / 1e9:.2f} GB of device "
+                    f"memory and {available / 1e9:.2f} GB are free: use fewer Gaussians, or --device cpu"
+                )
             middle = (first + last) // 2
             todo = [(first, middle), (middle, last), *todo]
             continue
@@ -99,19 +111,41 @@ def brick_lists(record, box, shape, available: int):
 
 
 def _bin(record, box, shape, layers, start, keys, values, write):
-    runtime.launch(grid_cuda.bin_bricks, runtime.blocks(len(record), THREADS), THREADS, record, box, *layers,
-                  *bricks(shape)[1:], start, keys, values, write)
+    runtime.launch(
+        grid_cuda.bin_bricks,
+        runtime.blocks(len(record), THREADS),
+        THREADS,
+        record,
+        box,
+        *layers,
+        *bricks(shape)[1:],
+        start,
+        keys,
+        values,
+        write,
+    )
 
 
 def _forward(gauss, grid, options, lists):
     """Image and weight (P, X, Y), records and boxes; with fewer layers at a time when memory runs out."""
+
     def work(available):
         record, box = _project(gauss, grid, options.cut, options.mass_factor)
         image = gauss.new_empty(grid.shape)
         weight = torch.empty_like(image)
         for part in brick_lists(record, box, grid.shape, available) if lists is None else lists:
-            runtime.launch(grid_cuda.render_bricks, (*bricks(grid.shape)[:0:-1], part.last - part.first),
-                          grid_cuda.BLOCK, record, part.start, part.gaussians, part.first, options.eps, image, weight)
+            runtime.launch(
+                grid_cuda.render_bricks,
+                (*bricks(grid.shape)[:0:-1], part.last - part.first),
+                grid_cuda.BLOCK,
+                record,
+                part.start,
+                part.gaussians,
+                part.first,
+                options.eps,
+                image,
+                weight,
+            )
         return image, weight, record, box
 
     if lists is not None:
@@ -196,9 +230,26 @@ class GridRenderCuda(torch.autograd.Function):
         h = (grad / weight).contiguous()
         moment = gauss.new_empty((len(gauss), grid_cuda.MOMENTS3))
         blocks = runtime.blocks(len(gauss), grid_cuda.WARPS)
-        runtime.launch(grid_cuda.moments_grid, blocks, grid_cuda.BLOCK, record, box, *grid.shape[1:], h.reshape(-1),
-                       (h * image).reshape(-1), moment)
+        runtime.launch(
+            grid_cuda.moments_grid,
+            blocks,
+            grid_cuda.BLOCK,
+            record,
+            box,
+            *grid.shape[1:],
+            h.reshape(-1),
+            (h * image).reshape(-1),
+            moment,
+        )
         total = torch.empty_like(moment)
-        runtime.launch(grid_cuda.chain_grid, runtime.blocks(len(gauss), THREADS), THREADS, gauss, grid.frame, moment,
-                      mass_factor, total)
+        runtime.launch(
+            grid_cuda.chain_grid,
+            runtime.blocks(len(gauss), THREADS),
+            THREADS,
+            gauss,
+            grid.frame,
+            moment,
+            mass_factor,
+            total,
+        )
         return *field_gradients(log_scale, quaternion, total, mass_factor), None, None, None

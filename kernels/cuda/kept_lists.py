@@ -140,8 +140,19 @@ class KeptLists:
         before, low, frame, radius, least, spread = self._before
         after = plan_cuda.pack_field(*field, False)
         need = after.new_empty(len(after))
-        runtime.launch(margin_used, runtime.blocks(len(after), THREADS), THREADS, before, after, low,
-                      _slices_moved(frame, geometry.frame, radius), least, spread, self.options.cut, need)
+        runtime.launch(
+            margin_used,
+            runtime.blocks(len(after), THREADS),
+            THREADS,
+            before,
+            after,
+            low,
+            _slices_moved(frame, geometry.frame, radius),
+            least,
+            spread,
+            self.options.cut,
+            need,
+        )
         self.used.copy_(need.amax() if len(need) else need.sum())
 
     def rebuild(self, field, geometry) -> None:

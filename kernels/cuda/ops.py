@@ -84,7 +84,8 @@ def _fitting(work, gauss, geometry, options, kept, *more):
         return work(gauss, geometry, options, _parts(gauss, geometry, options, kept, 0), *more)
     return runtime.with_smaller_chunks(
         lambda available: work(gauss, geometry, options, _parts(gauss, geometry, options, None, available), *more),
-        gauss.device)
+        gauss.device,
+    )
 
 
 def _grid(geometry, lists):
@@ -103,8 +104,18 @@ def _forward(gauss, geometry, options, parts):
     for part, lists in parts:
         span = slice(lists.start, lists.stop)
         record, _ = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
-        runtime.launch(splat_cuda.render_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
-                      lists.tile_list, part.extent, options.eps, image[span], weight[span])
+        runtime.launch(
+            splat_cuda.render_tiles,
+            _grid(part, lists),
+            splat_cuda.WARP,
+            record,
+            lists.tile_start,
+            lists.tile_list,
+            part.extent,
+            options.eps,
+            image[span],
+            weight[span],
+        )
     whole = lists is not None and lists.stop - lists.start == len(geometry)
     return image, weight, [lists] if whole else None
 
@@ -157,8 +168,13 @@ def _acquired(acquired, geometry):
     """Gain, values and weight on the device, and delta."""
     target = geometry.frame.device
     gain = torch.ones(len(geometry), device=target) if acquired.gain is None else acquired.gain
-    return (acquired.delta, *(torch.as_tensor(a, dtype=torch.float32, device=target).contiguous()
-                              for a in (gain, acquired.values, acquired.weight)))
+    return (
+        acquired.delta,
+        *(
+            torch.as_tensor(a, dtype=torch.float32, device=target).contiguous()
+            for a in (gain, acquired.values, acquired.weight)
+        ),
+    )
 
 
 def _step(gauss, geometry, options, parts, acquired):
@@ -172,16 +188,30 @@ def _step(gauss, geometry, options, parts, acquired):
         record, box = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         h = torch.empty_like(image[span])
         k_image, lost = torch.empty_like(h), gauss.new_empty((len(part), lists.tiles[0] * lists.tiles[1]))
-        runtime.launch(splat_cuda.step_tiles, _grid(part, lists), splat_cuda.WARP, record, lists.tile_start,
-                      lists.tile_list, part.extent, options.eps, delta, gain[span], values[span], importance[span],
-                      image[span], h, k_image, lost)
+        runtime.launch(
+            splat_cuda.step_tiles,
+            _grid(part, lists),
+            splat_cuda.WARP,
+            record,
+            lists.tile_start,
+            lists.tile_list,
+            part.extent,
+            options.eps,
+            delta,
+            gain[span],
+            values[span],
+            importance[span],
+            image[span],
+            h,
+            k_image,
+            lost,
+        )
         loss[span] = lost.sum(1, dtype=torch.float64)
         _gather(gauss, part, lists, options, (record, box), (h, k_image), grad, pose)
     return image, loss, grad, pose
 
 
-def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT,
-                   lists=None):
+def image_gradient(mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options=DEFAULT, lists=None):
     """dI/dX (S, X, Y, 3) per mm; see :func:`gsbids.kernels.ops.image_gradient`."""
     geometry = on_device(geometry, mean.device)
     gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, options.mass_factor)
@@ -195,8 +225,20 @@ def _image_gradient(gauss, geometry, options, parts, image, weight):
         record, _ = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)
         depth = gauss.new_empty((len(lists.pairs), 4))
         runtime.launch(adjoint_cuda.project_depth, *_threads(len(lists.pairs)), part.frame, gauss, lists.pairs, depth)
-        runtime.launch(adjoint_cuda.image_gradient_tiles, _grid(part, lists), TILE * TILE, part.frame, record, depth,
-                      lists.tile_start, lists.tile_list, part.extent, image[span], weight[span], out[span])
+        runtime.launch(
+            adjoint_cuda.image_gradient_tiles,
+            _grid(part, lists),
+            TILE * TILE,
+            part.frame,
+            record,
+            depth,
+            lists.tile_start,
+            lists.tile_list,
+            part.extent,
+            image[span],
+            weight[span],
+            out[span],
+        )
     return out
 
 
@@ -211,8 +253,15 @@ def pose_normal_equations(geometry, gradient, residual, weight, gain):
     right = torch.stack([torch.arange(6, device=residual.device), torch.full((6,), 6, device=residual.device)])
     entry = torch.cat([upper, right], 1).T.to(torch.int32).contiguous()
     sums = residual.new_empty((len(residual), adjoint_cuda.NORMAL), dtype=torch.float32)
-    runtime.launch(adjoint_cuda.normal_equations, len(residual), adjoint_cuda.NORMAL_BLOCK, geometry.frame,
-                  *(a.float().contiguous() for a in (gradient, residual, weight, gain)), entry, sums)
+    runtime.launch(
+        adjoint_cuda.normal_equations,
+        len(residual),
+        adjoint_cuda.NORMAL_BLOCK,
+        geometry.frame,
+        *(a.float().contiguous() for a in (gradient, residual, weight, gain)),
+        entry,
+        sums,
+    )
     matrix = sums.new_empty((len(sums), 6, 6), dtype=torch.float64)
     matrix[:, upper[0], upper[1]] = sums[:, :21].double()
     matrix[:, upper[1], upper[0]] = sums[:, :21].double()
@@ -223,15 +272,39 @@ def _gather(gauss, part, lists, options, projected, cotangents, grad, pose):
     """Add what the slices of a part give to ``grad`` (J, 11), and fill their rows of ``pose`` (S, 6)."""
     n, (record, box), (h, k_image) = len(lists.pairs), projected, cotangents
     moment = gauss.new_empty((n, adjoint_cuda.MOMENTS))
-    runtime.launch(adjoint_cuda.moments, runtime.blocks(n, adjoint_cuda.PAIRS), adjoint_cuda.PAIRS * adjoint_cuda.WARP,
-                  record, box, lists.pairs, *part.shape, h.reshape(-1), k_image.reshape(-1), moment)
+    runtime.launch(
+        adjoint_cuda.moments,
+        runtime.blocks(n, adjoint_cuda.PAIRS),
+        adjoint_cuda.PAIRS * adjoint_cuda.WARP,
+        record,
+        box,
+        lists.pairs,
+        *part.shape,
+        h.reshape(-1),
+        k_image.reshape(-1),
+        moment,
+    )
     given = gauss.new_empty((n, adjoint_cuda.PARTS))
-    runtime.launch(adjoint_cuda.chain_pairs, *_threads(n), part.frame, gauss, lists.pairs, moment, options.mass_factor,
-                  given)
-    runtime.launch(adjoint_cuda.reduce_gaussians, *_threads(grad.numel()), given, lists.list_start, lists.pair_list,
-                  grad, lists.start > 0)
-    runtime.launch(adjoint_cuda.reduce_poses, len(part), adjoint_cuda.POSE_BLOCK, given, lists.slice_start,
-                  pose[lists.start:lists.stop])
+    runtime.launch(
+        adjoint_cuda.chain_pairs, *_threads(n), part.frame, gauss, lists.pairs, moment, options.mass_factor, given
+    )
+    runtime.launch(
+        adjoint_cuda.reduce_gaussians,
+        *_threads(grad.numel()),
+        given,
+        lists.list_start,
+        lists.pair_list,
+        grad,
+        lists.start > 0,
+    )
+    runtime.launch(
+        adjoint_cuda.reduce_poses,
+        len(part),
+        adjoint_cuda.POSE_BLOCK,
+        given,
+        lists.slice_start,
+        pose[lists.start : lists.stop],
+    )
 
 
 def _backward(gauss, geometry, options, parts, h, k_image):
@@ -257,8 +330,9 @@ def field_gradients(log_scale, quaternion, total, mass_factor: bool) -> tuple[to
     """Gradients of the five parameters of the field from the 11 numbers (J, 11) of each Gaussian."""
     log_scale, quaternion = (a.detach().float().contiguous() for a in (log_scale, quaternion))
     scale, turn = torch.empty_like(log_scale), torch.empty_like(quaternion)
-    runtime.launch(adjoint_cuda.unpack_gradient, *_threads(len(total)), log_scale, quaternion, total, mass_factor,
-                  scale, turn)
+    runtime.launch(
+        adjoint_cuda.unpack_gradient, *_threads(len(total)), log_scale, quaternion, total, mass_factor, scale, turn
+    )
     return total[:, :3].contiguous(), scale, turn, total[:, 9].contiguous(), total[:, 10].contiguous()
 
 
@@ -283,5 +357,11 @@ class SliceRenderCuda(torch.autograd.Function):
         log_scale, quaternion, gauss, image, weight = ctx.saved_tensors
         h = torch.where(geometry.inside, grad / weight, 0.0).contiguous()
         total, pose = gradients(gauss, geometry, options, lists, h, h * image)
-        return (*field_gradients(log_scale, quaternion, total, options.mass_factor), pose[:, :3], pose[:, 3:],
-                None, None, None)
+        return (
+            *field_gradients(log_scale, quaternion, total, options.mass_factor),
+            pose[:, :3],
+            pose[:, 3:],
+            None,
+            None,
+            None,
+        )

@@ -53,13 +53,25 @@ class DeviceGeometry:
         extent[extent[..., 1] <= extent[..., 0]] = 0
         empty = extent[..., 1] <= extent[..., 0]
         first = np.where(empty, columns, extent[..., 0])
-        window = np.stack([np.argmin(empty, 1), rows - np.argmin(empty[:, ::-1], 1), first.min(1, initial=columns),
-                           extent[..., 1].max(1, initial=0)], 1).astype(np.int32)
+        window = np.stack(
+            [
+                np.argmin(empty, 1),
+                rows - np.argmin(empty[:, ::-1], 1),
+                first.min(1, initial=columns),
+                extent[..., 1].max(1, initial=0),
+            ],
+            1,
+        ).astype(np.int32)
         window[empty.all(1)] = 0
         tiles = runtime.blocks(rows, TILE)
         pad = ((0, 0), (0, tiles * TILE - rows))
-        span = np.stack([np.pad(first, pad, constant_values=columns).reshape(len(extent), tiles, TILE).min(2),
-                         np.pad(extent[..., 1], pad).reshape(len(extent), tiles, TILE).max(2)], 2).astype(np.int32)
+        span = np.stack(
+            [
+                np.pad(first, pad, constant_values=columns).reshape(len(extent), tiles, TILE).min(2),
+                np.pad(extent[..., 1], pad).reshape(len(extent), tiles, TILE).max(2),
+            ],
+            2,
+        ).astype(np.int32)
         j = np.arange(columns)
         inside = (j >= extent[..., :1]) & (j < extent[..., 1:])
         arrays = (frames(geometry), extent, window, span, inside)
@@ -67,8 +79,9 @@ class DeviceGeometry:
 
     def slices(self, start: int, stop: int) -> "DeviceGeometry":
         """Some of the slices; views."""
-        return DeviceGeometry(*(a[start:stop] for a in (self.frame, self.extent, self.window, self.span,
-                                                         self.inside)), self.shape)
+        return DeviceGeometry(
+            *(a[start:stop] for a in (self.frame, self.extent, self.window, self.span, self.inside)), self.shape
+        )
 
     def moved(self, rotation, translation) -> "DeviceGeometry":
         """The same slices at other poses, (S, 3, 3) and (S, 3); no copy of anything else."""
@@ -93,9 +106,14 @@ def frames(geometry) -> np.ndarray:
 def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor: bool) -> torch.Tensor:
     """Rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.cuda.splat.pack_field`."""
     gauss = torch.empty((len(mean), GAUSS), device=mean.device)
-    runtime.launch(splat_cuda.pack_field, runtime.blocks(len(mean), splat_cuda.THREADS), splat_cuda.THREADS,
-                  *(a.detach().float().contiguous() for a in (mean, log_scale, quaternion, intensity, log_weight)),
-                  mass_factor, gauss)
+    runtime.launch(
+        splat_cuda.pack_field,
+        runtime.blocks(len(mean), splat_cuda.THREADS),
+        splat_cuda.THREADS,
+        *(a.detach().float().contiguous() for a in (mean, log_scale, quaternion, intensity, log_weight)),
+        mass_factor,
+        gauss,
+    )
     return gauss
 
 
@@ -138,14 +156,21 @@ class SlicePlan:
 
     def with_room(self, share: float) -> "SlicePlan":
         """A copy with room for ``share`` more pairs and tiles, to be filled by :meth:`take`."""
+
         def grown(list_, fill):
             room = list_.new_full((int(len(list_) * (1 + share)) + ROOM, *list_.shape[1:]), fill)
-            room[:len(list_)] = list_
+            room[: len(list_)] = list_
             return room
 
-        return replace(self, pairs=grown(self.pairs, NO_PAIR), pair_list=grown(self.pair_list, 0),
-                       tile_list=grown(self.tile_list, 0), slice_start=self.slice_start.clone(),
-                       list_start=self.list_start.clone(), tile_start=self.tile_start.clone())
+        return replace(
+            self,
+            pairs=grown(self.pairs, NO_PAIR),
+            pair_list=grown(self.pair_list, 0),
+            tile_list=grown(self.tile_list, 0),
+            slice_start=self.slice_start.clone(),
+            list_start=self.list_start.clone(),
+            tile_start=self.tile_start.clone(),
+        )
 
     def take(self, other: "SlicePlan") -> bool:
         """Copy another plan of the same slices into these very tensors; False, and nothing done, if it has no room.
@@ -158,8 +183,8 @@ class SlicePlan:
         if any(len(new) > len(old) for old, new in pairs) or len(self.list_start) != len(other.list_start):
             return False
         for old, new in pairs:
-            old[:len(new)] = new
-        self.pairs[len(other.pairs):] = NO_PAIR
+            old[: len(new)] = new
+        self.pairs[len(other.pairs) :] = NO_PAIR
         return True
 
 
@@ -198,13 +223,33 @@ def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor,
     owner, order = torch.sort(pairs[:, 1].contiguous(), stable=True)
     list_start = first_places(owner, len(gauss))
     tile_start, tile_list, tiles = _tiles(gauss, geometry, cut, pairs)
-    return SlicePlan(start, start + len(geometry), pairs, slice_start, list_start, order.to(torch.int32), tile_start,
-                     tile_list, tiles)
+    return SlicePlan(
+        start,
+        start + len(geometry),
+        pairs,
+        slice_start,
+        list_start,
+        order.to(torch.int32),
+        tile_start,
+        tile_list,
+        tiles,
+    )
 
 
 def _cull(gauss, geometry, cut, start, pairs, write):
-    runtime.launch(splat_cuda.cull, (start.shape[1], start.shape[0]) if start.numel() else 0, splat_cuda.CULL_BLOCK,
-                  geometry.frame, gauss, geometry.window, cut**2, *geometry.shape, start, pairs, write)
+    runtime.launch(
+        splat_cuda.cull,
+        (start.shape[1], start.shape[0]) if start.numel() else 0,
+        splat_cuda.CULL_BLOCK,
+        geometry.frame,
+        gauss,
+        geometry.window,
+        cut**2,
+        *geometry.shape,
+        start,
+        pairs,
+        write,
+    )
 
 
 def starts(counts: torch.Tensor) -> torch.Tensor:
@@ -224,8 +269,19 @@ def project(gauss, geometry: DeviceGeometry, pairs, cut: float, mass_factor: boo
     """Records (n, 8) and boxes (n, 4) of pairs; see :func:`gsbids.kernels.cuda.splat.project_pairs`."""
     record = gauss.new_empty((len(pairs), RECORD))
     box = gauss.new_empty((len(pairs), 4), dtype=torch.int32)
-    runtime.launch(splat_cuda.project_pairs, runtime.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
-                  geometry.frame, gauss, pairs, cut**2, mass_factor, *geometry.shape, record, box)
+    runtime.launch(
+        splat_cuda.project_pairs,
+        runtime.blocks(len(pairs), splat_cuda.THREADS),
+        splat_cuda.THREADS,
+        geometry.frame,
+        gauss,
+        pairs,
+        cut**2,
+        mass_factor,
+        *geometry.shape,
+        record,
+        box,
+    )
     return record, box
 
 
@@ -236,8 +292,20 @@ def _tiles(gauss, geometry, cut, pairs):
     counts = torch.zeros(len(pairs), dtype=torch.int32, device=pairs.device)
 
     def run(start, keys, values, write):
-        runtime.launch(splat_cuda.bin_tiles, runtime.blocks(len(pairs), splat_cuda.THREADS), splat_cuda.THREADS,
-                      record, box, pairs, geometry.span, tiles[1], start, keys, values, write)
+        runtime.launch(
+            splat_cuda.bin_tiles,
+            runtime.blocks(len(pairs), splat_cuda.THREADS),
+            splat_cuda.THREADS,
+            record,
+            box,
+            pairs,
+            geometry.span,
+            tiles[1],
+            start,
+            keys,
+            values,
+            write,
+        )
 
     none = counts.new_empty(1)
     run(counts, none, none, False)

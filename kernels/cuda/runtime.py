@@ -53,8 +53,10 @@ def numba_cuda():
     except ImportError as error:
         raise DeviceError("CUDA kernels need the package numba-cuda: pip install 'gsbids[gpu]'") from error
     if getattr(module, "implementation", None) != "NVIDIA":
-        raise DeviceError("numba.cuda is numba's own, older one; pip install 'gsbids[gpu]' into this very "
-                          "environment (a nested site directory does not run the redirection of numba-cuda)")
+        raise DeviceError(
+            "numba.cuda is numba's own, older one; pip install 'gsbids[gpu]' into this very "
+            "environment (a nested site directory does not run the redirection of numba-cuda)"
+        )
     # Small problems are as good a use of a GPU as any: no warnings about them.
     importlib.import_module("numba.cuda.core.config").CUDA_LOW_OCCUPANCY_WARNINGS = 0
     if os.environ.get("GSBIDS_BACKEND") == "sim" and not is_simulator():
@@ -126,8 +128,12 @@ def launch(kernel: Callable, grid: int | Sequence[int], block: int, *arguments) 
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     with torch.cuda.device(device):
         stream = cuda.external_stream(torch.cuda.current_stream().cuda_stream)
-        kernel[grid, block, stream](*(cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, torch.Tensor)
-                                      else _scalar(a) for a in arguments))
+        kernel[grid, block, stream](
+            *(
+                cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, torch.Tensor) else _scalar(a)
+                for a in arguments
+            )
+        )
 
 
 def _scalar(value):
@@ -182,8 +188,10 @@ def chunks(sizes: Sequence[int], bytes_each: int, available: int, what: str = "s
     ranges, start, total = [], 0, 0
     for index, size in enumerate(int(s) for s in sizes):
         if size > largest:
-            raise DeviceError(f"{what} {index} needs {size * bytes_each / 1e9:.2f} GB of device memory and "
-                              f"{available / 1e9:.2f} GB are free: use fewer Gaussians, or --device cpu")
+            raise DeviceError(
+                f"{what} {index} needs {size * bytes_each / 1e9:.2f} GB of device memory and "
+                f"{available / 1e9:.2f} GB are free: use fewer Gaussians, or --device cpu"
+            )
         if total + size > largest:
             ranges.append((start, index))
             start, total = index, 0
@@ -209,5 +217,7 @@ def with_smaller_chunks(run: Callable[[int], object], target: torch.device, atte
         except torch.cuda.OutOfMemoryError:
             share *= 2
         torch.cuda.empty_cache()
-    raise DeviceError(f"{target} ran out of memory {attempts} times, at last with {available / 1e9:.2f} GB for the "
-                      "renderer: free memory on it, use fewer Gaussians, or --device cpu")
+    raise DeviceError(
+        f"{target} ran out of memory {attempts} times, at last with {available / 1e9:.2f} GB for the "
+        "renderer: free memory on it, use fewer Gaussians, or --device cpu"
+    )

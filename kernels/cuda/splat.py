@@ -238,8 +238,9 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
     tile = (s * cuda.gridDim.y + cuda.blockIdx.y) * cuda.gridDim.x + cuda.blockIdx.x
     i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
     j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
-    n0, n1, d0, d1 = tile_sums(record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane,
-                               float32(i), float32(j))
+    n0, n1, d0, d1 = tile_sums(
+        record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane, float32(i), float32(j)
+    )
     if j < image.shape[2]:
         for half in range(2):
             row = i + 4 * half
@@ -276,8 +277,9 @@ def step_tiles(record, tile_start, tile_list, extent, eps, delta, gain, target, 
     tile = s * cuda.gridDim.y * cuda.gridDim.x + place
     i = int32(cuda.blockIdx.y * TILE + cuda.threadIdx.x // TILE)
     j = int32(cuda.blockIdx.x * TILE + cuda.threadIdx.x % TILE)
-    n0, n1, d0, d1 = tile_sums(record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane,
-                               float32(i), float32(j))
+    n0, n1, d0, d1 = tile_sums(
+        record, tile_list, uint32(tile_start[tile]), uint32(tile_start[tile + 1]), lane, float32(i), float32(j)
+    )
     lost, scale = ZERO, gain[s]
     if j < image.shape[2]:
         for half in range(2):

@@ -62,7 +62,8 @@ def _faults(scene, seed: int) -> dict:
         "out_of_memory": lambda: memory.out_of_memory(scene),
         "broken_pipe": lambda: runs.broken_pipe(scene),
         "strange_paths": lambda: runs.strange_paths(scene),
-        "killed_really": lambda: runs.killed_really(scene, seed)}
+        "killed_really": lambda: runs.killed_really(scene, seed),
+    }
 
 
 def _run_fault(attempt, key: str) -> dict:
@@ -86,10 +87,22 @@ def _corruptions(args: argparse.Namespace, folder: Path) -> int:
         if len(rows) % 10 == 0 or len(rows) == len(cases):
             faults = [f"{row['case']}: {', '.join(row['faults'])}" for row in rows if row["faults"]]
             endings, ways = (dict(Counter(row[key] for row in rows)) for key in ("ending", "way"))
-            wrong = _save(args, "corruptions", {
-                "name": "corrupted input", "tried": len(rows), "faults": faults, "facts": {
-                    "planned": len(cases), "endings": endings, "ways": ways, "by file": dict(sorted(counts.items()))},
-                "cases": rows})
+            wrong = _save(
+                args,
+                "corruptions",
+                {
+                    "name": "corrupted input",
+                    "tried": len(rows),
+                    "faults": faults,
+                    "facts": {
+                        "planned": len(cases),
+                        "endings": endings,
+                        "ways": ways,
+                        "by file": dict(sorted(counts.items())),
+                    },
+                    "cases": rows,
+                },
+            )
     return wrong
 
 

@@ -10,16 +10,64 @@ import numpy as np
 
 _HEADER = 352
 #: Fields of a NIfTI-1 header that matter most: offset and type.
-_FIELDS = {"sizeof_hdr": (0, "<i4"), "dim0": (40, "<i2"), "dim1": (42, "<i2"), "dim3": (46, "<i2"), "dim4": (48, "<i2"),
-           "datatype": (70, "<i2"), "bitpix": (72, "<i2"), "pixdim1": (80, "<f4"), "pixdim3": (88, "<f4"),
-           "vox_offset": (108, "<f4"), "scl_slope": (112, "<f4"), "scl_inter": (116, "<f4"), "qform": (252, "<i2"),
-           "sform": (254, "<i2"), "srow_x": (280, "<f4"), "srow_z": (320, "<f4"), "magic": (344, "<i4")}
+_FIELDS = {
+    "sizeof_hdr": (0, "<i4"),
+    "dim0": (40, "<i2"),
+    "dim1": (42, "<i2"),
+    "dim3": (46, "<i2"),
+    "dim4": (48, "<i2"),
+    "datatype": (70, "<i2"),
+    "bitpix": (72, "<i2"),
+    "pixdim1": (80, "<f4"),
+    "pixdim3": (88, "<f4"),
+    "vox_offset": (108, "<f4"),
+    "scl_slope": (112, "<f4"),
+    "scl_inter": (116, "<f4"),
+    "qform": (252, "<i2"),
+    "sform": (254, "<i2"),
+    "srow_x": (280, "<f4"),
+    "srow_z": (320, "<f4"),
+    "magic": (344, "<i4"),
+}
 _NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 1000, 32767, -32768, 0.5, 1e-30, -1e30, 3e38, np.nan, np.inf, -np.inf)
-_VALUES = ("", "3", "<script>alert(1)</script>", "a\tb\nc", "é\u202e\U0001f9e0", -1, 0, 1e308, 10**400, 3.5, True, None,
-           [], [[]], {}, {"a": {"b": 1}}, [None], ["x"], [1e400], [0.5] * 500, "k-", "j", "x" * 5000, "\x00",
-           "../../etc")
-_KEYS = ("SliceThickness", "SliceTiming", "SliceEncodingDirection", "EchoTime", "RepetitionTime", "Manufacturer",
-         "MagneticFieldStrength", "SequenceName", "IntendedFor")
+_VALUES = (
+    "",
+    "3",
+    "<script>alert(1)</script>",
+    "a\tb\nc",
+    "é\u202e\U0001f9e0",
+    -1,
+    0,
+    1e308,
+    10**400,
+    3.5,
+    True,
+    None,
+    [],
+    [[]],
+    {},
+    {"a": {"b": 1}},
+    [None],
+    ["x"],
+    [1e400],
+    [0.5] * 500,
+    "k-",
+    "j",
+    "x" * 5000,
+    "\x00",
+    "../../etc",
+)
+_KEYS = (
+    "SliceThickness",
+    "SliceTiming",
+    "SliceEncodingDirection",
+    "EchoTime",
+    "RepetitionTime",
+    "Manufacturer",
+    "MagneticFieldStrength",
+    "SequenceName",
+    "IntendedFor",
+)
 _DESCRIPTION = ("Name", "BIDSVersion", "DatasetType", "License", "DatasetDOI", "GeneratedBy", "DatasetLinks")
 
 
@@ -32,7 +80,7 @@ def header(path: Path, rng: np.random.Generator) -> str:
         number = float(rng.choice(_NUMBERS))
         with np.errstate(all="ignore"):
             value = np.array(number).astype(kind)
-        raw[at:at + value.nbytes] = value.tobytes()
+        raw[at : at + value.nbytes] = value.tobytes()
         what = f"{name} = {value}"
     else:
         places = rng.integers(0, _HEADER, rng.integers(1, 6))
@@ -142,14 +190,24 @@ def arrays(path: Path, rng: np.random.Generator) -> str:
         fields[key] = _VALUES[rng.integers(len(_VALUES))]
         found["header"], name = np.array(json.dumps(fields)), f"header {key}"
     else:
-        found[name] = {"shape": lambda: value[..., None, :] if value.ndim else value[None],
-                       "nan": lambda: np.full_like(value, np.nan, dtype=float), "empty": lambda: value[:0],
-                       "huge": lambda: np.full_like(value, 1e30, dtype=float),
-                       "type": lambda: value.astype(complex), "text": lambda: value.astype(str),
-                       "object": lambda: np.array([{"a": 1}, None], dtype=object)}[kind]()
+        found[name] = {
+            "shape": lambda: value[..., None, :] if value.ndim else value[None],
+            "nan": lambda: np.full_like(value, np.nan, dtype=float),
+            "empty": lambda: value[:0],
+            "huge": lambda: np.full_like(value, 1e30, dtype=float),
+            "type": lambda: value.astype(complex),
+            "text": lambda: value.astype(str),
+            "object": lambda: np.array([{"a": 1}, None], dtype=object),
+        }[kind]()
     np.savez_compressed(path, **found)
     return f"{kind}: {name}"
 
 
 CORRUPTIONS: dict[str, Callable[[Path, np.random.Generator], str]] = {
-    "header": header, "stream": stream, "voxels": voxels, "json": json_value, "table": table, "arrays": arrays}
+    "header": header,
+    "stream": stream,
+    "voxels": voxels,
+    "json": json_value,
+    "table": table,
+    "arrays": arrays,
+}

@@ -18,15 +18,32 @@ from faults.subject import Subject, flaws, gsbids, make_subject
 from faults.warm import Ended, run_forked
 
 #: How often each corruption is tried: what is run, which file is spoilt, how.
-PLAN = (("svr", "stack", "header", 34), ("svr", "mask", "header", 16), ("svr", "stack", "stream", 22),
-        ("svr", "mask", "stream", 10), ("svr", "stack", "voxels", 14), ("svr", "mask", "voxels", 6),
-        ("svr", "sidecar", "json", 30), ("svr", "sidecar", "stream", 10), ("svr", "description", "json", 10),
-        ("svr", "description", "stream", 4), ("svr", "participants", "table", 6), ("svr", "participants", "stream", 3),
-        ("sr", "stack", "header", 10), ("sr", "sidecar", "json", 6), ("sr", "stack", "voxels", 3),
-        ("reconstruct", "stack", "header", 6), ("reconstruct", "sidecar", "json", 6),
-        ("reconstruct", "mask", "stream", 3), ("super-resolve", "stack", "header", 6),
-        ("super-resolve", "sidecar", "json", 5), ("sample", "model", "arrays", 22), ("sample", "model", "stream", 10),
-        ("group", "metrics", "table", 12), ("group", "metrics", "stream", 6))
+PLAN = (
+    ("svr", "stack", "header", 34),
+    ("svr", "mask", "header", 16),
+    ("svr", "stack", "stream", 22),
+    ("svr", "mask", "stream", 10),
+    ("svr", "stack", "voxels", 14),
+    ("svr", "mask", "voxels", 6),
+    ("svr", "sidecar", "json", 30),
+    ("svr", "sidecar", "stream", 10),
+    ("svr", "description", "json", 10),
+    ("svr", "description", "stream", 4),
+    ("svr", "participants", "table", 6),
+    ("svr", "participants", "stream", 3),
+    ("sr", "stack", "header", 10),
+    ("sr", "sidecar", "json", 6),
+    ("sr", "stack", "voxels", 3),
+    ("reconstruct", "stack", "header", 6),
+    ("reconstruct", "sidecar", "json", 6),
+    ("reconstruct", "mask", "stream", 3),
+    ("super-resolve", "stack", "header", 6),
+    ("super-resolve", "sidecar", "json", 5),
+    ("sample", "model", "arrays", 22),
+    ("sample", "model", "stream", 10),
+    ("group", "metrics", "table", 12),
+    ("group", "metrics", "stream", 6),
+)
 
 _NOT_ALLOWED = re.compile(r"Traceback|Segmentation fault|core dumped|most recent call last")
 
@@ -65,8 +82,9 @@ def cases(count: int | None = None) -> list[tuple[int, str, str, str]]:
     return [every[k] for k in np.linspace(0, len(every) - 1, count).round().astype(int)]
 
 
-def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: int, way: str = "whole",
-             run=None) -> Verdict:
+def run_case(
+    case: tuple[int, str, str, str], good: Path, folder: Path, seed: int, way: str = "whole", run=None
+) -> Verdict:
     """Corrupt a copy of valid input, run the command on it, and look at what is there afterwards.
 
     Parameters
@@ -101,16 +119,31 @@ def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: in
         faults.append("the input has changed")
     if command != "group":
         faults += flaws(written)
-    if ended.code == 2 and command not in ("group",) and written.exists() and any(
-            p.is_file() for p in written.rglob("*")):
+    if (
+        ended.code == 2
+        and command not in ("group",)
+        and written.exists()
+        and any(p.is_file() for p in written.rglob("*"))
+    ):
         faults.append("refused, and yet something is written")
     errors = [line for line in ended.err.splitlines() if line.startswith("gsbids: error: ")]
     ending = "wrong" if faults else {0: "good result", 2: "refused"}.get(ended.code, "failed step")
-    strange = tuple(line for line in ended.err.splitlines() if re.search(r"Warning|Error|Exception", line)
-                    and not line.startswith("gsbids: "))[:3]
-    verdict = Verdict(f"{number} {command}: {target} {how}", what, way, ended.code, ending,
-                      errors[0].removeprefix("gsbids: error: ").replace(str(folder), "") if errors else "",
-                      ended.seconds, tuple(faults), strange)
+    strange = tuple(
+        line
+        for line in ended.err.splitlines()
+        if re.search(r"Warning|Error|Exception", line) and not line.startswith("gsbids: ")
+    )[:3]
+    verdict = Verdict(
+        f"{number} {command}: {target} {how}",
+        what,
+        way,
+        ended.code,
+        ending,
+        errors[0].removeprefix("gsbids: error: ").replace(str(folder), "") if errors else "",
+        ended.seconds,
+        tuple(faults),
+        strange,
+    )
     if not faults:
         shutil.rmtree(folder)
     return verdict
@@ -119,8 +152,15 @@ def run_case(case: tuple[int, str, str, str], good: Path, folder: Path, seed: in
 def run_real(words: list[str], folder: Path, seconds: float = 300.0) -> Ended:
     """``python -m gsbids WORDS`` in a process group of its own, killed when it hangs."""
     began = time.monotonic()
-    process = subprocess.Popen(gsbids(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
-                               errors="replace", start_new_session=True)
+    process = subprocess.Popen(
+        gsbids(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        errors="replace",
+        start_new_session=True,
+    )
     code = None
     try:
         out, err = process.communicate(timeout=seconds)
@@ -155,10 +195,13 @@ def _prepare(command: str, target: str, subject: Subject, good: Path, folder: Pa
     """File to corrupt, words of the command, and the folder that it writes to."""
     run = int(rng.integers(1, 4)) if command not in ("sr", "super-resolve") else 1
     stack = subject.stack(run)
-    path = {"stack": stack, "mask": subject.mask(run),
-            "sidecar": stack.with_name(stack.name.replace(".nii.gz", ".json")),
-            "description": subject.root / "dataset_description.json",
-            "participants": subject.root / "participants.tsv"}.get(target)
+    path = {
+        "stack": stack,
+        "mask": subject.mask(run),
+        "sidecar": stack.with_name(stack.name.replace(".nii.gz", ".json")),
+        "description": subject.root / "dataset_description.json",
+        "participants": subject.root / "participants.tsv",
+    }.get(target)
     out, given = folder / "out", folder / "given"
     if command in ("svr", "sr"):
         mode = ("--mode", "sr", "--sr-quality", "fast") if command == "sr" else ()
@@ -174,9 +217,25 @@ def _prepare(command: str, target: str, subject: Subject, good: Path, folder: Pa
         shutil.copyfile(next((good / "out").rglob("*_model.npz")), path)
         return path, ["sample", str(path), str(target_file), "--spacing", "2.5", "--nprocs", "1"], out
     if command == "super-resolve":
-        return path, ["super-resolve", str(stack), str(target_file), "--factor", "2", "--sr-quality", "fast",
-                      "--nprocs", "1"], out
-    words = ["reconstruct", "--input-stacks", *(str(subject.stack(k)) for k in (1, 2, 3)), "--input-masks",
-             *(str(subject.mask(k)) for k in (1, 2, 3)), "--output-volume", str(target_file),
-             "--output-resolution", "2.5", "--nprocs", "1", "--sloppy", "-w", str(folder / "work")]
+        return (
+            path,
+            ["super-resolve", str(stack), str(target_file), "--factor", "2", "--sr-quality", "fast", "--nprocs", "1"],
+            out,
+        )
+    words = [
+        "reconstruct",
+        "--input-stacks",
+        *(str(subject.stack(k)) for k in (1, 2, 3)),
+        "--input-masks",
+        *(str(subject.mask(k)) for k in (1, 2, 3)),
+        "--output-volume",
+        str(target_file),
+        "--output-resolution",
+        "2.5",
+        "--nprocs",
+        "1",
+        "--sloppy",
+        "-w",
+        str(folder / "work"),
+    ]
     return path, words, out

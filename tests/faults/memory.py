@@ -37,8 +37,15 @@ def out_of_memory(scene: Scene) -> Found:
 
 def _run(scene: Scene, folder: Path, limit) -> Ended:
     words = gsbids(*scene.subject.arguments(folder, "--nprocs", "2"))
-    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=limit, start_new_session=True)
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+        start_new_session=True,
+    )
     try:
         _, err = process.communicate(timeout=400)
         return Ended(process.returncode, "", err, 0.0)
@@ -53,8 +60,10 @@ def _judge(found: Found, ended: Ended, folder: Path, name: str) -> None:
     found.tried += 1
     found.expect(ended.code is not None, f"{name}: it hung: {ended.err[-500:]}")
     # The kernel may choose the parent: then the run is over, as killed by -9.
-    found.expect(ended.code in (None, 0, 1, 2, -signal.SIGKILL) or "MemoryError" in ended.err,
-                 f"{name}: exit code {ended.code}: {ended.err[-500:]}")
+    found.expect(
+        ended.code in (None, 0, 1, 2, -signal.SIGKILL) or "MemoryError" in ended.err,
+        f"{name}: exit code {ended.code}: {ended.err[-500:]}",
+    )
     found.faults += [f"{name}: {flaw}" for flaw in flaws(folder / "out", leftovers=False)]
 
 

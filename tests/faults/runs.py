@@ -208,8 +208,10 @@ def neighbours(scene: Scene, subjects: Subject, times: int = 2) -> Found:
     found = Found("runs of two subjects into one output and one working folder at once")
     for k in range(times):
         folder = scene.new(f"neighbours-{k}")
-        running = [start_forked(subjects.arguments(folder, "--participant-label", label),
-                                scene.new(f"neighbours-{k}-{label}")) for label in ("01", "02")]
+        running = [
+            start_forked(subjects.arguments(folder, "--participant-label", label), scene.new(f"neighbours-{k}-{label}"))
+            for label in ("01", "02")
+        ]
         ended = [process.wait(240) for process in running]
         found.expect([end.code for end in ended] == [0, 0], f"{[end.err[-300:] for end in ended if end.code]}")
         found.faults += flaws(folder / "out")
@@ -241,8 +243,10 @@ def worker_killed(scene: Scene) -> Found:
             _fails_well(found, ended, name)
             found.expect(ended.code == 1 and "ended from outside" in text, f"{name}: {text[-400:]}")
             page = folder / "out" / "sub-01.html"
-            found.expect(page.is_file() and "ended from outside" in page.read_text(encoding="utf-8"),
-                         "the report does not say it")
+            found.expect(
+                page.is_file() and "ended from outside" in page.read_text(encoding="utf-8"),
+                "the report does not say it",
+            )
         else:
             found.expect(ended.code == 0, f"{name}: {text[-400:]}")
         found.faults += flaws(folder / "out")
@@ -255,10 +259,21 @@ def broken_pipe(scene: Scene) -> Found:
     found, python = Found("broken pipe on the terminal"), " ".join(gsbids())
     folder = scene.new("pipe")
     line = " ".join(f"'{word}'" for word in scene.subject.arguments(folder))
-    for what in (f"{python} --help | true", f"{python} --version | true", f"{python} {line} --dry-run | head -1",
-                 f"{python} {line} 2>&1 | head -1", f"{python} {line} 2>&1 | true"):
-        done = subprocess.run(["bash", "-c", f"set -o pipefail; {what}"], capture_output=True, text=True, check=False,
-                              cwd=folder, timeout=400)
+    for what in (
+        f"{python} --help | true",
+        f"{python} --version | true",
+        f"{python} {line} --dry-run | head -1",
+        f"{python} {line} 2>&1 | head -1",
+        f"{python} {line} 2>&1 | true",
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {what}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+            timeout=400,
+        )
         short = what.replace(python, "gsbids").replace(line, "...")
         found.facts[short] = f"exit code {done.returncode}"
         found.expect(not done.stderr.strip() or "Error" not in done.stderr, f"{short}: {done.stderr[-300:]}")

@@ -35,8 +35,17 @@ class Subject:
 
     def arguments(self, folder: Path, *options) -> list[str]:
         """Words of the command line; output and working folder are below ``folder``."""
-        return [str(self.root), str(folder / "out"), "participant", "-d", f"masks={self.masks}", "-w",
-                str(folder / "work"), *OPTIONS, *map(str, options)]
+        return [
+            str(self.root),
+            str(folder / "out"),
+            "participant",
+            "-d",
+            f"masks={self.masks}",
+            "-w",
+            str(folder / "work"),
+            *OPTIONS,
+            *map(str, options),
+        ]
 
     def checksums(self) -> dict[str, str]:
         """Of everything that is input."""
@@ -53,14 +62,20 @@ def make_subject(folder: Path, labels=("01",), stacks: int = 3) -> Subject:
             fields["GeneratedBy"] = [{"Name": "hand"}]
         (root / "dataset_description.json").write_text(json.dumps(fields))
     (subject.root / "participants.tsv").write_text(
-        "participant_id\tage\n" + "".join(f"sub-{label}\t30\n" for label in labels))
+        "participant_id\tage\n" + "".join(f"sub-{label}\t30\n" for label in labels)
+    )
     for label in labels:
         for run in range(1, stacks + 1):
             image, mask, affine = ball_stack(run)
             write_nifti(subject.stack(run, label), image, affine)
             write_nifti(subject.mask(run, label), mask, affine)
-            fields = {"SliceThickness": 4.0, "SliceTiming": [0.5 * k for k in range(14)], "EchoTime": 0.09,
-                      "Manufacturer": "none", "RepetitionTime": 7.0}
+            fields = {
+                "SliceThickness": 4.0,
+                "SliceTiming": [0.5 * k for k in range(14)],
+                "EchoTime": 0.09,
+                "Manufacturer": "none",
+                "RepetitionTime": 7.0,
+            }
             name = subject.stack(run, label).name.replace(".nii.gz", ".json")
             subject.stack(run, label).with_name(name).write_text(json.dumps(fields))
     return subject

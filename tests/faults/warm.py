@@ -75,8 +75,10 @@ class Running:
         return self._ended(None)
 
     def _ended(self, code: int | None) -> Ended:
-        texts = [path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-                 for path in (self.folder / "stdout.txt", self.folder / "stderr.txt")]
+        texts = [
+            path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            for path in (self.folder / "stdout.txt", self.folder / "stderr.txt")
+        ]
         return Ended(code, *texts, round(time.monotonic() - self.began, 2))
 
 

@@ -19,7 +19,7 @@ def outside(word: str, binds: dict[str, str]) -> str:
     name, equals, path = word.rpartition("=")
     for inside, folder in binds.items():
         if path == inside or path.startswith(f"{inside}/"):
-            return name + equals + folder + path[len(inside):]
+            return name + equals + folder + path[len(inside) :]
     return word
 
 

@@ -20,8 +20,17 @@ from slurm.one_machine import any_slurm
 from gsbids.simulate.acquire import Acquisition
 from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
-OPTIONS = ["--sloppy", "--output-resolution", "2", "--mask-mode", "otsu", "--no-denoise", "--no-n4", "--omp-nthreads",
-           "1"]
+OPTIONS = [
+    "--sloppy",
+    "--output-resolution",
+    "2",
+    "--mask-mode",
+    "otsu",
+    "--no-denoise",
+    "--no-n4",
+    "--omp-nthreads",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +48,19 @@ def data(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("data") / "bids"
     for subject in ("01", "02"):
-        simulate_dataset(root, SimulationSettings(
-            subject=subject, phantom_voxel=1.2, brain_ml=80.0, truth_resolution=1.5, angle=4.0, shift=2.5,
-            orientations=("axial", "coronal"),
-            acquisition=Acquisition(in_plane=1.6, thickness=4.0, spacing=4.0, noise=0.01)))
+        simulate_dataset(
+            root,
+            SimulationSettings(
+                subject=subject,
+                phantom_voxel=1.2,
+                brain_ml=80.0,
+                truth_resolution=1.5,
+                angle=4.0,
+                shift=2.5,
+                orientations=("axial", "coronal"),
+                acquisition=Acquisition(in_plane=1.6, thickness=4.0, spacing=4.0, noise=0.01),
+            ),
+        )
     for run_number in (1, 2):
         path = root / "sub-02" / "anat" / f"sub-02_run-{run_number}_T2w.nii.gz"
         image = nib.load(path)
@@ -53,22 +71,45 @@ def data(tmp_path_factory):
 
 def run(data, folder: Path, slurm, *options) -> subprocess.CompletedProcess:
     (folder / "here").mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, "-m", "gsbids", data, folder / "out", "participant", "-w", folder / "work",
-                           *OPTIONS, *options], env=os.environ | slurm, cwd=folder / "here", capture_output=True,
-                          text=True, timeout=1800, check=False)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gsbids",
+            data,
+            folder / "out",
+            "participant",
+            "-w",
+            folder / "work",
+            *OPTIONS,
+            *options,
+        ],
+        env=os.environ | slurm,
+        cwd=folder / "here",
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
 
 
 def plugin_file(folder: Path, plugin: str) -> Path:
     path = folder / "plugin.yml"
-    path.write_text(json.dumps({"plugin": plugin, "plugin_args": {"sbatch_args": "--time=00:30:00",
-                                                                  "poll_interval": 1}}))
+    path.write_text(
+        json.dumps({"plugin": plugin, "plugin_args": {"sbatch_args": "--time=00:30:00", "poll_interval": 1}})
+    )
     return path
 
 
 def spans(slurm, since: datetime) -> dict[str, list[tuple[datetime, datetime]]]:
     """When jobs of each subject ran."""
-    done = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%j|%S|%e"], env=os.environ | slurm,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["squeue", "-h", "-t", "all", "-o", "%j|%S|%e"],
+        env=os.environ | slurm,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found: dict[str, list] = {"sub_01": [], "sub_02": []}
     for line in done.stdout.splitlines():
         name, begin, end = line.split("|")
@@ -79,8 +120,11 @@ def spans(slurm, since: datetime) -> dict[str, list[tuple[datetime, datetime]]]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.glob("sub-01/anat/*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("sub-01/anat/*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +152,18 @@ def test_two_subjects_of_which_one_fails(data, slurm, alone, tmp_path, plugin):
     assert "the mask made from the stack holds" not in (out / "sub-01.html").read_text(encoding="utf-8")
     # They ran side by side: jobs of the one began before those of the other had ended. (Single jobs take less than the
     # second to which Slurm tells times.)
-    first, second = ((min(begin for begin, _ in jobs), max(end for _, end in jobs))
-                     for jobs in spans(slurm, began).values())
+    first, second = (
+        (min(begin for begin, _ in jobs), max(end for _, end in jobs)) for jobs in spans(slurm, began).values()
+    )
     assert first[0] < second[1]
     assert second[0] < first[1]
     # What jobs print is in the working folder.
     assert list((tmp_path / "here").iterdir()) == []
     assert list((tmp_path / "work").glob("*/gsbids_wf/batch/*.out"))
-    assert subprocess.run(["squeue", "-h"], env=os.environ | slurm, capture_output=True, text=True,
-                          check=True).stdout == ""
+    assert (
+        subprocess.run(["squeue", "-h"], env=os.environ | slurm, capture_output=True, text=True, check=True).stdout
+        == ""
+    )
 
 
 def documented(script: bool, **changes: str) -> str:
@@ -139,15 +186,25 @@ def documented_job(data, slurm, tmp_path):
     image = tmp_path / "gsbids.sif"
     image.touch()
     folders = {"/data/study-gsbids": str(tmp_path / "out"), "/data/study": str(data)}
-    (tmp_path / "gsbids.sbatch").write_text(documented(
-        True, **{"-d masks=/data/derivatives/masks": " ".join(OPTIONS), **folders,
-                 "/scratch/$USER/gsbids": str(tmp_path / "scratch"), "/containers/gsbids.sif": str(image),
-                 "--cpus-per-task=8": "--cpus-per-task=1", "--mem=16G": "--mem=3G"}))
+    (tmp_path / "gsbids.sbatch").write_text(
+        documented(
+            True,
+            **{
+                "-d masks=/data/derivatives/masks": " ".join(OPTIONS),
+                **folders,
+                "/scratch/$USER/gsbids": str(tmp_path / "scratch"),
+                "/containers/gsbids.sif": str(image),
+                "--cpus-per-task=8": "--cpus-per-task=1",
+                "--mem=16G": "--mem=3G",
+            },
+        )
+    )
     send = documented(False, **folders) + "\necho $job\n"
     variables = os.environ | slurm | {"GSBIDS_PYTHON": sys.executable}
     variables["PATH"] = f"{tmp_path / 'bin'}:{variables['PATH']}"
-    done = subprocess.run(["bash", "-euc", send], env=variables, cwd=tmp_path, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        ["bash", "-euc", send], env=variables, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     group, array = (word for word in done.stdout.split() if word.isdigit())
     return array, group
 
@@ -161,8 +218,13 @@ def wait_for_the_end(slurm, seconds: float = 1200) -> None:
 
 def state(slurm, job: str) -> tuple[str, int]:
     """State and exit code of a job."""
-    done = subprocess.run(["squeue", "-h", "-t", "all", "-j", job, "-O", "State,exit_code"], env=os.environ | slurm,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["squeue", "-h", "-t", "all", "-j", job, "-O", "State,exit_code"],
+        env=os.environ | slurm,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     name, status = done.stdout.split()
     return name, os.waitstatus_to_exitcode(int(status))
 

@@ -108,18 +108,38 @@ def one_machine(folder: Path, memory: int = 8000) -> Iterator[Path]:
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(1024))
     conf = folder / "slurm.conf"
-    conf.write_text(_CONF.format(host=socket.gethostname().partition(".")[0], folder=folder, memory=memory,
-                                 user=_user(), port=_free_port(), node_port=_free_port()), encoding="ascii")
+    conf.write_text(
+        _CONF.format(
+            host=socket.gethostname().partition(".")[0],
+            folder=folder,
+            memory=memory,
+            user=_user(),
+            port=_free_port(),
+            node_port=_free_port(),
+        ),
+        encoding="ascii",
+    )
     environment = os.environ | {"PATH": PATH, "SLURM_CONF": str(conf)}
     started = []
     try:
-        for command in (["munged", "--foreground", "--force", f"--socket={folder}/munge.socket",
-                         f"--key-file={key}", f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log",
-                         f"--seed-file={folder}/munged.seed"],
-                        ["slurmctld", "-D", "-i"], ["slurmd", "-D"]):
+        for command in (
+            [
+                "munged",
+                "--foreground",
+                "--force",
+                f"--socket={folder}/munge.socket",
+                f"--key-file={key}",
+                f"--pid-file={folder}/munged.pid",
+                f"--log-file={folder}/munged.log",
+                f"--seed-file={folder}/munged.seed",
+            ],
+            ["slurmctld", "-D", "-i"],
+            ["slurmd", "-D"],
+        ):
             with open(folder / f"{command[0]}.out", "w", encoding="utf-8") as log:
-                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log,
-                                                start_new_session=True))
+                started.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
             _wait(lambda: (folder / "munge.socket").exists(), started[-1], folder)
         _wait(lambda: "idle" in _ask(["sinfo", "-h", "-o", "%T"], environment), started[-1], folder)
         yield conf

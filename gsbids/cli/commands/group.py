@@ -51,20 +51,44 @@ def run(args: argparse.Namespace) -> int:
     for words, _ in table.troubles:
         LOGGER.warning("%s", words)
     if not table.rows:
-        chosen = "".join(f" of {prefix}-{f', {prefix}-'.join(labels)}" for prefix, labels in
-                         (("sub", participants), ("ses", sessions)) if labels)
-        raise InputError(f"{output_dir}: no metrics{chosen} (sub-*/[ses-*/]anat/*_desc-qc_metrics.tsv) that can be "
-                         "used; run the participant level into this folder first")
+        chosen = "".join(
+            f" of {prefix}-{f', {prefix}-'.join(labels)}"
+            for prefix, labels in (("sub", participants), ("ses", sessions))
+            if labels
+        )
+        raise InputError(
+            f"{output_dir}: no metrics{chosen} (sub-*/[ses-*/]anat/*_desc-qc_metrics.tsv) that can be "
+            "used; run the participant level into this folder first"
+        )
     methods = [method for method in known if any(row.method == method for row in table.rows)]
-    spreads = {method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
-               for method in methods}
+    spreads = {
+        method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
+        for method in methods
+    }
     marks = {row.name: outliers(spreads[row.method], row.values) for row in table.rows}
-    rows = [GroupRow(row.label, row.name, row.report, row.values, tuple(marks[row.name]), row.method,
-                     row.words.get("verdict", "")) for row in table.rows]
+    rows = [
+        GroupRow(
+            row.label,
+            row.name,
+            row.report,
+            row.values,
+            tuple(marks[row.name]),
+            row.method,
+            row.words.get("verdict", ""),
+        )
+        for row in table.rows
+    ]
     spoilt = [row.label for row in rows if row.verdict == DO_NOT_USE]
     page = output_dir / f"{GROUP_STEM}.html"
-    content = GroupContent(f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}", rows,
-                           table.columns, spreads, table.troubles, f"{GROUP_STEM}.tsv", __version__)
+    content = GroupContent(
+        f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}",
+        rows,
+        table.columns,
+        spreads,
+        table.troubles,
+        f"{GROUP_STEM}.tsv",
+        __version__,
+    )
     try:
         tsv = write_table(output_dir, table, marks)
         write_atomic(page, render_group(content).encode(errors="replace"))
@@ -72,20 +96,27 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{output_dir}: cannot be written to ({error.strerror}); make it writable") from error
     if spoilt:
         LOGGER.warning("%d not to be used, as their verdict says: %s", len(spoilt), ", ".join(spoilt))
-    LOGGER.info("%d reconstructions, %d marked, %d missing or broken", len(rows),
-                sum(bool(names) for names in marks.values()), len(table.troubles))
+    LOGGER.info(
+        "%d reconstructions, %d marked, %d missing or broken",
+        len(rows),
+        sum(bool(names) for names in marks.values()),
+        len(table.troubles),
+    )
     LOGGER.info("table in %s, page in %s", tsv, page)
     return 0
 
 
 def _check(bids_dir: Path, output_dir: Path) -> None:
-    for name, folder, way in (("bids_dir", bids_dir, "give the root folder of the BIDS data set"),
-                              ("output_dir", output_dir, "give the folder that the participant level wrote to")):
+    for name, folder, way in (
+        ("bids_dir", bids_dir, "give the root folder of the BIDS data set"),
+        ("output_dir", output_dir, "give the folder that the participant level wrote to"),
+    ):
         if not folder.is_dir():
             raise InputError(f"{name} {folder}: there is no such folder; {way}")
     check_place("output_dir", output_dir, bids_dir, "give the folder that the participant level wrote to")
 
 
 def _subjects(bids_dir: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name[4:] for entry in os.scandir(bids_dir)
-                        if entry.name.startswith("sub-") and entry.is_dir()))
+    return tuple(
+        sorted(entry.name[4:] for entry in os.scandir(bids_dir) if entry.name.startswith("sub-") and entry.is_dir())
+    )

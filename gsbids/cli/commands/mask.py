@@ -17,14 +17,21 @@ COMMAND = "mask"
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments after ``gsbids mask``."""
-    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False,
-                    description="Find the fetal brain in a stack of slices. Look at every mask before you trust it.")
+    parser = Parser(
+        prog=f"gsbids {COMMAND}",
+        allow_abbrev=False,
+        description="Find the fetal brain in a stack of slices. Look at every mask before you trust it.",
+    )
     parser.add_argument("input", type=Path, metavar="STACK.nii.gz", help="stack of 2D slices")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the mask, on the grid of the stack")
-    parser.add_argument("--mask-weights", type=Path, metavar="FILE",
-                        help="weights of a network of your own (.safetensors), or the checkpoint of MONAIfbs or "
-                        "Fetal-BET2 (.pt, .pth) (default: "
-                        "those that come with gsbids)")
+    parser.add_argument(
+        "--mask-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of a network of your own (.safetensors), or the checkpoint of MONAIfbs or "
+        "Fetal-BET2 (.pt, .pth) (default: "
+        "those that come with gsbids)",
+    )
     parser.add_argument("--probability", type=Path, metavar="FILE.nii.gz", help="write the probabilities here as well")
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
@@ -68,6 +75,10 @@ def _mask(args: argparse.Namespace) -> int:
     save_image(args.output, found.mask, affine, "uint8")
     LOGGER.info("wrote %s: %.0f ml, confidence %.2f", args.output, found.millilitres(affine), found.confidence)
     if found.confidence < DOUBTFUL:
-        LOGGER.warning("%s: the network has low confidence (%.2f, below %.2f); look at the mask", args.input,
-                       found.confidence, DOUBTFUL)
+        LOGGER.warning(
+            "%s: the network has low confidence (%.2f, below %.2f); look at the mask",
+            args.input,
+            found.confidence,
+            DOUBTFUL,
+        )
     return 0

@@ -35,41 +35,63 @@ INTERRUPTED = 130
 THICKNESS_RANGE = (0.1, 20.0)
 
 #: Options for further outputs, and their kinds in ``gsbids.bids.names.KINDS``.
-EXTRA = {"output_mask": "volume_mask", "output_unmasked": "volume_unmasked", "output_model": "model",
-         "output_report": "report", "output_transform": "template_xfm"}
+EXTRA = {
+    "output_mask": "volume_mask",
+    "output_unmasked": "volume_unmasked",
+    "output_model": "model",
+    "output_report": "report",
+    "output_transform": "template_xfm",
+}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments after ``gsbids reconstruct``."""
-    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False, description="Reconstruct one volume from stacks of "
-                    "slices in plain files; everything else is as at the participant level.")
+    parser = Parser(
+        prog=f"gsbids {COMMAND}",
+        allow_abbrev=False,
+        description="Reconstruct one volume from stacks of "
+        "slices in plain files; everything else is as at the participant level.",
+    )
     _add_files(parser.add_argument_group("files"))
     _add_method(parser.add_argument_group("what is computed"))
     group = parser.add_argument_group("resources and control")
     add_resources(group)
-    group.add_argument("-w", "--work-dir", type=Path, metavar="DIR",
-                       help="keep what steps made here, to go on from (default: a folder that is removed at the end)")
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep what steps made here, to go on from (default: a folder that is removed at the end)",
+    )
     group.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
     args = parser.parse_args([with_dashes(word) for word in argv])
     if args.input_slices and args.input_masks:
         parser.error("--input-masks: slices of --input-slices have their masks beside them; leave it out")
     if args.output_transform and args.template == NONE:
-        parser.error("--output-transform: there is one with --template only; leave it out, or give --template auto or "
-                     "NII")
+        parser.error(
+            "--output-transform: there is one with --template only; leave it out, or give --template auto or NII"
+        )
     if args.template_mask and args.template in (AUTO, NONE):
         parser.error("--template-mask: there is no --template that it could belong to; give --template NII")
     count = 1 if args.input_slices else len(args.input_stacks)
     if args.input_masks and len(args.input_masks) != count:
-        parser.error(f"--input-masks: {len(args.input_masks)} files for {count} stacks; give one for each, in their "
-                     "order")
+        parser.error(
+            f"--input-masks: {len(args.input_masks)} files for {count} stacks; give one for each, in their order"
+        )
     if args.input_slices and args.slice_thickness and (len(args.slice_thickness) > 1 or None in args.slice_thickness):
         parser.error("--slice-thickness: give one number for all slices of --input-slices (default: what they say)")
     if args.slice_thickness and len(args.slice_thickness) not in (1, count):
-        parser.error(f"--slice-thickness: {len(args.slice_thickness)} values for {count} stacks; give one, or one for "
-                     "each")
-    for option, endings in {"output_volume": (".nii.gz", ".nii"), "output_mask": (".nii.gz", ".nii"),
-                            "output_unmasked": (".nii.gz", ".nii"), "output_model": (".npz",),
-                            "output_report": (".html",), "output_transform": (".txt",)}.items():
+        parser.error(
+            f"--slice-thickness: {len(args.slice_thickness)} values for {count} stacks; give one, or one for each"
+        )
+    for option, endings in {
+        "output_volume": (".nii.gz", ".nii"),
+        "output_mask": (".nii.gz", ".nii"),
+        "output_unmasked": (".nii.gz", ".nii"),
+        "output_model": (".npz",),
+        "output_report": (".html",),
+        "output_transform": (".txt",),
+    }.items():
         path = getattr(args, option)
         if path is not None and not path.name.endswith(endings):
             parser.error(f"--{option.replace('_', '-')} {path}: the name must end with {' or '.join(endings)}")
@@ -78,40 +100,90 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _add_files(group) -> None:
     given = group.add_mutually_exclusive_group(required=True)
-    given.add_argument("--input-stacks", nargs="+", type=Path, default=(), metavar="NII",
-                       help="two or more stacks of one brain; a JSON file of the same name beside a stack is read")
-    given.add_argument("--input-slices", type=Path, metavar="DIR",
-                       help="a folder of slices N.nii.gz (masks mask_N.nii.gz), each where it lies in the anatomy, as "
-                       "NeSVoR, SVoRT and --output-slices write them")
-    group.add_argument("--input-masks", "--stack-masks", nargs="+", type=Path, default=(), metavar="NII",
-                       help="a brain mask for each, in the same order, on any grid")
+    given.add_argument(
+        "--input-stacks",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="NII",
+        help="two or more stacks of one brain; a JSON file of the same name beside a stack is read",
+    )
+    given.add_argument(
+        "--input-slices",
+        type=Path,
+        metavar="DIR",
+        help="a folder of slices N.nii.gz (masks mask_N.nii.gz), each where it lies in the anatomy, as "
+        "NeSVoR, SVoRT and --output-slices write them",
+    )
+    group.add_argument(
+        "--input-masks",
+        "--stack-masks",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="NII",
+        help="a brain mask for each, in the same order, on any grid",
+    )
     group.add_argument("--output-volume", type=Path, required=True, metavar="NII", help="the volume")
     group.add_argument("--output-mask", type=Path, metavar="NII", help="its brain mask")
     group.add_argument("--output-unmasked", type=Path, metavar="NII", help="the volume in the whole field of view")
     group.add_argument("--output-model", type=Path, metavar="NPZ", help="the Gaussians with the poses of the slices")
-    group.add_argument("--output-transform", type=Path, metavar="TXT",
-                       help="the ITK transform from where the brain lay in the scanner to --template")
+    group.add_argument(
+        "--output-transform",
+        type=Path,
+        metavar="TXT",
+        help="the ITK transform from where the brain lay in the scanner to --template",
+    )
     group.add_argument("--output-report", type=Path, metavar="HTML", help="the report")
-    group.add_argument("--output-slices", type=Path, metavar="DIR",
-                       help="the slices as they entered the fit, each with its estimated pose, in such a folder")
-    group.add_argument("--simulated-slices", type=Path, metavar="DIR",
-                       help="the same slices as the reconstruction predicts them")
-    group.add_argument("--output-folder", type=Path, metavar="DIR",
-                       help="everything, with motion, transforms and metrics, as BIDS derivatives")
+    group.add_argument(
+        "--output-slices",
+        type=Path,
+        metavar="DIR",
+        help="the slices as they entered the fit, each with its estimated pose, in such a folder",
+    )
+    group.add_argument(
+        "--simulated-slices", type=Path, metavar="DIR", help="the same slices as the reconstruction predicts them"
+    )
+    group.add_argument(
+        "--output-folder",
+        type=Path,
+        metavar="DIR",
+        help="everything, with motion, transforms and metrics, as BIDS derivatives",
+    )
 
 
 def _add_method(group) -> None:
-    group.add_argument("--output-resolution", type=between(*RESOLUTION_RANGE), metavar="MM", default=0.8,
-                       help="voxel size of the volume (default: %(default)s)")
-    group.add_argument("--slice-thickness", "--thicknesses", nargs="+", type=_thickness, metavar="MM", default=(),
-                       help="one value or one a stack, instead of SliceThickness in the JSON files; header: the "
-                       "distance between slices, which is too much where there are gaps")
+    group.add_argument(
+        "--output-resolution",
+        type=between(*RESOLUTION_RANGE),
+        metavar="MM",
+        default=0.8,
+        help="voxel size of the volume (default: %(default)s)",
+    )
+    group.add_argument(
+        "--slice-thickness",
+        "--thicknesses",
+        nargs="+",
+        type=_thickness,
+        metavar="MM",
+        default=(),
+        help="one value or one a stack, instead of SliceThickness in the JSON files; header: the "
+        "distance between slices, which is too much where there are gaps",
+    )
     add_masking(group, ("auto", "network", "nonzero", "otsu", "none"), "--input-masks, else")
     for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)")):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None,
-                           help=f"{what} (default: stacks, not --input-slices)")
-    group.add_argument("--motion-correction", action=argparse.BooleanOptionalAction, default=True,
-                       help="estimate the motion of every slice; without it stacks move as wholes")
+        group.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=f"{what} (default: stacks, not --input-slices)",
+        )
+    group.add_argument(
+        "--motion-correction",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="estimate the motion of every slice; without it stacks move as wholes",
+    )
     add_orientation(group, template="none")
     add_seed_and_device(group)
 
@@ -161,8 +233,9 @@ def _temporary_work() -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="gsbids-"))
     except OSError as error:
-        raise InputError(f"there is no folder for temporary files ({error.strerror}); "
-                         "give a work folder with -w") from error
+        raise InputError(
+            f"there is no folder for temporary files ({error.strerror}); give a work folder with -w"
+        ) from error
 
 
 def make_plan(args: argparse.Namespace, work: Path):
@@ -194,19 +267,25 @@ def make_plan(args: argparse.Namespace, work: Path):
     given |= {name: not poses if getattr(args, name) is None else getattr(args, name) for name in ("denoise", "n4")}
     config = Config(
         Execution(shared, folder, work, run_uuid="run", verbosity=args.verbosity),
-        WorkflowOptions(mode="svr", output_resolution=(args.output_resolution,), device=resolve_device(args.device),
-                        **given),
-        nipype_options(args))
-    task = ReconstructionTask(label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True,
-                              poses=poses)
+        WorkflowOptions(
+            mode="svr", output_resolution=(args.output_resolution,), device=resolve_device(args.device), **given
+        ),
+        nipype_options(args),
+    )
+    task = ReconstructionTask(
+        label, None, "T2w", {"sub": label, "suffix": "T2w"}, tuple(stacks), plain=True, poses=poses
+    )
     check_template(config.workflow)
     check_weights(config.workflow)
     try:
         task = check_svr(task, config)
     except InputError as error:
         # What is said of data sets does not help here.
-        raise InputError(str(error).replace(" with --bids-filter-file", "").replace("in the data sets of "
-                         "--derivatives", "in --input-masks")) from error
+        raise InputError(
+            str(error)
+            .replace(" with --bids-filter-file", "")
+            .replace("in the data sets of --derivatives", "in --input-masks")
+        ) from error
     for line in task.warnings:
         LOGGER.warning("%s: %s", task.name, line)
     return Plan(config, (task,))
@@ -221,8 +300,9 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list
         from gsbids.cli.commands.slice_folders import stacks_of_slices
 
         found, poses = stacks_of_slices(args, work)
-        parts = [(image, mask, thickness, {"SliceEncodingDirection": "k"}, files)
-                 for image, mask, thickness, files in found]
+        parts = [
+            (image, mask, thickness, {"SliceEncodingDirection": "k"}, files) for image, mask, thickness, files in found
+        ]
     else:
         masks = [path.resolve() for path in args.input_masks] or [None] * len(args.input_stacks)
         parts = []
@@ -230,8 +310,10 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list
             metadata = _sidecar(path)
             parts.append((path.resolve(), mask, _thickness_of(args, n, path, metadata), metadata, ()))
     entities = {"sub": label, "suffix": "T2w"}
-    return [StackFile(path, entities | {"run": str(n)}, metadata, thickness, mask, sources)
-            for n, (path, mask, thickness, metadata, sources) in enumerate(parts, start=1)], poses
+    return [
+        StackFile(path, entities | {"run": str(n)}, metadata, thickness, mask, sources)
+        for n, (path, mask, thickness, metadata, sources) in enumerate(parts, start=1)
+    ], poses
 
 
 def _execute(plan) -> bool:
@@ -293,8 +375,11 @@ def _check_outputs(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
     for path in (*args.input_stacks, *args.input_masks):
         if not path.is_file():
             raise InputError(f"{path}: there is no such file; check the path")
-    inputs = {path.resolve() for path in (*args.input_stacks, *args.input_masks, args.template, args.template_mask)
-              if path not in (None, AUTO, NONE)}
+    inputs = {
+        path.resolve()
+        for path in (*args.input_stacks, *args.input_masks, args.template, args.template_mask)
+        if path not in (None, AUTO, NONE)
+    }
     _check_slice_folders(args)
     for option, path in outputs.items():
         name = f"--{option.replace('_', '-')} {path}"

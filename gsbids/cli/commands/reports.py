@@ -32,8 +32,9 @@ def remake_reports(plan: Plan) -> int:
     """
     made = [_remake(plan, task) for task in plan.tasks]
     if not any(path for path, *_ in made):
-        raise InputError(f"{plan.config.execution.output_dir}: holds no outputs of {_names(plan)}; run without "
-                         "--reports-only first")
+        raise InputError(
+            f"{plan.config.execution.output_dir}: holds no outputs of {_names(plan)}; run without --reports-only first"
+        )
     for _, level, line in made:
         LOGGER.log(level, "%s", line)
     return int(bool(plan.refused) or any(level == logging.ERROR for _, level, _ in made))
@@ -55,8 +56,7 @@ def print_boilerplate(plan: Plan) -> int:
         except OSError as error:
             raise _unwritable(plan, error) from error
     sys.stdout.write(text)
-    LOGGER.info("methods text in %s (.md, .tex, .bib, .html)",
-                plan.config.execution.output_dir / "logs" / "CITATION")
+    LOGGER.info("methods text in %s (.md, .tex, .bib, .html)", plan.config.execution.output_dir / "logs" / "CITATION")
     return int(bool(plan.refused))
 
 
@@ -76,8 +76,11 @@ def _remake(plan: Plan, task) -> tuple[Path | None, int, str]:
     if path is None:
         return None, logging.ERROR, f"{task.name}: no outputs and nothing in the working folder; no report is written"
     if not volume.is_file():
-        return path, logging.ERROR, (f"{task.name}: not finished, {volume} is missing; report of what there is in "
-                                     f"{path}")
+        return (
+            path,
+            logging.ERROR,
+            (f"{task.name}: not finished, {volume} is missing; report of what there is in {path}"),
+        )
     return path, logging.INFO, f"{task.name}: report in {path}"
 
 
@@ -97,5 +100,7 @@ def _names(plan: Plan) -> str:
 
 
 def _unwritable(plan: Plan, error: OSError) -> InputError:
-    return InputError(f"{error.filename or plan.config.execution.output_dir}: cannot be read or written "
-                      f"({error.strerror}); make it accessible")
+    return InputError(
+        f"{error.filename or plan.config.execution.output_dir}: cannot be read or written "
+        f"({error.strerror}); make it accessible"
+    )

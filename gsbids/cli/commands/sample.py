@@ -19,27 +19,57 @@ COMMAND = "sample"
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments after ``gsbids sample``."""
-    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False,
-                    description="Sample a model of Gaussians, of a reconstruction or a super-resolution, on any grid. "
-                    "Gaussians are evaluated at the voxel centres; nothing is fitted.")
+    parser = Parser(
+        prog=f"gsbids {COMMAND}",
+        allow_abbrev=False,
+        description="Sample a model of Gaussians, of a reconstruction or a super-resolution, on any grid. "
+        "Gaussians are evaluated at the voxel centres; nothing is fitted.",
+    )
     parser.add_argument("model", type=Path, metavar="MODEL.npz", help="*_desc-gaussians_model.npz")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the volume")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--spacing", type=positive, nargs="+", action=OneOrThree, metavar="MM",
-                      help="voxel size, one number or one for each array axis")
-    size.add_argument("--factor", type=positive, nargs="+", action=OneOrThree, metavar="F",
-                      help="how many times finer than the image that was super-resolved, or than --like")
-    parser.add_argument("--like", type=Path, metavar="GRID.nii.gz",
-                        help="the grid of this image; with --spacing or --factor: its field of view")
-    parser.add_argument("--mask", type=Path, metavar="MASK.nii.gz",
-                        help="0 beyond this brain mask (of a reconstruction: and its rim); without it the whole field "
-                        "of view")
-    parser.add_argument("--transform", type=Path, metavar="TXT",
-                        help="the ITK transform of a reconstruction to a template (*_to-template_mode-image_xfm.txt): "
-                        "grid, mask and volume lie in the space of the template")
-    parser.add_argument("--orientation", choices=("scanner", "radiological"), default="scanner",
-                        help="order of the voxels: as those of the grid, or with the first axis turned round where it "
-                        "runs to the right (default: %(default)s)")
+    size.add_argument(
+        "--spacing",
+        type=positive,
+        nargs="+",
+        action=OneOrThree,
+        metavar="MM",
+        help="voxel size, one number or one for each array axis",
+    )
+    size.add_argument(
+        "--factor",
+        type=positive,
+        nargs="+",
+        action=OneOrThree,
+        metavar="F",
+        help="how many times finer than the image that was super-resolved, or than --like",
+    )
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="GRID.nii.gz",
+        help="the grid of this image; with --spacing or --factor: its field of view",
+    )
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="MASK.nii.gz",
+        help="0 beyond this brain mask (of a reconstruction: and its rim); without it the whole field of view",
+    )
+    parser.add_argument(
+        "--transform",
+        type=Path,
+        metavar="TXT",
+        help="the ITK transform of a reconstruction to a template (*_to-template_mode-image_xfm.txt): "
+        "grid, mask and volume lie in the space of the template",
+    )
+    parser.add_argument(
+        "--orientation",
+        choices=("scanner", "radiological"),
+        default="scanner",
+        help="order of the voxels: as those of the grid, or with the first axis turned round where it "
+        "runs to the right (default: %(default)s)",
+    )
     add_device(parser)
     parser.add_argument("--nprocs", "--nthreads", type=int, metavar="INT", help="threads (default: all)")
     parser.add_argument("-v", "--verbose", dest="verbosity", action="count", default=0, help="say more")
@@ -82,8 +112,13 @@ def _sample(args: argparse.Namespace) -> int:
         mask = mask[0], np.linalg.inv(transform) @ mask[1]
     here = affine if transform is None else np.linalg.inv(transform) @ affine
     device = resolve_device(args.device)
-    LOGGER.info("%s: %s on %s voxels, device %s", args.model, type(model).__name__.removesuffix("Result").upper(),
-                by(shape), device_words(device))
+    LOGGER.info(
+        "%s: %s on %s voxels, device %s",
+        args.model,
+        type(model).__name__.removesuffix("Result").upper(),
+        by(shape),
+        device_words(device),
+    )
     image = sample_model(model, here, shape, mask, device)
     if args.orientation == "radiological" and affine[0, 0] > 0:
         image, affine = in_order(image, affine, args.orientation)
@@ -120,11 +155,14 @@ def _transform(args: argparse.Namespace, model):
         found = read_itk_transforms(args.transform)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "not a text file of ITK"
-        raise InputError(f"--transform {args.transform}: cannot be read ({why}); give a "
-                         "*_to-template_mode-image_xfm.txt") from error
+        raise InputError(
+            f"--transform {args.transform}: cannot be read ({why}); give a *_to-template_mode-image_xfm.txt"
+        ) from error
     if len(found) != 1:
-        raise InputError(f"--transform {args.transform}: holds {len(found)} transforms, and one is expected; give a "
-                         "*_to-template_mode-image_xfm.txt")
+        raise InputError(
+            f"--transform {args.transform}: holds {len(found)} transforms, and one is expected; give a "
+            "*_to-template_mode-image_xfm.txt"
+        )
     return found[0]
 
 
@@ -142,8 +180,10 @@ def _grid(args: argparse.Namespace, model, transform=None):
     elif args.factor and isinstance(model, SrResult):
         affine, shape = model.coarse_affine, model.filled.shape
     elif args.factor:
-        raise InputError(f"--factor: {args.model} is a reconstruction from stacks, which has no voxels that others "
-                         "could be finer than; give --spacing MM, or --like GRID.nii.gz with it")
+        raise InputError(
+            f"--factor: {args.model} is a reconstruction from stacks, which has no voxels that others "
+            "could be finer than; give --spacing MM, or --like GRID.nii.gz with it"
+        )
     else:
         affine, shape = model_grid(model, transform)
     if args.spacing:

@@ -34,8 +34,10 @@ def stacks_of_slices(args: argparse.Namespace, work: Path) -> tuple[list[tuple],
     groups = group_slices(slices)
     stacks, transforms = as_stacks(groups)
     if len(stacks) < 2:
-        raise InputError(f"--input-slices {args.input_slices}: its {len(slices)} slices are one stack, and two or more "
-                         "are needed; add slices of another direction")
+        raise InputError(
+            f"--input-slices {args.input_slices}: its {len(slices)} slices are one stack, and two or more "
+            "are needed; add slices of another direction"
+        )
     folder = work / "slices"
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -62,6 +64,8 @@ def write_slice_folders(plan, args: argparse.Namespace) -> list[Path]:
     task = plan.tasks[0]
     left = left_files(plan.config.of_method("svr"), task)
     images, result = left.get("corrected", left["conformed"]), SvrResult.load(left["result"])
-    stacks = [read_stack(image, mask, stack.path.name, stack.thickness)
-              for image, mask, stack in zip(images, left["masks"], task.stacks, strict=True)]
+    stacks = [
+        read_stack(image, mask, stack.path.name, stack.thickness)
+        for image, mask, stack in zip(images, left["masks"], task.stacks, strict=True)
+    ]
     return [write_slices(folder, stacks, result, simulated) for folder, simulated in wanted.items()]

@@ -20,23 +20,52 @@ COMMAND = "super-resolve"
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments after ``gsbids super-resolve``."""
-    parser = Parser(prog=f"gsbids {COMMAND}", allow_abbrev=False,
-                    description="Make a finer volume from one volume alone; nothing is learned from other scans.")
+    parser = Parser(
+        prog=f"gsbids {COMMAND}",
+        allow_abbrev=False,
+        description="Make a finer volume from one volume alone; nothing is learned from other scans.",
+    )
     parser.add_argument("input", type=Path, metavar="IN.nii.gz", help="3D volume")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the finer volume")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--factor", type=positive, nargs="+", action=OneOrThree, metavar="X", default=(),
-                      help="how many times finer, one number or one for each array axis")
-    size.add_argument("--output-resolution", type=positive, nargs="+", action=OneOrThree, metavar="MM",
-                      default=(), help="voxel size, one number or one for each array axis")
+    size.add_argument(
+        "--factor",
+        type=positive,
+        nargs="+",
+        action=OneOrThree,
+        metavar="X",
+        default=(),
+        help="how many times finer, one number or one for each array axis",
+    )
+    size.add_argument(
+        "--output-resolution",
+        type=positive,
+        nargs="+",
+        action=OneOrThree,
+        metavar="MM",
+        default=(),
+        help="voxel size, one number or one for each array axis",
+    )
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="the grid of this image")
-    parser.add_argument("--sr-quality", choices=("full", "fast"), default="full",
-                        help="fast: the linear solution, in seconds (default: %(default)s)")
-    parser.add_argument("--profile", choices=("auto", "trilinear", "box", "gaussian", "kspace"), default="auto",
-                        help="point-spread function assumed for the voxels; auto: the mean over the "
-                        "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)")
-    parser.add_argument("--slice-thickness", type=positive, metavar="MM",
-                        help="of thick slices, instead of SliceThickness in the sidecar")
+    parser.add_argument(
+        "--sr-quality",
+        choices=("full", "fast"),
+        default="full",
+        help="fast: the linear solution, in seconds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=("auto", "trilinear", "box", "gaussian", "kspace"),
+        default="auto",
+        help="point-spread function assumed for the voxels; auto: the mean over the "
+        "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slice-thickness",
+        type=positive,
+        metavar="MM",
+        help="of thick slices, instead of SliceThickness in the sidecar",
+    )
     parser.add_argument("--model", type=Path, metavar="MODEL.npz", help="write the Gaussians here as well")
     parser.add_argument("--random-seed", type=int, default=0, metavar="INT")
     add_device(parser)
@@ -78,10 +107,22 @@ def _super_resolve(args: argparse.Namespace) -> int:
     except InputError as error:
         raise InputError(f"{args.input}: {error}") from error
     profile, width = _profile(args, np.linalg.norm(affine[:3, :3], axis=0))
-    options = SrOptions(quality=args.sr_quality, profile=profile, profile_width=width, seed=args.random_seed,
-                        threads=args.nprocs or len(os.sched_getaffinity(0)), device=resolve_device(args.device))
-    LOGGER.info("%s: %s voxels to %s, profile %s, device %s", args.input, by(data.shape), by(grid.shape),
-                ", ".join(profile), device_words(options.device))
+    options = SrOptions(
+        quality=args.sr_quality,
+        profile=profile,
+        profile_width=width,
+        seed=args.random_seed,
+        threads=args.nprocs or len(os.sched_getaffinity(0)),
+        device=resolve_device(args.device),
+    )
+    LOGGER.info(
+        "%s: %s voxels to %s, profile %s, device %s",
+        args.input,
+        by(data.shape),
+        by(grid.shape),
+        ", ".join(profile),
+        device_words(options.device),
+    )
     result = super_resolve(data, affine, grid, options, LOGGER.info)
     if other is None:
         save_image(args.output, result.volume, result.affine)
@@ -99,8 +140,10 @@ def _profile(args, spacing) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
     thickness = args.slice_thickness or _sidecar_thickness(args.input)
     if args.slice_thickness and not is_thick(spacing, thickness):
-        raise InputError(f"--slice-thickness was given, but {args.input} has voxels of {by(spacing.round(3))} mm, "
-                         "which are no thick slices: leave it out")
+        raise InputError(
+            f"--slice-thickness was given, but {args.input} has voxels of {by(spacing.round(3))} mm, "
+            "which are no thick slices: leave it out"
+        )
     return voxel_profile(spacing, thickness, args.profile)
 
 

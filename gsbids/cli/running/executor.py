@@ -79,8 +79,11 @@ def make_executor(plugin_args: dict):
             if not isinstance(error, BrokenProcessPool):
                 return _failure(taskid, f"{type(error).__name__}: {error}")
             if taskid in self._own_pools:
-                return _failure(taskid, "WorkerError: the process of this step was ended from outside, "
-                                        "twice; too little memory is the usual reason")
+                return _failure(
+                    taskid,
+                    "WorkerError: the process of this step was ended from outside, "
+                    "twice; too little memory is the usual reason",
+                )
             self._own_pools[taskid] = make_pool(1, self._cwd)
             self._task_obj[taskid] = self._own_pools[taskid].submit(*self._jobs[taskid])
             return None
@@ -107,8 +110,9 @@ def make_executor(plugin_args: dict):
 
 def make_pool(workers: int, cwd: str) -> ProcessPoolExecutor:
     """A pool of processes from a fork server."""
-    return ProcessPoolExecutor(max_workers=workers, initializer=start_worker, initargs=(cwd,),
-                               mp_context=get_context("forkserver"))
+    return ProcessPoolExecutor(
+        max_workers=workers, initializer=start_worker, initargs=(cwd,), mp_context=get_context("forkserver")
+    )
 
 
 def _failure(taskid: int, text: str) -> dict:

@@ -45,8 +45,9 @@ def write_graphs(workflow, plan: Plan) -> list[Path]:
         part = workflow.get_node(workflow_name(task))
         made += [_write_dot(part, kind, folder / f"{task.name}_{name}.dot") for name, kind in GRAPHS.items()]
     if shutil.which("dot") is None:
-        LOGGER.warning("--write-graph: the command dot (graphviz) is not there; only .dot files are written, in %s",
-                       folder)
+        LOGGER.warning(
+            "--write-graph: the command dot (graphviz) is not there; only .dot files are written, in %s", folder
+        )
         return made
     drawn = [path for path in map(_draw, made) if path is not None]
     LOGGER.info("graphs of the workflow (orig, flat, hierarchical) are in %s", folder)
@@ -66,8 +67,13 @@ def _draw(dot: Path) -> Path | None:
     """The picture of a graph; None where graphviz does not come to an end."""
     drawn, temporary = dot.with_suffix(".svg"), dot.with_name(f".{dot.stem}.{os.getpid()}.svg")
     try:
-        subprocess.run(["dot", "-Tsvg", "-o", str(temporary), str(dot)], check=True, capture_output=True, text=True,
-                       timeout=LAYOUT_SECONDS)
+        subprocess.run(
+            ["dot", "-Tsvg", "-o", str(temporary), str(dot)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=LAYOUT_SECONDS,
+        )
         os.replace(temporary, drawn)
     except subprocess.TimeoutExpired:
         LOGGER.warning("--write-graph: %s was not drawn within %d s; it stays as it is", dot, LAYOUT_SECONDS)
@@ -87,8 +93,11 @@ def describe_plan(plan: Plan, workflow) -> str:
     nodes = {name: node for name, node in nodes.items() if type(node.interface).__name__ != "IdentityInterface"}
     width = max(map(len, nodes), default=0)
     lines = [*_tasks(plan), f"{len(nodes)} nodes, each with its threads and the memory it is planned with:"]
-    lines += [f"  {name:<{width}}  {node.n_procs:>3}  {node.mem_gb:>5.1f} GB"
-              f"{'  in the main process' if node.run_without_submitting else ''}" for name, node in nodes.items()]
+    lines += [
+        f"  {name:<{width}}  {node.n_procs:>3}  {node.mem_gb:>5.1f} GB"
+        f"{'  in the main process' if node.run_without_submitting else ''}"
+        for name, node in nodes.items()
+    ]
     options = plan.config.nipype
     lines.append(f"At any time at most {options.nprocs} threads and {options.memory_gb:g} GB.")
     return "\n".join(lines) + "\n"
@@ -100,8 +109,11 @@ def _tasks(plan: Plan) -> Iterator[str]:
         target = config.execution.output_dir / volume_path(config, task)
         what = "super-resolution" if task.method == "sr" else f"{len(task.stacks)} stacks"
         yield f"{task.name}: {what} -> {target}"
-        made = "none" if task.method == "sr" and config.workflow.mask_mode == "auto" else (
-            f"made ({config.workflow.mask_mode})")
+        made = (
+            "none"
+            if task.method == "sr" and config.workflow.mask_mode == "auto"
+            else (f"made ({config.workflow.mask_mode})")
+        )
         for stack in task.stacks:
             thickness = f"thickness {stack.thickness:g} mm, " if stack.thickness > 0 else ""
             yield f"  {stack.path.name}: {thickness}mask {stack.mask or made}"

@@ -48,11 +48,14 @@ def locked(plan: Plan) -> Iterator[Plan]:
                 stack.enter_context(_lock(path))
                 free.append(task)
             except BlockingIOError:
-                lines.append(f"{task.name}: another run works on it in {output_dir} ({_holder(path)}); wait for it to "
-                             "end, or give another output_dir")
+                lines.append(
+                    f"{task.name}: another run works on it in {output_dir} ({_holder(path)}); wait for it to "
+                    "end, or give another output_dir"
+                )
             except OSError as error:
-                raise InputError(f"{error.filename or path}: cannot be written ({error.strerror}); give another "
-                                 "output_dir") from error
+                raise InputError(
+                    f"{error.filename or path}: cannot be written ({error.strerror}); give another output_dir"
+                ) from error
         if not free:
             for line in lines[:-1]:
                 LOGGER.error("%s", line)

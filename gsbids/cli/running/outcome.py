@@ -41,8 +41,13 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int
     """
     done = [task for task in tasks if _report_task(config, task)]
     spoilt = sum(tell_verdict(task.name, find_verdict(config, task)) for task in done)
-    LOGGER.info("%d of %d reconstructions done%s; results in %s", len(done), len(tasks) + refused,
-                f", {spoilt} of them not to be used" if spoilt else "", config.execution.output_dir)
+    LOGGER.info(
+        "%d of %d reconstructions done%s; results in %s",
+        len(done),
+        len(tasks) + refused,
+        f", {spoilt} of them not to be used" if spoilt else "",
+        config.execution.output_dir,
+    )
     if not finished and len(done) == len(tasks):
         LOGGER.error("a step failed that belongs to no subject; run again with -vv to see which")
     if refused or not finished or len(done) < len(tasks):
@@ -124,8 +129,13 @@ def _report_task(config: Config, task) -> bool:
             LOGGER.info("%s: report in %s", task.name, report)
             return True
         if gone:
-            LOGGER.error("%s: outputs that were written are gone (%d), as %s; was the output removed meanwhile? The "
-                         "same command writes them again", task.name, len(gone), gone[0])
+            LOGGER.error(
+                "%s: outputs that were written are gone (%d), as %s; was the output removed meanwhile? The "
+                "same command writes them again",
+                task.name,
+                len(gone),
+                gone[0],
+            )
         else:
             LOGGER.error("%s: not finished, %s is missing", task.name, missing[0])
     return False

@@ -70,8 +70,7 @@ class Progress:
         if began is None and self._all_start:
             return
         took = "kept from before" if began is None else f"{time.monotonic() - began:.1f} s"
-        LOGGER.info("%s: %s (%d of %d)", step_name(node.fullname, self._names), took, len(self._done) + 1,
-                    self._total)
+        LOGGER.info("%s: %s (%d of %d)", step_name(node.fullname, self._names), took, len(self._done) + 1, self._total)
         # Only now: whoever sees the line count it, and interrupts, finds it in the log as well.
         self._done.add(node.fullname)
 

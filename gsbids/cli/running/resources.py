@@ -54,12 +54,19 @@ def plan_budget(options: NipypeOptions, nodes: Iterable) -> Budget:
     largest = max(nodes, key=lambda node: node.mem_gb)
     least = MAIN_GB + largest.mem_gb
     if options.memory_gb < least:
-        raise InputError(f"--mem {options.memory_gb:g}G: is too little: step {largest.name} needs about "
-                         f"{largest.mem_gb:g} GB, and {MAIN_GB:g} GB more are for the program itself; give at least "
-                         f"--mem {math.ceil(least * 10) / 10:g}G")
+        raise InputError(
+            f"--mem {options.memory_gb:g}G: is too little: step {largest.name} needs about "
+            f"{largest.mem_gb:g} GB, and {MAIN_GB:g} GB more are for the program itself; give at least "
+            f"--mem {math.ceil(least * 10) / 10:g}G"
+        )
     waiting = math.floor((options.memory_gb - least) / WAITING_GB + 1e-9)
     workers = min(options.nprocs, 1 + waiting)
     if workers < options.nprocs:
-        LOGGER.info("--mem %gG: is enough for %d process%s at a time, not for %d", options.memory_gb, workers,
-                    "es" if workers > 1 else "", options.nprocs)
+        LOGGER.info(
+            "--mem %gG: is enough for %d process%s at a time, not for %d",
+            options.memory_gb,
+            workers,
+            "es" if workers > 1 else "",
+            options.nprocs,
+        )
     return Budget(workers, options.memory_gb - MAIN_GB - (workers - 1) * WAITING_GB)

@@ -70,8 +70,10 @@ def run_plan(plan: Plan) -> int:
     config = plan.config
     command = PLUGINS.get(config.nipype.plugin)
     if command and shutil.which(command) is None:
-        raise MissingCommandError(f"--use-plugin {config.nipype.plugin}: the command {command} is not there; "
-                                  "run where it is, or without --use-plugin")
+        raise MissingCommandError(
+            f"--use-plugin {config.nipype.plugin}: the command {command} is not there; "
+            "run where it is, or without --use-plugin"
+        )
     output = sys.stdout
     # Libraries print, nipype's messages among them; the standard output is for what was asked for.
     with environment(config), redirect_stdout(sys.stderr):
@@ -111,8 +113,9 @@ def build(plan: Plan):
         raise
     except Exception as error:
         LOGGER.debug("the workflow could not be built", exc_info=True)
-        raise WorkflowError(f"the workflow could not be built ({type(error).__name__}: {error}); "
-                            "-v shows where, please report it") from error
+        raise WorkflowError(
+            f"the workflow could not be built ({type(error).__name__}: {error}); -v shows where, please report it"
+        ) from error
 
 
 def execute(workflow, plan: Plan) -> bool:
@@ -132,13 +135,22 @@ def execute(workflow, plan: Plan) -> bool:
         from gsbids.cli.running.executor import make_executor
 
         budget = _budget(plan.config, workflow)
-        executor = make_executor({"n_procs": options.nprocs, "raise_insufficient": False, "workers": budget.workers,
-                                  "memory_gb": budget.memory_gb, **one_gpu(plan.config), **arguments})
+        executor = make_executor(
+            {
+                "n_procs": options.nprocs,
+                "raise_insufficient": False,
+                "workers": budget.workers,
+                "memory_gb": budget.memory_gb,
+                **one_gpu(plan.config),
+                **arguments,
+            }
+        )
     elif plugin.startswith("SLURM"):
         from gsbids.cli.slurm import make_slurm_executor
 
-        executor = make_slurm_executor(plugin, arguments, {name: os.environ[name] for name in wanted_environment(
-            plan.config)})
+        executor = make_slurm_executor(
+            plugin, arguments, {name: os.environ[name] for name in wanted_environment(plan.config)}
+        )
     elif plugin not in ("Linear",):
         # Nipype's batch plugins read it, and it is not set in containers and cron jobs.
         os.environ.setdefault("LOGNAME", "user")
@@ -183,12 +195,14 @@ def one_gpu(config: Config) -> dict[str, int]:
 @contextmanager
 def _noted_interrupts(progress: Progress) -> Iterator[None]:
     """Interrupts are noted as well as raised: nipype takes one that meets a step in this process for its failure."""
+
     def interrupt(number, frame):
         progress.interrupted = True
         raise KeyboardInterrupt
 
-    with handled([number for number in (signal.SIGINT, signal.SIGTERM)
-                  if signal.getsignal(number) != signal.SIG_IGN], interrupt):
+    with handled(
+        [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN], interrupt
+    ):
         yield
 
 
@@ -216,8 +230,11 @@ def wanted_environment(config: Config) -> dict[str, str]:
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     return dict.fromkeys(names, "1") | {
-        "NUMBA_NUM_THREADS": str(config.nipype.omp_nthreads), "NO_ET": "1", "NIPYPE_NO_ET": "1",
-        "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype")}
+        "NUMBA_NUM_THREADS": str(config.nipype.omp_nthreads),
+        "NO_ET": "1",
+        "NIPYPE_NO_ET": "1",
+        "NIPYPE_CONFIG_DIR": str(config.execution.work_dir / ".nipype"),
+    }
 
 
 def _numba_as_it_is() -> dict[str, str]:
@@ -238,15 +255,18 @@ def prepare_folders(plan: Plan) -> None:
         write_atomic(cfg, _nipype_cfg(config).encode())
         write_description(execution.output_dir, config.datasets)
         write_boilerplate(config, plan.tasks)
-        folders = {task.name: execution.output_dir / log_folder(task.entities, execution.run_uuid)
-                   for task in plan.tasks}
+        folders = {
+            task.name: execution.output_dir / log_folder(task.entities, execution.run_uuid) for task in plan.tasks
+        }
         for folder in folders.values():
             config.to_toml(folder / "gsbids.toml")
         for log in handlers(RunLog):
             log.open({name: folder / "gsbids.log" for name, folder in folders.items()})
     except OSError as error:
-        raise InputError(f"{error.filename or execution.work_dir}: cannot be written ({error.strerror}); give another "
-                         "output_dir or --work-dir") from error
+        raise InputError(
+            f"{error.filename or execution.work_dir}: cannot be written ({error.strerror}); give another "
+            "output_dir or --work-dir"
+        ) from error
 
 
 def _clean(plan: Plan) -> None:

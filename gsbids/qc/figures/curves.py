@@ -11,8 +11,7 @@ from gsbids.qc.figures.style import PALETTE, house_style, new_figure, svg_bytes
 from gsbids.recon.svr.result import SvrResult
 
 #: Colour, dashes and marker of the three components (right, front, head).
-COMPONENTS = ((PALETTE.first, "-", "o"), (PALETTE.second, (0, (4, 1.5)), "s"),
-              (PALETTE.third, (0, (1.2, 1.2)), "^"))
+COMPONENTS = ((PALETTE.first, "-", "o"), (PALETTE.second, (0, (4, 1.5)), "s"), (PALETTE.third, (0, (1.2, 1.2)), "^"))
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,9 @@ class StackMotion:
     order: SliceOrder
 
 
-def stack_motion(result: SvrResult, moved: SliceDisplacement, stack: int,
-                 times: tuple[float, ...] | None = None) -> StackMotion:
+def stack_motion(
+    result: SvrResult, moved: SliceDisplacement, stack: int, times: tuple[float, ...] | None = None
+) -> StackMotion:
     """Motion of stack number ``stack``; ``times`` (s) are those of its slices by index, where they are known."""
     mine = np.flatnonzero(result.stack_index == stack)
     mine = mine[np.argsort(result.slice_index[mine], kind="stable")]
@@ -89,8 +89,16 @@ def motion_curves(stack: StackMotion, limits: tuple[float, float], in_time: bool
                 for line in lines:
                     line = line[used[line]]
                     axis.plot(x[line], y[line], color=colour, linestyle=dashes, marker=marker, markersize=2.4)
-                axis.plot(x[~used], np.clip(y[~used], -limit, limit), linestyle="none", marker=marker,
-                          markersize=3.6, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=0.8)
+                axis.plot(
+                    x[~used],
+                    np.clip(y[~used], -limit, limit),
+                    linestyle="none",
+                    marker=marker,
+                    markersize=3.6,
+                    markerfacecolor="none",
+                    markeredgecolor=colour,
+                    markeredgewidth=0.8,
+                )
             axis.set(ylabel=name, ylim=(-limit, limit))
         axes[1].set_xlabel(label)
         axes[1].xaxis.get_major_locator().set_params(integer=True)
@@ -137,13 +145,26 @@ def slice_heat(result: SvrResult, values: np.ndarray, title: str, limits: tuple[
             gid = f"cell-{s}"
             verdict = ", rejected" if result.rejected[s] else ""
             titles[gid] = f"{result.stack_names[stack]}, slice {k}: {title} {values[s]:.3f}{verdict}"
-            axis.add_patch(Rectangle((k - 0.5, stack - 0.4), 0.94, 0.8, linewidth=0, gid=gid,
-                                     facecolor=colours.to_rgba(values[s])))
+            axis.add_patch(
+                Rectangle((k - 0.5, stack - 0.4), 0.94, 0.8, linewidth=0, gid=gid, facecolor=colours.to_rgba(values[s]))
+            )
         bad = result.rejected
-        axis.plot(result.slice_index[bad], result.stack_index[bad], linestyle="none", marker="x",
-                  markersize=3.4, color="#ff5c4d", markeredgewidth=1.1)
-        axis.set(xlim=(-1, max([*result.slice_index, 1]) + 1), ylim=(count - 0.4, -0.6), xlabel="slice",
-                 yticks=range(count), yticklabels=result.stack_names)
+        axis.plot(
+            result.slice_index[bad],
+            result.stack_index[bad],
+            linestyle="none",
+            marker="x",
+            markersize=3.4,
+            color="#ff5c4d",
+            markeredgewidth=1.1,
+        )
+        axis.set(
+            xlim=(-1, max([*result.slice_index, 1]) + 1),
+            ylim=(count - 0.4, -0.6),
+            xlabel="slice",
+            yticks=range(count),
+            yticklabels=result.stack_names,
+        )
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["left", "bottom"]].set_visible(False)
         axis.tick_params(length=0)
@@ -167,17 +188,30 @@ def similarity_dots(result: SvrResult) -> bytes:
             y = stack + 0.26 * np.sin(2.4 * k)
             gid = f"dot-{s}"
             titles[gid] = f"{result.stack_names[stack]}, slice {k}: {result.ncc[s]:.3f}"
-            axis.plot(result.ncc[s], y, marker="o", markersize=3.2, color=PALETTE.first, linestyle="none",
-                      markerfacecolor="none" if result.rejected[s] else PALETTE.first, markeredgewidth=0.8,
-                      alpha=1.0 if result.rejected[s] else 0.6, gid=gid)
+            axis.plot(
+                result.ncc[s],
+                y,
+                marker="o",
+                markersize=3.2,
+                color=PALETTE.first,
+                linestyle="none",
+                markerfacecolor="none" if result.rejected[s] else PALETTE.first,
+                markeredgewidth=0.8,
+                alpha=1.0 if result.rejected[s] else 0.6,
+                gid=gid,
+            )
         for stack in range(count):
             mine = finite & (result.stack_index == stack)
             if mine.any():
-                axis.vlines(np.median(result.ncc[mine]), stack - 0.38, stack + 0.38, color=PALETTE.second,
-                            linewidth=2)
+                axis.vlines(np.median(result.ncc[mine]), stack - 0.38, stack + 0.38, color=PALETTE.second, linewidth=2)
         low = min([0.5, *result.ncc[finite]])
-        axis.set(xlim=(low - 0.02, 1.0), ylim=(count - 0.45, -0.55), yticks=range(count),
-                 yticklabels=result.stack_names, xlabel="similarity (NCC)")
+        axis.set(
+            xlim=(low - 0.02, 1.0),
+            ylim=(count - 0.45, -0.55),
+            yticks=range(count),
+            yticklabels=result.stack_names,
+            xlabel="similarity (NCC)",
+        )
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="y", length=0)
@@ -192,10 +226,12 @@ def convergence(history: dict) -> bytes:
     history : dict of str to list
         Columns ``iteration`` (optional), ``loss`` and ``held_out`` (optional; entries may be null).
     """
-    columns = {name: np.array([np.nan if v is None else v for v in history[name]], float)
-               for name in ("iteration", "loss", "held_out") if history.get(name)}
-    curves = [("fitted pixels", "loss", PALETTE.first, "-"),
-              ("held-out pixels", "held_out", PALETTE.second, "--")]
+    columns = {
+        name: np.array([np.nan if v is None else v for v in history[name]], float)
+        for name in ("iteration", "loss", "held_out")
+        if history.get(name)
+    }
+    curves = [("fitted pixels", "loss", PALETTE.first, "-"), ("held-out pixels", "held_out", PALETTE.second, "--")]
     with house_style("convergence"):
         figure = new_figure(6.6, 2.5)
         axis = figure.subplots()
@@ -203,9 +239,9 @@ def convergence(history: dict) -> bytes:
             if name not in columns:
                 continue
             y = columns[name]
-            x = columns.get("iteration", np.arange(len(y)))[:len(y)]
+            x = columns.get("iteration", np.arange(len(y)))[: len(y)]
             shown = np.isfinite(y)
-            axis.plot(x[shown], y[:len(x)][shown], color=colour, linestyle=dashes, label=label)
+            axis.plot(x[shown], y[: len(x)][shown], color=colour, linestyle=dashes, label=label)
         values = np.concatenate([np.ones(1), *(columns.get(name, []) for _, name, _, _ in curves)])
         if (values[np.isfinite(values)] > 0).all():
             axis.set_yscale("log")

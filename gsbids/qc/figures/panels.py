@@ -51,8 +51,9 @@ class Frame:
     zoom: float = 2.0
 
 
-def mid_planes(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
-               outlined: bool = False) -> tuple[Tile, ...]:
+def mid_planes(
+    data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, outlined: bool = False
+) -> tuple[Tile, ...]:
     """Axial, coronal and sagittal plane through the middle of the mask.
 
     Parameters
@@ -70,8 +71,13 @@ def mid_planes(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
     return tuple(_volume_tile(image, drawn, axis, middle[axis], frame) for axis in (2, 1, 0))
 
 
-def plane_pairs(before: np.ndarray, after: np.ndarray, affine: np.ndarray, mask: np.ndarray | None,
-                limits: tuple[float, float] | None = None) -> tuple[TilePair, ...]:
+def plane_pairs(
+    before: np.ndarray,
+    after: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray | None,
+    limits: tuple[float, float] | None = None,
+) -> tuple[TilePair, ...]:
     """The planes of :func:`mid_planes` of two images on one grid.
 
     Parameters
@@ -112,8 +118,9 @@ def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np
     return TileRow(f"{name}: black 0, white {form.format(top)}", tiles)
 
 
-def mosaic(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, count: int = 7,
-           outlined: bool = False) -> tuple[TileRow, ...]:
+def mosaic(
+    data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, count: int = 7, outlined: bool = False
+) -> tuple[TileRow, ...]:
     """Rows of ``count`` axial, coronal and sagittal planes spread over the mask.
 
     The other parameters are those of :func:`mid_planes`.
@@ -129,8 +136,7 @@ def mosaic(data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, count:
     return tuple(rows)
 
 
-def _volume_frame(data, affine, mask, pixels: int,
-                  zoom: float) -> tuple[RasImage, np.ndarray | None, Frame]:
+def _volume_frame(data, affine, mask, pixels: int, zoom: float) -> tuple[RasImage, np.ndarray | None, Frame]:
     image = to_ras(data, affine)
     inside = None if mask is None else to_ras(np.asarray(mask) > 0, affine).data
     box = crop_box(inside, image.data.shape, image.spacing)
@@ -156,8 +162,7 @@ def _volume_tile(image: RasImage, mask, axis: int, index: int, frame: Frame) -> 
     return plane_tile(image, (axis, index), frame, label, alt, mask)
 
 
-def plane_tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str,
-               mask=None) -> Tile:
+def plane_tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str, mask=None) -> Tile:
     """One plane of an image, cut to the box of the frame; ``plane`` is the axis and the index along it."""
     axis, index = plane
     across, up = (a for a in range(3) if a != axis)
@@ -222,8 +227,7 @@ def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) 
     return (*(view.slice_row(k, label) for k, label in marks.items()), *across)
 
 
-def middle_slices(mask: np.ndarray | None, depth: int,
-                  shares: tuple[float, ...] = (0.3, 0.5, 0.7)) -> list[int]:
+def middle_slices(mask: np.ndarray | None, depth: int, shares: tuple[float, ...] = (0.3, 0.5, 0.7)) -> list[int]:
     """Slice indices at shares of the extent of the mask along the third axis (of the stack without one)."""
     filled = np.arange(depth)
     if mask is not None and np.any(mask):
@@ -265,8 +269,9 @@ class StackView:
         """A cut across the slices."""
         plane = (axis, middle_of(self.mask, axis, self.image.data.shape))
         what = "cut across the slices"
-        first = self.close_tile(plane, self.image.data, (COLUMNS[0], f"{what} as acquired, mask outlined"), True,
-                                self.own_limits)
+        first = self.close_tile(
+            plane, self.image.data, (COLUMNS[0], f"{what} as acquired, mask outlined"), True, self.own_limits
+        )
         return TileRow(f"Across the slices ({PLANES[axis]} cut)", (first, *self._cropped(plane, what)))
 
     def correction_pair(self, source_index: int) -> TilePair | None:
@@ -274,13 +279,20 @@ class StackView:
         if self.corrected is None:
             return None
         plane, what = self.plane_of(source_index), f"slice {source_index}"
-        before = self.close_tile(plane, self.image.data, ("Acquired", f"{what} as acquired, mask outlined"), True,
-                                 self.own_limits)
+        before = self.close_tile(
+            plane, self.image.data, ("Acquired", f"{what} as acquired, mask outlined"), True, self.own_limits
+        )
         after = self.close_tile(plane, self.corrected, ("Corrected", f"{what}, corrected, mask outlined"), True)
         return TilePair(f"Slice {source_index}", before, after)
 
-    def close_tile(self, plane, data: np.ndarray, words: tuple[str, str], outlined: bool = False,
-                   limits: tuple[float, float] | None = None) -> Tile:
+    def close_tile(
+        self,
+        plane,
+        data: np.ndarray,
+        words: tuple[str, str],
+        outlined: bool = False,
+        limits: tuple[float, float] | None = None,
+    ) -> Tile:
         """A picture cropped to the brain; ``words`` are label and description."""
         mask = self.mask if outlined else None
         across = plane[0] != self.axis
@@ -294,8 +306,14 @@ class StackView:
         data = data if self.mask is None else data * self.mask
         tile = self.close_tile(plane, data, words)
         picture, pixels = self.picture(plane, data, tile)
-        return Tile(difference_png(picture, FULL_COLOUR * self.limits[1], pixels), tile.width, tile.height, tile.label,
-                    tile.alt, tile.edges)
+        return Tile(
+            difference_png(picture, FULL_COLOUR * self.limits[1], pixels),
+            tile.width,
+            tile.height,
+            tile.label,
+            tile.alt,
+            tile.edges,
+        )
 
     def picture(self, plane, data: np.ndarray, tile: Tile) -> tuple[np.ndarray, tuple[int, int]]:
         """The plane of other data that a cropped tile shows, and the size of its picture in pixels."""

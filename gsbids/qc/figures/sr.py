@@ -46,8 +46,9 @@ class SrImages:
     def shown(self) -> tuple[RasImage, ...]:
         """Input as it is (the nearest voxel), interpolated, super-resolved, all on one grid turned to RAS."""
         index = np.linalg.inv(self.own_affine) @ self.affine
-        blocks = ndimage.affine_transform(self.before, index[:3, :3], index[:3, 3], self.after.shape, order=0,
-                                          mode="nearest")
+        blocks = ndimage.affine_transform(
+            self.before, index[:3, :3], index[:3, 3], self.after.shape, order=0, mode="nearest"
+        )
         return tuple(to_ras(image, self.affine) for image in (blocks, self.interpolated, self.after))
 
     @cached_property
@@ -88,9 +89,11 @@ def spectrum_curves(images: SrImages) -> bytes:
         figure = new_figure(10.2, 2.9)
         drawn = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
         for axis, k in zip(drawn, axes, strict=True):
-            curves = ((images.before, own[along[k]], along[k], "input", PALETTE.muted, "-"),
-                      (images.interpolated, fine[k], k, "B-spline", PALETTE.second, (0, (4, 1.5))),
-                      (images.after, fine[k], k, "super-resolved", PALETTE.first, "-"))
+            curves = (
+                (images.before, own[along[k]], along[k], "input", PALETTE.muted, "-"),
+                (images.interpolated, fine[k], k, "B-spline", PALETTE.second, (0, (4, 1.5))),
+                (images.after, fine[k], k, "super-resolved", PALETTE.first, "-"),
+            )
             for volume, spacing, own_axis, label, colour, dashes in curves:
                 frequency, power = axis_spectrum(volume, spacing, own_axis)
                 axis.plot(frequency, np.maximum(power, 1e-30), color=colour, linestyle=dashes, label=label)
@@ -127,15 +130,27 @@ def member_losses(history: dict) -> bytes:
 
 def _mark(axis, frequency: float, words: str) -> None:
     axis.axvline(frequency, color=PALETTE.third, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
-    axis.annotate(words, (frequency, 0.98), xycoords=axis.get_xaxis_transform(), xytext=(2, 0),
-                  textcoords="offset points", color=PALETTE.third, fontsize=6.5, rotation=90, ha="left", va="top")
+    axis.annotate(
+        words,
+        (frequency, 0.98),
+        xycoords=axis.get_xaxis_transform(),
+        xytext=(2, 0),
+        textcoords="offset points",
+        color=PALETTE.third,
+        fontsize=6.5,
+        rotation=90,
+        ha="left",
+        va="top",
+    )
 
 
 def _row(images: SrImages, axis: int, frame: Frame, label: str) -> TileRow:
     plane = (axis, middle_of(images.inside, axis, images.inside.shape))
     what = f"{PLANES[axis]} plane"
-    tiles = [plane_tile(image, plane, frame, name, f"{what}, {name.lower()}")
-             for image, name in zip(images.shown, COLUMNS, strict=False)]
+    tiles = [
+        plane_tile(image, plane, frame, name, f"{what}, {name.lower()}")
+        for image, name in zip(images.shown, COLUMNS, strict=False)
+    ]
     return TileRow(label, (*tiles, _difference(images, plane, frame, what)))
 
 

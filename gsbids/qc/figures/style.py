@@ -27,14 +27,36 @@ class Palette:
 PALETTE = Palette()
 
 _SETTINGS = {
-    "svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif", "text.parse_math": False,
-    "text.color": PALETTE.ink, "axes.labelcolor": PALETTE.ink, "axes.edgecolor": PALETTE.muted,
-    "xtick.color": PALETTE.muted, "ytick.color": PALETTE.muted, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "axes.labelsize": 8, "axes.titlesize": 8, "axes.titlelocation": "left", "axes.linewidth": 0.6,
-    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "grid.color": PALETTE.grid, "grid.linewidth": 0.6,
-    "axes.grid": True, "axes.axisbelow": True, "lines.linewidth": 1.3, "axes.unicode_minus": True,
-    "axes.formatter.useoffset": False, "figure.facecolor": "none", "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+    "text.color": PALETTE.ink,
+    "axes.labelcolor": PALETTE.ink,
+    "axes.edgecolor": PALETTE.muted,
+    "xtick.color": PALETTE.muted,
+    "ytick.color": PALETTE.muted,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "grid.color": PALETTE.grid,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 
 
@@ -87,7 +109,7 @@ def inline_svg(svg: bytes, key: str, label: str) -> str:
         What the figure shows, in words.
     """
     text = svg.decode()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     # A style element would hold for the whole page; report.css says the same for these figures alone.
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
@@ -97,4 +119,4 @@ def inline_svg(svg: bytes, key: str, label: str) -> str:
         text = re.sub(rf"(stroke|fill): {colour}", rf"\1: var(--{name})", text)
     size = re.search(r'viewBox="[^"]*"', text)[0]
     opening = f'<svg {size} role="img" aria-label="{html.escape(label)}">'
-    return opening + text[text.index(">") + 1:]
+    return opening + text[text.index(">") + 1 :]

@@ -141,16 +141,14 @@ def window(image: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
     return low if low < -IN_EARNEST * high else 0.0, high if high > 0 else 1.0
 
 
-def crop_box(mask: np.ndarray | None, shape: tuple, spacing: np.ndarray,
-             margin: float = 6.0) -> tuple[slice, ...]:
+def crop_box(mask: np.ndarray | None, shape: tuple, spacing: np.ndarray, margin: float = 6.0) -> tuple[slice, ...]:
     """Box of a mask with ``margin`` mm around it, inside the array; the whole array without a mask."""
     if mask is None or not mask.any():
         return tuple(slice(0, n) for n in shape)
     return bounding_box(mask, np.ceil(margin / np.asarray(spacing)).astype(int))
 
 
-def grey_png(picture: np.ndarray, limits: tuple[float, float],
-             pixels: tuple[int, int] | None = None) -> bytes:
+def grey_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int, int] | None = None) -> bytes:
     """8-bit grey PNG of a picture.
 
     Parameters

@@ -8,8 +8,18 @@ from gsbids.qc.report.methods import Reference, number_citations, references
 
 _CITATION = re.compile(r"\[((?:@[\w.-]+(?:\s*;\s*)?)+)\]")
 _KEY = re.compile(r"@([\w.-]+)")
-_TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_TEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
 NOTE = "This text was written by gsbids. It may be copied into a paper as it is."
 
 
@@ -21,8 +31,12 @@ def boilerplate_files(paragraphs: tuple[str, ...]) -> dict[str, str]:
     paragraphs : tuple of str
         As from :func:`gsbids.qc.report.methods.methods_paragraphs`.
     """
-    return {"CITATION.md": markdown(paragraphs), "CITATION.tex": latex(paragraphs),
-            "CITATION.bib": bibtex(paragraphs), "CITATION.html": page(paragraphs)}
+    return {
+        "CITATION.md": markdown(paragraphs),
+        "CITATION.tex": latex(paragraphs),
+        "CITATION.bib": bibtex(paragraphs),
+        "CITATION.html": page(paragraphs),
+    }
 
 
 def plain_text(paragraphs: tuple[str, ...]) -> str:
@@ -32,10 +46,14 @@ def plain_text(paragraphs: tuple[str, ...]) -> str:
     Corrected with N4 [1].
     """
     pieces, cited = number_citations(paragraphs)
-    lines = ["".join(part if isinstance(part, str) else f"[{', '.join(map(str, part))}]" for part in paragraph)
-             for paragraph in pieces]
-    listed = [f"{n}. {reference.text}{f' {reference.url}' if reference.url else ''}"
-              for n, reference in enumerate(cited, start=1)]
+    lines = [
+        "".join(part if isinstance(part, str) else f"[{', '.join(map(str, part))}]" for part in paragraph)
+        for paragraph in pieces
+    ]
+    listed = [
+        f"{n}. {reference.text}{f' {reference.url}' if reference.url else ''}"
+        for n, reference in enumerate(cited, start=1)
+    ]
     return "\n\n".join([*lines, "References", "\n".join(listed)]) + "\n"
 
 
@@ -50,6 +68,7 @@ def latex(paragraphs: tuple[str, ...]) -> str:
     >>> print(latex(("20 % were cut [@n4; @ants].",)).splitlines()[1])
     20 \% were cut \cite{n4,ants}.
     """
+
     def cite(part: str) -> str:
         return rf"\cite{{{','.join(_KEY.findall(part))}}}"
 
@@ -63,22 +82,34 @@ def latex(paragraphs: tuple[str, ...]) -> str:
 def bibtex(paragraphs: tuple[str, ...]) -> str:
     """The references that the text cites, under their keys."""
     known = references()
-    keys = dict.fromkeys(key for paragraph in paragraphs for part in _CITATION.findall(paragraph)
-                         for key in _KEY.findall(part) if key in known)
+    keys = dict.fromkeys(
+        key
+        for paragraph in paragraphs
+        for part in _CITATION.findall(paragraph)
+        for key in _KEY.findall(part)
+        if key in known
+    )
     return "\n".join(_entry(key, known[key]) for key in keys)
 
 
 def page(paragraphs: tuple[str, ...]) -> str:
     """A small page that loads nothing, with numbered citations."""
     pieces, cited = number_citations(paragraphs)
-    text = "\n".join("<p>" + "".join(
-        html.escape(part) if isinstance(part, str) else f"[{', '.join(map(str, part))}]" for part in paragraph) + "</p>"
-        for paragraph in pieces)
+    text = "\n".join(
+        "<p>"
+        + "".join(
+            html.escape(part) if isinstance(part, str) else f"[{', '.join(map(str, part))}]" for part in paragraph
+        )
+        + "</p>"
+        for paragraph in pieces
+    )
     listed = "\n".join(f"<li>{html.escape(reference.text)} {html.escape(reference.url)}</li>" for reference in cited)
-    return ("<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\">"
-            "<meta name=\"color-scheme\" content=\"light dark\"><title>gsbids: methods text</title></head>\n<body>\n"
-            f"<h1>Methods</h1>\n{text}\n<p><em>{html.escape(NOTE)}</em></p>\n<h2>References</h2>\n<ol>\n{listed}\n</ol>\n"
-            "</body>\n</html>\n")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        '<meta name="color-scheme" content="light dark"><title>gsbids: methods text</title></head>\n<body>\n'
+        f"<h1>Methods</h1>\n{text}\n<p><em>{html.escape(NOTE)}</em></p>\n<h2>References</h2>\n<ol>\n{listed}\n</ol>\n"
+        "</body>\n</html>\n"
+    )
 
 
 def _tex(text: str) -> str:
@@ -92,10 +123,17 @@ def _entry(key: str, reference: Reference) -> str:
     names = [re.sub(r"^(.+) ([A-Z]+)$", r"\1, \2", name) for name in authors.split(", ")]
     people = " and ".join("others" if name.startswith("et al") else name for name in names)
     years = re.findall(r"\b(?:19|20)\d\d\b", where)
-    fields = {"author": people, "title": f"{{{title.rstrip('.')}}}", "note": where.rstrip("."),
-              "year": years[-1] if years else "",
-              "doi": reference.address.removeprefix("doi.org/") if reference.address.startswith("doi.org/") else "",
-              "url": reference.url if reference.address.startswith("arxiv.org") else ""}
-    lines = [f"  {name} = {{{value if name in ('title', 'doi', 'url') else _tex(value)}}},"
-             for name, value in fields.items() if value]
+    fields = {
+        "author": people,
+        "title": f"{{{title.rstrip('.')}}}",
+        "note": where.rstrip("."),
+        "year": years[-1] if years else "",
+        "doi": reference.address.removeprefix("doi.org/") if reference.address.startswith("doi.org/") else "",
+        "url": reference.url if reference.address.startswith("arxiv.org") else "",
+    }
+    lines = [
+        f"  {name} = {{{value if name in ('title', 'doi', 'url') else _tex(value)}}},"
+        for name, value in fields.items()
+        if value
+    ]
     return "\n".join([f"@misc{{{key},", *lines, "}", ""])

@@ -211,8 +211,9 @@ def _draw_volume(figures: Figures, content) -> None:
 def _draw_super_resolution(figures: Figures, content) -> None:
     panel = content.super_resolution
     if panel.history.get("loss"):
-        figures.convergence = _svg(member_losses(panel.history), "convergence",
-                                   "Loss of every field of Gaussians against the iteration.")
+        figures.convergence = _svg(
+            member_losses(panel.history), "convergence", "Loss of every field of Gaussians against the iteration."
+        )
     if content.volume is None or panel.before is None or panel.interpolated is None:
         return
     (after, affine), (before, own), (between, _) = map(load_image, (content.volume, panel.before, panel.interpolated))
@@ -225,8 +226,10 @@ def _draw_super_resolution(figures: Figures, content) -> None:
 
 def _draw_maps(content):
     """Rows of the maps that there are."""
-    for name, path, form in (("Coverage", content.coverage, "{:.1f} slices"),
-                             ("Uncertainty", content.uncertainty, "{:.3g}, in the intensities of the volume")):
+    for name, path, form in (
+        ("Coverage", content.coverage, "{:.1f} slices"),
+        ("Uncertainty", content.uncertainty, "{:.3g}, in the intensities of the volume"),
+    ):
         if path is not None:
             data, affine = load_image(path)
             if name == "Uncertainty" and content.volume is not None:
@@ -292,8 +295,9 @@ def _marks(images: StackImages, result: SvrResult | None, fitted: np.ndarray) ->
 def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
     moved = slice_displacement(result)
     times = {panel.name: panel.slice_times for panel in panels}
-    stacks = [curves.stack_motion(result, moved, i, times.get(result.stack_names[i]))
-              for i in np.unique(result.stack_index)]
+    stacks = [
+        curves.stack_motion(result, moved, i, times.get(result.stack_names[i])) for i in np.unique(result.stack_index)
+    ]
     limits = curves.motion_limits(stacks)
     for i, stack in enumerate(stacks):
         label = f"Shift and rotation of the slices of {stack.name} against their position in the stack."
@@ -304,8 +308,11 @@ def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
         figures.motion.append((stack.name, drawn, in_time, stack.order.words))
     figures.excluded_stacks = excluded_stacks(result)
     figures.excluded_slices = empty_slices(result) + rejected_slices(result)
-    figures.moves = [(name, moved.stack_shift[i].tolist(), moved.stack_turn[i].tolist())
-                     for i, name in enumerate(result.stack_names) if np.isfinite(moved.stack_shift[i]).all()]
+    figures.moves = [
+        (name, moved.stack_shift[i].tolist(), moved.stack_turn[i].tolist())
+        for i, name in enumerate(result.stack_names)
+        if np.isfinite(moved.stack_shift[i]).all()
+    ]
     strips = (("weight", result.weight, (0.0, 1.0)), ("similarity", result.ncc, (0.5, 1.0)))
     for name, values, scale in strips:
         label = f"{name.capitalize()} of every slice, one row a stack; the numbers are in the table."
@@ -313,15 +320,25 @@ def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
     label = "Similarity of every slice by stack."
     figures.similarity = _svg(curves.similarity_dots(result), "similarity", label)
     if result.history.get("loss") or result.history.get("held_out"):
-        figures.convergence = _svg(curves.convergence(result.history), "convergence",
-                                   "Loss of the fit against the iteration.")
+        figures.convergence = _svg(
+            curves.convergence(result.history), "convergence", "Loss of the fit against the iteration."
+        )
     figures.slices = _slice_rows(result, moved)
 
 
 def _slice_rows(result: SvrResult, moved: SliceDisplacement) -> list[dict]:
     order = np.lexsort((result.slice_index, result.stack_index))
-    return [{"stack": result.stack_names[result.stack_index[s]], "slice": int(result.slice_index[s]),
-             "rejected": bool(result.rejected[s]), "weight": float(result.weight[s]),
-             "ncc": float(result.ncc[s]), "residual": float(result.residual[s]),
-             "gain": float(result.gain[s]), "shift": moved.shift[s].tolist(), "turn": moved.turn[s].tolist()}
-            for s in order]
+    return [
+        {
+            "stack": result.stack_names[result.stack_index[s]],
+            "slice": int(result.slice_index[s]),
+            "rejected": bool(result.rejected[s]),
+            "weight": float(result.weight[s]),
+            "ncc": float(result.ncc[s]),
+            "residual": float(result.residual[s]),
+            "gain": float(result.gain[s]),
+            "shift": moved.shift[s].tolist(),
+            "turn": moved.turn[s].tolist(),
+        }
+        for s in order
+    ]

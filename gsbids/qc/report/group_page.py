@@ -15,9 +15,23 @@ from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, format_number, page_
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, USABLE, judge
 
 #: Metrics that are shown without asking.
-MAIN = ("ncc_median", "ncc_p10", "stack_agreement", "residual_median", "slices_rejected", "motion_mean", "motion_max",
-        "motion_neighbour_mean", "hidden_gain", "data_misfit", "energy_above", "coverage_mean", "sharpness", "noise",
-        "mask_volume")
+MAIN = (
+    "ncc_median",
+    "ncc_p10",
+    "stack_agreement",
+    "residual_median",
+    "slices_rejected",
+    "motion_mean",
+    "motion_max",
+    "motion_neighbour_mean",
+    "hidden_gain",
+    "data_misfit",
+    "energy_above",
+    "coverage_mean",
+    "sharpness",
+    "noise",
+    "mask_volume",
+)
 
 METHOD_NAMES = {"gsvr": "slice-to-volume reconstruction", "gsr": "super-resolution"}
 
@@ -96,21 +110,41 @@ def render_group(content: GroupContent) -> str:
     script = (TEMPLATES / "group.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     main = [name for name in MAIN if name in content.columns]
-    charts = {method: {name: distribution(content, name, method) for name in content.columns}
-              for method in content.spreads}
-    heads = [(chart["median"], long_name(content, name), method) for method, drawn in charts.items()
-             for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]]
-    worst = sorted((row for row in content.rows if row.to_look_at),
-                   key=lambda row: (-max(row.rank, 0), -len(row.marked), row.label))
+    charts = {
+        method: {name: distribution(content, name, method) for name in content.columns} for method in content.spreads
+    }
+    heads = [
+        (chart["median"], long_name(content, name), method)
+        for method, drawn in charts.items()
+        for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]
+    ]
+    worst = sorted(
+        (row for row in content.rows if row.to_look_at),
+        key=lambda row: (-max(row.rank, 0), -len(row.marked), row.label),
+    )
     return page_template("group.html.j2", address=quote).render(
-        content=content, method_names=METHOD_NAMES, heads=heads, main=main,
-        more=[name for name in content.columns if name not in MAIN], charts=charts,
+        content=content,
+        method_names=METHOD_NAMES,
+        heads=heads,
+        main=main,
+        more=[name for name in content.columns if name not in MAIN],
+        charts=charts,
         cells=[[cell(content, row, name) for name in content.columns] for row in content.rows],
         notes=[(row, [*verdict_reasons(row), *(note(content, row, name) for name in row.marked)]) for row in worst],
-        first=FIRST, levels=LEVELS, looks=VERDICT_LOOKS, usable=USABLE,
-        look=LOOK, do_not_use=DO_NOT_USE,
+        first=FIRST,
+        levels=LEVELS,
+        looks=VERDICT_LOOKS,
+        usable=USABLE,
+        look=LOOK,
+        do_not_use=DO_NOT_USE,
         counts={level: sum(row.verdict == level for row in content.rows) for level in LEVELS},
-        rule=RULE, script=script, digest=digest, width=WIDTH, height=HEIGHT, row_count=len(content.rows))
+        rule=RULE,
+        script=script,
+        digest=digest,
+        width=WIDTH,
+        height=HEIGHT,
+        row_count=len(content.rows),
+    )
 
 
 def long_name(content: GroupContent, name: str) -> str:
@@ -127,15 +161,23 @@ def cell(content: GroupContent, row: GroupRow, name: str) -> dict:
     """One cell of the table: number to sort by (empty where not known), text, and whether it is marked."""
     value = row.values.get(name, math.nan)
     known = math.isfinite(value)
-    return {"value": f"{value:.6g}" if known else "", "text": shown(content, name, value) if known else "–",
-            "marked": name in row.marked, "main": name in MAIN}
+    return {
+        "value": f"{value:.6g}" if known else "",
+        "text": shown(content, name, value) if known else "–",
+        "marked": name in row.marked,
+        "main": name in MAIN,
+    }
 
 
 def note(content: GroupContent, row: GroupRow, name: str) -> str:
     """Why a row is marked, in words.
 
-    >>> content = GroupContent("", (), {"noise": {"LongName": "Noise", "Units": "fraction"}},
-    ...                        {"gsvr": {"noise": Spread(0.02, -math.inf, 0.05)}})
+    >>> content = GroupContent(
+    ...     "",
+    ...     (),
+    ...     {"noise": {"LongName": "Noise", "Units": "fraction"}},
+    ...     {"gsvr": {"noise": Spread(0.02, -math.inf, 0.05)}},
+    ... )
     >>> note(content, GroupRow("sub-01", "", "", {"noise": 0.1}), "noise")
     'Noise 10.0 % (median 2.0 %)'
     """
@@ -163,8 +205,9 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
         ``name``, ``low``, ``median``, ``high`` (texts), ``middle`` (x of the median), ``band`` (x from, to of what is
         not marked), ``dots`` (x, y, number of the row) and ``marks`` (the same with a label and a text).
     """
-    values = np.array([row.values.get(name, math.nan) if row.method == method else math.nan for row in content.rows],
-                      float)
+    values = np.array(
+        [row.values.get(name, math.nan) if row.method == method else math.nan for row in content.rows], float
+    )
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return None
@@ -175,8 +218,10 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
         return PAD + (WIDTH - 2 * PAD) * ((value - low) / span if high > low else 0.5)
 
     spread = content.spreads[method][name]
-    band = [min(max(place(limit), 0.0), WIDTH) if math.isfinite(limit) else edge
-            for limit, edge in ((spread.low, 0.0), (spread.high, float(WIDTH)))]
+    band = [
+        min(max(place(limit), 0.0), WIDTH) if math.isfinite(limit) else edge
+        for limit, edge in ((spread.low, 0.0), (spread.high, float(WIDTH)))
+    ]
     x = np.array([place(value) for value in values[known]])
     dots, marks = [], []
     for row, across, up in zip(known, x, swarm(x, HEIGHT / 2 - DOT - 2), strict=True):
@@ -185,9 +230,17 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
             marks.append(spot | {"label": content.rows[row].label, "text": shown(content, name, values[row])})
         else:
             dots.append(spot)
-    return {"name": name, "low": shown(content, name, low), "high": shown(content, name, high),
-            "median": shown(content, name, spread.median), "middle": f"{place(spread.median):.1f}",
-            "band": band, "limited": band != [0.0, float(WIDTH)], "dots": dots, "marks": marks}
+    return {
+        "name": name,
+        "low": shown(content, name, low),
+        "high": shown(content, name, high),
+        "median": shown(content, name, spread.median),
+        "middle": f"{place(spread.median):.1f}",
+        "band": band,
+        "limited": band != [0.0, float(WIDTH)],
+        "dots": dots,
+        "marks": marks,
+    }
 
 
 def swarm(x: np.ndarray, room: float) -> np.ndarray:
@@ -205,4 +258,3 @@ def swarm(x: np.ndarray, room: float) -> np.ndarray:
         size = min(7.0, room / max(1, abs(steps).max()))
         heights[inside] = steps * size
     return heights + 0.0
-

@@ -107,11 +107,14 @@ def version_of(versions: dict, package: str) -> str:
 
 def _preprocessing(facts: MethodsFacts) -> str:
     count = f"{facts.n_stacks} stacks" if facts.n_stacks > 1 else "The stacks"
-    gsbids, nipype, pybids = (f"{name}{version_of(facts.versions, package)}" for name, package in (
-        ("gsbids", "gsbids"), ("Nipype", "nipype"), ("PyBIDS", "bids")))
+    gsbids, nipype, pybids = (
+        f"{name}{version_of(facts.versions, package)}"
+        for name, package in (("gsbids", "gsbids"), ("Nipype", "nipype"), ("PyBIDS", "bids"))
+    )
     sentences = [
         f"{count} of thick slices were organised as a BIDS data set [@bids] and processed with {gsbids}, a BIDS App "
-        f"[@bidsapps] built on {nipype} [@nipype] and {pybids} [@pybids]."]
+        f"[@bidsapps] built on {nipype} [@nipype] and {pybids} [@pybids]."
+    ]
     known = _MASKS
     if facts.plain:
         sentences = [f"{count} of thick slices were processed with {gsbids}, built on {nipype} [@nipype]."]
@@ -121,22 +124,26 @@ def _preprocessing(facts: MethodsFacts) -> str:
         sentences.append(f"Brain masks {', or '.join(masks)}.")
     if facts.n_left_out:
         one = facts.n_left_out == 1
-        sentences.append(f"{'One stack' if one else f'{facts.n_left_out} stacks'} with {'a ' if one else ''}doubtful "
-                         f"mask{'' if one else 's'} {'was' if one else 'were'} left out.")
+        sentences.append(
+            f"{'One stack' if one else f'{facts.n_left_out} stacks'} with {'a ' if one else ''}doubtful "
+            f"mask{'' if one else 's'} {'was' if one else 'were'} left out."
+        )
     steps = []
     if facts.denoised:
         steps.append("denoised by adaptive non-local means [@denoise], as far as their measured noise called for")
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4] inside the mask")
     if steps:
-        sentences.append(f"Stacks were {', and '.join(steps)} (ANTs [@ants], "
-                         f"antspyx{version_of(facts.versions, 'ants')}).")
+        sentences.append(
+            f"Stacks were {', and '.join(steps)} (ANTs [@ants], antspyx{version_of(facts.versions, 'ants')})."
+        )
     if facts.posed:
         sentences.append("Slices started from the poses that were given with them.")
     if facts.registered:
         sentences.append(
             "Whole stacks were co-registered rigidly from a cover of all rotations, maximising the normalised "
-            "cross-correlation inside their masks; a registration was kept only where it raised the similarity.")
+            "cross-correlation inside their masks; a registration was kept only where it raised the similarity."
+        )
     return " ".join(sentences)
 
 
@@ -147,14 +154,16 @@ def _reconstruction(facts: MethodsFacts) -> str:
         "intensity [@gsvr]. Every slice was simulated from it through a Gaussian point spread function with "
         "a full width at half maximum of 1.2 times the pixel size in the plane and of the slice thickness "
         "through it, by adding the covariances, with an intensity factor and a robust weight for every slice "
-        "[@svr]."]
+        "[@svr]."
+    ]
     sentences.append(_fit(facts))
     if not facts.motion_corrected:
         sentences.append("Slices were not corrected for motion beyond the registration of the stacks.")
     if facts.template:
         sentences.append(
             f"The reconstructed brain was aligned rigidly to the template {facts.template}, from a cover of all "
-            "rotations, maximising the normalised cross-correlation of the two brains brought to one size.")
+            "rotations, maximising the normalised cross-correlation of the two brains brought to one size."
+        )
     if facts.resolution:
         spacing = " x ".join(f"{value:g}" for value in facts.resolution) + " mm"
         if len(set(facts.resolution)) == 1:
@@ -166,19 +175,28 @@ def _reconstruction(facts: MethodsFacts) -> str:
 def _fit(facts: MethodsFacts) -> str:
     if facts.method == "paper":
         poses = " together with one rigid pose per slice" if facts.motion_corrected else ""
-        return (f"The Gaussians were fitted{poses} with Adam [@adam] as published in [@gsvr], every pixel being "
-                "rendered from its 64 nearest Gaussians, minimising the mean absolute difference of acquired and "
-                "simulated pixels within the masks; slices that stand out lose weight (Welsch).")
+        return (
+            f"The Gaussians were fitted{poses} with Adam [@adam] as published in [@gsvr], every pixel being "
+            "rendered from its 64 nearest Gaussians, minimising the mean absolute difference of acquired and "
+            "simulated pixels within the masks; slices that stand out lose weight (Welsch)."
+        )
     poses = " and, in turns, one rigid pose per slice by Levenberg-Marquardt steps [@lm]"
-    return (f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising the "
-            "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 3.5 mm around them; "
-            "slices and pixels that stand out lose weight (Welsch).")
+    return (
+        f"The Gaussians were fitted with Adam [@adam]{poses if facts.motion_corrected else ''}, minimising the "
+        "Charbonnier loss of acquired and simulated pixels within the masks and a rim of 3.5 mm around them; "
+        "slices and pixels that stand out lose weight (Welsch)."
+    )
 
 
 def software_sentence(versions: dict, device: str | None, seed: int | None) -> str:
     """The packages that computed, with their versions, on what, and from which seed."""
-    names = (("PyTorch", "torch", "pytorch"), ("Numba", "numba", "numba"), ("NumPy", "numpy", "numpy"),
-             ("SciPy", "scipy", "scipy"), ("NiBabel", "nibabel", "nibabel"))
+    names = (
+        ("PyTorch", "torch", "pytorch"),
+        ("Numba", "numba", "numba"),
+        ("NumPy", "numpy", "numpy"),
+        ("SciPy", "scipy", "scipy"),
+        ("NiBabel", "nibabel", "nibabel"),
+    )
     parts = [f"{name}{version_of(versions, package)} [@{key}]" for name, package, key in names]
     sentence = f"Computations used {', '.join(parts[:-1])} and {parts[-1]}"
     if device:

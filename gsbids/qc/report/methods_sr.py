@@ -46,32 +46,44 @@ class SrMethodsFacts:
     device: str = "cpu"
 
 
-_PROFILES = {"box": "the mean over the voxel", "gaussian": "a Gaussian slice profile",
-             "trilinear": "linear interpolation at its centre", "kspace": "a cut of k-space at its Nyquist frequency"}
+_PROFILES = {
+    "box": "the mean over the voxel",
+    "gaussian": "a Gaussian slice profile",
+    "trilinear": "linear interpolation at its centre",
+    "kspace": "a cut of k-space at its Nyquist frequency",
+}
 
 
 def sr_methods_paragraphs(facts: SrMethodsFacts) -> tuple[str, ...]:
     """Methods section of one super-resolved volume, as paragraphs with ``[@key]`` citations."""
-    return (_preprocessing(facts), _planned(facts) if facts.planned else _super_resolution(facts),
-            software_sentence(facts.versions, facts.settings.get("device", facts.device),
-                              facts.settings.get("seed", facts.seed)))
+    return (
+        _preprocessing(facts),
+        _planned(facts) if facts.planned else _super_resolution(facts),
+        software_sentence(
+            facts.versions, facts.settings.get("device", facts.device), facts.settings.get("seed", facts.seed)
+        ),
+    )
 
 
 def _preprocessing(facts: SrMethodsFacts) -> str:
     one = facts.n_volumes == 1
     count = f"One {facts.suffix} volume" if one else f"{facts.n_volumes} {facts.suffix} volumes"
-    sentences = [f"{count} of a BIDS data set [@bids] {'was' if one else 'were'} processed with "
-                 f"gsbids{version_of(facts.versions, 'gsbids')}, a BIDS App [@bidsapps] built on "
-                 f"Nipype{version_of(facts.versions, 'nipype')} [@nipype] and "
-                 f"PyBIDS{version_of(facts.versions, 'bids')} [@pybids]."]
+    sentences = [
+        f"{count} of a BIDS data set [@bids] {'was' if one else 'were'} processed with "
+        f"gsbids{version_of(facts.versions, 'gsbids')}, a BIDS App [@bidsapps] built on "
+        f"Nipype{version_of(facts.versions, 'nipype')} [@nipype] and "
+        f"PyBIDS{version_of(facts.versions, 'bids')} [@pybids]."
+    ]
     steps = []
     if facts.denoised:
         steps.append("denoised by adaptive non-local means [@denoise]")
     if facts.bias_corrected:
         steps.append("corrected for intensity inhomogeneity with N4 [@n4]")
     if steps:
-        sentences.append(f"{'It was' if one else 'They were'} {' and '.join(steps)} (ANTs [@ants], "
-                         f"antspyx{version_of(facts.versions, 'ants')}).")
+        sentences.append(
+            f"{'It was' if one else 'They were'} {' and '.join(steps)} (ANTs [@ants], "
+            f"antspyx{version_of(facts.versions, 'ants')})."
+        )
     return " ".join(sentences)
 
 
@@ -79,15 +91,21 @@ def _planned(facts: SrMethodsFacts) -> str:
     """What is true of all volumes of a run, whatever their fits choose."""
     one = facts.n_volumes == 1
     size = " x ".join(f"{side:g}" for side in facts.resolution)
-    first = (f"{'It was' if one else 'They were'} super-resolved{f' to voxels of {size} mm' if size else ''}, "
-             f"{'' if one else 'each '}from its own voxels alone.")
+    first = (
+        f"{'It was' if one else 'They were'} super-resolved{f' to voxels of {size} mm' if size else ''}, "
+        f"{'' if one else 'each '}from its own voxels alone."
+    )
     if facts.planned == "fast":
-        return (f"{first} The volume is the one of least energy at high frequencies that is true to the data (Sobolev "
-                "solution).")
-    return (f"{first} The image was modelled by normalised fields of anisotropic Gaussians [@srgaussians], each with "
-            "an amplitude and a log-weight, fitted with Adam [@adam] to its squared residuals. Voxels that were hidden "
-            "from a trial on a part of the image chose width, rates and iterations, and the blend of the Gaussians "
-            "with the Sobolev solution and a cubic B-spline, which was projected on the data.")
+        return (
+            f"{first} The volume is the one of least energy at high frequencies that is true to the data (Sobolev "
+            "solution)."
+        )
+    return (
+        f"{first} The image was modelled by normalised fields of anisotropic Gaussians [@srgaussians], each with "
+        "an amplitude and a log-weight, fitted with Adam [@adam] to its squared residuals. Voxels that were hidden "
+        "from a trial on a part of the image chose width, rates and iterations, and the blend of the Gaussians "
+        "with the Sobolev solution and a cubic B-spline, which was projected on the data."
+    )
 
 
 def _super_resolution(facts: SrMethodsFacts) -> str:
@@ -98,31 +116,46 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
     names = facts.settings["profile"]
     names = dict.fromkeys([names] if isinstance(names, str) else names)
     words = " and ".join(_PROFILES[name] for name in names)
-    sentences = [f"It was super-resolved {factor} times along its axes, to voxels of {size} mm, from its own voxels "
-                 f"alone; a voxel of the image was taken to be {words} of the fine volume."]
+    sentences = [
+        f"It was super-resolved {factor} times along its axes, to voxels of {size} mm, from its own voxels "
+        f"alone; a voxel of the image was taken to be {words} of the fine volume."
+    ]
     choice = facts.settings.get("choice")
-    air = (["Air showed the noise of a magnitude image; the mean of that noise was taken out of the volume [@rice]."]
-           if facts.settings.get("magnitude_noise") else [])
+    air = (
+        ["Air showed the noise of a magnitude image; the mean of that noise was taken out of the volume [@rice]."]
+        if facts.settings.get("magnitude_noise")
+        else []
+    )
     if not choice:
-        return " ".join([*sentences, "The volume is the one of least energy at high frequencies that is true to the "
-                         "data (Sobolev solution).", *air])
+        return " ".join(
+            [
+                *sentences,
+                "The volume is the one of least energy at high frequencies that is true to the "
+                "data (Sobolev solution).",
+                *air,
+            ]
+        )
     if facts.n_fields:
         many = f"{facts.n_fields} normalised fields" if facts.n_fields > 1 else "one normalised field"
         count = f"{facts.n_gaussians:,}".replace(",", " ")
         sentences.append(
             f"The image was modelled by {many} of anisotropic Gaussians [@srgaussians] ({count} in all), each with an "
-            "amplitude and a log-weight, fitted with Adam [@adam] to the squared residuals of the image.")
+            "amplitude and a log-weight, fitted with Adam [@adam] to the squared residuals of the image."
+        )
     deep = choice.get("deep")
     blend = _shares(choice["blend"]) + (f"; far from the background {_shares(deep['blend'])}" if deep else "")
     smoothed = choice["smoothing"] or (deep and deep["smoothing"])
     sentences.append(
         "Voxels that were hidden from a trial on a part of the image chose width, rates and iterations, and the blend: "
         f"{blend}. The blend was projected on the data"
-        + (", smoothed by non-local means, and projected again." if smoothed else "."))
+        + (", smoothed by non-local means, and projected again." if smoothed else ".")
+    )
     if choice.get("edge"):
-        sentences.append("As the image ended at the edge of a mask, that edge was sharpened: boosted trees, trained "
-                         "on shifted copies of the volume with an edge of tissue or nothing, told what stood on its "
-                         "ramp, and the volume was projected on the data once more.")
+        sentences.append(
+            "As the image ended at the edge of a mask, that edge was sharpened: boosted trees, trained "
+            "on shifted copies of the volume with an edge of tissue or nothing, told what stood on its "
+            "ramp, and the volume was projected on the data once more."
+        )
     return " ".join([*sentences, *air])
 
 

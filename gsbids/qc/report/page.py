@@ -170,12 +170,24 @@ def render_report(content: ReportContent) -> str:
     # The policy of the page lets this script run and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page_template("report.html.j2", number=format_number).render(
-        content=content, figures=figures, methods=pieces, references=references, state=state(content),
-        verdict=verdict_of(content), meaning=LEVELS, looks=VERDICT_LOOKS,
-        missing=_missing(content, figures), highlights=highlights(content.metrics),
-        metric_rows=metric_rows(content.metrics), registration=registration_rows(content), script=script,
-        digest=digest, usage=usage_rows(content.usage), usage_total=usage_total(content.usage),
-        crashes=[(*crash_summary(text), text) for text in content.crashes])
+        content=content,
+        figures=figures,
+        methods=pieces,
+        references=references,
+        state=state(content),
+        verdict=verdict_of(content),
+        meaning=LEVELS,
+        looks=VERDICT_LOOKS,
+        missing=_missing(content, figures),
+        highlights=highlights(content.metrics),
+        metric_rows=metric_rows(content.metrics),
+        registration=registration_rows(content),
+        script=script,
+        digest=digest,
+        usage=usage_rows(content.usage),
+        usage_total=usage_total(content.usage),
+        crashes=[(*crash_summary(text), text) for text in content.crashes],
+    )
 
 
 def page_template(name: str, **filters):
@@ -183,8 +195,12 @@ def page_template(name: str, **filters):
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True)
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= filters
     return environment.get_template(name)
 
@@ -222,8 +238,16 @@ def state(content: ReportContent) -> tuple[str, str]:
 
 
 #: Factor, decimal places and sign of the units of the metrics.
-_UNITS = {"fraction": (100, 1, " %"), "count": (1, 0, ""), "mL": (1, 0, " mL"), "mm": (1, 1, " mm"),
-          "dB": (1, 2, " dB"), "degree": (1, 1, "°"), "arbitrary": (1, 3, ""), "slices": (1, 1, " slices")}
+_UNITS = {
+    "fraction": (100, 1, " %"),
+    "count": (1, 0, ""),
+    "mL": (1, 0, " mL"),
+    "mm": (1, 1, " mm"),
+    "dB": (1, 2, " dB"),
+    "degree": (1, 1, "°"),
+    "arbitrary": (1, 3, ""),
+    "slices": (1, 1, " slices"),
+}
 
 
 def format_number(value: float, units: str = "") -> str:
@@ -242,8 +266,19 @@ def format_number(value: float, units: str = "") -> str:
     return f"{factor * value:.{places}f}{sign}"
 
 
-_HIGHLIGHTS = ("ncc_median", "stack_agreement", "slices_rejected", "motion_mean", "motion_max", "motion_neighbour_mean",
-               "hidden_gain", "data_misfit", "energy_above", "energy_above_bspline", "mask_volume")
+_HIGHLIGHTS = (
+    "ncc_median",
+    "stack_agreement",
+    "slices_rejected",
+    "motion_mean",
+    "motion_max",
+    "motion_neighbour_mean",
+    "hidden_gain",
+    "data_misfit",
+    "energy_above",
+    "energy_above_bspline",
+    "mask_volume",
+)
 _KNOWN = SR_METRIC_DESCRIPTIONS | METRIC_DESCRIPTIONS
 
 
@@ -253,8 +288,7 @@ def highlights(metrics: dict | None) -> list[tuple[str, str]]:
     if metrics and "hidden_gain" in metrics:
         # Super-resolution does without a mask, and its fast mode without a trial.
         shown = {name: known for name, known in shown.items() if math.isfinite(metrics[name])}
-    return [(known["LongName"], format_number(metrics[name], known["Units"]))
-            for name, known in shown.items()]
+    return [(known["LongName"], format_number(metrics[name], known["Units"])) for name, known in shown.items()]
 
 
 def metric_rows(metrics: dict | None) -> list[tuple[str, str, str]]:
@@ -272,8 +306,9 @@ def registration_rows(content: ReportContent) -> dict[str, str]:
     table = content.registration or {}
     rows = {}
     for i, stack in enumerate(content.stacks):
-        found = {name: values[i] for name, values in table.items()
-                 if isinstance(values, list | tuple) and len(values) > i}
+        found = {
+            name: values[i] for name, values in table.items() if isinstance(values, list | tuple) and len(values) > i
+        }
         if found.get("reason"):
             rows[stack.name] = found["reason"]
         elif table.get("template") == i:
@@ -289,10 +324,19 @@ def registration_rows(content: ReportContent) -> dict[str, str]:
 def _missing(content: ReportContent, figures: Figures) -> list[str]:
     """Parts of the report that could not be made."""
     if content.super_resolution is not None:
-        parts = (("the volume", figures.planes), ("before and after", figures.comparison),
-                 ("the spectrum", figures.spectrum), ("metrics", content.metrics))
+        parts = (
+            ("the volume", figures.planes),
+            ("before and after", figures.comparison),
+            ("the spectrum", figures.spectrum),
+            ("metrics", content.metrics),
+        )
     else:
-        parts = (("the reconstruction", figures.planes), ("the stacks", figures.stacks),
-                 ("motion", figures.motion), ("slice weights and similarity", figures.heat),
-                 ("convergence", figures.convergence), ("metrics", content.metrics))
+        parts = (
+            ("the reconstruction", figures.planes),
+            ("the stacks", figures.stacks),
+            ("motion", figures.motion),
+            ("slice weights and similarity", figures.heat),
+            ("convergence", figures.convergence),
+            ("metrics", content.metrics),
+        )
     return [name for name, made in parts if not made]

@@ -61,9 +61,17 @@ def usage_rows(steps: Sequence[StepUsage]) -> list[dict]:
     """Steps in words, with the share (%) of the longest and of the largest that each has."""
     longest = max((step.seconds for step in steps if math.isfinite(step.seconds)), default=0.0)
     largest = max((step.peak_gb for step in steps if math.isfinite(step.peak_gb)), default=0.0)
-    return [{"name": step.name.replace("_", "-"), "time": duration(step.seconds), "cpu": duration(step.cpu_seconds),
-             "memory": memory(step.peak_gb), "time_share": _share(step.seconds, longest),
-             "memory_share": _share(step.peak_gb, largest)} for step in steps]
+    return [
+        {
+            "name": step.name.replace("_", "-"),
+            "time": duration(step.seconds),
+            "cpu": duration(step.cpu_seconds),
+            "memory": memory(step.peak_gb),
+            "time_share": _share(step.seconds, longest),
+            "memory_share": _share(step.peak_gb, largest),
+        }
+        for step in steps
+    ]
 
 
 def usage_total(steps: Sequence[StepUsage]) -> list[tuple[str, str]]:
@@ -72,8 +80,11 @@ def usage_total(steps: Sequence[StepUsage]) -> list[tuple[str, str]]:
         return []
     seconds, cpu, peaks = zip(*(astuple(step)[1:] for step in steps), strict=True)
     known = [peak for peak in peaks if math.isfinite(peak)]
-    return [("Sum of all steps", duration(sum(seconds))), ("Processor time", duration(sum(cpu))),
-            ("Largest memory", memory(max(known, default=math.nan)))]
+    return [
+        ("Sum of all steps", duration(sum(seconds))),
+        ("Processor time", duration(sum(cpu))),
+        ("Largest memory", memory(max(known, default=math.nan))),
+    ]
 
 
 def duration(seconds: float) -> str:

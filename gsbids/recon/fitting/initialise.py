@@ -35,8 +35,15 @@ def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
     return probability
 
 
-def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int, motion: RigidMotion | None = None,
-                  gain: np.ndarray | None = None, weight: np.ndarray | None = None) -> GaussianField:
+def initial_field(
+    slices: SliceSet,
+    count: int,
+    edge_share: float,
+    seed: int,
+    motion: RigidMotion | None = None,
+    gain: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+) -> GaussianField:
     """Field of ``count`` Gaussians at sampled pixels, moved at random within the pixel and the slice distance.
 
     Parameters
@@ -79,6 +86,10 @@ def initial_field(slices: SliceSet, count: int, edge_share: float, seed: int, mo
     width = np.clip(width, SPREAD * typical / 2, SPREAD * typical * 3)
     quaternion = np.tile(np.array([1, 0, 0, 0], np.float32), (count, 1))
     return GaussianField(
-        mean=mean.astype(np.float32), log_scale=np.repeat(np.log(width)[:, None], 3, 1).astype(np.float32),
-        quaternion=quaternion, intensity=(slices.values[s, i, j] / (1 if gain is None else gain[s])).astype(np.float32),
-        log_weight=np.zeros(count, np.float32), origin=slices.origin)
+        mean=mean.astype(np.float32),
+        log_scale=np.repeat(np.log(width)[:, None], 3, 1).astype(np.float32),
+        quaternion=quaternion,
+        intensity=(slices.values[s, i, j] / (1 if gain is None else gain[s])).astype(np.float32),
+        log_weight=np.zeros(count, np.float32),
+        origin=slices.origin,
+    )

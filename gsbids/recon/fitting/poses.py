@@ -71,11 +71,14 @@ class PoseProblem:
     tie: float = 0.0
 
     @classmethod
-    def of(cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions,
-           tie: float = 0.0) -> "PoseProblem":
+    def of(
+        cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions, tie: float = 0.0
+    ) -> "PoseProblem":
         """The problem of placing ``slices`` in ``field``; arrays and tensors are taken to the device of the options."""
-        *parameters, values, weight, gain = (backend.to_device(a, options.device) for a in (
-            *field.parameters, slices.values, weight, np.asarray(gain, np.float32)))
+        *parameters, values, weight, gain = (
+            backend.to_device(a, options.device)
+            for a in (*field.parameters, slices.values, weight, np.asarray(gain, np.float32))
+        )
         return cls(tuple(parameters), slices.with_values(values), weight, gain, options, tie)
 
     def geometry(self, motion: RigidMotion):

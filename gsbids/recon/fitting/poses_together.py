@@ -26,8 +26,9 @@ LEAST_TRUST = 1e-3  # of a slice in the mean
 TOLERANCE, ROUNDS = 1e-2, 200  # of conjugate gradients
 
 
-def step_together(problem: PoseProblem, state: PoseState, trust: np.ndarray,
-                  rng: np.random.Generator) -> tuple[PoseState, np.ndarray]:
+def step_together(
+    problem: PoseProblem, state: PoseState, trust: np.ndarray, rng: np.random.Generator
+) -> tuple[PoseState, np.ndarray]:
     """Gauss-Newton step of all poses, the field carried along by the mean displacement of the slices at every point.
 
     Parameters
@@ -74,11 +75,12 @@ class _System:
         added = damping * (diagonal + np.median(diagonal, axis=0)) + 1e-9
         inverse = np.linalg.inv(self.matrix + np.eye(6) * added[:, None])
         size = (added.size, added.size)
-        system = LinearOperator(size, lambda step: self.jacobian.T @ (self.weight * (self.jacobian @ step))
-                                + added.ravel() * step)
+        system = LinearOperator(
+            size, lambda step: self.jacobian.T @ (self.weight * (self.jacobian @ step)) + added.ravel() * step
+        )
         alone = LinearOperator(size, lambda step: np.einsum("sab,sb->sa", inverse, step.reshape(-1, 6)).ravel())
         step = cg(system, self.vector.ravel(), rtol=TOLERANCE, maxiter=ROUNDS, M=alone)[0].reshape(-1, 6)
-        turn, shift = (np.linalg.norm(step[:, a:a + 3], axis=1) / most for a, most in ((0, MAX_TURN), (3, MAX_SHIFT)))
+        turn, shift = (np.linalg.norm(step[:, a : a + 3], axis=1) / most for a, most in ((0, MAX_TURN), (3, MAX_SHIFT)))
         return step / np.maximum(1.0, np.maximum(turn, shift))[:, None]
 
 
@@ -135,7 +137,8 @@ def _jacobian(near: _Nearby, gradient, robust, gain, rng) -> tuple[sparse.csr_ma
     slope = gain[row, None] * gradient[row, i, j].astype(float)
     world = np.einsum("nij,nj->ni", motion.rotation[row], slope)
     point, other, at_other, share = near.through(
-        np.einsum("nij,nj->ni", motion.rotation[row], local) + motion.translation[row])
+        np.einsum("nij,nj->ni", motion.rotation[row], local) + motion.translation[row]
+    )
     theirs = np.einsum("nij,ni->nj", motion.rotation[other], world[point]) * -share[:, None]
     values = np.concatenate([np.c_[np.cross(local, slope), slope], np.c_[np.cross(at_other, theirs), theirs]])
     pixel, where = np.r_[np.arange(len(row)), point], np.r_[row, other]

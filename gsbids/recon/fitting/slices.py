@@ -77,8 +77,15 @@ class SliceSet:
         SliceGeometry, or gsbids.kernels.cuda.plan.DeviceGeometry for a GPU
         """
         if device not in self._placed:
-            here = ops.SliceGeometry(motion.rotation, motion.translation, self.psf, self.spacing, self.centre,
-                                     self.extent, tuple(self.values.shape[1:]))
+            here = ops.SliceGeometry(
+                motion.rotation,
+                motion.translation,
+                self.psf,
+                self.spacing,
+                self.centre,
+                self.extent,
+                tuple(self.values.shape[1:]),
+            )
             if device == "cpu":
                 return here
             self._placed[device] = ops.on_device(here, device)
@@ -132,8 +139,9 @@ class SliceSet:
     def starts(self) -> np.ndarray:
         """World transforms scanner -> common space of the stacks as wholes, (N, 4, 4)."""
         first = np.unique(self.stack_index, return_index=True)[1]
-        nominal, start = (RigidMotion(each.rotation, each.translation + self.origin)[first]
-                          for each in (self.nominal, self.start))
+        nominal, start = (
+            RigidMotion(each.rotation, each.translation + self.origin)[first] for each in (self.nominal, self.start)
+        )
         return start.as_affines(nominal)
 
     def neighbour(self, offset: int) -> np.ndarray:
@@ -142,8 +150,9 @@ class SliceSet:
         return np.array([row.get((n, k + offset), s) for (n, k), s in row.items()])
 
     @classmethod
-    def from_stacks(cls, stacks: list[Stack], transforms: np.ndarray, rim: float = 0.0,
-                    min_pixels: int = 4) -> "SliceSet":
+    def from_stacks(
+        cls, stacks: list[Stack], transforms: np.ndarray, rim: float = 0.0, min_pixels: int = 4
+    ) -> "SliceSet":
         """Gather the slices of stacks.
 
         Parameters
@@ -176,9 +185,14 @@ class SliceSet:
         start = nominal.moved(transforms[index] if transforms.ndim == 3 else transforms[index, every["slice_index"]])
         weight = every["mask"].sum((1, 2), dtype=float)
         origin = np.average(start.translation, axis=0, weights=weight)
-        return cls(nominal=RigidMotion(nominal.rotation, nominal.translation - origin),
-                   start=RigidMotion(start.rotation, start.translation - origin), stack_index=index,
-                   stack_scale=np.array([p["scale"] for p in parts]), origin=origin + corner, **every)
+        return cls(
+            nominal=RigidMotion(nominal.rotation, nominal.translation - origin),
+            start=RigidMotion(start.rotation, start.translation - origin),
+            stack_index=index,
+            stack_scale=np.array([p["scale"] for p in parts]),
+            origin=origin + corner,
+            **every,
+        )
 
 
 def row_extent(mask: np.ndarray) -> np.ndarray:
@@ -210,7 +224,17 @@ def _slices_of(stack: Stack, rim: float, min_pixels: int) -> dict:
     offset = (centre + corner - (np.array(stack.image.shape[:2]) - 1) / 2) * spacing[:2]
     position = middle[used] + np.einsum("sij,sj->si", frames[used][:, :, :2], offset)
     gap = np.linalg.norm(np.diff(middle, axis=0), axis=1).mean() if len(middle) > 1 else stack.thickness
-    return {"values": image / scale, "mask": mask, "region": region, "rotation": frames[used], "translation": position,
-            "psf": np.tile(slice_psf(spacing, stack.thickness), (len(used), 1)),
-            "spacing": np.tile(spacing[:2], (len(used), 1)), "centre": centre, "slice_index": used,
-            "slice_gap": np.full(len(used), gap), "corner": np.tile(corner, (len(used), 1)), "scale": scale}
+    return {
+        "values": image / scale,
+        "mask": mask,
+        "region": region,
+        "rotation": frames[used],
+        "translation": position,
+        "psf": np.tile(slice_psf(spacing, stack.thickness), (len(used), 1)),
+        "spacing": np.tile(spacing[:2], (len(used), 1)),
+        "centre": centre,
+        "slice_index": used,
+        "slice_gap": np.full(len(used), gap),
+        "corner": np.tile(corner, (len(used), 1)),
+        "scale": scale,
+    }

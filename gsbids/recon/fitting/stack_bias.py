@@ -62,8 +62,9 @@ class BiasBasis:
 
     def cells(self, size) -> np.ndarray:
         """Share ``G_m / sum_m G_m`` of each Gaussian in the middle of cells of ``size`` pixels, (S, X', Y', M)."""
-        rows, columns = (backend.to_host(a[:, _middles(a.shape[1], s)])
-                         for a, s in ((self.along, size[0]), (self.across, size[1])))
+        rows, columns = (
+            backend.to_host(a[:, _middles(a.shape[1], s)]) for a, s in ((self.along, size[0]), (self.across, size[1]))
+        )
         share = rows[:, :, None] * columns[:, None]
         return share / np.maximum(share.sum(-1, keepdims=True), TINY)
 
@@ -131,8 +132,9 @@ def _bell(distance):
 def _solve(share, ratio, power) -> np.ndarray:
     """Coefficients (M,) of one stack."""
     normal = (share * power[:, None]).T @ share
-    return np.linalg.solve(normal + (PRIOR * np.median(np.diag(normal)) + TINY) * np.eye(len(normal)),
-                           share.T @ (power * ratio))
+    return np.linalg.solve(
+        normal + (PRIOR * np.median(np.diag(normal)) + TINY) * np.eye(len(normal)), share.T @ (power * ratio)
+    )
 
 
 def _middles(count: int, size: int) -> np.ndarray:

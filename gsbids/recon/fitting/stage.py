@@ -87,8 +87,10 @@ class FitProblem:
     @cached_property
     def on_device(self) -> "DevicePixels":
         """The pixels on the device of the fit, copied once."""
-        values, train, held, inner = (backend.to_device(a, self.options.device) for a in (
-            self.slices.values, self.train, self.held, self.train & self.slices.mask))
+        values, train, held, inner = (
+            backend.to_device(a, self.options.device)
+            for a in (self.slices.values, self.train, self.held, self.train & self.slices.mask)
+        )
         return DevicePixels(self.slices.with_values(values), train, held, inner)
 
     @cached_property
@@ -190,8 +192,14 @@ class FitState:
     def start(cls, slices: SliceSet) -> "FitState":
         """No field yet; slices at their start poses, with gain 1 and full weight."""
         ones = np.ones(len(slices))
-        return cls({}, None, poses.PoseState(slices.start, poses.FIRST_DAMPING * ones), ones, ones,
-                   *np.ones((3, *slices.values.shape), np.float32))
+        return cls(
+            {},
+            None,
+            poses.PoseState(slices.start, poses.FIRST_DAMPING * ones),
+            ones,
+            ones,
+            *np.ones((3, *slices.values.shape), np.float32),
+        )
 
     def field(self, origin) -> GaussianField:
         """The field as arrays (on the CPU, views of the parameters)."""
@@ -201,8 +209,11 @@ class FitState:
     def at(self, device: str) -> "FitState":
         """The same with its images on a device."""
         images = {name: getattr(self, name) for name in self.IMAGES}
-        return replace(self, compared=None, **{name: image if image is None else backend.to_device(image, device)
-                                               for name, image in images.items()})
+        return replace(
+            self,
+            compared=None,
+            **{name: image if image is None else backend.to_device(image, device) for name, image in images.items()},
+        )
 
     def pixel_weights(self, pixels):
         """Weights of some pixels (a mask) of the slices as restored, float32: each its own times its slice's."""
@@ -274,8 +285,14 @@ def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: 
     if iteration not in stage.pose_turns | stage.together:
         return math.nan
     compared = state.compare(problem.on_device)
-    placing = poses.PoseProblem.of(state.field(problem.slices.origin), compared.slices, compared.acquired.weight,
-                                   state.gain, problem.render, problem.options.neighbour_tie)
+    placing = poses.PoseProblem.of(
+        state.field(problem.slices.origin),
+        compared.slices,
+        compared.acquired.weight,
+        state.gain,
+        problem.render,
+        problem.options.neighbour_tie,
+    )
     if iteration in stage.together:
         rng = np.random.default_rng((problem.options.seed, stage.seed, iteration))
         state.pose, shift = step_together(placing, state.pose, state.slice_weight, rng)
@@ -291,10 +308,18 @@ def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: 
 def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:
     """State with a field that starts from the slices as they are placed now, on the device of the fit."""
     device = problem.options.device
-    field = initial_field(before.restored(problem.slices), stage.gaussians, problem.options.edge_share, stage.seed,
-                          before.pose.motion, before.gain, before.slice_weight)
-    parameters = {k: torch.tensor(getattr(field, k), device=backend.torch_device(device), requires_grad=True)
-                  for k in PARAMETERS}
+    field = initial_field(
+        before.restored(problem.slices),
+        stage.gaussians,
+        problem.options.edge_share,
+        stage.seed,
+        before.pose.motion,
+        before.gain,
+        before.slice_weight,
+    )
+    parameters = {
+        k: torch.tensor(getattr(field, k), device=backend.torch_device(device), requires_grad=True) for k in PARAMETERS
+    }
     # Adam without weight decay: positions and poses must not depend on where the origin is.
     optimiser = torch.optim.Adam(parameters.values(), eps=1e-15)
     return replace(before, parameters=parameters, optimiser=optimiser, image=None, held_out=math.inf).at(device)
@@ -318,8 +343,9 @@ def _field_step(problem: FitProblem, state: FitState, settings: tuple[float, flo
     field = [backend.to_device(p[k], options.device) for k in PARAMETERS]
     field.append(backend.to_device(np.zeros(len(field[0]), np.float32), options.device))
     geometry = problem.slices.geometry(state.pose.motion, options.device)
-    step = ops.step_slices(*field, geometry, compared.acquired, problem.render,
-                           lists and lists.current(field, geometry))
+    step = ops.step_slices(
+        *field, geometry, compared.acquired, problem.render, lists and lists.current(field, geometry)
+    )
     for name, gradient in zip(PARAMETERS, step.gradients, strict=False):
         p[name].grad = torch.as_tensor(gradient / np.float32(compared.total))
     narrow = torch.relu(floor - p["log_scale"])
@@ -342,7 +368,8 @@ def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -
     if robust:
         simulated = backend.like(state.gain[:, None, None].astype(np.float32), state.image) * state.image
         state.kept_signal, state.slice_weight = outliers.kept_signal_and_weights(
-            slices.values, simulated * state.bias, pixels.inner, SIGNAL_WIDTH / slices.spacing)
+            slices.values, simulated * state.bias, pixels.inner, SIGNAL_WIDTH / slices.spacing
+        )
         state.pixel_weight = backend.as_float32(outliers.pixel_weights(state.residual(slices), train))
         if biased and problem.options.stack_bias:
             whole = backend.to_host((state.kept_signal == 1).all((1, 2))) * state.slice_weight

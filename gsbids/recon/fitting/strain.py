@@ -79,8 +79,9 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
     return RigidMotion(rotation, translation)
 
 
-def settle_strains(slices: SliceSet, state: FitState, coarse: Stage,
-                   run: Callable[[FitState, Stage], tuple[FitState, float]]) -> tuple[FitState, float]:
+def settle_strains(
+    slices: SliceSet, state: FitState, coarse: Stage, run: Callable[[FitState, Stage], tuple[FitState, float]]
+) -> tuple[FitState, float]:
     """Move along the strains that the slices leave free to where a field explains the slices best.
 
     Fields are fitted to the slices as they are and strained to both sides, while the slices follow; the parabola

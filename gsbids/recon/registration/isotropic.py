@@ -81,8 +81,12 @@ def even_slices(stack: Stack) -> np.ndarray:
 
     The level of a slice is the median in its mask, that of its neighbours the running median of those.
     """
-    level = np.array([np.median(stack.image[..., k][m]) if (m := stack.mask[..., k]).any() else np.nan
-                      for k in range(stack.mask.shape[2])])
+    level = np.array(
+        [
+            np.median(stack.image[..., k][m]) if (m := stack.mask[..., k]).any() else np.nan
+            for k in range(stack.mask.shape[2])
+        ]
+    )
     known = np.flatnonzero(level > 0)
     factor = np.ones(len(level))
     if len(known):

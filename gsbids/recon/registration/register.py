@@ -115,8 +115,11 @@ def choose_template(stacks: list[Stack]) -> int:
         for k in range(stack.mask.shape[2] - 1):
             both = (stack.mask[..., k] & stack.mask[..., k + 1]).astype(np.float64)
             if both.sum() >= 50:
-                agreement.append(correlation(stack.image[..., k].astype(np.float64),
-                                              stack.image[..., k + 1].astype(np.float64), both))
+                agreement.append(
+                    correlation(
+                        stack.image[..., k].astype(np.float64), stack.image[..., k + 1].astype(np.float64), both
+                    )
+                )
         merit.append(volume * (np.mean(agreement) if agreement else 0.01))
     return int(np.argmax(merit))
 
@@ -146,8 +149,9 @@ def mean_volume(volumes: list[Volume], transforms: np.ndarray, skip: int = -1) -
         share = volumes[k].sample(volumes[k].weight, place)
         total += share * volumes[k].sample(volumes[k].value, place)
         weight += share
-    return Volume((total / np.maximum(weight, 1e-3)).reshape(shape), np.minimum(weight, 1.0).reshape(shape),
-                  low * step, step)
+    return Volume(
+        (total / np.maximum(weight, 1e-3)).reshape(shape), np.minimum(weight, 1.0).reshape(shape), low * step, step
+    )
 
 
 def similarity(fixed: Volume, moving: Volume, transform: np.ndarray) -> float:
@@ -167,8 +171,7 @@ def similarity(fixed: Volume, moving: Volume, transform: np.ndarray) -> float:
     return _Pair(fixed, moving).similarity(transform)
 
 
-def refine(fixed: Volume, moving: Volume, transform: np.ndarray,
-           iterations: int = 20) -> tuple[np.ndarray, float]:
+def refine(fixed: Volume, moving: Volume, transform: np.ndarray, iterations: int = 20) -> tuple[np.ndarray, float]:
     """Levenberg-Marquardt on the squared differences; a step is taken if the similarity rises.
 
     Parameters
@@ -250,8 +253,7 @@ def rotation_cover(degrees: float) -> np.ndarray:
     return np.concatenate([(lean * turn).as_matrix() for turn in spin])
 
 
-def likely_places(fixed: Volume, moving: Volume, turns: int = 8,
-                  target: np.ndarray | None = None) -> list[np.ndarray]:
+def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndarray | None = None) -> list[np.ndarray]:
     """Transforms under which one volume looks like another, the best first.
 
     Refined from where the volumes are, from their centroids, and from the best of a cover of all rotations by
@@ -321,8 +323,7 @@ def _judged(volumes: list[Volume], transforms: np.ndarray, template: int) -> Sta
         elif accepted[k]:
             text = f"Registered: {change}, rotated by {_angle(transforms[k]):.1f} degrees."
         else:
-            text = (f"Left in the scanner's space: registration did not raise the similarity "
-                    f"({before[k]:.2f}).")
+            text = f"Left in the scanner's space: registration did not raise the similarity ({before[k]:.2f})."
         if after[k] < LOW_SIMILARITY:
             text += " The similarity is low: look at this stack."
         reason.append(text)

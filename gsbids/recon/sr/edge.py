@@ -118,8 +118,10 @@ def _border_level(problem: SrProblem, tissue: np.ndarray, level: np.ndarray) -> 
     """How bright the outermost voxels of the tissue nearby are, by the coarse voxels that they fill in part."""
     share = problem.operator(tissue.astype(np.float32))
     divided = (share > DIVIDED[0]) & (share < DIVIDED[1])
-    has, fills = (ndimage.gaussian_filter(np.where(divided, of * share, 0), BORDER, mode="constant")
-                  for of in (problem.coarse, share))
+    has, fills = (
+        ndimage.gaussian_filter(np.where(divided, of * share, 0), BORDER, mode="constant")
+        for of in (problem.coarse, share)
+    )
     border = has / np.maximum(fills, LEAST_NEAR)
     known = interpolate(fills, problem.axes, "linear") > LEAST_NEAR
     return np.where(known, interpolate(border, problem.axes, "linear"), level)

@@ -51,8 +51,13 @@ def describe(problem: SrProblem, fine: np.ndarray, level: np.ndarray, edge: np.n
     """
     at = np.argwhere(edge)
     places = [axis.positions[index] for axis, index in zip(problem.axes, at.T, strict=True)]
-    own = np.stack([np.clip(np.rint(place), 0, axis.coarse - 1).astype(int)
-                    for place, axis in zip(places, problem.axes, strict=True)], 1)
+    own = np.stack(
+        [
+            np.clip(np.rint(place), 0, axis.coarse - 1).astype(int)
+            for place, axis in zip(places, problem.axes, strict=True)
+        ],
+        1,
+    )
     aside = np.stack(places, 1) - own
     side = np.where(aside < -1e-6, -1, 1)
     around = [_values(fine, at, side, AROUND + BEYOND), _values(problem.coarse, own, side, AROUND)]
@@ -72,8 +77,14 @@ def train(seen: np.ndarray, true: np.ndarray, weight: np.ndarray, seed: int, thr
     """
     from sklearn.ensemble import HistGradientBoostingRegressor  # not on a bare GPU machine, which fits no edges
 
-    trees = HistGradientBoostingRegressor(max_iter=TREES, learning_rate=RATE, min_samples_leaf=LEAST_LEAF,
-                                          l2_regularization=PULL, early_stopping=False, random_state=seed)
+    trees = HistGradientBoostingRegressor(
+        max_iter=TREES,
+        learning_rate=RATE,
+        min_samples_leaf=LEAST_LEAF,
+        l2_regularization=PULL,
+        early_stopping=False,
+        random_state=seed,
+    )
     with _at_most(threads):
         return EdgeModel(trees.fit(seen, true, sample_weight=weight), threads)
 

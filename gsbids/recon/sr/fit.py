@@ -47,8 +47,13 @@ class _Fit:
     choice: SrChoice | None = None
 
 
-def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options: SrOptions = SrOptions(),  # noqa: B008
-                  watch: Callable[[str], None] | None = None) -> SrResult:
+def super_resolve(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    grid: SrGrid,
+    options: SrOptions = SrOptions(),  # noqa: B008
+    watch: Callable[[str], None] | None = None,
+) -> SrResult:
     """Make a finer volume from one volume alone.
 
     Gaussians are fitted so that D(render) is the volume (:mod:`gsbids.recon.sr.member`), as an ensemble; hidden
@@ -100,9 +105,19 @@ def super_resolve(volume: np.ndarray, affine: np.ndarray, grid: SrGrid, options:
     if noise:
         say(f"air shows the noise of a magnitude image, sigma {noise * scale:.3g}: its mean is taken out")
         settings["magnitude_noise"] = noise
-    return SrResult((fine * np.float64(scale) + offset).astype(np.float32), grid.affine, fit.fields, offset, scale,
-                    fit.history or {}, settings, fit.choice.weights[0] if fit.fields else 0.0,
-                    np.array(affine, float), whole.filled, background(data))
+    return SrResult(
+        (fine * np.float64(scale) + offset).astype(np.float32),
+        grid.affine,
+        fit.fields,
+        offset,
+        scale,
+        fit.history or {},
+        settings,
+        fit.choice.weights[0] if fit.fields else 0.0,
+        np.array(affine, float),
+        whole.filled,
+        background(data),
+    )
 
 
 def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray:
@@ -114,8 +129,10 @@ def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray
     if data.dtype.kind not in "iufb":
         raise InputError(f"voxels are of type {data.dtype}; real numbers are expected")
     if data.shape != tuple(axis.coarse for axis in grid.axes):
-        raise InputError(f"the grid was made for a volume of {tuple(axis.coarse for axis in grid.axes)} voxels, the "
-                         f"image has {data.shape}: make it again")
+        raise InputError(
+            f"the grid was made for a volume of {tuple(axis.coarse for axis in grid.axes)} voxels, the "
+            f"image has {data.shape}: make it again"
+        )
     if options.quality not in QUALITIES:
         raise InputError(f"the quality is {options.quality!r}; give one of {', '.join(QUALITIES)}")
     data = data.astype(np.float64)
@@ -141,9 +158,11 @@ def _fast(problem: SrProblem) -> _Fit:
 def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
     """Trial, ensemble, blend, projection, non-local means."""
     choice = choose(problem)
-    say(f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
+    say(
+        f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
         f"blend {_shares(choice.blend)}, smoothing {choice.smoothing:g}"
-        + (f"; far from the background {_shares(choice.deep.blend)}, {choice.deep.smoothing:g}" if choice.deep else ""))
+        + (f"; far from the background {_shares(choice.deep.blend)}, {choice.deep.smoothing:g}" if choice.deep else "")
+    )
     count = problem.options.members or (CHEAP_MEMBERS if problem.forward_model()[1] is None else MEMBERS)
     mean, fields, history = 0.0, [], {"member": [], "iteration": [], "loss": []}
     for member in range(count if choice.weights[0] > 0 else 0):
@@ -161,8 +180,11 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
 
 def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:
     """The mean of the fields with the linear solutions, true to the data and smoothed."""
-    experts = [mean, linear_solution(problem, choice.noise) if choice.weights[1] > 0 else None,
-               bspline_solution(problem) if choice.weights[2] > 0 else None]
+    experts = [
+        mean,
+        linear_solution(problem, choice.noise) if choice.weights[1] > 0 else None,
+        bspline_solution(problem) if choice.weights[2] > 0 else None,
+    ]
     fine = refine(problem, mix(experts, choice.blend), choice)
     if not choice.deep:
         return fine

@@ -61,8 +61,10 @@ def grid_by_shape(shape, affine: np.ndarray, target) -> SrGrid:
     target = tuple(int(n) for n in target)
     factor = np.array(target) / np.array(shape)
     if (factor < 1).any():
-        raise InputError(f"the target shape {_by(target)} is coarser than the image ({_by(shape)}) along an axis; "
-                         "super-resolution makes voxels smaller: give at least the image's shape")
+        raise InputError(
+            f"the target shape {_by(target)} is coarser than the image ({_by(shape)}) along an axis; "
+            "super-resolution makes voxels smaller: give at least the image's shape"
+        )
     _check_size(factor, target)
     return SrGrid.of_axes([AxisGrid.same_extent(m, n) for m, n in zip(shape, target, strict=True)], affine)
 
@@ -112,21 +114,28 @@ def grid_by_spacing(shape, affine: np.ndarray, spacing) -> SrGrid:
     step = np.minimum(wanted / own, 1.0)
     step[step > 0.995] = 1.0
     if (step == 1).all():
-        raise InputError(f"the voxel size {_by(wanted)} mm is not finer than the image's {_by(own)} mm along any "
-                         "axis; give a smaller one")
+        raise InputError(
+            f"the voxel size {_by(wanted)} mm is not finer than the image's {_by(own)} mm along any "
+            "axis; give a smaller one"
+        )
     target = np.array([max(n, int(np.floor(n / s + 1e-3))) for n, s in zip(shape, step, strict=True)])
     _check_size(1 / step, target)
-    return SrGrid.of_axes([AxisGrid(m, int(n), (m - 1) / 2 - s * (n - 1) / 2, s)
-                           for m, n, s in zip(shape, target, step, strict=True)], affine)
+    return SrGrid.of_axes(
+        [AxisGrid(m, int(n), (m - 1) / 2 - s * (n - 1) / 2, s) for m, n, s in zip(shape, target, step, strict=True)],
+        affine,
+    )
 
 
 def _check_size(factor, target) -> None:
     if np.max(factor) > LARGEST_FACTOR:
-        raise InputError(f"the volume would be {_by(factor)} times finer; at most {LARGEST_FACTOR:g} along an axis is "
-                         "supported")
+        raise InputError(
+            f"the volume would be {_by(factor)} times finer; at most {LARGEST_FACTOR:g} along an axis is supported"
+        )
     if np.prod(np.asarray(target, float)) > MOST_VOXELS:
-        raise InputError(f"the volume would have {_by(target)} voxels; at most {MOST_VOXELS:.0e} are supported: "
-                         "ask for larger voxels")
+        raise InputError(
+            f"the volume would have {_by(target)} voxels; at most {MOST_VOXELS:.0e} are supported: "
+            "ask for larger voxels"
+        )
 
 
 def _by(numbers) -> str:

@@ -41,14 +41,18 @@ def interpolation_matrix(axis: AxisGrid, kernel: str) -> np.ndarray:
     """
     at = axis.positions
     if kernel == "bspline":
-        return np.stack([ndimage.map_coordinates(unit, [at], order=3, mode="reflect")
-                         for unit in np.eye(axis.coarse)], 1)
+        return np.stack(
+            [ndimage.map_coordinates(unit, [at], order=3, mode="reflect") for unit in np.eye(axis.coarse)], 1
+        )
     if kernel == "nearest":
         return np.eye(axis.coarse)[np.clip(np.floor(at + 0.5).astype(int), 0, axis.coarse - 1)]
     if kernel not in KERNELS:
         raise InputError(f"the interpolation kernel is {kernel!r}; give one of {', '.join(KERNELS)}")
-    reach, weight = {"linear": (1, lambda d: np.clip(1 - d, 0, None)), "cubic": (2, _keys),
-                     "lanczos": (LOBES, lambda d: np.sinc(d) * np.sinc(d / LOBES) * (d < LOBES))}[kernel]
+    reach, weight = {
+        "linear": (1, lambda d: np.clip(1 - d, 0, None)),
+        "cubic": (2, _keys),
+        "lanczos": (LOBES, lambda d: np.sinc(d) * np.sinc(d / LOBES) * (d < LOBES)),
+    }[kernel]
     matrix = np.zeros((axis.fine, axis.coarse))
     first = np.floor(at).astype(int)
     for tap in range(1 - reach, reach + 1):

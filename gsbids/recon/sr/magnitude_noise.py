@@ -35,8 +35,9 @@ def signal_of(mean: np.ndarray) -> np.ndarray:
 
     By a table up to 8 sigma, by ``sqrt(m^2 - 1)`` beyond, where the two differ by less than 0.001.
     """
-    return np.where(mean < TABLE[-1], np.interp(mean, rician_mean(TABLE), TABLE),
-                    np.sqrt(np.maximum(np.square(mean) - 1, 0)))
+    return np.where(
+        mean < TABLE[-1], np.interp(mean, rician_mean(TABLE), TABLE), np.sqrt(np.maximum(np.square(mean) - 1, 0))
+    )
 
 
 def noise_of_air(volume: np.ndarray) -> float:

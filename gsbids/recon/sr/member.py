@@ -55,9 +55,14 @@ def start_field(problem: SrProblem, known: np.ndarray, width: float, seed: int) 
         amplitude = np.ones(len(index))
     quaternion = np.zeros((len(index), 4), np.float32)
     quaternion[:, 0] = 1
-    return GaussianField(mean.astype(np.float32), np.full((len(index), 3), math.log(width), np.float32), quaternion,
-                         np.clip(amplitude, known.min(), known.max() if problem.options.amplitude else 1).astype(
-                             np.float32), np.zeros(len(index), np.float32), np.zeros(3))
+    return GaussianField(
+        mean.astype(np.float32),
+        np.full((len(index), 3), math.log(width), np.float32),
+        quaternion,
+        np.clip(amplitude, known.min(), known.max() if problem.options.amplitude else 1).astype(np.float32),
+        np.zeros(len(index), np.float32),
+        np.zeros(3),
+    )
 
 
 def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: int) -> MemberFit:
@@ -77,8 +82,10 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
     """
     options = problem.options
     field = start_field(problem, known, schedule.width, seed)
-    parameters = {k: torch.tensor(getattr(field, k), device=backend.torch_device(options.device), requires_grad=True)
-                  for k in GaussianField.PARAMETERS}
+    parameters = {
+        k: torch.tensor(getattr(field, k), device=backend.torch_device(options.device), requires_grad=True)
+        for k in GaussianField.PARAMETERS
+    }
     optimiser, rates = _optimiser(parameters, options)
     floor = math.log(options.scale_floor * min(a.step for a in problem.axes))
     grid, operator = problem.forward_model()
@@ -112,8 +119,13 @@ def render_fine(problem: SrProblem, field: GaussianField) -> np.ndarray:
 
 def _optimiser(parameters: dict, options: SrOptions):
     """Adam, and the full rate of each of its groups."""
-    rates = {"mean": options.mean_rate, "log_scale": options.scale_rate, "quaternion": options.scale_rate,
-             "intensity": options.amplitude_rate, "log_weight": options.proxy_rate}
+    rates = {
+        "mean": options.mean_rate,
+        "log_scale": options.scale_rate,
+        "quaternion": options.scale_rate,
+        "intensity": options.amplitude_rate,
+        "log_weight": options.proxy_rate,
+    }
     if not options.geometry:
         rates |= dict.fromkeys(("mean", "log_scale", "quaternion"), 0.0)
     if not options.proxy:
@@ -145,7 +157,9 @@ def to_world(field: GaussianField, affine: np.ndarray) -> GaussianField:
     root = np.einsum("ij,njk,nk->nik", linear, turned, np.exp(field.log_scale.astype(float)))
     axes, scale, _ = np.linalg.svd(root)  # Sigma' = root root^T
     axes[:, :, 2] *= np.linalg.det(axes)[:, None]  # right-handed
-    return field.replace(mean=((field.mean - middle) @ linear.T).astype(np.float32),
-                         log_scale=np.log(np.maximum(scale, 1e-30)).astype(np.float32),
-                         quaternion=Rotation.from_matrix(axes).as_quat(scalar_first=True).astype(np.float32),
-                         origin=linear @ middle + np.asarray(affine, float)[:3, 3])
+    return field.replace(
+        mean=((field.mean - middle) @ linear.T).astype(np.float32),
+        log_scale=np.log(np.maximum(scale, 1e-30)).astype(np.float32),
+        quaternion=Rotation.from_matrix(axes).as_quat(scalar_first=True).astype(np.float32),
+        origin=linear @ middle + np.asarray(affine, float)[:3, 3],
+    )

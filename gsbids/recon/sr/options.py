@@ -23,10 +23,20 @@ class Schedule:
     iterations: int
 
 
-EXACT_SCHEDULES = (Schedule(1.0, 1.0, 25), Schedule(1.0, 1.0, 40), Schedule(1.0, 1.0, 80), Schedule(1.2, 1.5, 80),
-                   Schedule(1.2, 1.5, 160))
-NARROW_SCHEDULES = (Schedule(1.0, 1.5, 40), Schedule(1.2, 1.0, 40), Schedule(1.2, 1.5, 80), Schedule(1.5, 1.0, 40),
-                    Schedule(1.5, 1.5, 80))
+EXACT_SCHEDULES = (
+    Schedule(1.0, 1.0, 25),
+    Schedule(1.0, 1.0, 40),
+    Schedule(1.0, 1.0, 80),
+    Schedule(1.2, 1.5, 80),
+    Schedule(1.2, 1.5, 160),
+)
+NARROW_SCHEDULES = (
+    Schedule(1.0, 1.5, 40),
+    Schedule(1.2, 1.0, 40),
+    Schedule(1.2, 1.5, 80),
+    Schedule(1.5, 1.0, 40),
+    Schedule(1.5, 1.5, 80),
+)
 
 
 @dataclass(frozen=True)

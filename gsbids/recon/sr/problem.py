@@ -70,8 +70,11 @@ class SrProblem:
     @property
     def fine_grid(self) -> ops.GridGeometry:
         """The fine voxels, for the renderer."""
-        return ops.GridGeometry(tuple(a.fine for a in self.axes), np.array([a.step for a in self.axes]),
-                                np.array([a.start for a in self.axes]))
+        return ops.GridGeometry(
+            tuple(a.fine for a in self.axes),
+            np.array([a.step for a in self.axes]),
+            np.array([a.start for a in self.axes]),
+        )
 
     @property
     def render_options(self) -> ops.RenderOptions:
@@ -101,8 +104,14 @@ class SrProblem:
             axes.append(AxisGrid(cut.stop - cut.start, last - first, at[first] - cut.start, axis.step))
             matrices.append(rows[:, first:last])
             fine_box.append(slice(int(first), int(last)))
-        part = replace(self, coarse=np.ascontiguousarray(self.coarse[box]), axes=tuple(axes),
-                       operator=SamplingOperator(tuple(matrices)), filled=self.filled[box], held=self.held[box])
+        part = replace(
+            self,
+            coarse=np.ascontiguousarray(self.coarse[box]),
+            axes=tuple(axes),
+            operator=SamplingOperator(tuple(matrices)),
+            filled=self.filled[box],
+            held=self.held[box],
+        )
         return part, tuple(fine_box)
 
     def hide(self) -> "SrProblem":

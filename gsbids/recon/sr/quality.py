@@ -56,18 +56,29 @@ def hidden_gain(result: SrResult) -> dict[str, float]:
 def choice_rows(result: SrResult) -> tuple[tuple[str, str], ...]:
     """What was chosen, as labels and values for people."""
     settings, choice = result.settings, result.settings.get("choice")
-    rows = [("Quality", "full" if choice else "linear solution alone (fast)"),
-            ("Finer by", " x ".join(f"{f:.4g}" for f in settings["factor"])),
-            ("Sampling profile", ", ".join(_profile_words(settings))), ("Random seed", str(settings["seed"]))]
+    rows = [
+        ("Quality", "full" if choice else "linear solution alone (fast)"),
+        ("Finer by", " x ".join(f"{f:.4g}" for f in settings["factor"])),
+        ("Sampling profile", ", ".join(_profile_words(settings))),
+        ("Random seed", str(settings["seed"])),
+    ]
     if settings.get("magnitude_noise"):
-        rows.append(("Noise of air", f"sigma {settings['magnitude_noise'] * result.intensity_scale:.3g}; "
-                     "its mean was taken out"))
+        rows.append(
+            (
+                "Noise of air",
+                f"sigma {settings['magnitude_noise'] * result.intensity_scale:.3g}; its mean was taken out",
+            )
+        )
     if not choice:
         return tuple(rows)
     schedule = choice["schedule"]
     rows += [
-        ("Fields of Gaussians", f"{len(result.fields)} of {', '.join(str(len(f)) for f in result.fields[:1])} Gaussians"
-         if result.fields else "none: the linear solutions predicted better"),
+        (
+            "Fields of Gaussians",
+            f"{len(result.fields)} of {', '.join(str(len(f)) for f in result.fields[:1])} Gaussians"
+            if result.fields
+            else "none: the linear solutions predicted better",
+        ),
         ("Start width", f"sigma {schedule['width']:g} voxels"),
         ("Iterations", f"{schedule['iterations']}, rates x {schedule['rate']:g}"),
         ("Blend", _in_words(choice["blend"])),
@@ -75,7 +86,8 @@ def choice_rows(result: SrResult) -> tuple[tuple[str, str], ...]:
         ("Edge", "sharpened, as of a volume that was cut out" if choice.get("edge") else "as reconstructed"),
         ("Non-local means", _strength(choice["smoothing"])),
         *([("Non-local means far from it", _strength(choice["deep"]["smoothing"]))] if choice.get("deep") else []),
-        ("Noise", f"Sobolev {choice['noise']:g}, projection {choice['noise_ratio']:.3g}")]
+        ("Noise", f"Sobolev {choice['noise']:g}, projection {choice['noise_ratio']:.3g}"),
+    ]
     return tuple(rows)
 
 
@@ -90,5 +102,7 @@ def _strength(smoothing: float) -> str:
 def _profile_words(settings: dict) -> list[str]:
     names = settings["profile"]
     names = [names] * 3 if isinstance(names, str) else names
-    return [f"{name} of {width:.3g} voxels" if name in ("box", "gaussian") else name
-            for name, width in zip(names, settings["profile_width"], strict=True)]
+    return [
+        f"{name} of {width:.3g} voxels" if name in ("box", "gaussian") else name
+        for name, width in zip(names, settings["profile_width"], strict=True)
+    ]

@@ -61,9 +61,16 @@ class SrResult:
         path = Path(path)
         arrays = {f"field_{n}_{k}": getattr(f, k) for n, f in enumerate(self.fields) for k in GaussianField.ARRAYS}
         arrays |= {k: getattr(self, k) for k in self.IMAGES}
-        header = {"format": self.FORMAT, "members": len(self.fields), "share": self.share,
-                  "intensity_offset": self.intensity_offset, "intensity_scale": self.intensity_scale,
-                  "background": self.background, "history": self.history, "settings": self.settings}
+        header = {
+            "format": self.FORMAT,
+            "members": len(self.fields),
+            "share": self.share,
+            "intensity_offset": self.intensity_offset,
+            "intensity_scale": self.intensity_scale,
+            "background": self.background,
+            "history": self.history,
+            "settings": self.settings,
+        }
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
         return path
@@ -73,8 +80,10 @@ class SrResult:
         """Read a file written by :meth:`save`; nothing is unpickled."""
         with np.load(path, allow_pickle=False) as data:
             header = json.loads(str(data["header"]))
-            fields = tuple(GaussianField(**{k: data[f"field_{n}_{k}"] for k in GaussianField.ARRAYS})
-                           for n in range(header["members"]))
+            fields = tuple(
+                GaussianField(**{k: data[f"field_{n}_{k}"] for k in GaussianField.ARRAYS})
+                for n in range(header["members"])
+            )
             plain = {k: header[k] for k in ("intensity_offset", "intensity_scale", "history", "settings", "share")}
             plain["background"] = header.get("background", header["intensity_offset"])
             return cls(fields=fields, **plain, **{k: data[k] for k in cls.IMAGES})

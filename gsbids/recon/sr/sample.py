@@ -77,8 +77,12 @@ def _rendered(field: GaussianField, affine: np.ndarray, shape, options: ops.Rend
 def _near_filled(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
     """Voxels with a voxel of the input that is not background less than one voxel away."""
     index = np.linalg.inv(result.coarse_affine) @ affine
-    return ndimage.affine_transform(result.filled.astype(np.float32), index[:3, :3], index[:3, 3], shape, order=1,
-                                    mode="nearest") > 1e-5
+    return (
+        ndimage.affine_transform(
+            result.filled.astype(np.float32), index[:3, :3], index[:3, 3], shape, order=1, mode="nearest"
+        )
+        > 1e-5
+    )
 
 
 def _in_view(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:

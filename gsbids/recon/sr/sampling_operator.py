@@ -121,8 +121,9 @@ class SamplingOperator:
     @classmethod
     def of(cls, axes, profiles, widths=(1.0, 1.0, 1.0)) -> "SamplingOperator":
         """Operator of three :class:`AxisGrid`, with a profile and a width for each; see :func:`profile_matrix`."""
-        return cls(tuple(profile_matrix(*given).astype(np.float32)
-                         for given in zip(axes, profiles, widths, strict=True)))
+        return cls(
+            tuple(profile_matrix(*given).astype(np.float32) for given in zip(axes, profiles, widths, strict=True))
+        )
 
     @property
     def fine_shape(self) -> tuple[int, int, int]:
@@ -189,8 +190,9 @@ class SamplingOperator:
     def _modes(self):
         """Per axis the eigenvectors of ``D D^T`` in columns, and their values."""
         found = (np.linalg.eigh(m.astype(float) @ m.T.astype(float)) for m in self.matrices)
-        return tuple((vectors.astype(np.float32), np.maximum(values, 0).astype(np.float32))
-                     for values, vectors in found)
+        return tuple(
+            (vectors.astype(np.float32), np.maximum(values, 0).astype(np.float32)) for values, vectors in found
+        )
 
 
 def along_axes(matrices, volume):

@@ -12,8 +12,9 @@ TOLERANCE = 1e-3  # of the residual over the data
 MOST_ITERATIONS = 60
 
 
-def sobolev(coarse: np.ndarray, operator: SamplingOperator, noise: float = 0.0,
-            exponent: float = EXPONENT) -> np.ndarray:
+def sobolev(
+    coarse: np.ndarray, operator: SamplingOperator, noise: float = 0.0, exponent: float = EXPONENT
+) -> np.ndarray:
     """Minimise ``sum |f|^(2 p) |X(f)|^2`` over the volumes x with ``D x = y``.
 
     X is the cosine transform of x, f counts in coarse Nyquist frequencies of each axis (``p = 2``: thin plates).

@@ -50,8 +50,9 @@ def is_thick(spacing, thickness: float | None = None) -> bool:
     return longest > THICK * float(np.median(spacing))
 
 
-def voxel_profile(spacing, thickness: float | None = None,
-                  profile: str = "auto") -> tuple[tuple[str, str, str], tuple[float, float, float]]:
+def voxel_profile(
+    spacing, thickness: float | None = None, profile: str = "auto"
+) -> tuple[tuple[str, str, str], tuple[float, float, float]]:
     """How a voxel comes from finer ones along every axis: names of profiles and their widths in voxels.
 
     Parameters

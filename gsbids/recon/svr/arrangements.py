@@ -85,8 +85,11 @@ def likely_arrangements(images: StackImages, transforms: np.ndarray) -> list[np.
     """
     here = seen_from(transforms, images.origin)
     largest = int(np.argmax([len(volume.points) for volume in images.fine]))
-    pairs = {(a, b): _places_of_pair(images, a, b) for a, b in combinations(range(len(here)), 2)
-             if len(here) <= ALL_PAIRS or largest in (a, b)}
+    pairs = {
+        (a, b): _places_of_pair(images, a, b)
+        for a, b in combinations(range(len(here)), 2)
+        if len(here) <= ALL_PAIRS or largest in (a, b)
+    }
     closeness = np.zeros(len(here))
     for pair, found in pairs.items():
         closeness[list(pair)] += max((alike for _, alike in found), default=0.0)
@@ -95,8 +98,10 @@ def likely_arrangements(images: StackImages, transforms: np.ndarray) -> list[np.
     for k in order[1:]:
         grown = [_with(images, each, k, place) for each in beam for place in _places_of(k, each, pairs)]
         beam = _different(grown)[:BEAM]
-    now = sum(refine(images.fine[a], images.fine[b], np.linalg.inv(here[b]) @ here[a])[1]
-              for a, b in combinations(range(len(here)), 2))
+    now = sum(
+        refine(images.fine[a], images.fine[b], np.linalg.inv(here[b]) @ here[a])[1]
+        for a, b in combinations(range(len(here)), 2)
+    )
     others = [each.as_transforms() for each in beam if each.alike >= now - LESS_ALIKE]
     return [seen_from(each, -images.origin) for each in others if turned_apart(each, here) > ELSEWHERE][:TRIED]
 

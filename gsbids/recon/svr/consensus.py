@@ -163,8 +163,10 @@ def _image(points, value, mask, grid):
     """Where a stack shows something, (X, Y, Z), its mean intensity, and its mean mask."""
     low, shape, sigma = grid
     voxel = np.ravel_multi_index(np.rint(points / STEP - low).astype(int).T, shape)
-    seen, total, vote = (ndimage.gaussian_filter(np.bincount(voxel, weights, np.prod(shape)).reshape(shape), sigma)
-                         for weights in (np.ones(len(value)), value, mask))
+    seen, total, vote = (
+        ndimage.gaussian_filter(np.bincount(voxel, weights, np.prod(shape)).reshape(shape), sigma)
+        for weights in (np.ones(len(value)), value, mask)
+    )
     there = seen > SEEN * np.median(seen[seen > 0.05 * seen.max()])
     return there, total / np.maximum(seen, 1e-9), vote / np.maximum(seen, 1e-9)
 

@@ -75,11 +75,18 @@ def with_excluded(result: SvrResult, names: tuple[str, ...], starts: np.ndarray,
         log_factor[kept] = bias.log_factor
         bias = replace(bias, log_factor=log_factor)
     own = dict(zip(kept.tolist(), result.masks, strict=True)) if result.masks else {}
-    excluded = [name for name, gone in zip(names, out, strict=True)
-                if gone or name in result.settings.get("excluded", [])]
-    return replace(result, stack_names=names, stack_index=kept[result.stack_index], stack_affine=affine, bias=bias,
-                   masks=tuple(own.get(k) for k in range(len(out))) if own else (),
-                   settings=result.settings | {"excluded": excluded})
+    excluded = [
+        name for name, gone in zip(names, out, strict=True) if gone or name in result.settings.get("excluded", [])
+    ]
+    return replace(
+        result,
+        stack_names=names,
+        stack_index=kept[result.stack_index],
+        stack_affine=affine,
+        bias=bias,
+        masks=tuple(own.get(k) for k in range(len(out))) if own else (),
+        settings=result.settings | {"excluded": excluded},
+    )
 
 
 def registered_without(found: StackRegistration, out: np.ndarray, words: str) -> StackRegistration:
@@ -102,6 +109,10 @@ def registered_without(found: StackRegistration, out: np.ndarray, words: str) ->
 
     reasons = dict(zip(kept.tolist(), found.reason, strict=True))
     return StackRegistration(
-        int(kept[found.template]), spread(found.transforms, np.eye(4)), spread(found.similarity_before, 0.0),
-        spread(found.similarity_after, 0.0), spread(found.accepted, False),
-        tuple(reasons.get(k, words) for k in range(len(out))))
+        int(kept[found.template]),
+        spread(found.transforms, np.eye(4)),
+        spread(found.similarity_before, 0.0),
+        spread(found.similarity_after, 0.0),
+        spread(found.accepted, False),
+        tuple(reasons.get(k, words) for k in range(len(out))),
+    )

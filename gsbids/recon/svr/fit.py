@@ -36,9 +36,13 @@ SETTLING, SETTLED = 3, 0.2  # fields of the first detail at most, and mm that sl
 DENSER_IF, DENSER_AGAIN_IF = 0.99, 0.9
 
 
-def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = SvrOptions(),  # noqa: B008
-            progress: Callable[[int, int, dict], None] | None = None,
-            observe: Callable[[int, Callable[[], SvrResult]], None] | None = None) -> SvrResult:
+def fit_svr(
+    stacks: list[Stack],
+    transforms: np.ndarray,
+    options: SvrOptions = SvrOptions(),  # noqa: B008
+    progress: Callable[[int, int, dict], None] | None = None,
+    observe: Callable[[int, Callable[[], SvrResult]], None] | None = None,
+) -> SvrResult:
     """Reconstruct a field of Gaussians from stacks of slices that moved.
 
     Minimises ``sum_p w_p rho(a_s I_s(p) - y_p)`` over the pixels p of the masks and a rim around them, with the
@@ -91,8 +95,12 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
         return _finish(problem, state, fields, stacks, notes | {"history": log.history})
 
     def stage_of(before, state, stage):
-        return fit_stage(problem, state, stage, lambda now, record: log.add(
-            record, lambda: result(now, [*before, now.field(slices.origin)])))
+        return fit_stage(
+            problem,
+            state,
+            stage,
+            lambda now, record: log.add(record, lambda: result(now, [*before, now.field(slices.origin)])),
+        )
 
     def with_loss(state, stage):
         return stage_of((), state, stage), log.history["loss"][-1]
@@ -112,8 +120,13 @@ def fit_svr(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions = S
     return result(state, fields)
 
 
-def _without(out: np.ndarray, stacks: list[Stack], transforms: np.ndarray, fit: Callable[..., SvrResult],
-             observe: Callable[[int, Callable[[], SvrResult]], None] | None) -> SvrResult:
+def _without(
+    out: np.ndarray,
+    stacks: list[Stack],
+    transforms: np.ndarray,
+    fit: Callable[..., SvrResult],
+    observe: Callable[[int, Callable[[], SvrResult]], None] | None,
+) -> SvrResult:
     """The result of :func:`fit_svr` (``fit``) for all stacks but some (``out``, (N,), bool), as one of all."""
     kept = np.flatnonzero(~out)
     starts, names = transforms.reshape(len(stacks), -1, 4, 4)[:, 0], tuple(stack.name for stack in stacks)
@@ -130,17 +143,25 @@ def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
     count = options.n_gaussians or max(LEAST_GAUSSIANS, round(slices.region.sum() / options.pixels_per_gaussian))
     turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
     neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
-    return Stage(count, options.iterations, options.learning_rate, options.seed, frozenset(turns),
-                 frozenset(neighbours), *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),
-                 _together(turns, options))
+    return Stage(
+        count,
+        options.iterations,
+        options.learning_rate,
+        options.seed,
+        frozenset(turns),
+        frozenset(neighbours),
+        *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),
+        _together(turns, options),
+    )
 
 
 def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bool = True) -> Stage:
     """A field of full detail; the poses are near their places, and take their last steps when it is no blur."""
     last = options.detail_iterations
     turns = range(last // 4, last, options.detail_pose_every) if with_poses and options.motion_correction else ()
-    return Stage(gaussians, last, options.detail_learning_rate, seed, frozenset(turns),
-                 together=_together(turns, options))
+    return Stage(
+        gaussians, last, options.detail_learning_rate, seed, frozenset(turns), together=_together(turns, options)
+    )
 
 
 def _together(turns: range | tuple, options: SvrOptions) -> frozenset[int]:
@@ -236,8 +257,9 @@ def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
     """The fields of an ensemble as one: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
-    return GaussianField(*(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)),
-                         origin=fields[0].origin)
+    return GaussianField(
+        *(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)), origin=fields[0].origin
+    )
 
 
 def _finish(problem, state, fields, stacks, notes) -> SvrResult:
@@ -250,19 +272,34 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
     scale = float(np.median(slices.stack_scale))
     nominal = _at(slices.nominal, slices.origin)
     return SvrResult(
-        field=move_field(field, back), stack_names=tuple(stack.name for stack in stacks),
-        stack_index=slices.stack_index, slice_index=slices.slice_index,
-        nominal=nominal, motion=_at(motion.moved(back), slices.origin),
-        stack_affine=slices.starts, gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
-        weight=state.slice_weight, ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
-        residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        bias=_bias_at(state.stack_bias(problem.nodes), slices.origin), intensity_scale=scale,
+        field=move_field(field, back),
+        stack_names=tuple(stack.name for stack in stacks),
+        stack_index=slices.stack_index,
+        slice_index=slices.slice_index,
+        nominal=nominal,
+        motion=_at(motion.moved(back), slices.origin),
+        stack_affine=slices.starts,
+        gain=state.gain * slices.stack_scale[slices.stack_index] / scale,
+        weight=state.slice_weight,
+        ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
+        residual=outliers.slice_residuals(slices.values - simulated, slices.mask),
+        psf=slices.psf,
+        bias=_bias_at(state.stack_bias(problem.nodes), slices.origin),
+        intensity_scale=scale,
         intensity_offset=common_offset(stacks, slices.stack_scale),
         masks=tuple(stack.mask for stack in stacks),
         history={key: list(column) for key, column in notes.pop("history").items()},
-        settings={**_plain(options), **notes, "excluded": [], "gaussians": len(field),
-                  "gaussians_of_members": [len(f) for f in fields], "pixels": int(slices.region.sum()),
-                  "slices": len(slices), "eps": render.eps})
+        settings={
+            **_plain(options),
+            **notes,
+            "excluded": [],
+            "gaussians": len(field),
+            "gaussians_of_members": [len(f) for f in fields],
+            "pixels": int(slices.region.sum()),
+            "slices": len(slices),
+            "eps": render.eps,
+        },
+    )
 
 
 def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
@@ -270,8 +307,12 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
     turn = Rotation.from_matrix(transform[:3, :3])
     quaternion = (turn * Rotation.from_quat(field.quaternion[:, [1, 2, 3, 0]])).as_quat()[:, [3, 0, 1, 2]]
     mean = field.mean @ transform[:3, :3].T + transform[:3, 3]
-    return field.replace(mean=mean.astype(np.float32), quaternion=quaternion.astype(np.float32),
-                         log_scale=field.log_scale.copy(), intensity=field.intensity.copy())
+    return field.replace(
+        mean=mean.astype(np.float32),
+        quaternion=quaternion.astype(np.float32),
+        log_scale=field.log_scale.copy(),
+        intensity=field.intensity.copy(),
+    )
 
 
 def _plain(options: SvrOptions) -> dict:

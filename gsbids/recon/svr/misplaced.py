@@ -135,10 +135,16 @@ class Placed:
         lead = GAIN + GAIN_OF_HALF_TURN * angle / 180
         best, rest = (other, self) if other.mean > self.mean + lead else (self, other)
         tried = rest.mean if angle > ELSEWHERE else 0.0  # what slides back is no other place
-        others = [each for each in (best.rival, rest.rival, replace(rest, rival=None))
-                  if each is not None and best.apart(each) > ELSEWHERE]
-        return replace(best, runner_up=max(best.runner_up, rest.runner_up, tried),
-                       rival=max(others, key=lambda each: each.mean, default=None))
+        others = [
+            each
+            for each in (best.rival, rest.rival, replace(rest, rival=None))
+            if each is not None and best.apart(each) > ELSEWHERE
+        ]
+        return replace(
+            best,
+            runner_up=max(best.runner_up, rest.runner_up, tried),
+            rival=max(others, key=lambda each: each.mean, default=None),
+        )
 
 
 def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:
@@ -149,8 +155,10 @@ def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:
         own = slices.stack_index == stack
         pixels = slices.mask[own].sum((1, 2)).astype(float)
         moved = slices.nominal.moved(mean_correction(state.pose.motion[own], slices.nominal[own], pixels))
-        start = RigidMotion(np.where(own[:, None, None], moved.rotation, start.rotation),
-                            np.where(own[:, None], moved.translation, start.translation))
+        start = RigidMotion(
+            np.where(own[:, None, None], moved.rotation, start.rotation),
+            np.where(own[:, None], moved.translation, start.translation),
+        )
     return replace(slices, start=start)
 
 
@@ -169,14 +177,14 @@ def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray],
     Placed
     """
     best, left, images = first, TRIALS, None
-    for k in np.argsort(first.agreement)[:1 if len(stacks) == 2 else None]:
+    for k in np.argsort(first.agreement)[: 1 if len(stacks) == 2 else None]:
         if np.nanmin(best.agreement, initial=1.0) >= SURE:
             break
         if not best.agreement[k] < SURE:
             continue
         images = images or StackImages.of(stacks)
         worse = 0
-        for transform in images.other_places(best.transforms, int(k))[:min(PLACES, left)]:
+        for transform in images.other_places(best.transforms, int(k))[: min(PLACES, left)]:
             left -= 1
             starts = best.transforms.copy()
             starts[k] = transform
@@ -208,8 +216,11 @@ class StackImages:
     def of(cls, stacks: list[Stack]) -> "StackImages":
         """Blur and sample stacks."""
         (stacks, origin), step = centred(stacks), search_step(stacks)
-        return cls([isotropic_volume(stack, 2 * step, 3 * step) for stack in stacks],
-                   [isotropic_volume(stack, step) for stack in stacks], origin)
+        return cls(
+            [isotropic_volume(stack, 2 * step, 3 * step) for stack in stacks],
+            [isotropic_volume(stack, step) for stack in stacks],
+            origin,
+        )
 
     def other_places(self, transforms: np.ndarray, k: int) -> list[np.ndarray]:
         """Other places where a stack looks like the rest about as much as where it is, the best first.

@@ -58,8 +58,9 @@ class Placing:
     margin: float
 
 
-def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOptions,
-                 watch: Callable[[FitState, dict], None]) -> Placing:
+def place_slices(
+    stacks: list[Stack], transforms: np.ndarray, options: SvrOptions, watch: Callable[[FitState, dict], None]
+) -> Placing:
     """Poses of all slices from their outlines and coarse features, level by level, and masks that suit them.
 
     Parameters
@@ -108,9 +109,13 @@ def place_slices(stacks: list[Stack], transforms: np.ndarray, options: SvrOption
     following = refine_masks if options.refine_masks and best.mean >= TRUSTED else gathered_again
     stacks, fine, state = following(stacks, best.slices, state, options.rim)
     fine, state = anchored(fine, state, transforms, best.transforms)
-    return Placing([replace(old, mask=new.mask) for old, new in zip(given, stacks, strict=True)],
-                   replace(fine, origin=fine.origin + corner), state.pose, *search.agreement_of_rest(fine, state),
-                   float(margin))
+    return Placing(
+        [replace(old, mask=new.mask) for old, new in zip(given, stacks, strict=True)],
+        replace(fine, origin=fine.origin + corner),
+        state.pose,
+        *search.agreement_of_rest(fine, state),
+        float(margin),
+    )
 
 
 def _rivals(best: Placed, first: Placed) -> list[Placed]:
@@ -125,8 +130,7 @@ def _rivals(best: Placed, first: Placed) -> list[Placed]:
     return found
 
 
-def anchored(slices: SliceSet, state: FitState, transforms: np.ndarray,
-             begun: np.ndarray) -> tuple[SliceSet, FitState]:
+def anchored(slices: SliceSet, state: FitState, transforms: np.ndarray, begun: np.ndarray) -> tuple[SliceSet, FitState]:
     """All slices carried along so that stacks start where the co-registration put them (``transforms``).
 
     Those that were placed from elsewhere (``begun``) start from the mean of where their slices are. The gauge of the

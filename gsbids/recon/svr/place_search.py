@@ -53,12 +53,20 @@ def coarser(slices: SliceSet, factor: int, outlined: bool = True) -> SliceSet:
     sigma = IN_PLANE_FACTOR * np.sqrt(factor**2 - 1) * FWHM_TO_SIGMA  # pixels; the PSF becomes that of a large pixel
     blurred = ndimage.gaussian_filter(slices.values * slices.mask if outlined else slices.values, (0, sigma, sigma))
     first = factor // 2
-    values, mask, region = (np.ascontiguousarray(a[:, first::factor, first::factor])
-                            for a in (blurred, slices.mask, slices.region))
+    values, mask, region = (
+        np.ascontiguousarray(a[:, first::factor, first::factor]) for a in (blurred, slices.mask, slices.region)
+    )
     psf = slices.psf.copy()
     psf[:, :2] *= factor**2
-    return replace(slices, values=values.astype(np.float32), mask=mask, region=region, psf=psf,
-                   spacing=slices.spacing * factor, centre=(slices.centre - first) / factor)
+    return replace(
+        slices,
+        values=values.astype(np.float32),
+        mask=mask,
+        region=region,
+        psf=psf,
+        spacing=slices.spacing * factor,
+        centre=(slices.centre - first) / factor,
+    )
 
 
 def inside(stack: Stack, share: float) -> Stack:
@@ -88,8 +96,9 @@ class Search:
         problem = FitProblem.pose(slices, replace(self.options, patience=0, neighbour_tie=TIE))
         return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, self.options.seed), self.watch)
 
-    def agreement(self, fine: SliceSet, state: FitState, left_out: int | None = None,
-                  outlined: bool = False) -> np.ndarray:
+    def agreement(
+        self, fine: SliceSet, state: FitState, left_out: int | None = None, outlined: bool = False
+    ) -> np.ndarray:
         """Of the stacks with one another, by what is within their masks: outlines agree in wrong places too."""
         small = self.coarse(fine, outlined=outlined)
         return stack_agreement(small, _on_pixels_of(state, small), VOXEL * LEVELS[0].pixel * self.size, left_out)
@@ -168,6 +177,13 @@ def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:
 
 def _stage(slices: SliceSet, level: Level, seed: int) -> Stage:
     turns = range(POSE_START, level.iterations, POSE_EVERY)
-    return Stage(max(100, round(slices.region.sum() / level.pixels_per_gaussian)), level.iterations, 0.05, seed,
-                 frozenset(turns), frozenset(turns[::NEIGHBOURS_EVERY // POSE_EVERY]), level.iterations // 2,
-                 together=frozenset(int(share * level.iterations) for share in level.together))
+    return Stage(
+        max(100, round(slices.region.sum() / level.pixels_per_gaussian)),
+        level.iterations,
+        0.05,
+        seed,
+        frozenset(turns),
+        frozenset(turns[:: NEIGHBOURS_EVERY // POSE_EVERY]),
+        level.iterations // 2,
+        together=frozenset(int(share * level.iterations) for share in level.together),
+    )

@@ -17,8 +17,9 @@ CHANGED = 0.03  # of the voxels of a mask: less is no change
 LEAST_LEFT = 0.3  # of a mask: a stack that would lose more keeps it
 
 
-def refine_masks(stacks: list[Stack], slices: SliceSet, state: FitState,
-                 rim: float) -> tuple[list[Stack], SliceSet, FitState]:
+def refine_masks(
+    stacks: list[Stack], slices: SliceSet, state: FitState, rim: float
+) -> tuple[list[Stack], SliceSet, FitState]:
     """Let the masks follow what moves with the head (:mod:`gsbids.recon.svr.consensus`).
 
     Parameters
@@ -48,8 +49,9 @@ def refine_masks(stacks: list[Stack], slices: SliceSet, state: FitState,
         levels.append(level)
     head = find_head(stacks, moves, levels)
     found = refined(stacks, moves, head) if head else stacks
-    found = [new if LEAST_LEFT * old.mask.sum() < new.mask.sum() else old
-             for new, old in zip(found, stacks, strict=True)]
+    found = [
+        new if LEAST_LEFT * old.mask.sum() < new.mask.sum() else old for new, old in zip(found, stacks, strict=True)
+    ]
     if max(change(old, new) for old, new in zip(stacks, found, strict=True)) < CHANGED:
         return gathered_again(stacks, slices, state, rim)
     stacks, slices, state = _gathered(found, moves, slices, state, rim)
@@ -61,8 +63,9 @@ def change(old: Stack, new: Stack) -> float:
     return float((old.mask != new.mask).sum() / max(old.mask.sum(), 1))
 
 
-def gathered_again(stacks: list[Stack], slices: SliceSet, state: FitState,
-                  rim: float) -> tuple[list[Stack], SliceSet, FitState]:
+def gathered_again(
+    stacks: list[Stack], slices: SliceSet, state: FitState, rim: float
+) -> tuple[list[Stack], SliceSet, FitState]:
     """The same slices with another rim; parameters and returns as for :func:`refine_masks`."""
     return _gathered(stacks, _moves(stacks, slices, state), slices, state, rim)
 

@@ -99,8 +99,9 @@ class SvrResult:
         """Stacks, in the order of ``stack_names``, with the masks that were fitted."""
         if not self.masks:
             return stacks
-        return [stack if mask is None else replace(stack, mask=mask)
-                for stack, mask in zip(stacks, self.masks, strict=True)]
+        return [
+            stack if mask is None else replace(stack, mask=mask) for stack, mask in zip(stacks, self.masks, strict=True)
+        ]
 
     def save(self, path: str | Path) -> Path:
         """Write as ``.npz`` under a temporary name, then rename."""
@@ -112,10 +113,15 @@ class SvrResult:
         if self.bias:
             arrays |= {"bias_nodes": self.bias.nodes, "bias_log_factor": self.bias.log_factor}
         arrays |= {f"mask_{n}": np.packbits(mask) for n, mask in enumerate(self.masks) if mask is not None}
-        header = {"format": "gsbids-svr-2", "stack_names": list(self.stack_names),
-                  "masks": [mask if mask is None else list(mask.shape) for mask in self.masks],
-                  "intensity_scale": float(self.intensity_scale), "intensity_offset": float(self.intensity_offset),
-                  "history": self.history, "settings": self.settings}
+        header = {
+            "format": "gsbids-svr-2",
+            "stack_names": list(self.stack_names),
+            "masks": [mask if mask is None else list(mask.shape) for mask in self.masks],
+            "intensity_scale": float(self.intensity_scale),
+            "intensity_offset": float(self.intensity_offset),
+            "history": self.history,
+            "settings": self.settings,
+        }
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
         return path
@@ -130,12 +136,16 @@ class SvrResult:
                 stack_names=tuple(header["stack_names"]),
                 nominal=RigidMotion(data["nominal_rotation"], data["nominal_translation"]),
                 motion=RigidMotion(data["motion_rotation"], data["motion_translation"]),
-                intensity_scale=header["intensity_scale"], intensity_offset=header.get("intensity_offset", 0.0),
-                masks=tuple(shape and _unpacked(data[f"mask_{n}"], shape)
-                            for n, shape in enumerate(header.get("masks", []))),
+                intensity_scale=header["intensity_scale"],
+                intensity_offset=header.get("intensity_offset", 0.0),
+                masks=tuple(
+                    shape and _unpacked(data[f"mask_{n}"], shape) for n, shape in enumerate(header.get("masks", []))
+                ),
                 bias=StackBias(data["bias_nodes"], data["bias_log_factor"]) if "bias_nodes" in data else None,
-                history=header["history"], settings=header["settings"],
-                **{k: data[k] for k in cls.ARRAYS})
+                history=header["history"],
+                settings=header["settings"],
+                **{k: data[k] for k in cls.ARRAYS},
+            )
 
 
 def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:

@@ -101,9 +101,13 @@ class PaperOptions:
     threads: int = 1
 
 
-def fit_paper(stacks: list[Stack], transforms: np.ndarray, options: PaperOptions = PaperOptions(),
-              progress: Callable[[int, int, dict], None] | None = None,
-              observe: Callable[[int, Callable[[], SvrResult]], None] | None = None) -> SvrResult:
+def fit_paper(
+    stacks: list[Stack],
+    transforms: np.ndarray,
+    options: PaperOptions = PaperOptions(),
+    progress: Callable[[int, int, dict], None] | None = None,
+    observe: Callable[[int, Callable[[], SvrResult]], None] | None = None,
+) -> SvrResult:
     """Reconstruct a field of Gaussians with the method of the GSVR paper.
 
     Minimises, over 11 parameters a Gaussian, a quaternion, a translation and a gain a slice, ::
@@ -150,8 +154,11 @@ def fit_paper(stacks: list[Stack], transforms: np.ndarray, options: PaperOptions
         if iteration % options.index_every == 0:
             model.search_neighbours()
         residual, loss = model.step()
-        if options.slice_weight and iteration % options.index_every == 0 and (
-                iteration >= ROBUST_FROM * options.iterations):
+        if (
+            options.slice_weight
+            and iteration % options.index_every == 0
+            and (iteration >= ROBUST_FROM * options.iterations)
+        ):
             model.weight = torch.from_numpy(slice_weights(residual, model.pixels.place[0])).float()
         record = {"loss": loss, "slices_at_full_weight": float((model.weight > 0.5).float().mean())}
         for key, value in {"iteration": iteration, **record}.items():
@@ -197,9 +204,13 @@ def initial_field(slices: SliceSet, options: PaperOptions) -> GaussianField:
     local[:, :2] = slices.in_plane(s, np.stack(index, 1))
     mean = np.einsum("jab,jb->ja", slices.start.rotation[s], local) + slices.start.translation[s]
     return GaussianField(
-        mean=mean.astype(np.float32), log_scale=np.full((count, 3), options.scale_init, np.float32),
+        mean=mean.astype(np.float32),
+        log_scale=np.full((count, 3), options.scale_init, np.float32),
         quaternion=np.tile(np.array([1, 0, 0, 0], np.float32), (count, 1)),
-        intensity=slices.values[s, index[0], index[1]], log_weight=np.zeros(count, np.float32), origin=slices.origin)
+        intensity=slices.values[s, index[0], index[1]],
+        log_weight=np.zeros(count, np.float32),
+        origin=slices.origin,
+    )
 
 
 class _Model:
@@ -217,18 +228,20 @@ class _Model:
         self.shift = torch.zeros(count, 3, requires_grad=options.motion_correction)
         self.raw_gain = torch.zeros(count, requires_grad=options.slice_gain)
         self.weight = torch.ones(count)
-        self.start = torch.from_numpy(slices.start.rotation).float(), torch.from_numpy(
-            slices.start.translation).float()
+        self.start = torch.from_numpy(slices.start.rotation).float(), torch.from_numpy(slices.start.translation).float()
         self.psf = torch.from_numpy(slices.psf * options.psf).float()
         groups = [{"params": self.field, "lr": options.field_rate}]
         if options.motion_correction:
-            groups += [{"params": [self.turn], "lr": options.rotation_rate},
-                       {"params": [self.shift], "lr": options.translation_rate}]
+            groups += [
+                {"params": [self.turn], "lr": options.rotation_rate},
+                {"params": [self.shift], "lr": options.translation_rate},
+            ]
         if options.slice_gain:
             groups += [{"params": [self.raw_gain], "lr": options.gain_rate}]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimiser, options.iterations, options.final_rate * min(group["lr"] for group in groups))
+            self.optimiser, options.iterations, options.final_rate * min(group["lr"] for group in groups)
+        )
         self.index = None
 
     def poses(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,8 +257,13 @@ class _Model:
     def rendered_parameters(self):
         """The five arrays of the kernels, with gradients."""
         mean, log_scale, quaternion, colour = self.field
-        return (mean, log_scale.clamp(*LOG_SCALE_LIMITS), quaternion, functional.softplus(colour),
-                torch.zeros(len(mean)))
+        return (
+            mean,
+            log_scale.clamp(*LOG_SCALE_LIMITS),
+            quaternion,
+            functional.softplus(colour),
+            torch.zeros(len(mean)),
+        )
 
     def positions(self, rotation, translation) -> torch.Tensor:
         """Where the pixels are, (P, 3)."""
@@ -256,21 +274,34 @@ class _Model:
         """The index of the K nearest, valid until the next search however things move."""
         with torch.no_grad():
             position = self.positions(*self.poses()).numpy()
-            self.index = points.nearest(self.field[0].numpy(), position, self.options.neighbours,
-                                        np.zeros((len(self.slices), 6)), self.pixels.place[0])
+            self.index = points.nearest(
+                self.field[0].numpy(),
+                position,
+                self.options.neighbours,
+                np.zeros((len(self.slices), 6)),
+                self.pixels.place[0],
+            )
 
     def step(self) -> tuple[np.ndarray, float]:
         """One step of all parameters; the residuals (P,) and the loss before it."""
         options, s = self.options, self.pixels.slice
         self.optimiser.zero_grad(set_to_none=True)
         rotation, translation = self.poses()
-        image = points.PointRender.apply(*self.rendered_parameters(), self.positions(rotation, translation),
-                                         self.index, EPS, observed_psf(rotation, self.psf))
+        image = points.PointRender.apply(
+            *self.rendered_parameters(),
+            self.positions(rotation, translation),
+            self.index,
+            EPS,
+            observed_psf(rotation, self.psf),
+        )
         residual = self.gain()[s] * image - self.pixels.value
         narrow = functional.relu(options.scale_target - self.field[1])
-        loss = ((self.weight[s] * residual.abs()).mean() + options.scale_weight * (narrow**2).mean()
-                + options.rotation_weight * (self.turn[:, 1:] ** 2).mean()
-                + options.translation_weight * (self.shift**2).mean())
+        loss = (
+            (self.weight[s] * residual.abs()).mean()
+            + options.scale_weight * (narrow**2).mean()
+            + options.rotation_weight * (self.turn[:, 1:] ** 2).mean()
+            + options.translation_weight * (self.shift**2).mean()
+        )
         loss.backward()
         self.optimiser.step()
         self.schedule.step()
@@ -280,9 +311,17 @@ class _Model:
 def _matrices(quaternion: torch.Tensor) -> torch.Tensor:
     """Rotation matrices (S, 3, 3) of quaternions (w, x, y, z) of any length."""
     w, x, y, z = (quaternion / (quaternion.norm(dim=1, keepdim=True) + 1e-8)).unbind(1)
-    rows = (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
+    rows = (
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+    )
     return torch.stack(rows, 1).reshape(-1, 3, 3)
 
 
@@ -291,15 +330,17 @@ def _finish(model: _Model, stacks, transforms, history) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice; the model stays as it is."""
     slices, options = model.slices, model.options
     shift = model.shift.double().numpy()
-    motion = RigidMotion(_matrices(model.turn.double()).numpy() @ slices.start.rotation,
-                         slices.start.translation + shift)
+    motion = RigidMotion(
+        _matrices(model.turn.double()).numpy() @ slices.start.rotation, slices.start.translation + shift
+    )
     arrays = [a.numpy().copy() for a in model.rendered_parameters()]
     arrays[2] /= np.linalg.norm(arrays[2], axis=1, keepdims=True)
     field, pixels = GaussianField(*arrays, origin=slices.origin), model.pixels
     simulated = np.zeros(slices.values.shape, np.float32)
     gain = model.gain().double().numpy()
     simulated[pixels.place] = gain[pixels.place[0]] * render_slices(
-        field, motion, slices.psf * options.psf, pixels.local.double().numpy(), options.neighbours, pixels.place[0])
+        field, motion, slices.psf * options.psf, pixels.local.double().numpy(), options.neighbours, pixels.place[0]
+    )
     back = np.linalg.inv(poses.mean_correction(motion, slices.start, slices.mask.sum((1, 2)).astype(float)))
     scale = float(np.median(slices.stack_scale))
     settings = {k: v for k, v in asdict(options).items() if k != "threads"}
@@ -308,13 +349,27 @@ def _finish(model: _Model, stacks, transforms, history) -> SvrResult:
         return replace(given, translation=given.translation + slices.origin)
 
     return SvrResult(
-        field=move_field(field, back), stack_names=tuple(stack.name for stack in stacks),
-        stack_index=slices.stack_index, slice_index=slices.slice_index, nominal=at_origin(slices.nominal),
-        motion=at_origin(motion.moved(back)), stack_affine=transforms,
-        gain=gain * slices.stack_scale[slices.stack_index] / scale, weight=model.weight.double().numpy(),
+        field=move_field(field, back),
+        stack_names=tuple(stack.name for stack in stacks),
+        stack_index=slices.stack_index,
+        slice_index=slices.slice_index,
+        nominal=at_origin(slices.nominal),
+        motion=at_origin(motion.moved(back)),
+        stack_affine=transforms,
+        gain=gain * slices.stack_scale[slices.stack_index] / scale,
+        weight=model.weight.double().numpy(),
         ncc=outliers.slice_ncc(slices.values, simulated, slices.mask),
-        residual=outliers.slice_residuals(slices.values - simulated, slices.mask), psf=slices.psf,
-        intensity_scale=scale, intensity_offset=common_offset(stacks, slices.stack_scale),
+        residual=outliers.slice_residuals(slices.values - simulated, slices.mask),
+        psf=slices.psf,
+        intensity_scale=scale,
+        intensity_offset=common_offset(stacks, slices.stack_scale),
         history={key: list(column) for key, column in history.items()},
-        settings={**settings, "method": "paper", "gaussians": len(field), "pixels": int(slices.mask.sum()),
-                  "slices": len(slices), "eps": EPS})
+        settings={
+            **settings,
+            "method": "paper",
+            "gaussians": len(field),
+            "pixels": int(slices.mask.sum()),
+            "slices": len(slices),
+            "eps": EPS,
+        },
+    )

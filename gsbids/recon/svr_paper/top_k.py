@@ -95,8 +95,9 @@ def render_field(field: GaussianField, position: np.ndarray, count: int, psf: np
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
-def render_slices(field: GaussianField, motion: RigidMotion, psf: np.ndarray, local: np.ndarray, count: int,
-                  slice_of: np.ndarray) -> np.ndarray:
+def render_slices(
+    field: GaussianField, motion: RigidMotion, psf: np.ndarray, local: np.ndarray, count: int, slice_of: np.ndarray
+) -> np.ndarray:
     """Pixels of slices as the paper's forward model predicts them, before the gain (Eq. 5).
 
     Parameters

@@ -6,8 +6,10 @@ from scipy.spatial.transform import Rotation
 
 from gsbids.recon.svr.result import SvrResult
 
-_CONVENTION = ("A point x of the slice in scanner space (world RAS+ mm) lies in the anatomy at "
-               "R (x - c) + c + t, with t = trans, c = centre, R = Rz(rot_z) Ry(rot_y) Rx(rot_x)")
+_CONVENTION = (
+    "A point x of the slice in scanner space (world RAS+ mm) lies in the anatomy at "
+    "R (x - c) + c + t, with t = trans, c = centre, R = Rz(rot_z) Ry(rot_y) Rx(rot_x)"
+)
 
 
 def _column(name: str, units: str, description: str) -> dict[str, str]:
@@ -17,22 +19,36 @@ def _column(name: str, units: str, description: str) -> dict[str, str]:
 #: BIDS description of every column of the table.
 COLUMNS: dict[str, dict[str, str]] = {
     "slice": _column("Slice", "count", "Index of the slice along the slice axis, from 0"),
-    "stack_time_index": _column("Order of acquisition", "count",
-                                "Place of the slice in the order of acquisition, from 0 (from SliceTiming; "
-                                "slices acquired at once share a place)"),
-    **{f"trans_{axis}": _column(f"Translation {axis}", "mm", f"Component {axis} of t. {_CONVENTION}")
-       for axis in "xyz"},
-    **{f"rot_{axis}": _column(f"Rotation {axis}", "rad", f"Rotation about {axis}. {_CONVENTION}")
-       for axis in "xyz"},
-    **{f"centre_{axis}": _column(f"Centre {axis}", "mm",
-                                 f"Component {axis} of c: where the slice's origin (middle of its mask) "
-                                 "was in the scanner, world RAS+") for axis in "xyz"},
+    "stack_time_index": _column(
+        "Order of acquisition",
+        "count",
+        "Place of the slice in the order of acquisition, from 0 (from SliceTiming; "
+        "slices acquired at once share a place)",
+    ),
+    **{
+        f"trans_{axis}": _column(f"Translation {axis}", "mm", f"Component {axis} of t. {_CONVENTION}") for axis in "xyz"
+    },
+    **{f"rot_{axis}": _column(f"Rotation {axis}", "rad", f"Rotation about {axis}. {_CONVENTION}") for axis in "xyz"},
+    **{
+        f"centre_{axis}": _column(
+            f"Centre {axis}",
+            "mm",
+            f"Component {axis} of c: where the slice's origin (middle of its mask) was in the scanner, world RAS+",
+        )
+        for axis in "xyz"
+    },
     "gain": _column("Gain", "arbitrary", "Intensity factor: acquired slice = gain x simulated slice"),
     "weight": _column("Weight", "arbitrary", "Robust weight of the slice in the fit, 0 to 1"),
-    "ncc": _column("Similarity", "arbitrary",
-                   "Normalised cross-correlation of the acquired and the simulated slice inside the mask"),
-    "rejected": {"LongName": "Rejected", "Description": "Whether the slice had (almost) no say in the volume",
-                 "Levels": {"0": "used", "1": "rejected"}},
+    "ncc": _column(
+        "Similarity",
+        "arbitrary",
+        "Normalised cross-correlation of the acquired and the simulated slice inside the mask",
+    ),
+    "rejected": {
+        "LongName": "Rejected",
+        "Description": "Whether the slice had (almost) no say in the volume",
+        "Levels": {"0": "used", "1": "rejected"},
+    },
 }
 
 
@@ -62,8 +78,12 @@ def motion_table(result: SvrResult, index: int, depth: int, slice_timing=None) -
         row = rows[int(result.slice_index[s])]
         for name, values in (("trans", shift[s]), ("rot", angles), ("centre", centre[s])):
             row |= {f"{name}_{axis}": float(value) for axis, value in zip("xyz", values, strict=True)}
-        row |= {"gain": float(result.gain[s]), "weight": float(result.weight[s]),
-                "ncc": float(result.ncc[s]), "rejected": int(result.rejected[s])}
+        row |= {
+            "gain": float(result.gain[s]),
+            "weight": float(result.weight[s]),
+            "ncc": float(result.ncc[s]),
+            "rejected": int(result.rejected[s]),
+        }
     return rows
 
 
@@ -78,6 +98,7 @@ def format_table(rows: list[dict]) -> str:
     >>> format_table([{"slice": 0, "gain": 1.0}, {"slice": 1, "gain": None}])
     'slice\\tgain\\n0\\t1.000000000\\n1\\tn/a\\n'
     """
+
     def text(value):
         if isinstance(value, float):
             return f"{value + 0.0:.9f}" if np.isfinite(value) else "n/a"

@@ -62,8 +62,14 @@ class Previewer:
         Where volumes are rendered.
     """
 
-    def __init__(self, stacks: list[Stack], resolution: float, show: Callable[[PreviewVolume], None], first: int = 8,
-                 device: str = "cpu"):
+    def __init__(
+        self,
+        stacks: list[Stack],
+        resolution: float,
+        show: Callable[[PreviewVolume], None],
+        first: int = 8,
+        device: str = "cpu",
+    ):
         self.stacks, self.resolution, self.show, self.device = stacks, resolution, show, device
         self.next, self.best = first, np.inf
 
@@ -87,5 +93,11 @@ def quick_options(options: SvrOptions) -> SvrOptions:
     So few iterations need larger ones. On case A of the benchmark, 2 cores, 40 iterations: SSIM 0.85 at the learning
     rate of the fit proper, 0.88 at three times that with half of the poses' steps, in three quarters of the time.
     """
-    return replace(options, iterations=max(20, 2 * options.iterations // 5), doublings=0, members=1,
-                   learning_rate=3 * options.learning_rate, pose_every=2 * options.pose_every)
+    return replace(
+        options,
+        iterations=max(20, 2 * options.iterations // 5),
+        doublings=0,
+        members=1,
+        learning_rate=3 * options.learning_rate,
+        pose_every=2 * options.pose_every,
+    )

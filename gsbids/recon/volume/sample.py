@@ -50,8 +50,9 @@ def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
     return np.concatenate(points)
 
 
-def output_grid(stacks: list[Stack], result: SvrResult, resolution: float,
-                transform: np.ndarray | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
+def output_grid(
+    stacks: list[Stack], result: SvrResult, resolution: float, transform: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Isotropic RAS+ grid around the motion-corrected brain.
 
     Parameters
@@ -99,8 +100,7 @@ def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np
 
 
 def _pixel_counts(stacks, result):
-    return [int(stacks[n].mask[:, :, k].sum())
-            for n, k in zip(result.stack_index, result.slice_index, strict=True)]
+    return [int(stacks[n].mask[:, :, k].sum()) for n, k in zip(result.stack_index, result.slice_index, strict=True)]
 
 
 def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "cpu") -> np.ndarray:
@@ -151,9 +151,16 @@ def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, pixels, de
         local = np.zeros((count, *shape, 3))
         local[..., :2] = (np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) - middle) * spacing
         owner = np.repeat(np.arange(count), np.prod(shape))
-        return top_k.render_slices(field, motion, psf * settings["psf"], local.reshape(-1, 3),
-                                   settings["neighbours"], owner).reshape(count, *shape)
+        return top_k.render_slices(
+            field, motion, psf * settings["psf"], local.reshape(-1, 3), settings["neighbours"], owner
+        ).reshape(count, *shape)
     geometry = ops.SliceGeometry(
-        rotation=motion.rotation, translation=motion.translation, psf=psf, spacing=np.tile(spacing, (count, 1)),
-        centre=np.tile(middle, (count, 1)), extent=ops.full_extent(count, shape), shape=shape)
+        rotation=motion.rotation,
+        translation=motion.translation,
+        psf=psf,
+        spacing=np.tile(spacing, (count, 1)),
+        centre=np.tile(middle, (count, 1)),
+        extent=ops.full_extent(count, shape),
+        shape=shape,
+    )
     return ops.render(*field.parameters, geometry, result.render_options(device))[0]

@@ -87,12 +87,16 @@ def read_slices(folder: str | Path, thickness: float | None = None) -> list[Plac
         raise InputError(f"--input-slices {folder}: there is no such folder; give one with slices N.nii.gz")
     images, masks = _numbered(folder, ""), _numbered(folder, "mask_")
     if not images:
-        raise InputError(f"--input-slices {folder}: there are no slices in it; files N.nii.gz (0.nii.gz, ...) are "
-                         "expected, with masks mask_N.nii.gz")
+        raise InputError(
+            f"--input-slices {folder}: there are no slices in it; files N.nii.gz (0.nii.gz, ...) are "
+            "expected, with masks mask_N.nii.gz"
+        )
     lone = sorted(set(masks) - set(images))
     if lone:
-        raise InputError(f"{masks[lone[0]]}: there is no slice that this mask belongs to ({lone[0]}.nii.gz); copy the "
-                         "folder again or remove the mask")
+        raise InputError(
+            f"{masks[lone[0]]}: there is no slice that this mask belongs to ({lone[0]}.nii.gz); copy the "
+            "folder again or remove the mask"
+        )
     slices = [_read(images[n], masks.get(n), n, thickness) for n in sorted(images)]
     found = [piece for piece in slices if piece.mask.any()]
     if not found:
@@ -213,8 +217,9 @@ def check_slice_folder(folder: Path, option: str) -> None:
     known = re.compile(rf"(mask_)?\d+\.nii(\.gz)?|{re.escape(TABLE)}")
     strange = [path for path in folder.iterdir() if not known.fullmatch(path.name)] if folder.is_dir() else []
     if strange:
-        raise InputError(f"{option} {folder}: holds other files than slices ({strange[0].name}); give an empty or a "
-                         "new folder")
+        raise InputError(
+            f"{option} {folder}: holds other files than slices ({strange[0].name}); give an empty or a new folder"
+        )
 
 
 def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
@@ -223,8 +228,9 @@ def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
     for path in sorted(folder.iterdir()):
         match = re.fullmatch(rf"{prefix}(\d+)\.nii(\.gz)?", path.name)
         if match and int(match[1]) in found:
-            raise InputError(f"{path}: is slice {int(match[1])}, and so is {found[int(match[1])].name}; remove one of "
-                             "them")
+            raise InputError(
+                f"{path}: is slice {int(match[1])}, and so is {found[int(match[1])].name}; remove one of them"
+            )
         if match:
             found[int(match[1])] = path
     return found
@@ -243,8 +249,10 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
     if thickness is None:
         thickness = round(float(np.linalg.norm(affine[:3, 2])), 4)
     if not THICKNESS[0] <= thickness <= THICKNESS[1]:
-        raise InputError(f"{path}: a slice thickness of {thickness:g} mm is outside {THICKNESS[0]:g} to "
-                         f"{THICKNESS[1]:g} mm; give --slice-thickness MM")
+        raise InputError(
+            f"{path}: a slice thickness of {thickness:g} mm is outside {THICKNESS[0]:g} to "
+            f"{THICKNESS[1]:g} mm; give --slice-thickness MM"
+        )
     try:
         slice_frames(affine, image.shape)
     except InputError as error:
@@ -254,8 +262,11 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
 
 
 def _alike(one: PlacedSlice, other: PlacedSlice) -> bool:
-    return (one.image.shape == other.image.shape and np.allclose(one.spacing, other.spacing, rtol=0.01)
-            and np.isclose(one.thickness, other.thickness, rtol=0.01))
+    return (
+        one.image.shape == other.image.shape
+        and np.allclose(one.spacing, other.spacing, rtol=0.01)
+        and np.isclose(one.thickness, other.thickness, rtol=0.01)
+    )
 
 
 def _goes_on(one: PlacedSlice, other: PlacedSlice) -> bool:

@@ -54,9 +54,12 @@ class TemplateAlignment:
 
     def facts(self, name: str) -> dict:
         """What is told of an alignment to the template of a name, in the sidecar of the volume."""
-        return {"TemplateName": name, "TemplateSimilarity": round(self.similarity, 4),
-                "TemplateSimilarityOfNextOrientation": round(self.runner_up, 4),
-                "TemplateRotation": round(self.angle, 2)}
+        return {
+            "TemplateName": name,
+            "TemplateSimilarity": round(self.similarity, 4),
+            "TemplateSimilarityOfNextOrientation": round(self.runner_up, 4),
+            "TemplateRotation": round(self.angle, 2),
+        }
 
     @property
     def angle(self) -> float:
@@ -95,9 +98,16 @@ def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, Templ
     sides = [(millilitres(template) / millilitres(brain)) ** (1 / 3) for template in templates]
     step = STEP * (1000 * millilitres(brain) / REFERENCE) ** (1 / 3)
     head = replace(brain, mask=brain.image != 0)
-    outlines, insides = (_Searches(kind, [isotropic_volume(moving, size * step, 2 * size * step) for size in (1, 2)],
-                                   templates, sides, _middle(brain))
-                         for kind, moving in ((isotropic_volume, brain), (_inside, head)))
+    outlines, insides = (
+        _Searches(
+            kind,
+            [isotropic_volume(moving, size * step, 2 * size * step) for size in (1, 2)],
+            templates,
+            sides,
+            _middle(brain),
+        )
+        for kind, moving in ((isotropic_volume, brain), (_inside, head))
+    )
     by_outline = _look(outlines, (), OUTLINES)
     n, found, place = by_outline
     known = None if found.doubt else (n, [place, *_half_turns(place)])
@@ -110,8 +120,12 @@ def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, Templ
     return by_inside[:2]
 
 
-def _look(searches: "_Searches", sizes: tuple[float, ...], limits: tuple[float, float],
-          known: tuple[int, list["_Place"]] | None = None) -> tuple[int, TemplateAlignment, "_Place"]:
+def _look(
+    searches: "_Searches",
+    sizes: tuple[float, ...],
+    limits: tuple[float, float],
+    known: tuple[int, list["_Place"]] | None = None,
+) -> tuple[int, TemplateAlignment, "_Place"]:
     """The best template and place by one comparison: from known places of a template, or from all rotations."""
     sides = searches.sides
     first = known[0] if known else min(range(len(sides)), key=lambda n: abs(np.log(sides[n])))
@@ -137,8 +151,10 @@ def _doubt(value: float, other: float, limits: tuple[float, float]) -> str:
     if value < limits[0]:
         return f"looks little like the template where it fits best (similarity {value:.2f})"
     if value - other < limits[1]:
-        return ("looks nearly as much like the template when it is turned another way (similarity "
-                f"{value:.2f} and {other:.2f})")
+        return (
+            "looks nearly as much like the template when it is turned another way (similarity "
+            f"{value:.2f} and {other:.2f})"
+        )
     return ""
 
 
@@ -197,7 +213,7 @@ class _Search:
     def places(self) -> list[_Place]:
         """Likely ones, from a cover of all rotations about the middle of the brain's mask."""
         found = likely_places(self._at(self.side), self.brain, turns=TURNS, target=self.target)
-        return [self._place(transform, self.side) for transform in found[:2 * PLACES] or [np.eye(4)]]
+        return [self._place(transform, self.side) for transform in found[: 2 * PLACES] or [np.eye(4)]]
 
     def refined(self, place: _Place) -> _Place:
         """The best place near one, of its size."""
@@ -227,17 +243,25 @@ class _Searches:
     def of(self, number: int, grid: int) -> _Search:
         """A template on the fine or the coarse grid."""
         brain, template, side = self.brains[grid], self.templates[number], self.sides[number]
-        return _Search(self.blurred(template, brain.step * side, 2 * brain.step * side), brain, _middle(template),
-                       self.target, side)
+        return _Search(
+            self.blurred(template, brain.step * side, 2 * brain.step * side),
+            brain,
+            _middle(template),
+            self.target,
+            side,
+        )
 
 
 def _inside(template: Stack, step: float, fwhm: float) -> Volume:
     """A template within its mask, without the rim of nothing."""
-    whole, share = (isotropic_volume(replace(template, image=image), step, fwhm)
-                    for image in (template.image, np.ones_like(template.image)))
+    whole, share = (
+        isotropic_volume(replace(template, image=image), step, fwhm)
+        for image in (template.image, np.ones_like(template.image))
+    )
     inside = share.value > 0.5
-    return replace(whole, value=np.where(inside, whole.value / np.maximum(share.value, 0.5), 0),
-                   weight=inside.astype(float))
+    return replace(
+        whole, value=np.where(inside, whole.value / np.maximum(share.value, 0.5), 0), weight=inside.astype(float)
+    )
 
 
 def _middle(brain: Stack) -> np.ndarray:

@@ -24,9 +24,11 @@ SMOOTH = 0.8  # mm, width over which the squares of few samples are averaged
 EPS = 1e-8  # 1/mm3, against division by 0
 LEAST_SAY = 1e-3  # weight under which a pixel is left out
 
-FORMULA = ("sigma^2 = 1 / (n / r^2 + 1 / t^2) + k^2 s^2 / M + d^2 |grad I|^2; n: weighted pixels that one Gaussian "
-           "stands on, r: local residual of the slices, t: standard deviation of the volume, s: standard deviation of "
-           f"the M members, I: volume; k = {CALIBRATION}, d = {PLACEMENT} mm")
+FORMULA = (
+    "sigma^2 = 1 / (n / r^2 + 1 / t^2) + k^2 s^2 / M + d^2 |grad I|^2; n: weighted pixels that one Gaussian "
+    "stands on, r: local residual of the slices, t: standard deviation of the volume, s: standard deviation of "
+    f"the M members, I: volume; k = {CALIBRATION}, d = {PLACEMENT} mm"
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Uncertainty:
     placement: np.ndarray
 
 
-def predict_error(result: SvrResult, stacks: list[Stack], affine: np.ndarray, image: np.ndarray,
-                  device: str = "cpu") -> Uncertainty:
+def predict_error(
+    result: SvrResult, stacks: list[Stack], affine: np.ndarray, image: np.ndarray, device: str = "cpu"
+) -> Uncertainty:
     r"""Standard deviation of the error of a volume, voxel by voxel.
 
     .. math:: \sigma^2 = \frac{1}{n / r^2 + 1 / t^2} + k^2 \frac{s^2}{M} + d^2 |\nabla I|^2
@@ -104,12 +107,15 @@ def split_members(result: SvrResult) -> list[GaussianField]:
     """The fields of the ensemble, each by itself; the whole field where there is no ensemble."""
     sizes = result.settings.get("gaussians_of_members", [len(result.field)])
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    return [result.field.replace(**{name: getattr(result.field, name)[first:last] for name in GaussianField.PARAMETERS})
-            for first, last in pairwise(starts)]
+    return [
+        result.field.replace(**{name: getattr(result.field, name)[first:last] for name in GaussianField.PARAMETERS})
+        for first, last in pairwise(starts)
+    ]
 
 
-def _variance_of_mean(members: list[GaussianField], affine: np.ndarray, shape,
-                      options: ops.RenderOptions) -> np.ndarray:
+def _variance_of_mean(
+    members: list[GaussianField], affine: np.ndarray, shape, options: ops.RenderOptions
+) -> np.ndarray:
     """``s^2 / M`` from the images of the members, in the field's units squared; 0 for one member."""
     count, mean, square = len(members), np.zeros(shape), np.zeros(shape)
     if count < 2:
@@ -122,8 +128,9 @@ def _variance_of_mean(members: list[GaussianField], affine: np.ndarray, shape,
     return square / (count - 1) / count
 
 
-def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray, shape,
-                 device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+def data_support(
+    result: SvrResult, stacks: list[Stack], affine: np.ndarray, shape, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
     """How much weighted pixels say about every voxel, and how far they are from what the result predicts.
 
     Every pixel, in the mask or the rim, is a Gaussian with the shape of its slice's PSF, and is rendered like those of
@@ -154,9 +161,13 @@ def data_support(result: SvrResult, stacks: list[Stack], affine: np.ndarray, sha
     turn = Rotation.from_matrix(result.motion.rotation).as_quat(scalar_first=True)
     origin = mean.mean(0)
     field = GaussianField(
-        mean=(mean - origin).astype(np.float32), log_scale=0.5 * np.log(result.psf[owner]).astype(np.float32),
-        quaternion=turn[owner].astype(np.float32), intensity=(residual**2 / scale).astype(np.float32),
-        log_weight=np.log(weight * peak[owner]).astype(np.float32), origin=origin)
+        mean=(mean - origin).astype(np.float32),
+        log_scale=0.5 * np.log(result.psf[owner]).astype(np.float32),
+        quaternion=turn[owner].astype(np.float32),
+        intensity=(residual**2 / scale).astype(np.float32),
+        log_weight=np.log(weight * peak[owner]).astype(np.float32),
+        origin=origin,
+    )
     variance, support = sample_grid(field, affine, shape, options=ops.RenderOptions(eps=EPS, device=device))
     return support - np.float32(EPS), variance * scale
 
