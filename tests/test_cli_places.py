@@ -179,8 +179,8 @@ def test_kernels_run_from_a_read_only_installation(tmp_path):
         "from gsbids.cli import places\n"
         f"places._kernels = lambda: Path({str(blocked(tmp_path))!r})\n"
         f"with places.writable_places(Path({str(tmp_path / 'spare')!r})):\n"
-        "    from gsbids.kernels.cpu import lanes\n"
-        "    print(lanes.vectors_work())\n"
+        "    from gsbids.kernels.cpu import probe\n"
+        "    print(probe.vectors_work())\n"
     )
     environ = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(

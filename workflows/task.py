@@ -33,6 +33,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     """
     options = config.workflow
     workflow = Workflow(name=workflow_name(task))
+    names = [stack.label for stack in task.stacks]
     early = needs_early_preview(config)
     preps = [
         init_stack_prep_wf(
@@ -46,7 +47,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         for stack in task.stacks
     ]
     svr_wf = init_svr_wf(
-        names=[stack.label for stack in task.stacks],
+        names=names,
         thicknesses=[stack.thickness for stack in task.stacks],
         sampling=sampling_inputs(options),
         options=fit_options(options, bool(task.poses)),
@@ -54,10 +55,87 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         preview=fit_preview_settings(config, task),
         poses=str(task.poses) if task.poses else None,
     )
-    volume_outputs_wf = init_volume_outputs_wf(config=config, task=task)
-    stack_outputs = [init_stack_outputs_wf(config=config, task=task, index=k) for k in range(len(task.stacks))]
+    choose = Node(ChooseStacks(names=names), "choose", mem_gb=0.3)
     report = Node(SubjectReport(**report_inputs(config, task)), "report", mem_gb=1.5)
-    save_report = Node(
+    _connect_fit(workflow, preps, choose, svr_wf)
+    _connect_stacks(workflow, preps, choose, svr_wf, config, task)
+    _connect_volume(workflow, svr_wf, init_volume_outputs_wf(config=config, task=task))
+    _connect_report(workflow, choose, svr_wf, report)
+    workflow.connect(report, "out_file", _save_report(config, task), "in_file")
+    if options.denoise or options.n4:
+        workflow.connect(workflow.get_node("join_prepared"), "out", report, "corrected")
+    if early:
+        first = early_preview_node(config, task)
+        for prep in preps:
+            workflow.connect(first, "done", prep, "inputnode.after")
+    connect_usage(workflow, report, config, task)
+    return workflow
+
+
+def _connect_fit(workflow: Workflow, preps: list[Workflow], choose: Node, svr_wf: Workflow) -> None:
+    """From the prepared stacks to the fit."""
+    joined = {
+        field: _join(workflow, preps, field)
+        for field in ("conformed", "prepared", "mask", "reason", "method", "mask_facts")
+    }
+    workflow.connect(
+        [
+            (joined["mask"], choose, [("out", "in_masks")]),
+            (joined["mask_facts"], choose, [("out", "facts")]),
+            (choose, svr_wf, [("out_file", "inputnode.choice")]),
+            (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
+            (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
+        ]
+    )
+
+
+def _connect_stacks(
+    workflow: Workflow, preps: list[Workflow], choose: Node, svr_wf: Workflow, config: Config, task: ReconstructionTask
+) -> None:
+    """From the fit to the files of every stack."""
+    all_outputs = [init_stack_outputs_wf(config=config, task=task, index=k) for k in range(len(preps))]
+    for k, (prep, outputs) in enumerate(zip(preps, all_outputs, strict=True)):
+        workflow.connect(
+            [
+                (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
+                (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
+                (choose, outputs, [(("facts", _item, k), "inputnode.mask_facts")]),
+                (svr_wf, outputs, [(f"outputnode.{name}", f"inputnode.{name}") for name in ("result", "template_xfm")]),
+            ]
+        )
+    _join(workflow, all_outputs, "simulated")
+
+
+def _connect_volume(workflow: Workflow, svr_wf: Workflow, outputs: Workflow) -> None:
+    """From the fit to the files of the volume."""
+    fields = (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts")
+    workflow.connect(
+        [
+            (workflow.get_node("join_prepared"), outputs, [("out", "inputnode.in_files")]),
+            (workflow.get_node("join_mask"), outputs, [("out", "inputnode.in_masks")]),
+            (svr_wf, outputs, [(f"outputnode.{field}", f"inputnode.{field}") for field in fields]),
+        ]
+    )
+
+
+def _connect_report(workflow: Workflow, choose: Node, svr_wf: Workflow, report: Node) -> None:
+    """From everything to the report."""
+    stacks = {"conformed": "conformed", "mask": "masks", "reason": "mask_reasons", "method": "mask_methods"}
+    fitted = (*REPORTED, "result", "registration", "placement", "template_xfm")
+    workflow.connect(
+        [
+            (choose, report, [("out_file", "choice")]),
+            *((workflow.get_node(f"join_{field}"), report, [("out", name)]) for field, name in stacks.items()),
+            (workflow.get_node("join_simulated"), report, [("out", "simulated")]),
+            (svr_wf, report, [(f"outputnode.{field}", field) for field in fitted]),
+            (workflow.get_node("volume_outputs_wf"), report, [("outputnode.metrics", "metrics")]),
+        ]
+    )
+
+
+def _save_report(config: Config, task: ReconstructionTask) -> Node:
+    """Write the report into the output."""
+    return Node(
         SaveDerivative(
             output_dir=str(config.execution.output_dir),
             kind="report",
@@ -68,60 +146,6 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
         run_without_submitting=True,
         mem_gb=0.1,
     )
-
-    joined = {
-        field: _join(workflow, preps, field)
-        for field in ("conformed", "prepared", "mask", "reason", "method", "mask_facts")
-    }
-    choose = Node(ChooseStacks(names=[stack.label for stack in task.stacks]), "choose", mem_gb=0.3)
-    simulated = _join(workflow, stack_outputs, "simulated")
-    images = [f"outputnode.{field}" for field in (*REPORTED, "result")]
-    workflow.connect(
-        [
-            (joined["mask"], choose, [("out", "in_masks")]),
-            (joined["mask_facts"], choose, [("out", "facts")]),
-            (choose, svr_wf, [("out_file", "inputnode.choice")]),
-            (choose, report, [("out_file", "choice")]),
-            (joined["prepared"], svr_wf, [("out", "inputnode.in_files")]),
-            (joined["mask"], svr_wf, [("out", "inputnode.in_masks")]),
-            (joined["prepared"], volume_outputs_wf, [("out", "inputnode.in_files")]),
-            (joined["mask"], volume_outputs_wf, [("out", "inputnode.in_masks")]),
-            (
-                svr_wf,
-                volume_outputs_wf,
-                [
-                    (f"outputnode.{field}", f"inputnode.{field}")
-                    for field in (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts")
-                ],
-            ),
-            (joined["conformed"], report, [("out", "conformed")]),
-            (joined["mask"], report, [("out", "masks")]),
-            (joined["reason"], report, [("out", "mask_reasons")]),
-            (joined["method"], report, [("out", "mask_methods")]),
-            (simulated, report, [("out", "simulated")]),
-            (svr_wf, report, [(image, image.partition(".")[2]) for image in images]),
-            (svr_wf, report, [(f"outputnode.{name}", name) for name in ("registration", "placement", "template_xfm")]),
-            (volume_outputs_wf, report, [("outputnode.metrics", "metrics")]),
-            (report, save_report, [("out_file", "in_file")]),
-        ]
-    )
-    if options.denoise or options.n4:
-        workflow.connect(joined["prepared"], "out", report, "corrected")
-    if early:
-        first = early_preview_node(config, task)
-        for prep in preps:
-            workflow.connect(first, "done", prep, "inputnode.after")
-    for k, (prep, outputs) in enumerate(zip(preps, stack_outputs, strict=True)):
-        workflow.connect(
-            [
-                (prep, outputs, [("outputnode.prepared", "inputnode.prepared")]),
-                (prep, outputs, [("outputnode.mask", "inputnode.mask")]),
-                (choose, outputs, [(("facts", _item, k), "inputnode.mask_facts")]),
-                (svr_wf, outputs, [(f"outputnode.{name}", f"inputnode.{name}") for name in ("result", "template_xfm")]),
-            ]
-        )
-    connect_usage(workflow, report, config, task)
-    return workflow
 
 
 def _item(values, number):

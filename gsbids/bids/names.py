@@ -16,34 +16,12 @@ METHOD = "gsvr"
 SR_METHOD = "gsr"
 
 #: Order of entities in a file name (BIDS schema, then the proposal for transforms; ``desc`` is last).
+# fmt: off
 ENTITY_ORDER = (
-    "sub",
-    "ses",
-    "sample",
-    "task",
-    "acq",
-    "ce",
-    "trc",
-    "rec",
-    "dir",
-    "run",
-    "mod",
-    "echo",
-    "flip",
-    "inv",
-    "mt",
-    "part",
-    "proc",
-    "chunk",
-    "space",
-    "res",
-    "den",
-    "label",
-    "from",
-    "to",
-    "mode",
-    "desc",
+    "sub", "ses", "sample", "task", "acq", "ce", "trc", "rec", "dir", "run", "mod", "echo", "flip",
+    "inv", "mt", "part", "proc", "chunk", "space", "res", "den", "label", "from", "to", "mode", "desc",
 )
+# fmt: on
 
 # Names with these belong to derivatives, wherever they lie.
 _DERIVED = ("space", "res", "den", "label", "from", "to", "mode", "desc")

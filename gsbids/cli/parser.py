@@ -4,12 +4,13 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from gsbids import __version__
-from gsbids.config import AUTO, NONE
+from gsbids.cli.argument_types import RESOLUTION_RANGE, OneOrThree, between, label, level, with_dashes
+from gsbids.cli.options import add_masking, add_orientation, add_resources, add_seed_and_device
 
 DESCRIPTION = (
     "Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
@@ -22,7 +23,6 @@ EPILOG = (
     "70 the workflow could not be built; 127 a command is missing; 130 interrupted."
 )
 
-RESOLUTION_RANGE = (0.2, 5.0)
 FACTOR_RANGE = (1.0, 16.0)
 
 #: Ways to say how fine a volume shall be: the command line's word replaces that of a settings file.
@@ -121,7 +121,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "analysis_level",
-        type=_level,
+        type=level,
         metavar="{participant,group}",
         help="participant: reconstruct; group: one table and one page of all that is in output_dir",
     )
@@ -148,7 +148,7 @@ def _add_selection(group) -> None:
         "--participant-label",
         "--participant-labels",
         nargs="+",
-        type=_label("sub"),
+        type=label("sub"),
         metavar="LABEL",
         default=(),
         help="participants to run, with or without sub- (default: all)",
@@ -157,7 +157,7 @@ def _add_selection(group) -> None:
         "--session-label",
         "--session-id",
         nargs="+",
-        type=_label("ses"),
+        type=label("ses"),
         metavar="LABEL",
         default=(),
         help="sessions to run, with or without ses- (default: all)",
@@ -186,6 +186,15 @@ def _add_selection(group) -> None:
 
 
 def _add_method(group) -> None:
+    _add_kind(group)
+    _add_size(group.add_mutually_exclusive_group())
+    _add_super_resolution(group)
+    _add_preparation(group)
+    add_orientation(group, template="auto")
+    add_seed_and_device(group)
+
+
+def _add_kind(group) -> None:
     group.add_argument(
         "--mode",
         choices=("auto", "svr", "sr"),
@@ -209,7 +218,9 @@ def _add_method(group) -> None:
         metavar="SUFFIX",
         help="suffix of the stacks (default: %(default)s)",
     )
-    size = group.add_mutually_exclusive_group()
+
+
+def _add_size(size) -> None:
     size.add_argument(
         "--output-resolution",
         type=between(*RESOLUTION_RANGE),
@@ -230,6 +241,9 @@ def _add_method(group) -> None:
         help="sr: how many times finer, one number or one for each array axis",
     )
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
+
+
+def _add_super_resolution(group) -> None:
     group.add_argument(
         "--sr-quality",
         choices=("full", "fast"),
@@ -243,6 +257,9 @@ def _add_method(group) -> None:
         help="sr: point-spread function assumed for the voxels; auto: the mean over the "
         "voxel, and a Gaussian slice profile across thick slices (default: %(default)s)",
     )
+
+
+def _add_preparation(group) -> None:
     group.add_argument(
         "--slice-thickness",
         type=between(0.1, 20.0),
@@ -264,106 +281,6 @@ def _add_method(group) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="estimate the motion of every slice; without it stacks move as wholes",
-    )
-    add_orientation(group, template="auto")
-    add_seed_and_device(group)
-
-
-def add_masking(group, modes: tuple[str, ...], first: str) -> None:
-    """Where masks come from, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument(
-        "--mask-mode",
-        choices=modes,
-        default="auto",
-        help=f"where brain masks come from; auto: {first} voxels that are not 0 of a stripped skull, "
-        "else what the network finds, else a threshold (default: %(default)s)",
-    )
-    group.add_argument(
-        "--mask-weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of a mask network of your own (.safetensors), or the checkpoint of MONAIfbs or "
-        "Fetal-BET2 (.pt, .pth)",
-    )
-
-
-def add_orientation(group, template: str) -> None:
-    """How a reconstructed volume lies, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument(
-        "--orientation",
-        choices=("scanner", "radiological"),
-        default="scanner",
-        help="order of the voxels of a reconstruction: left to right as the axes of the scanner (of the "
-        "template, with --template) run, or from the right to the left (default: %(default)s)",
-    )
-    group.add_argument(
-        "--template",
-        type=Path,
-        metavar="{auto,none,NII}",
-        default=template,
-        help="turn and shift the reconstruction (rigidly) so that the brain lies as in this volume of "
-        "the same contrast, as an atlas; the field is sampled there, and nothing is interpolated. auto: "
-        "the fetal atlas or the adult brain of the package that it looks like, or none; none: the axes "
-        "of the scanner (default: %(default)s)",
-    )
-    group.add_argument(
-        "--template-mask",
-        type=Path,
-        metavar="NII",
-        help="brain mask of --template (default: its voxels that are not 0)",
-    )
-
-
-def add_seed_and_device(group) -> None:
-    """What else steers a computation, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument(
-        "--random-seed",
-        type=whole_number(0, 2**32 - 1),
-        metavar="INT",
-        default=0,
-        help="the same seed gives the same result (default: %(default)s)",
-    )
-    add_device(group)
-    group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
-
-
-def add_device(group) -> None:
-    """Where to compute."""
-    group.add_argument(
-        "--device",
-        type=device_name,
-        default="auto",
-        metavar="{auto,cpu,cuda,cuda:N}",
-        help="where fields are fitted and rendered; auto: on a GPU if there is one (default: %(default)s)",
-    )
-
-
-def add_resources(group) -> None:
-    """Threads and memory, of the participant level and of ``gsbids reconstruct``."""
-    group.add_argument(
-        "--nprocs",
-        "--nthreads",
-        "--n-cpus",
-        type=whole_number(1, 4096),
-        metavar="INT",
-        help="threads in use at any time (default: all)",
-    )
-    group.add_argument(
-        "--omp-nthreads",
-        type=whole_number(1, 4096),
-        metavar="INT",
-        help="threads of one step (default: as --nprocs, at most 8)",
-    )
-    group.add_argument(
-        "--mem",
-        "--mem-mb",
-        dest="memory_gb",
-        type=memory_size("M"),
-        metavar="SIZE",
-        help="memory to plan with: 1.5G, 800M, a bare number is MB (default: 90 %% of all)",
-    )
-    group.add_argument(
-        "--mem-gb", dest="memory_gb", type=memory_size("G"), metavar="SIZE", help="the same; a bare number is GB"
     )
 
 
@@ -421,87 +338,3 @@ def _add_control(group) -> None:
         help="draw the workflow into the work folder: its parts, all steps, and all steps by part "
         "(with --dry-run: without running it)",
     )
-
-
-def with_dashes(arg: str) -> str:
-    """``--participant_label`` is ``--participant-label``; values stay as they are."""
-    if not arg.startswith("--"):
-        return arg
-    name, equals, value = arg.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _level(text: str) -> str:
-    if text not in ("participant", "group"):
-        raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant or group")
-    return text
-
-
-def _label(prefix: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        label = text.removeprefix(f"{prefix}-")
-        if not re.fullmatch(r"[A-Za-z0-9+]+", label):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a label; labels have letters and digits only")
-        return label
-
-    return parse
-
-
-class OneOrThree(argparse.Action):
-    """One number, or one for each array axis, as a tuple."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if len(values) not in (1, 3):
-            raise argparse.ArgumentError(self, f"give one number or three, not {len(values)}")
-        setattr(namespace, self.dest, tuple(values))
-
-
-def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
-    """Numbers within a range, for argparse."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            what = f"a number of{unit}" if unit else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text}{unit} is out of range; give {low:g} to {high:g}{unit}")
-        return value
-
-    return parse
-
-
-def absolute(path: Path | None) -> Path | None:
-    """A path that does not depend on where the command runs; what is none stays as it is."""
-    return path if path in (None, AUTO, NONE) else path.resolve()
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Whole numbers within a range, for argparse."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def device_name(text: str) -> str:
-    """Name of a device, for argparse."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device; give auto, cpu, cuda or cuda:N")
-    return text
-
-
-def memory_size(bare: str) -> Callable[[str], float]:
-    """Sizes in GB from text with a unit; ``bare`` is the unit of a number alone."""
-
-    def parse(text: str) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
-        if not found or float(found[1]) <= 0:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 1.5G, 800M, or a number")
-        return float(found[1]) * {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}[(found[2] or bare).upper()]
-
-    return parse

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from gsbids.cli.devices import resolve_device
-from gsbids.cli.parser import absolute
-from gsbids.config import TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
+from gsbids.config import AUTO, NONE, TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
 
 LOGGER = logging.getLogger("gsbids.cli")
@@ -363,3 +362,8 @@ def _total_memory_gb() -> float:
     except OSError:
         limit = "max"
     return min(total, int(limit) if limit.isdigit() else total) / 1e9
+
+
+def absolute(path: Path | None) -> Path | None:
+    """Make a path independent of where the command runs; ``auto``, ``none`` and None stay as they are."""
+    return path if path in (None, AUTO, NONE) else path.resolve()

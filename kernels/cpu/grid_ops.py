@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from gsbids.kernels.cpu import grid as grid_cpu
-from gsbids.kernels.cpu import pairs, rows
+from gsbids.kernels.cpu import grid_gradient, pairs, rows
 from gsbids.kernels.cpu.packed import PackedField
 from gsbids.kernels.problem import DEFAULT, GridGeometry, RenderOptions
 
@@ -42,9 +42,9 @@ class _Grid:
 
     def backward(self, grad, image, weight):
         h, k = grid_cpu.padded(self.shape), grid_cpu.padded(self.shape)
-        grid_cpu.cotangents(grad, image, weight, h, k)
+        grid_gradient.cotangents(grad, image, weight, h, k)
         total = np.empty((len(self.packed.table), 11), np.float32)
-        grid_cpu.backward(
+        grid_gradient.backward(
             self.pose,
             self.pixels,
             self.packed.table,

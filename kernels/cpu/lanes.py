@@ -7,10 +7,8 @@ kernel written with the functions below also runs with one lane, in plain number
 argument ``lanes`` chooses. Its *type* decides, so that numba's cache on disk keeps all of them.
 """
 
-import functools
 import operator
 
-import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -391,20 +389,3 @@ for _operation, _instruction in [
 @overload(operator.neg)
 def _negative(a):
     return (lambda a: 0.0 - a) if isinstance(a, LanesType) else None
-
-
-@nb.njit(cache=True)
-def _probe(array, lanes):
-    at = address(array)
-    values = exp2_above(load(at, 0, lanes) * ramp(lanes), spread(np.float32(-100.0), lanes))
-    store(at, 0, values + values)
-    return total(values) + np.float32(0.0) * array[0]
-
-
-@functools.cache
-def vectors_work() -> bool:
-    """Whether vectors compile and calculate here; if not, every kernel has its plain form."""
-    try:
-        return int(_probe(np.ones(int(VECTOR), np.float32), VECTOR)) == 2 ** int(VECTOR) - 1
-    except Exception:  # whatever a compiler of another processor may raise
-        return False

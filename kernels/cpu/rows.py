@@ -40,6 +40,7 @@ from gsbids.kernels.cpu.lanes import (
     widen,
     width,
 )
+from gsbids.kernels.cpu.probe import vectors_work
 
 HALF_LOG2E = -0.5 * 1.4426950408889634
 PADDING = int(simd.VECTOR)  # columns that a strip may reach beyond the image
@@ -50,7 +51,7 @@ def lanes():
     choice = os.environ.get("GSBIDS_ROWS", "")
     if choice not in ("", "plain", "vector"):
         raise ValueError(f"GSBIDS_ROWS is {choice!r}: use 'plain' or 'vector', or leave it out")
-    if choice == "plain" or (not choice and not simd.vectors_work()):
+    if choice == "plain" or (not choice and not vectors_work()):
         return simd.PLAIN
     return simd.VECTOR
 

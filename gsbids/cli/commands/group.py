@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from gsbids.qc.metrics import METRIC_DESCRIPTIONS
     from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
     from gsbids.qc.report.group_page import GroupContent, GroupRow, render_group
-    from gsbids.qc.verdict import DO_NOT_USE, VERDICT_COLUMN
+    from gsbids.qc.verdict import VERDICT_COLUMN
 
     check_folders(bids_dir, output_dir)
     participants, sessions = tuple(dict.fromkeys(args.participant_label)), tuple(dict.fromkeys(args.session_label))
@@ -51,15 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for words, _ in table.troubles:
         LOGGER.warning("%s", words)
     if not table.rows:
-        chosen = "".join(
-            f" of {prefix}-{f', {prefix}-'.join(labels)}"
-            for prefix, labels in (("sub", participants), ("ses", sessions))
-            if labels
-        )
-        raise InputError(
-            f"{output_dir}: no metrics{chosen} (sub-*/[ses-*/]anat/*_desc-qc_metrics.tsv) that can be "
-            "used; run the participant level into this folder first"
-        )
+        raise InputError(_nothing_found(output_dir, participants, sessions))
     methods = [method for method in known if any(row.method == method for row in table.rows)]
     spreads = {
         method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
@@ -78,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         )
         for row in table.rows
     ]
-    spoilt = [row.label for row in rows if row.verdict == DO_NOT_USE]
     page = output_dir / f"{GROUP_STEM}.html"
     content = GroupContent(
         f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}",
@@ -94,16 +85,32 @@ def run(args: argparse.Namespace) -> int:
         write_atomic(page, render_group(content).encode(errors="replace"))
     except OSError as error:
         raise InputError(f"{output_dir}: cannot be written to ({error.strerror}); make it writable") from error
-    if spoilt:
-        LOGGER.warning("%d not to be used, as their verdict says: %s", len(spoilt), ", ".join(spoilt))
-    LOGGER.info(
-        "%d reconstructions, %d marked, %d missing or broken",
-        len(rows),
-        sum(bool(names) for names in marks.values()),
-        len(table.troubles),
-    )
+    _tell(rows, table.troubles)
     LOGGER.info("table in %s, page in %s", tsv, page)
     return 0
+
+
+def _nothing_found(output_dir: Path, participants: tuple[str, ...], sessions: tuple[str, ...]) -> str:
+    """Say that there are no metrics, and of whom."""
+    chosen = "".join(
+        f" of {prefix}-{f', {prefix}-'.join(labels)}"
+        for prefix, labels in (("sub", participants), ("ses", sessions))
+        if labels
+    )
+    return (
+        f"{output_dir}: no metrics{chosen} (sub-*/[ses-*/]anat/*_desc-qc_metrics.tsv) that can be used; run the "
+        "participant level into this folder first"
+    )
+
+
+def _tell(rows: list, troubles: list) -> None:
+    """Log how many reconstructions there are, and which are not to be used."""
+    from gsbids.qc.verdict import DO_NOT_USE
+
+    if spoilt := [row.label for row in rows if row.verdict == DO_NOT_USE]:
+        LOGGER.warning("%d not to be used, as their verdict says: %s", len(spoilt), ", ".join(spoilt))
+    marked = sum(bool(row.marked) for row in rows)
+    LOGGER.info("%d reconstructions, %d marked, %d missing or broken", len(rows), marked, len(troubles))
 
 
 def _check(bids_dir: Path, output_dir: Path) -> None:

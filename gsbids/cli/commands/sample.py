@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gsbids.cli.argument_types import OneOrThree
 from gsbids.cli.commands.super_resolve import by, positive
 from gsbids.cli.devices import device_words, resolve_device
-from gsbids.cli.parser import OneOrThree, Parser, add_device
+from gsbids.cli.options import add_device
+from gsbids.cli.parser import Parser
 from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
@@ -27,29 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, metavar="MODEL.npz", help="*_desc-gaussians_model.npz")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="the volume")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--spacing",
-        type=positive,
-        nargs="+",
-        action=OneOrThree,
-        metavar="MM",
-        help="voxel size, one number or one for each array axis",
-    )
-    size.add_argument(
-        "--factor",
-        type=positive,
-        nargs="+",
-        action=OneOrThree,
-        metavar="F",
-        help="how many times finer than the image that was super-resolved, or than --like",
-    )
-    parser.add_argument(
-        "--like",
-        type=Path,
-        metavar="GRID.nii.gz",
-        help="the grid of this image; with --spacing or --factor: its field of view",
-    )
+    _add_grid(parser, parser.add_mutually_exclusive_group())
     parser.add_argument(
         "--mask",
         type=Path,
@@ -81,6 +61,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.nprocs is not None and args.nprocs < 1:
         parser.error("--nprocs must be at least 1")
     return args
+
+
+def _add_grid(parser: Parser, size) -> None:
+    size.add_argument(
+        "--spacing",
+        type=positive,
+        nargs="+",
+        action=OneOrThree,
+        metavar="MM",
+        help="voxel size, one number or one for each array axis",
+    )
+    size.add_argument(
+        "--factor",
+        type=positive,
+        nargs="+",
+        action=OneOrThree,
+        metavar="F",
+        help="how many times finer than the image that was super-resolved, or than --like",
+    )
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="GRID.nii.gz",
+        help="the grid of this image; with --spacing or --factor: its field of view",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,8 +9,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gsbids.cli.argument_types import OneOrThree
 from gsbids.cli.devices import device_words, resolve_device
-from gsbids.cli.parser import OneOrThree, Parser, add_device
+from gsbids.cli.options import add_device
+from gsbids.cli.parser import Parser
 from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
