@@ -35,7 +35,7 @@ class SvrOptions:
         Shares of a stage's iterations after which all slices and the field step at once
         (:mod:`gsbids.recon.fitting.poses_together`).
     free_strains : bool
-        Look along the strains of the brain that stacks of few directions leave free
+        Look along the strain of the brain that stacks of two directions leave free
         (:mod:`gsbids.recon.fitting.strain`).
     neighbour_tie : float
         Pull of every slice to its neighbours' motion, as a share of what the median slice's own data say.

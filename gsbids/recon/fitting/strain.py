@@ -82,7 +82,7 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
 def settle_strains(
     slices: SliceSet, state: FitState, coarse: Stage, run: Callable[[FitState, Stage], tuple[FitState, float]]
 ) -> tuple[FitState, float]:
-    """Move along the strains that the slices leave free to where a field explains the slices best.
+    """Move along the one strain that the slices leave free to where a field explains the slices best.
 
     Fields are fitted to the slices as they are and strained to both sides, while the slices follow; the parabola
     through the three losses says how far to go, until that is hardly anywhere.
@@ -100,25 +100,24 @@ def settle_strains(
     Returns
     -------
     FitState
-        The same where no strain is free.
+        The same where no strain is free, or more than one.
     amount : float
         Norm of the sum of all strains that were taken; 0 where none was.
     """
     stage = Stage(coarse.gaussians, ITERATIONS, coarse.learning_rate, coarse.seed, POSE_TURNS)
     total = np.zeros((3, 3))
-    for number in range(len(free_strains(slices, state.pose.motion))):
-        for _ in range(ROUNDS):
-            free = free_strains(slices, state.pose.motion)
-            if number >= len(free):  # slices have turned, and tell more
-                break
-            strain = free[number]
-            tried = [run(_followed(slices, state, way * STEP * strain), stage) for way in (-1, 0, 1)]
-            way = lowest(*(loss for _, loss in tried))
-            nearest = int(np.clip(np.rint(way), -1, 1))
-            state = _followed(slices, tried[1 + nearest][0], (way - nearest) * STEP * strain)
-            total += way * STEP * strain
-            if abs(way) * STEP < SETTLED:
-                break
+    for _ in range(ROUNDS):
+        free = free_strains(slices, state.pose.motion)
+        if len(free) != 1:  # or slices have turned, and tell more
+            break
+        (strain,) = free
+        tried = [run(_followed(slices, state, way * STEP * strain), stage) for way in (-1, 0, 1)]
+        way = lowest(*(loss for _, loss in tried))
+        nearest = int(np.clip(np.rint(way), -1, 1))
+        state = _followed(slices, tried[1 + nearest][0], (way - nearest) * STEP * strain)
+        total += way * STEP * strain
+        if abs(way) * STEP < SETTLED:
+            break
     return state, float(np.linalg.norm(total))
 
 
