@@ -4,7 +4,7 @@
 #   docker build -t gsbids:gpu --build-arg VARIANT=gpu .            for NVIDIA GPUs as well
 #   docker run --rm -v DATA:/data:ro -v OUT:/out gsbids /data /out participant -w /out/work
 #
-# Runs as any user (--user 1234:1234) and with a read-only root (--read-only), as Apptainer does: see docs/hpc.md.
+# Runs as any user (--user 1234:1234) and with a read-only root (--read-only), as Apptainer does: see docs/clusters.md.
 #
 # Build arguments
 #   VARIANT       cpu: the CPU build of torch; gpu: the CUDA builds of torch and of numba's kernels

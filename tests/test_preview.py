@@ -165,13 +165,13 @@ def test_a_preview_that_cannot_be_written_stops_nothing(tmp_path, caplog):
 
 
 def test_the_example_of_the_documentation_works(stack_files, tmp_path, capsys):
-    text = (CHECKOUT / "docs" / "usage.md").read_text(encoding="utf-8")
+    text = (CHECKOUT / "docs" / "python.md").read_text(encoding="utf-8")
     example = re.search(r"```python\n(.*?Previewer.*?)```", text, re.DOTALL)[1]
     whole = "SvrOptions(threads=2)"
     assert whole in example
     example = example.replace(whole, "SvrOptions(iterations=40, n_gaussians=400, members=1)")
     names = {"images": stack_files[0], "masks": stack_files[1], "thickness": 3.5, "folder": tmp_path}
-    exec(compile(example, "docs/usage.md", "exec"), names)
+    exec(compile(example, "docs/python.md", "exec"), names)
     assert load_image(tmp_path / "preview.nii.gz")[0].max() > 500
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 2

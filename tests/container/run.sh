@@ -196,16 +196,16 @@ step_sif() {
     rm -f "$top/share/gsbids.oci.tar"
 }
 
-# The script of docs/hpc.md for sbatch, as Slurm would run it for the first subject, with the folders of this test.
+# The script of docs/clusters.md for sbatch, as Slurm would run it for the first subject, with the folders of this test.
 step_sif-run() {
     local share=$top/share user
     user="setpriv --reuid=$uid --regid=$uid --clear-groups --no-new-privs env -i PATH=$PATH HOME=/tmp USER=someone"
     fresh "$share/out"; fresh "$share/scratch"
     rm -rf "$share/bids"; cp -a "$top/bids" "$share/bids"
-    sed -n '/^```bash/,/^```$/{/^```/d;p}' "$checkout/docs/hpc.md" | sed -e 's|^study=.*|study=/share/bids|' \
+    sed -n '/^```bash/,/^```$/{/^```/d;p}' "$checkout/docs/clusters.md" | sed -e 's|^study=.*|study=/share/bids|' \
         -e 's|^out=.*|out=/share/out|' -e 's|^work=.*|work=/share/scratch|' -e 's|^image=.*|image=/share/gsbids.sif|' \
         > "$share/gsbids.sbatch"
-    grep -q 'apptainer run --nv --cleanenv --containall' "$share/gsbids.sbatch" || fail "the script is not in docs/hpc.md"
+    grep -q 'apptainer run --nv --cleanenv --containall' "$share/gsbids.sbatch" || fail "the script is not in docs/clusters.md"
     timed in_sid "$user apptainer run --cleanenv --containall /share/gsbids.sif --version"
     timed in_sid "cd /tmp; $user SLURM_ARRAY_TASK_ID=0 SLURM_CPUS_PER_TASK=1 SLURM_MEM_PER_NODE=8192 \
         PYTHONPATH=/nonsense OMP_NUM_THREADS=99 bash /share/gsbids.sbatch"

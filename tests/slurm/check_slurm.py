@@ -167,20 +167,20 @@ def test_two_subjects_of_which_one_fails(data, slurm, alone, tmp_path, plugin):
 
 
 def documented(script: bool, **changes: str) -> str:
-    """The script for sbatch of docs/hpc.md, or the commands that send it, with other text in some places."""
-    text = (Path(__file__).parents[2] / "docs" / "hpc.md").read_text(encoding="utf-8")
+    """The script for sbatch of docs/clusters.md, or the commands that send it, with other text in some places."""
+    text = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
     chapter = text.partition("## Many subjects")[2].partition("\n## ")[0]
     _, body, after = re.split(r"^```(?:bash)?\n", chapter, flags=re.MULTILINE)
     found = body if script else "\n".join(line[4:] for line in after.splitlines() if line.startswith("    "))
     for old, new in changes.items():
-        assert old in found, f"docs/hpc.md does not say {old}"
+        assert old in found, f"docs/clusters.md does not say {old}"
         found = found.replace(old, new)
     return found
 
 
 @pytest.fixture
 def documented_job(data, slurm, tmp_path):
-    """Send the array of docs/hpc.md and what comes after it; gives their job numbers."""
+    """Send the array of docs/clusters.md and what comes after it; gives their job numbers."""
     (tmp_path / "bin").mkdir()
     shutil.copy(Path(__file__).with_name("apptainer.py"), tmp_path / "bin" / "apptainer")
     image = tmp_path / "gsbids.sif"
