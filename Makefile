@@ -20,7 +20,7 @@ export NO_ET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help install demo check test slurm-test container-test fault-test lint bench-install docs-figures clean distclean
+.PHONY: help install demo check test slurm-test container-test fault-test lint bench-install docs docs-options docs-figures clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,8 @@ help:
 	@echo 'make fault-test    kill runs, fill disks, corrupt input: the whole campaign, as root (half an hour)'
 	@echo 'make container-test  build the container image, and try it as clusters run it (root; half an hour)'
 	@echo 'make bench-install install what benchmarks/ needs as well'
+	@echo 'make docs          build the site of the documentation in docs/_build/html'
+	@echo 'make docs-options  write docs/options.md from the parsers'
 	@echo 'make docs-figures  make the pictures of the documentation from the demo'
 	@echo 'make clean         remove the demo and what tests leave behind'
 	@echo 'make distclean     remove the virtual environment too'
@@ -96,11 +98,18 @@ container-test:
 bench-install: $(STAMP)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+docs-options: $(STAMP)
+	$(BIN)/python docs/make_options.py
+
 docs-figures: demo
 	$(BIN)/python benchmarks/demo_figure.py $(DEMO) docs/images/demo.png
 
 clean:
-	rm -rf $(DEMO) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
