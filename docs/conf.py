@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The site of the documentation: ``make docs``."""
 
+import html
 import re
 
 from docutils import nodes
@@ -31,6 +32,7 @@ autodoc_typehints = "none"
 html_theme = "furo"
 html_title = f"gsbids {release}"
 html_show_sourcelink = False
+html_math_renderer = "plain"
 
 
 class Workflow(Directive):
@@ -51,7 +53,14 @@ def drop_outside_links(app, docname, source):
     source[0] = re.sub(rf"\[([^\]]+)\]\({up}[^)]*\)", r"\1", source[0])
 
 
+def plain_math(translator, node):
+    """Formulas as they are written, without a script from elsewhere."""
+    translator.body.append(f"<code>{html.escape(node.astext())}</code>")
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.add_html_math_renderer("plain", (plain_math, None), (plain_math, None))
     app.add_directive("workflow", Workflow)
     app.connect("source-read", drop_outside_links)
