@@ -166,7 +166,7 @@ def test_a_preview_that_cannot_be_written_stops_nothing(tmp_path, caplog):
 
 def test_the_example_of_the_documentation_works(stack_files, tmp_path, capsys):
     text = (CHECKOUT / "docs" / "python.md").read_text(encoding="utf-8")
-    example = re.search(r"```python\n(.*?Previewer.*?)```", text, re.DOTALL)[1]
+    example = re.search(r"```python\n((?:(?!```).)*Previewer.*?)```", text, re.DOTALL)[1]
     whole = "SvrOptions(threads=2)"
     assert whole in example
     example = example.replace(whole, "SvrOptions(iterations=40, n_gaussians=400, members=1)")
