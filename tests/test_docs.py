@@ -20,7 +20,6 @@ PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "CHANG
 LINKED = [*PAGES, *sorted((DOCS / "notebook").glob("*.md"))]
 LONGEST, LONGEST_ROW = 120, 200
 
-# Words before which a shell command is not one of ours.
 SIMULATE = "gsbids.simulate"
 PROGRAMS = ("gsbids", ".venv/bin/gsbids")
 
@@ -143,6 +142,14 @@ def test_commands_are_found():
     }
     text = "    gsbids in out \\\n        participant\n\n```bash\ngsbids mask a b  # c\n```\n\n```yaml\ngsbids: 1\n```"
     assert commands(text) == [["in", "out", "participant"], ["mask", "a", "b"]]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_scripts_are_there(path):
+    scripts = re.findall(
+        r"\b((?:benchmarks|training|tests|docs)/[\w/]+\.(?:py|sh))\b", path.read_text(encoding="utf-8")
+    )
+    assert [script for script in scripts if not (CHECKOUT / script).exists()] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
