@@ -199,6 +199,7 @@ def one(case, kind: str, seed: int, misplace: bool = False) -> tuple[dict, np.nd
 
     ``misplace``: the last stack starts turned by 180 degrees, and no stack is looked for.
     """
+    from gsbids.imaging.masks import dice
     from gsbids.qc.metrics import reconstruction_metrics
     from gsbids.qc.verdict import judge
     from gsbids.recon.fitting.options import SvrOptions
@@ -271,11 +272,6 @@ def no_search():
         mock.patch.object(place, "ENOUGH", -1.0),
     ):
         yield
-
-
-def dice(one, other) -> float:
-    """Overlap of two masks."""
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 def draw(folder: Path, entry: dict, case, volume: np.ndarray) -> None:

@@ -22,11 +22,11 @@ from scipy import ndimage
 from sources import atlas_files, stack_files
 
 from gsbids.errors import InputError
-from gsbids.imaging.bias import load_ants
 from gsbids.imaging.geometry import conform, slice_axis
 from gsbids.imaging.masks import largest_region, resample_mask
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
+from gsbids.masking.shape_prior import lay_atlas
 from gsbids.masking.template import load_template
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.volume.coverage import reproject_mask
@@ -34,7 +34,8 @@ from gsbids.recon.volume.template import align_to_template
 
 RUNS, WEEKS = (1, 2, 3, 4, 5, 6), (22, 25, 28)
 THICKNESS = 3.0  # mm, of the slices of these runs
-AROUND = 2.0  # mm around the masks that the registration of the atlas sees
+AROUND = 2.0  # mm around the masks that the affine registration of the atlas sees
+GENTLY = (5.0, 1.0)  # standard deviations (voxels) of the update and of the whole deformation
 FIRST, LATER = (9.0, 1.0), (6.0, 2.0)  # mm within and beyond the outline of the atlas between which the skull is
 FARTHEST = 3.0  # mm beyond the manual masks: the flood from the outside starts there
 SMOOTH = 0.6  # mm: standard deviation of the image in which the skull is looked for
@@ -152,33 +153,8 @@ def laid(head: Stack, template: Stack, gently: bool) -> np.ndarray:
     ndarray, (X, Y, Z), bool
         On the grid of the head.
     """
-    ants, found = load_ants(), align_to_template(head, template)
-    middle = template.affine[:3, :3] @ np.argwhere(template.mask).mean(0) + template.affine[:3, 3]
-    shrink = np.eye(4)
-    shrink[:3, :3] /= found.scale
-    shrink[:3, 3] = middle - shrink[:3, :3] @ middle
-    back = np.linalg.inv(np.linalg.inv(found.transform) @ shrink @ template.affine) @ head.affine
-    image, mask = (
-        _as_ants(
-            ndimage.affine_transform(each.astype(np.float32), back[:3, :3], back[:3, 3], head.image.shape, order=1),
-            head.spacing,
-        )
-        for each in (template.image * template.mask, template.mask)
-    )
-    near = ndimage.distance_transform_edt(~head.mask, head.spacing) <= (0 if gently else AROUND)
-    fixed = _as_ants(np.where(near, head.image, 0), head.spacing)
-    moved = ants.registration(fixed, image, "Affine", initial_transform="Identity", aff_iterations=(500, 300, 100, 0))
-    if gently:
-        moved = ants.registration(
-            fixed,
-            image,
-            "SyNOnly",
-            initial_transform=moved["fwdtransforms"][0],
-            reg_iterations=(40, 20, 0),
-            flow_sigma=5,
-            total_sigma=1,
-        )
-    return ants.apply_transforms(fixed, mask, moved["fwdtransforms"]).numpy() > 0.5
+    start = align_to_template(head, template).laid(template)
+    return lay_atlas(head, template, start, 0.0 if gently else AROUND, GENTLY if gently else None) > 0.5
 
 
 def within_skull(head: Stack, outline: np.ndarray, within: float, beyond: float) -> np.ndarray:
@@ -202,10 +178,6 @@ def without_spurs(mask: np.ndarray, spacing, width: float) -> np.ndarray:
     """The largest part of a mask, opened by a ball of a radius (mm)."""
     core = ndimage.distance_transform_edt(mask, spacing) > width
     return largest_region(mask & (ndimage.distance_transform_edt(~core, spacing) <= width))
-
-
-def _as_ants(image: np.ndarray, spacing):
-    return load_ants().from_numpy(np.asarray(image, np.float32), spacing=list(map(float, spacing)))
 
 
 if __name__ == "__main__":

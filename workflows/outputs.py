@@ -47,7 +47,8 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
 
     Inputs
     ------
-    volume, brain, unmasked, mask, coverage, uncertainty, template_xfm, scanner_xfm, space, result, facts
+    volume, brain, unmasked, mask, coverage, uncertainty, template_xfm, scanner_xfm, space, mask_facts, result,
+    facts
         As from :func:`gsbids.workflows.svr.init_svr_wf`.
     in_files, in_masks
         Prepared stacks and their masks, in the order of the task.
@@ -60,7 +61,17 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
     workflow = Workflow(name="volume_outputs_wf")
     inputnode = Node(
         IdentityInterface(
-            [*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts", "in_files", "in_masks"]
+            [
+                *VOLUME_IMAGES,
+                "template_xfm",
+                "scanner_xfm",
+                "space",
+                "mask_facts",
+                "result",
+                "facts",
+                "in_files",
+                "in_masks",
+            ]
         ),
         "inputnode",
     )
@@ -98,7 +109,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         if field in ("volume", "brain", "unmasked"):
             workflow.connect(qc, "facts", save, "more")  # no volume without its verdict
         else:
-            workflow.connect(inputnode, "space", save, "more")
+            workflow.connect(inputnode, "mask_facts" if field == "mask" else "space", save, "more")
     save_model = save_node(config, task.entities, "model", "save_model", sources)
     save_metrics = save_node(config, task.entities, "metrics", "save_metrics", {})
     for kind, end in (("template_xfm", "from"), ("scanner_xfm", "to")) if config.workflow.template != NONE else ():

@@ -20,7 +20,7 @@ SLOPPY = {
 }
 
 #: Outputs of ``SampleVolume`` that tell how the brain lies.
-PLACEMENT = ("template_xfm", "scanner_xfm", "placement", "space")
+PLACEMENT = ("template_xfm", "scanner_xfm", "placement", "space", "mask_facts")
 
 #: Options by the values of ``--svr-method``.
 METHODS = {"default": SvrOptions, "paper": PaperOptions}
@@ -101,8 +101,8 @@ def init_svr_wf(
         Images on the output grid.
     template_xfm, scanner_xfm
         Transforms from scanner to template and back, if there is a template.
-    placement, space
-        JSON that tells of the template; fields of it that all images have in their sidecars.
+    placement, space, mask_facts
+        JSON that tells of the template; fields of it that all images have in their sidecars, and the mask.
     facts
         Numbers for the sidecar of the volume.
     """

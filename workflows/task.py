@@ -108,7 +108,7 @@ def _connect_stacks(
 
 def _connect_volume(workflow: Workflow, svr_wf: Workflow, outputs: Workflow) -> None:
     """From the fit to the files of the volume."""
-    fields = (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "result", "facts")
+    fields = (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "mask_facts", "result", "facts")
     workflow.connect(
         [
             (workflow.get_node("join_prepared"), outputs, [("out", "inputnode.in_files")]),

@@ -36,6 +36,18 @@ def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray, 
     return bool(np.linalg.norm(apart, axis=1).max() <= tolerance)
 
 
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Dice coefficient of two masks of one grid; 1 where both are empty.
+
+    Examples
+    --------
+    >>> dice(np.array([True, True, False]), np.array([False, True, True]))
+    0.5
+    """
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 1.0
+
+
 def inside_of(values: np.ndarray) -> tuple[np.ndarray, str]:
     """Voxels inside a mask, and in words how shares were taken; empty for a mask that has none.
 

@@ -155,6 +155,7 @@ class SampleVolumeOutputSpec(TraitedSpec):
     scanner_xfm = File(exists=True, desc="ITK transform from template to scanner, if there is one")
     placement = File(exists=True, desc="JSON: template, similarity, angle, and why it is none")
     space = traits.Dict(desc="SpatialReference of the images, if it is that of a template of the package")
+    mask_facts = traits.Dict(desc="the same, and where the brain mask is from, for its sidecar")
     facts = traits.Dict(desc="numbers of the reconstruction for the sidecar of the volume")
 
 
@@ -175,19 +176,27 @@ class SampleVolume(NodeInterface):
         from gsbids.imaging.masks import without_appendages
         from gsbids.kernels.backend import release
         from gsbids.recon.svr.result import SvrResult
-        from gsbids.recon.volume.coverage import shown_region, vote_mask, without_holes
+        from gsbids.recon.volume.coverage import seen_near, shown_region, vote_mask, without_holes
         from gsbids.recon.volume.sample import in_order, output_grid, sample_result
+        from gsbids.recon.volume.template import brain_of_result
         from gsbids.recon.volume.uncertainty import predict_error
 
         limit_threads(self.inputs.num_threads)
         result, stacks = SvrResult.load(self.inputs.result), read_stacks(self.inputs)
-        transform, facts = self._aligned(result, stacks, runtime)
+        compared = isdefined(self.inputs.template) or isdefined(self.inputs.packaged_templates)
+        brain = brain_of_result(result, stacks) if compared else None
+        transform, facts, atlas = self._aligned(brain, runtime)
         affine, shape = output_grid(stacks, result, self.inputs.resolution, transform)
         here = affine if transform is None else np.linalg.inv(transform) @ affine
         image = sample_result(result, here, shape, self.inputs.device)
         mask, coverage = vote_mask(stacks, result, here, shape)
         if self._masks_made():  # with fringes of face and neck, other than those that were given
             mask = without_appendages(mask, np.linalg.norm(here[:3, :3], axis=0))
+            if atlas:
+                known = seen_near(mask, coverage, here, result.settings["rim"])
+                mask, told = self._by_atlas(brain, atlas, (mask, known, here))
+                facts |= told
+        self._tell_placement(facts, runtime)
         image = without_holes(image, mask, here, result.intensity_offset)
         shown = shown_region(mask, coverage, here, result.settings["rim"])
         sigma = predict_error(result, stacks, here, image, self.inputs.device).sigma
@@ -211,24 +220,35 @@ class SampleVolume(NodeInterface):
         voted = set(self.inputs.names) - set(choice["left_out"])
         return 2 * len(voted & set(choice["made"])) > len(voted)
 
-    def _aligned(self, result, stacks, runtime) -> tuple:
-        """Transform to the world of the template, None where there is none, and what is told of it."""
+    def _aligned(self, brain, runtime) -> tuple:
+        """Transform to the world of the template, None where there is none; what is told of it; template and alignment.
+
+        The last is None where no template of the package is trusted: a template of the user's own has a mask of which
+        nothing is known.
+        """
         import numpy as np
 
         from gsbids.imaging.itk import write_itk_transforms
-        from gsbids.recon.volume.template import brain_of_result
 
-        given, contrast = isdefined(self.inputs.template), isdefined(self.inputs.packaged_templates)
-        brain = brain_of_result(result, stacks) if given or contrast else None
-        given, contrast = (each and brain.mask.any() for each in (given, contrast))
-        found, facts = self._to_template(brain) if given else self._to_packaged(brain) if contrast else (None, {})
+        if brain is None or not brain.mask.any():
+            return None, {}, None
+        given = isdefined(self.inputs.template)
+        found, facts, atlas = self._to_template(brain) if given else self._to_packaged(brain)
+        for name, transform in (
+            (("template_xfm", found), ("scanner_xfm", np.linalg.inv(found))) if atlas or given else ()
+        ):
+            self._results[name] = str(write_itk_transforms(self.path(runtime, f"{name}.txt"), transform))
+        return found, facts, atlas
+
+    def _tell_placement(self, facts: dict, runtime) -> None:
+        """Write what is told of template and mask where report and sidecars find it."""
         self._results["placement"] = write_text(self.path(runtime, "placement.json"), json.dumps(facts))
         self._results["space"] = {k: v for k, v in facts.items() if k == "SpatialReference"}
-        if found is None:
-            return None, facts
-        for name, transform in (("template_xfm", found), ("scanner_xfm", np.linalg.inv(found))):
-            self._results[name] = str(write_itk_transforms(self.path(runtime, f"{name}.txt"), transform))
-        return found, facts
+        by_atlas = "TemplateMaskOverlap" in facts and "TemplateMaskDoubt" not in facts
+        source = (
+            f"Shape of the {facts['TemplateName']}, laid on the volume" if by_atlas else "Vote of the slices' masks"
+        )
+        self._results["mask_facts"] = self._results["space"] | {"MaskSource": source}
 
     def _to_template(self, brain) -> tuple:
         """Alignment to the template of the user, and what is told of it."""
@@ -241,7 +261,8 @@ class SampleVolume(NodeInterface):
             LOGGER.warning(
                 "--template: the brain %s; look at the result, and whether both have one contrast", found.doubt
             )
-        return found.transform, found.facts(Path(path).name) | ({"TemplateDoubt": found.doubt} if found.doubt else {})
+        told = found.facts(Path(path).name) | ({"TemplateDoubt": found.doubt} if found.doubt else {})
+        return found.transform, told, None
 
     def _to_packaged(self, brain) -> tuple:
         """Alignment to a template of the package, None where none fits, and what is told of it."""
@@ -255,7 +276,7 @@ class SampleVolume(NodeInterface):
             facts = found.facts(template.name)
             if not found.doubt:
                 LOGGER.info("lies as in the %s (similarity %.2f)", template.name, found.similarity)
-                return found.transform, facts | {"SpatialReference": template.reference}
+                return found.transform, facts | {"SpatialReference": template.reference}, (template.brain, found)
         if facts:
             del facts["TemplateRotation"]  # it was not turned
             facts["TemplateDoubt"] = found.doubt
@@ -265,7 +286,7 @@ class SampleVolume(NodeInterface):
                 found.doubt,
                 template.name,
             )
-        return None, facts
+        return None, facts, None
 
 
 def result_facts(result) -> dict:

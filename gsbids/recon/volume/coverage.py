@@ -75,11 +75,15 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     -------
     ndarray, (X, Y, Z), bool
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    near = ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim
     usual = float(np.median(coverage[mask])) if mask.any() else 0.0
-    looks = ndimage.gaussian_filter(coverage, ABOUT / spacing)
-    return mask | (near & (coverage > LEAST_COVERAGE) & (looks > min(LOOKS, USUAL_LOOKS * usual)))
+    looks = ndimage.gaussian_filter(coverage, ABOUT / np.linalg.norm(affine[:3, :3], axis=0))
+    return mask | (seen_near(mask, coverage, affine, rim) & (looks > min(LOOKS, USUAL_LOOKS * usual)))
+
+
+def seen_near(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: float) -> np.ndarray:
+    """Find the voxels within a distance (mm) of a mask that slices have seen; arrays as in :func:`shown_region`."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return (ndimage.distance_transform_edt(~mask, sampling=spacing) <= rim) & (coverage > LEAST_COVERAGE)
 
 
 def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, nothing: float = 0.0) -> np.ndarray:

@@ -61,6 +61,13 @@ class TemplateAlignment:
             "TemplateRotation": round(self.angle, 2),
         }
 
+    def laid(self, template: Stack) -> np.ndarray:
+        """World of a template -> world of the reconstruction, with the template brought to its size, (4, 4)."""
+        middle, shrink = _middle(template), np.eye(4)
+        shrink[:3, :3] /= self.scale
+        shrink[:3, 3] = middle - shrink[:3, :3] @ middle
+        return np.linalg.inv(self.transform) @ shrink
+
     @property
     def angle(self) -> float:
         """Rotation from the scanner to the template, degrees."""
