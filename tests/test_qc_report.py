@@ -18,20 +18,13 @@ import pytest
 from qc_samples import ball, grid, sample_content, sample_result
 
 from gsbids.imaging.nifti import save_image
-from gsbids.qc.report.page import (
-    TEMPLATES,
-    ReportContent,
-    SrPanel,
-    StackPanel,
-    registration_rows,
-    render_report,
-    verdict_of,
-    write_report,
-)
+from gsbids.qc.report.content import ReportContent, SrPanel, StackPanel
+from gsbids.qc.report.page import page_script, render_report, verdict_of, write_report
 from gsbids.qc.report.usage import StepUsage
+from gsbids.qc.report.words import registration_rows
 from gsbids.qc.verdict import judge
 
-SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+SCRIPT = page_script()
 EVIL = "<script>alert(\"x\")</script> & 'quotes' </pre></style>"
 
 

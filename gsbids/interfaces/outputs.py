@@ -223,10 +223,10 @@ def gather_content(found: dict):
 
     Returns
     -------
-    gsbids.qc.report.page.ReportContent
+    gsbids.qc.report.content.ReportContent
     """
+    from gsbids.qc.report.content import ReportContent, StackPanel
     from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs
-    from gsbids.qc.report.page import ReportContent, StackPanel
     from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(found["result"]) if "result" in found else None
@@ -238,10 +238,11 @@ def gather_content(found: dict):
     for k, fixed in enumerate(found["panels"]):
         files = {field: found[name][k] for field, name in lists.items() if name in found}
         files = {field: Path(file) for field, file in files.items() if file}
-        reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
-        panels.append(
-            StackPanel(**as_tuples(fixed), **files, mask_reason=reason, doubt=choice["doubts"].get(fixed["name"], ""))
-        )
+        words = {
+            field: found.get(name, [""] * (k + 1))[k] or ""
+            for field, name in (("mask_reason", "mask_reasons"), ("mask_mode", "mask_methods"))
+        }
+        panels.append(StackPanel(**as_tuples(fixed), **files, **words, doubt=choice["doubts"].get(fixed["name"], "")))
     content = as_tuples(found["content"])
     facts = dict(found["facts"])
     used = [
@@ -290,7 +291,7 @@ def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
         content["orientation"] = (
             f"Letters are directions of the child, as in {name}; stacks are shown as they lay in the scanner."
         )
-        facts["template"] = name
+        content["template_similarity"], facts["template"] = placement["TemplateSimilarity"], name
 
 
 def usage_of(found: dict) -> tuple:

@@ -11,7 +11,8 @@ from urllib.parse import quote
 import numpy as np
 
 from gsbids.qc.group import RULE, Spread
-from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, format_number, page_template
+from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, page_template
+from gsbids.qc.report.words import format_number
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, USABLE, judge
 
 #: Metrics that are shown without asking.
