@@ -46,24 +46,22 @@ STACK_RULES: tuple[Rule, ...] = (
         _limit("ncc_worst_stack", DO_NOT_USE),
         True,
         BAD,
-        "Its slices resemble what the volume predicts for them by only {value:.2f} (correlation); below {limit:.2f} "
-        "it lies in a wrong place, or shows another brain.",
+        "Similarity {value:.2f}, below {limit:.2f}: the stack lies in a wrong place, or shows another brain.",
     ),
     Rule(
         "similarity",
         _limit("ncc_worst_stack", LOOK),
         True,
         LOOK,
-        "Its slices resemble what the volume predicts for them by only {value:.2f} (correlation); below {limit:.2f} "
-        "it may lie in a wrong place.",
+        "Similarity {value:.2f}, below {limit:.2f}: the stack may lie in a wrong place, or be spoilt.",
     ),
     Rule(
         "placing",
         _limit("placing_agreement", DO_NOT_USE),
         True,
         BAD,
-        "When its slices had been placed, its brain resembled the other stacks by only {value:.2f} (correlation); "
-        "below {limit:.2f} it lies in a wrong place, or shows another brain.",
+        "Agreement with the other stacks {value:.2f}, below {limit:.2f}: the stack lies in a wrong place, or shows "
+        "another brain.",
     ),
     # A stack that is mostly rejected adds little: the volume then rests on the others.
     Rule(
@@ -71,14 +69,14 @@ STACK_RULES: tuple[Rule, ...] = (
         0.50,
         False,
         BAD,
-        "{value:.0%} of its slices were rejected; with more than {limit:.0%}, the volume rests on the other stacks.",
+        "{value:.0%} of the slices rejected, more than {limit:.0%}: the volume rests on the other stacks.",
     ),
     Rule(
         "rejected",
         _limit("slices_rejected", LOOK),
         False,
         LOOK,
-        "{value:.0%} of its slices were rejected; with more than {limit:.0%}, look at what they show.",
+        "{value:.0%} of the slices rejected, more than {limit:.0%}: look at what they show.",
     ),
     # The largest motion of the series `robust` of docs/benchmarks.md, in which 20 of 20 volumes came right.
     Rule(
@@ -86,23 +84,22 @@ STACK_RULES: tuple[Rule, ...] = (
         10.0,
         False,
         LOOK,
-        "Its slices moved by {value:.1f} mm on average; the tests of motion correction reach to {limit:.0f} mm.",
+        "Mean shift {value:.1f} mm, more than {limit:.0f} mm: beyond the motion that the correction was tested with.",
     ),
     Rule(
         "turn",
         15.0,
         False,
         LOOK,
-        "Its slices turned by {value:.1f}° on average; the tests of motion correction reach to {limit:.0f}°.",
+        "Mean rotation {value:.1f}°, more than {limit:.0f}°: beyond the motion that the correction was tested with.",
     ),
-    # Half of a mask that does not move with the head held something else than brain.
+    # Where half of a mask does not move with the head, it held something else than brain.
     Rule(
         "mask_lost",
         0.50,
         False,
         LOOK,
-        "{value:.0%} of its mask did not move with the head and was left out; with more than {limit:.0%}, the mask "
-        "held much that is no brain.",
+        "{value:.0%} of the mask did not move with the head, more than {limit:.0%}: it held much that is no brain.",
     ),
 )
 
@@ -180,7 +177,7 @@ def judge_stack(numbers: Mapping[str, float], doubt: str = "", left_out: str = "
     >>> judge_stack({"similarity": 0.97, "rejected": 0.1}).level
     'fine'
     >>> judge_stack({"similarity": 0.97, "rejected": 0.3}).reasons
-    ('30% of its slices were rejected; with more than 25%, look at what they show.',)
+    ('30% of the slices rejected, more than 25%: look at what they show.',)
     >>> judge_stack({"similarity": 0.9}, doubt="Its mask holds 3 ml.").level
     'bad'
     """

@@ -23,6 +23,7 @@ from gsbids.qc.figures.style import inline_svg
 from gsbids.qc.figures.tiles import Tile
 from gsbids.qc.figures.viewer import ViewerData
 from gsbids.qc.report.draw_stacks import draw_stacks, mask_on
+from gsbids.qc.report.draw_viewer import draw_viewer
 from gsbids.qc.stack_verdict import stack_numbers
 from gsbids.recon.svr.result import SvrResult
 
@@ -110,7 +111,7 @@ class Figures:
 
 def draw_figures(content) -> Figures:
     """Draw all that the content of a report (``ReportContent``) allows."""
-    figures, result = Figures(), None
+    figures, result, average = Figures(), None, None
     if content.result is not None:
         with figures.guarded("Motion and weights could not be drawn"):
             result = SvrResult.load(content.result)
@@ -120,21 +121,24 @@ def draw_figures(content) -> Figures:
         with figures.guarded("The volume could not be drawn"):
             _draw_volume(figures, content)
         if len(figures.notes) == before:
-            _draw_average(figures, content)
+            average = _draw_average(figures, content)
     with figures.guarded("Coverage and uncertainty could not be drawn"):
         figures.maps = tuple(_draw_maps(content))
     if content.super_resolution is not None:
         with figures.guarded("Before and after could not be drawn"):
-            _draw_super_resolution(figures, content)
+            average = _draw_super_resolution(figures, content)
+    if figures.planes:
+        with figures.guarded("The viewer could not be made"):
+            figures.viewer = draw_viewer(content, average)
     draw_stacks(figures, content.stacks, result, figures.guarded)
     return figures
 
 
-def _draw_average(figures: Figures, content) -> None:
-    """The plain average of the stacks beside the volume, in the same planes."""
+def _draw_average(figures: Figures, content) -> np.ndarray | None:
+    """Draw the plain average of the stacks beside the volume, in the same planes, and return it."""
     panels = [(panel.n4 or panel.image, panel.mask) for panel in content.stacks if panel.n4 or panel.image]
     if not panels:
-        return
+        return None
 
     def stacks():
         for path, mask in panels:
@@ -148,6 +152,8 @@ def _draw_average(figures: Figures, content) -> None:
             scanner = np.linalg.inv(read_itk_transforms(content.template_xfm)[0]) @ affine
         average = plain_average(stacks(), scanner, volume.shape) * _shown(volume)
         figures.pairs = plane_pairs(average, volume, affine, mask_on(content.mask, affine, volume.shape))
+        return average
+    return None
 
 
 def _words(error: BaseException) -> str:
@@ -170,20 +176,22 @@ def _draw_volume(figures: Figures, content) -> None:
         figures.surroundings = mosaic(data, affine, mask, outlined=True)
 
 
-def _draw_super_resolution(figures: Figures, content) -> None:
+def _draw_super_resolution(figures: Figures, content) -> np.ndarray | None:
+    """Draw what was there before and after, and return the interpolated input."""
     panel = content.super_resolution
     if panel.history.get("loss"):
         figures.convergence = _svg(
             member_losses(panel.history), "convergence", "Loss of every field of Gaussians against the iteration."
         )
     if content.volume is None or panel.before is None or panel.interpolated is None:
-        return
+        return None
     (after, affine), (before, own), (between, _) = map(load_image, (content.volume, panel.before, panel.interpolated))
     images = SrImages(after, affine, before, own, between, mask_on(content.mask, affine, after.shape))
     figures.comparison, figures.details = comparison_rows(images), detail_rows(images)
     figures.pairs = plane_pairs(between, after, affine, images.mask, images.limits)
     label = "Power of the image before and after super-resolution against the frequency, along each axis."
     figures.spectrum = _svg(spectrum_curves(images), "spectrum", label)
+    return between
 
 
 def _draw_maps(content):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gsbids.atomic import write_atomic
+from gsbids.qc.figures.tiles import heat_colours
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.report.content import ReportContent
 from gsbids.qc.report.crashes import crash_summary
@@ -79,6 +80,7 @@ def render_report(content: ReportContent) -> str:
         metric_rows=metric_rows(content.metrics),
         registration=registration_rows(content),
         script=script,
+        colours="".join(f"{value:02x}" for value in heat_colours().ravel()),
         digest=digest,
         usage=usage_rows(content.usage),
         usage_total=usage_total(content.usage),
