@@ -37,7 +37,9 @@ def made_content(folder: Path, kind: str) -> ReportContent:
         agreement[1] = 0.41
         metrics |= {"ncc_median": 0.9, "ncc_worst_stack": 0.62, "placing_agreement": 0.41, "stack_agreement": 0.55}
         metrics |= {"slices_rejected": 0.35}
-    base = sample_result()
+    turn = np.tile(np.eye(4), (count, 1, 1))
+    turn[:, :3, 3] = np.random.default_rng(5).normal(0, 0.8, (count, 3))
+    base = sample_result(transforms=turn)
     result = replace(base, ncc=ncc, weight=weight, settings=base.settings | {"agreement": agreement})
     folder.mkdir(parents=True, exist_ok=True)
     content = sample_content(folder, warnings=())

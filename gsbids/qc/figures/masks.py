@@ -8,7 +8,7 @@ from gsbids.qc.figures.tiles import Tile
 
 AROUND = 18.0  # mm shown beyond the mask, so that brain which it misses is seen
 SHARES = (0.2, 0.5, 0.8)  # of the extent of the mask through the slices
-PIXELS = 240
+PIXELS = 200
 
 
 def mask_tiles(view: StackView, depth: int) -> tuple[Tile, ...]:

@@ -143,7 +143,9 @@ def _coarse(array: np.ndarray, factor: float, binary: bool) -> np.ndarray:
 
 def _layer(image: ViewerImage, array: np.ndarray) -> ViewerLayer:
     values = np.nan_to_num(np.asarray(array, np.float32))
-    low, high = (0.0, 1.0) if image.key == "mask" else (min(0.0, float(values.min())), float(np.percentile(values, TOP)))
+    low, high = (
+        (0.0, 1.0) if image.key == "mask" else (min(0.0, float(values.min())), float(np.percentile(values, TOP)))
+    )
     if image.key not in ("mask", "coverage", "uncertainty") and low < 0:
         low = float(np.percentile(values, 100 - TOP))
     high = high if high > low else low + 1.0

@@ -23,7 +23,7 @@ from gsbids.qc.figures.style import inline_svg
 from gsbids.qc.figures.tiles import Tile
 from gsbids.qc.figures.viewer import ViewerData
 from gsbids.qc.report.draw_stacks import draw_stacks, mask_on
-from gsbids.qc.report.draw_viewer import draw_viewer
+from gsbids.qc.report.draw_viewer import draw_viewer, drawn_size
 from gsbids.qc.stack_verdict import stack_numbers
 from gsbids.recon.svr.result import SvrResult
 
@@ -99,7 +99,6 @@ class Figures:
     slices: list = field(default_factory=list)
     notes: list = field(default_factory=list)
 
-
     @contextmanager
     def guarded(self, what: str):
         """Turn an error of a file into a note that begins with ``what``."""
@@ -127,10 +126,11 @@ def draw_figures(content) -> Figures:
     if content.super_resolution is not None:
         with figures.guarded("Before and after could not be drawn"):
             average = _draw_super_resolution(figures, content)
+    draw_stacks(figures, content.stacks, result, figures.guarded)
     if figures.planes:
         with figures.guarded("The viewer could not be made"):
-            figures.viewer = draw_viewer(content, average)
-    draw_stacks(figures, content.stacks, result, figures.guarded)
+            # Last: it takes the room that the pictures leave.
+            figures.viewer = draw_viewer(content, average, drawn_size(figures))
     return figures
 
 

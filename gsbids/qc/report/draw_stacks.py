@@ -13,7 +13,7 @@ from gsbids.qc.figures.panels import StackImages, StackView, middle_slices, stac
 from gsbids.qc.figures.slices import bad_slices, stack_pixel_weights, worst_row, worst_slices
 from gsbids.recon.svr.result import SvrResult
 
-FULL_DETAIL = 4  # stacks that are shown in full detail, more of them in less each
+FULL_DETAIL = 3  # stacks that are shown in full detail, more of them in less each
 DETAIL_OF_WORST = 0.75
 
 
