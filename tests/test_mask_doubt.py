@@ -168,8 +168,8 @@ def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_pa
             page.count(
                 "The network has low confidence (0.30, below 0.80). The stack is left out of the reconstruction."
             )
-            == 3
-        )  # warnings, table of what is excluded, stack
+            == 4
+        )  # row of the stack at the head, warnings, table of what is excluded, stack
     assert ("Excluded", "run-3, run-4: has a doubtful mask (see Warnings), and has no say in the volume") in (
         content.summary
     )

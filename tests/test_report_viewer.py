@@ -81,36 +81,55 @@ def test_viewer_has_its_images_and_keys(page_text):
 DRIVE = """<!DOCTYPE html><html><body><iframe id="f" src="report.html" width="1200" height="900"></iframe>
 <script>
 document.getElementById("f").addEventListener("load", async () => {
-  const view = document.getElementById("f").contentWindow, page = view.document, box = page.querySelector("[data-viewer]");
+  const view = document.getElementById("f").contentWindow, page = view.document;
+  const box = page.querySelector("[data-viewer]"), part = (name) => box.querySelector(name);
   const wait = () => new Promise((done) => setTimeout(done, 60));
   for (let n = 0; n < 60 && !box.dataset.ready; n += 1) await wait();
   await wait();
-  const [axial] = box.querySelectorAll("canvas"), said = {ready: box.dataset.ready, hidden: box.hidden};
-  const copy = (canvas) => { const own = document.createElement("canvas"); [own.width, own.height] = [canvas.width, canvas.height];
-    const pen = own.getContext("2d", {willReadFrequently: true}); pen.drawImage(canvas, 0, 0); return pen.getImageData(0, 0, own.width, own.height); };
-  const grey = () => { const all = copy(axial).data;
-    return [...all].reduce((sum, value, at) => sum + (at % 4 < 3 ? value : 0), 0); };
+  const axial = part("canvas"), said = {ready: box.dataset.ready, hidden: box.hidden};
+  const grey = () => {
+    const own = document.createElement("canvas");
+    [own.width, own.height] = [axial.width, axial.height];
+    const pen = own.getContext("2d", {willReadFrequently: true});
+    pen.drawImage(axial, 0, 0);
+    const all = pen.getImageData(0, 0, own.width, own.height).data;
+    return [...all].reduce((sum, value, at) => sum + (at % 4 < 3 ? value : 0), 0);
+  };
   const places = () => [...box.querySelectorAll(".slice input")].map((input) => Number(input.value));
-  const key = async (name, options) => {
-    axial.dispatchEvent(new view.KeyboardEvent("keydown", {key: name, bubbles: true, cancelable: true, ...options}));
+  const width = () => Number(part("[data-control=width]").value);
+  const send = async (kind, name, options) => {
+    axial.dispatchEvent(new view[kind](name, {bubbles: true, cancelable: true, ...options}));
     await wait();
   };
+  const key = (name) => send("KeyboardEvent", "keydown", {key: name});
   said.start = places();
   said.greys = [grey()];
-  await key("PageUp"); said.up = places();
-  await key("ArrowLeft"); await key("ArrowUp"); said.moved = places();
-  said.under = box.querySelector("[data-under]").textContent;
-  await key("b"); said.before = box.querySelector("[data-control=before]").checked; said.greys.push(grey());
-  await key("b"); await key("o"); said.overlay = box.querySelector("[data-control=overlay]").value; said.greys.push(grey());
-  said.bar = box.querySelector("[data-bar]").textContent.trim().replace(/\\s+/g, " ");
-  await key("r"); said.reset = places();
-  const area = axial.getBoundingClientRect();
-  axial.dispatchEvent(new view.WheelEvent("wheel", {deltaY: 100, bubbles: true, cancelable: true})); await wait();
+  await key("PageUp");
+  said.up = places();
+  await key("ArrowLeft");
+  await key("ArrowUp");
+  said.moved = places();
+  said.under = part("[data-under]").textContent;
+  await key("b");
+  said.before = part("[data-control=before]").checked;
+  said.greys.push(grey());
+  await key("b");
+  await key("o");
+  said.overlay = part("[data-control=overlay]").value;
+  said.greys.push(grey());
+  said.bar = part("[data-bar]").textContent.trim().replace(/\\s+/g, " ");
+  await key("r");
+  said.reset = places();
+  await send("WheelEvent", "wheel", {deltaY: 100});
   said.wheel = places();
-  axial.dispatchEvent(new view.PointerEvent("pointermove", {clientX: area.left + 2, clientY: area.top + 2, bubbles: true})); await wait();
-  said.corner = box.querySelector("[data-under]").textContent;
-  const width = () => Number(box.querySelector("[data-control=width]").value);
-  said.widths = [width()]; await key("["); said.widths.push(width()); await key("]"); said.widths.push(width());
+  const area = axial.getBoundingClientRect();
+  await send("PointerEvent", "pointermove", {clientX: area.left + 2, clientY: area.top + 2});
+  said.corner = part("[data-under]").textContent;
+  said.widths = [width()];
+  for (const name of ["[", "]"]) {
+    await key(name);
+    said.widths.push(width());
+  }
   document.body.dataset.said = JSON.stringify(said);
 });
 </script></body></html>"""

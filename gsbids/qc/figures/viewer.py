@@ -105,7 +105,6 @@ def viewer_data(
     own = first.affine.copy()
     own[:3, 3] += own[:3, :3] @ [part.start for part in box]
     arrays, factor = [image.data[box] for image in turned], 1.0
-    # Bytes of noise hardly get smaller; begin where most of what is packed below could fit.
     while True:
         made = [_coarse(array, factor, image.key == "mask") for array, image in zip(arrays, images, strict=True)]
         layers = tuple(_layer(image, array) for image, array in zip(images, made, strict=True))
@@ -143,9 +142,9 @@ def _coarse(array: np.ndarray, factor: float, binary: bool) -> np.ndarray:
 
 def _layer(image: ViewerImage, array: np.ndarray) -> ViewerLayer:
     values = np.nan_to_num(np.asarray(array, np.float32))
-    low, high = (
-        (0.0, 1.0) if image.key == "mask" else (min(0.0, float(values.min())), float(np.percentile(values, TOP)))
-    )
+    low, high = min(0.0, float(values.min())), float(np.percentile(values, TOP))
+    if image.key == "mask":
+        low, high = 0.0, 1.0
     if image.key not in ("mask", "coverage", "uncertainty") and low < 0:
         low = float(np.percentile(values, 100 - TOP))
     high = high if high > low else low + 1.0

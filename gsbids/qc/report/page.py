@@ -149,9 +149,7 @@ def limit_rows() -> list[dict[str, str]]:
                     "limit": f"{'below' if rule.below else 'above'} {rule.limit:g}",
                     "level": rule.level,
                     "look": looks[rule.level],
-                    "words": rule.words.format(value=math.nan, limit=rule.limit)
-                    .replace("nan%", "x")
-                    .replace("nan", "x"),
+                    "words": rule.words.format(value=math.nan, limit=rule.limit).replace("nan", "x"),
                 }
             )
     return rows
