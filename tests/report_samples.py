@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 from qc_samples import DEPTH, NAMES, sample_content, sample_result
 
+from gsbids.qc.group import group_spreads, outliers
+from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.report.content import ReportContent
+from gsbids.qc.report.group_page import GroupContent, GroupRow, render_group
 from gsbids.qc.report.page import write_report
+from gsbids.qc.report.thumbnail import read_thumbnail
+from gsbids.qc.verdict import judge
 
 GOOD = {
     "ncc_median": 0.975,
@@ -57,10 +62,42 @@ def made_content(folder: Path, kind: str) -> ReportContent:
     )
 
 
+def made_group(count: int, picture: str = "") -> GroupContent:
+    """Content of a page of ``count`` made-up reconstructions, some of which are bad."""
+    rng = np.random.default_rng(count)
+    values = []
+    for n in range(count):
+        row = {name: 1 + 0.02 * rng.normal() for name in METRIC_DESCRIPTIONS}
+        row |= {"ncc_median": 0.975 + 0.004 * rng.normal(), "stack_agreement": 0.88 + 0.01 * rng.normal()}
+        row |= {"ncc_worst_stack": 0.96, "placing_agreement": 0.9, "placing_margin": 0.3, "crossing_angle": 88.0}
+        row |= {"slices_rejected": 0.02 * rng.uniform(), "not_covered": 0.01 * rng.uniform()}
+        row |= {"stack_agreement": 0.5} if n % 23 == 5 else {"slices_rejected": 0.3} if n % 11 == 3 else {}
+        values.append(row)
+    spreads = group_spreads(METRIC_DESCRIPTIONS, values)
+    rows = [
+        GroupRow(
+            f"sub-{n + 1:03d}",
+            f"sub-{n + 1:03d}_rec-gsvr_T2w",
+            f"sub-{n + 1:03d}.html",
+            row,
+            tuple(outliers(spreads, row)),
+            verdict=judge(row).level,
+            picture=picture,
+        )
+        for n, row in enumerate(values)
+    ]
+    title = f"Made-up data: {count} reconstructions"
+    return GroupContent(title, rows, METRIC_DESCRIPTIONS, {"gsvr": spreads}, (), "group_desc-qc_metrics.tsv", "0")
+
+
 def main(folder: Path) -> None:
-    """Write the three reports into a folder."""
+    """Write the three reports, and pages of groups of 2, 8 and 200, into a folder."""
     for kind in ("good", "middling", "bad"):
         print(write_report(folder / f"{kind}.html", made_content(folder / kind, kind)))
+    for count in (2, 8, 200):
+        path = folder / f"group-{count}.html"
+        path.write_text(render_group(made_group(count, read_thumbnail(folder / "good.html"))), encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from gsbids.qc.report.crashes import crash_summary
 from gsbids.qc.report.draw import Figures, draw_figures
 from gsbids.qc.report.methods import number_citations
 from gsbids.qc.report.stack_rows import STACK_LOOKS, StackRow, stack_rows, to_look_at
+from gsbids.qc.report.thumbnail import thumbnail
 from gsbids.qc.report.usage import usage_rows, usage_total
 from gsbids.qc.report.words import (
     format_number,
@@ -80,6 +81,7 @@ def render_report(content: ReportContent) -> str:
         metric_rows=metric_rows(content.metrics),
         registration=registration_rows(content),
         script=script,
+        thumbnail=thumbnail(figures.planes[0].png) if figures.planes else "",
         colours="".join(f"{value:02x}" for value in heat_colours().ravel()),
         digest=digest,
         usage=usage_rows(content.usage),
