@@ -150,6 +150,7 @@ class ReportInputSpec(BaseInterfaceInputSpec):
 
     content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
     facts = traits.Dict(mandatory=True, desc="facts of the methods text known when the workflow is built")
+    made = traits.Dict(usedefault=True, nohash=True, desc="date and command line of the run")
     # What steps took differs from run to run, and is no reason to make a report again.
     steps = traits.List(traits.Str, usedefault=True, nohash=True, desc="names of the steps before the report")
     work_folder = traits.Str(nohash=True, desc="folder of the task, below which the steps worked")
@@ -271,6 +272,7 @@ def gather_content(found: dict):
         stacks=tuple(panels),
         methods=methods_paragraphs(MethodsFacts(**facts)),
         usage=usage_of(found),
+        made=dict(found.get("made", {})),
         **images,
         **content,
     )
@@ -344,7 +346,7 @@ def _summary(result) -> tuple:
         (False, "looks like no part of what the other stacks show"),
     ):
         if names := [name for name in out if (name in left_out) == doubtful]:
-            rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
+            rows += (("Excluded", f"{', '.join(names)}: {words}, and is no part of the volume"),)
     return rows
 
 

@@ -245,6 +245,7 @@ def gather_sr_content(found: dict):
         super_resolution=panel,
         methods=sr_methods_paragraphs(SrMethodsFacts(**facts)),
         usage=usage_of(found),
+        made=dict(found.get("made", {})),
         **images,
         **content,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slices and stacks have no say in the volume, and why, in words."""
+"""Which slices and stacks have no part in the volume, and why, in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ UNLIKE = 0.8  # similarity under which a slice shows something else, or the same
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One slice, several, or a stack without a say.
+    """One slice, several, or a stack without a part in the volume.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ def excluded_stacks(result: SvrResult) -> list[Exclusion]:
 
 
 def rejected_slices(result: SvrResult) -> list[Exclusion]:
-    """Slices of the fit that lost their say, in the order of the stacks, each with what is wrong with it."""
+    """Slices of the fit that were rejected, in the order of the stacks, each with what is wrong with it."""
     order = np.lexsort((result.slice_index, result.stack_index))
     return [
         Exclusion(

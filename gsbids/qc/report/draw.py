@@ -55,7 +55,7 @@ class Figures:
     worst : dict
         Rows of pictures of the slices that fit worst, by their rank.
     excluded_stacks, excluded_slices, brainless : list of Exclusion
-        What has no say in the volume: whole stacks, slices that were rejected, slices without brain.
+        What has no part in the volume: whole stacks, slices that were rejected, slices without brain.
     motion : list of (name, SVG, SVG in the order of acquisition or None, where the order comes from)
     moves : list of (name, shift (3,), turn (3,))
         Where each stack went as a whole.
