@@ -426,7 +426,7 @@ def test_browser_renders_without_a_complaint(complete, tmp_path, width):
 
 FRAME = """<!DOCTYPE html><html><body><iframe id="f" src="report.html" width="{width}" height="900"></iframe>
 <script>
-document.getElementById("f").addEventListener("load", () => {{
+document.getElementById("f").addEventListener("load", async () => {{
   const page = document.getElementById("f").contentDocument, root = page.documentElement;
   for (const part of page.querySelectorAll("details")) part.open = true;
   const input = page.querySelector("[data-compare] input[type=range]"), box = input.closest("[data-compare]");
@@ -437,6 +437,12 @@ document.getElementById("f").addEventListener("load", () => {{
   input.dispatchEvent(new Event("input"));
   said.clip = [before.clipPath, after.clipPath];
   said.spoken = input.getAttribute("aria-valuetext");
+  root.style.scrollBehavior = "auto";
+  page.getElementById("stack-2").open = false;
+  document.getElementById("f").contentWindow.location.hash = "#stack-2";
+  await new Promise((done) => setTimeout(done, 1500));
+  const [top, bar] = ["#stack-2", "nav"].map((name) => page.querySelector(name).getBoundingClientRect());
+  said.arrived = [page.getElementById("stack-2").open, top.top >= bar.bottom && top.top < bar.bottom + 200];
   said.unfocusable = [...page.querySelectorAll("a, input, summary, .scroll, pre")].filter((part) =>
     part.tabIndex < 0 || part.disabled).length;
   document.body.dataset.said = JSON.stringify(said);
@@ -460,6 +466,7 @@ def test_browser_page_is_as_wide_as_the_screen_and_its_slider_works(complete, tm
         "width": width,
         "shown": True,
         "same": True,
+        "arrived": [True, True],
         "unfocusable": 0,
         "spoken": "80 % average of the stacks",
     }
