@@ -25,6 +25,8 @@ class Execution:
         Absolute.
     run_uuid : str
         ``YYYYmmdd-HHMMSS_<uuid4>``; names the log folder, and never changes a result.
+    command : str
+        Command line of the run, for its report; never changes a result.
     participant_label, session_label : tuple of str
         Without prefixes; empty: all.
     bids_filters : dict
@@ -47,6 +49,7 @@ class Execution:
     output_dir: Path
     work_dir: Path
     run_uuid: str = ""
+    command: str = ""
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
     bids_filters: dict[str, dict] = field(default_factory=dict)

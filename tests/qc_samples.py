@@ -5,8 +5,8 @@ import numpy as np
 
 from gsbids.imaging.nifti import save_image
 from gsbids.qc.metrics import reconstruction_metrics
+from gsbids.qc.report.content import ReportContent, StackPanel
 from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs
-from gsbids.qc.report.page import ReportContent, StackPanel
 from gsbids.qc.report.usage import StepUsage
 from gsbids.recon.field import GaussianField
 from gsbids.recon.motion import RigidMotion

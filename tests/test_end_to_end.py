@@ -139,16 +139,19 @@ def test_the_report_needs_nothing_from_outside(finished):
     assert page.count("data:image/png;base64,") > 20  # planes, stacks, differences
     for section in (
         "Summary",
-        "Reconstruction",
+        "Viewer",
+        "Masks",
         "Excluded",
-        "Worst slices",
         "Stacks",
         "Motion",
         "Convergence",
-        "Time and memory",
         "Methods",
+        "Run",
+        "Help",
     ):
         assert f">{section}</h2>" in page
+    assert ">Date</dt>" in page
+    assert "participant" in page.partition(">Command</dt>")[2].partition("</dd>")[0]
 
 
 def test_simulated_stacks_are_in_the_place_of_the_acquired(data, finished):

@@ -13,9 +13,11 @@ from test_qc_report import Page, browse, browser_command
 
 from gsbids.bids.group import GROUP_STEM
 from gsbids.cli.main import main
-from gsbids.qc.group import metric_spread
+from gsbids.qc.figures.tiles import grey_png
+from gsbids.qc.group import axis_span, metric_spread
 from gsbids.qc.metrics import METRIC_DESCRIPTIONS
 from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
+from gsbids.qc.report.thumbnail import thumbnail
 from gsbids.qc.verdict import LEVELS
 
 
@@ -267,6 +269,55 @@ def test_the_script_runs_in_a_browser(group, folders, tmp_path):
     ).stdout
     assert re.search(r'id="count"[^>]*>9 rows<', dom)
     assert 'data-script="" hidden' not in dom
+
+
+def page_of(out):
+    text = (out / f"{GROUP_STEM}.html").read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_few_are_too_few_to_judge(group, folders):
+    assert group("--participant-label", "01", "02")[0] == 0
+    text, page = page_of(folders[1])
+    assert [Page(part).text for part in re.findall(r'<p class="badge .*?</p>', text)] == ["Too few to judge (2 of 8)"]
+    assert "Slice-to-volume reconstruction: too few to judge (2 of 8); nothing is marked." in page.text
+    assert "stands out." not in page.text
+    assert group("--participant-label", *(f"{n:02d}" for n in (1, 2, 4, 5, 6, 7, 8, 9)))[0] == 0
+    text, page = page_of(folders[1])
+    assert "Nothing stands out" in page.text
+    assert "too few" not in page.text.lower()
+
+
+def test_axes_do_not_make_small_differences_large(group, folders):
+    for n in (1, 2):
+        write_row(folders[1], f"{n:02d}", ncc_median=f"{0.975 + n / 1000}", slices_rejected="0.01")
+    assert group("--participant-label", "01", "02")[0] == 0
+    text, _ = page_of(folders[1])
+    label, chart = re.findall(r'aria-label="(Similarity, median: [^"]*)">(.*?)</svg>', text, re.S)[0]
+    assert label.startswith("Similarity, median: 0.976 to 0.977,"), "the range of the values is said as it is"
+    ends = [float(words) for words in re.findall(r">([\d.]+)</text>", chart)]
+    assert ends[1] - ends[0] >= 10 * 0.005 - 1e-6
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
+    assert max(places) - min(places) < 20
+    assert axis_span(0.0, 0.01, 0.2) == (0.0, 0.2)
+    assert axis_span(-5.0, -4.0, 3.0) == (-6.0, -3.0)
+
+
+def test_pictures_come_from_the_reports_and_open_them(group, folders, tmp_path):
+    planes = np.zeros((300, 200))
+    planes[50:100, 20:60] = 200.0
+    uri = thumbnail(grey_png(planes, (0, 255)))
+    head = f'<html><meta name="gsbids-thumbnail" content="{uri}"></html>'
+    (folders[1] / "sub-02.html").write_text(head)
+    (folders[1] / "sub-04.html").write_text(head.replace("base64,", "base64,<script>"))
+    (folders[0] / "dataset_description.json").write_text('{"Name": "Brains <b>& co"}')
+    assert group()[0] == 0
+    text, page = page_of(folders[1])
+    assert [a["src"] for a in page.all("img")] == [uri]
+    assert page.all("img")[0]["alt"] == "sub-02, axial plane"
+    assert f'<a href="sub-02.html"><img src="{uri}"' in text
+    assert "Brains <b>& co: 9 reconstructions" in page.text
+    assert "<title>Brains &lt;b&gt;&amp; co: 9 reconstructions" in text
 
 
 def test_the_rule():

@@ -352,7 +352,7 @@ def test_metrics_and_report(fitted, stacks, tmp_path):
     page = Path(out.out_file).read_text()
     assert "by hand" in page
     assert f"<strong>{verdict.words}.</strong>" in page
-    assert "Uncertainty: black 0" in page
+    assert "Uncertainty: 0" in page
     assert "a &lt;b&gt;" in page
     assert str(tmp_path) not in page
     little = run(SubjectReport(**fixed), tmp_path)

@@ -168,9 +168,9 @@ def test_doubtful_stacks_have_no_part_from_registration_to_report(stacks, tmp_pa
             page.count(
                 "The network has low confidence (0.30, below 0.80). The stack is left out of the reconstruction."
             )
-            == 3
-        )  # warnings, table of what is excluded, stack
-    assert ("Excluded", "run-3, run-4: has a doubtful mask (see Warnings), and has no say in the volume") in (
+            == 4
+        )  # row of the stack at the head, warnings, table of what is excluded, stack
+    assert ("Excluded", "run-3, run-4: has a doubtful mask (see Warnings), and is no part of the volume") in (
         content.summary
     )
 
@@ -223,7 +223,7 @@ def test_a_run_leaves_out_the_stack_in_which_nothing_is_found(tiny_bids, tmp_pat
     report = tmp_path / "out" / "sub-01.html"
     page = report.read_text()
     assert "Finished, but 1 mask is doubtful" in page
-    assert "run-4: has a doubtful mask (see Warnings), and has no say in the volume" in page
+    assert "run-4: has a doubtful mask (see Warnings), and is no part of the volume" in page
     assert (
         "Brain masks were taken from an existing derivative data set and resampled to the stacks. One stack with "
         "a doubtful mask was left out."

@@ -185,6 +185,12 @@ def test_citations_are_numbered_in_order_and_all_known():
         assert words in text
 
 
+@pytest.mark.parametrize(("count", "words"), [(None, " of Gaussians"), (30000, " of 30 000 Gaussians")])
+def test_the_sentence_on_the_field_is_whole(count, words):
+    text = " ".join(methods_paragraphs(MethodsFacts(n_gaussians=count)))
+    assert f"The brain was represented as a normalised field{words} of free position, size, orientation and" in text
+
+
 def test_methods_tell_only_what_was_done():
     text = " ".join(methods_paragraphs(MethodsFacts(motion_corrected=False, resolution=(1, 1, 2))))
     for words in ("N4", "denoised", "co-registered", "Levenberg", "seed", "None"):

@@ -17,21 +17,14 @@ import numpy as np
 import pytest
 from qc_samples import ball, grid, sample_content, sample_result
 
-from gsbids.imaging.nifti import save_image
-from gsbids.qc.report.page import (
-    TEMPLATES,
-    ReportContent,
-    SrPanel,
-    StackPanel,
-    registration_rows,
-    render_report,
-    verdict_of,
-    write_report,
-)
+from gsbids.imaging.nifti import load_image, save_image
+from gsbids.qc.report.content import ReportContent, SrPanel, StackPanel
+from gsbids.qc.report.page import VERDICT_LOOKS, page_script, render_report, verdict_of, write_report
 from gsbids.qc.report.usage import StepUsage
+from gsbids.qc.report.words import registration_rows
 from gsbids.qc.verdict import judge
 
-SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+SCRIPT = page_script()
 EVIL = "<script>alert(\"x\")</script> & 'quotes' </pre></style>"
 
 
@@ -77,15 +70,17 @@ def test_complete_report_has_every_section_and_no_notes(complete):
         "summary",
         "warnings",
         "reconstruction",
-        "excluded",
+        "masks",
         "worst",
+        "excluded",
         "stacks",
         "motion",
         "slices",
         "convergence",
-        "usage",
         "methods",
         "about",
+        "usage",
+        "help",
     ]
     assert "could not be drawn" not in page.text
     assert "Not in this report" not in page.text
@@ -94,8 +89,9 @@ def test_complete_report_has_every_section_and_no_notes(complete):
         "look here",
         "run-1, in order of acquisition",
         "no gain",
-        "Coverage: black 0, white 3.0 slices",
-        "Uncertainty: black 0",
+        "Coverage: 0 slices",
+        " 3 slices",
+        "Uncertainty: 0",
         "Template: the other",
         "Registered: similarity 0.50, then 0.80",
         "gsbids a b participant",
@@ -153,7 +149,7 @@ def test_readable_without_eyes_or_mouse(complete):
     assert page.all("a")[0] == {"class": "skip", "href": "#summary"}
     assert all(a.get("scope") for a in page.all("th"))
     sliders = [a for a in page.all("input") if a.get("type") == "range"]
-    assert len(sliders) == 1 + 3, "one for the three planes, one for each stack"
+    assert len(sliders) == 1 + 3 + 3 + 3, "for the pictures of planes, each stack, each plane of the viewer, its greys"
     assert all(a.get("aria-label") for a in sliders)
     hidden = [a for a in page.all("label") if a.get("class") == "cut"]
     assert all("hidden" in a for a in hidden), "without the script there is nothing that does nothing"
@@ -175,14 +171,15 @@ GOOD = {"ncc_median": 0.97, "ncc_worst_stack": 0.95, "stack_agreement": 0.9, "sl
 )
 def test_the_verdict_comes_first(complete, metrics, warnings, badges):
     text = render_report(ReportContent("a", "b", volume=complete[0].volume, metrics=metrics, warnings=warnings))
-    assert [Page(part).text for part in re.findall(r'<p class="badge .*?</p>', text)] == badges
+    assert [Page(part).text for part in re.findall(r'<p class="badge .*?</p>', text)] == badges[1:]
     assert ("without warnings" in text) == (badges[0] == "Usable" and not warnings)
     # The first thing of the summary, with every reason as a sentence.
     summary = Page(text.partition('id="h-summary"')[2].partition("</section>")[0]).text
     verdict = judge(metrics or {})
-    assert summary.startswith(f">Summary {badges[0]}. ")
+    assert summary.startswith(f'class="hidden">Summary {badges[0]}. ')
+    assert f'class="verdict {VERDICT_LOOKS[verdict.level]}"' in text
     assert all(reason in summary for reason in verdict.reasons)
-    assert ("None besides the verdict" in Page(text).text) == (verdict.level != "usable" and not warnings)
+    assert ("warnings" in section_ids(Page(text))) == bool(warnings)
 
 
 def test_no_good_verdict_on_what_failed_and_none_on_super_resolution(complete):
@@ -228,9 +225,13 @@ def test_worst_slices_come_first_and_what_is_excluded_has_a_reason(complete):
 
     result = SvrResult.load(complete[0].result)
     page = Page(complete[1])
-    shown = [float(ncc) for ncc in re.findall(r"run-\d, slice \d: similarity ([\d.]+), weight", page.text)]
-    assert len(shown) == 8
-    assert shown == [round(ncc, 2) for ncc in sorted(result.ncc)[:8]]
+    shown = re.findall(r"run-\d, slice \d: (\w+).*? \(weight ([\d.]+)\): .*? similarity (\d\.\d+)", page.text)
+    counts = [(load_image(panel.mask)[0] > 0).sum(axis=(0, 1)) for panel in complete[0].stacks]
+    slivers = np.concatenate([pixels < np.median(pixels) / 4 for pixels in counts])
+    assert 0 < slivers.sum() < 8
+    bad = (result.rejected | (result.ncc < 0.8)) & ~slivers
+    assert [float(ncc) for *_, ncc in shown] == [round(ncc, 2) for ncc in sorted(result.ncc[bad])[:8]]
+    assert {(words, weight) for words, weight, _ in shown} == {("rejected", "0.00"), ("kept", "1.00")}
     rows = re.findall(r"(run-\d) slice (\d) ([A-Z][^;]+); residual [\d.]+, [\d.]+ times that of the typical", page.text)
     expected = [
         (result.stack_names[result.stack_index[s]], str(result.slice_index[s])) for s in np.flatnonzero(result.rejected)
@@ -242,7 +243,8 @@ def test_worst_slices_come_first_and_what_is_excluded_has_a_reason(complete):
 def test_no_average_and_no_sliders_without_stacks(tmp_path):
     content = replace(sample_content(tmp_path), stacks=())
     page = Page(render_report(content))
-    assert not [a for a in page.all("input") if a.get("type") == "range"]
+    assert not [a for a in page.all("input") if a.get("type") == "range" and "before" in a.get("aria-label", "")]
+    assert not [a for a in page.all("label") if a.get("class") == "cut"]
     assert "reconstruction" in section_ids(page)
     assert "worst" not in section_ids(page)
 
@@ -252,7 +254,7 @@ def test_failed_subject_has_a_report_with_its_errors(tmp_path):
     content = ReportContent("sub-02", "sub-02_T2w", crashes=(crash, "second"))
     path = write_report(tmp_path / "sub-02.html", content)
     page = Page(path.read_text(encoding="utf-8"))
-    assert section_ids(page) == ["summary", "warnings", "errors", "about"]
+    assert section_ids(page) == ["summary", "errors", "about", "help"]
     assert "Failed: 2 steps ended in an error" in page.text
     assert "Step fit: ValueError: <b>" in page.text
     assert "the crash file does not say why" in page.text
@@ -424,9 +426,10 @@ def test_browser_renders_without_a_complaint(complete, tmp_path, width):
 
 FRAME = """<!DOCTYPE html><html><body><iframe id="f" src="report.html" width="{width}" height="900"></iframe>
 <script>
-document.getElementById("f").addEventListener("load", () => {{
+document.getElementById("f").addEventListener("load", async () => {{
   const page = document.getElementById("f").contentDocument, root = page.documentElement;
-  const input = page.querySelector("input[type=range]"), box = input.closest("[data-compare]");
+  for (const part of page.querySelectorAll("details")) part.open = true;
+  const input = page.querySelector("[data-compare] input[type=range]"), box = input.closest("[data-compare]");
   const said = {{width: root.scrollWidth, shown: !input.closest("label").hidden}};
   const [before, after] = [...box.querySelectorAll(".pair > span")].map((part) => getComputedStyle(part));
   said.same = before.gridRowStart === after.gridRowStart && before.gridColumnStart === after.gridColumnStart;
@@ -434,6 +437,12 @@ document.getElementById("f").addEventListener("load", () => {{
   input.dispatchEvent(new Event("input"));
   said.clip = [before.clipPath, after.clipPath];
   said.spoken = input.getAttribute("aria-valuetext");
+  root.style.scrollBehavior = "auto";
+  page.getElementById("stack-2").open = false;
+  document.getElementById("f").contentWindow.location.hash = "#stack-2";
+  await new Promise((done) => setTimeout(done, 1500));
+  const [top, bar] = ["#stack-2", "nav"].map((name) => page.querySelector(name).getBoundingClientRect());
+  said.arrived = [page.getElementById("stack-2").open, top.top >= bar.bottom && top.top < bar.bottom + 200];
   said.unfocusable = [...page.querySelectorAll("a, input, summary, .scroll, pre")].filter((part) =>
     part.tabIndex < 0 || part.disabled).length;
   document.body.dataset.said = JSON.stringify(said);
@@ -457,6 +466,7 @@ def test_browser_page_is_as_wide_as_the_screen_and_its_slider_works(complete, tm
         "width": width,
         "shown": True,
         "same": True,
+        "arrived": [True, True],
         "unfocusable": 0,
         "spoken": "80 % average of the stacks",
     }

@@ -128,19 +128,26 @@ def test_reports(finished):
         "Before and after",
         "Spectrum",
         "Settings chosen",
-        "Volume",
+        "Viewer",
         "Convergence",
-        "Time and memory",
+        "Run",
         "Methods",
     ):
         assert f">{section}</h2>" in page
     for words in ("as this is the only volume", "Mask file", "Gain at hidden voxels", "sigma 1 voxels", "Blend"):
         assert words in page
-    assert page.count('type="range"') == 1  # B-spline and super-resolved, in three planes
+    assert page.count('aria-label="Before and after: share') == 1  # B-spline and super-resolved, in three planes
+    assert page.count('type="range"') == 1 + 3 + 2  # and the planes and greys of the viewer
+    assert "super-resolution report" in page
+    assert "reconstruction report" not in page
+    assert "The fast mode computes" not in page
+    assert ">Date</dt>" in page
     assert "because it was not made" not in page
     assert "could not be drawn" not in page
     page = (out / "sub-01.html").read_text(encoding="utf-8")
     assert "linear solution alone" in page
+    assert "The fast mode computes the linear solution alone" in page
+    assert "hidden from a trial chose" not in page
     assert "N4" in page
 
 

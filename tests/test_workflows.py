@@ -161,7 +161,7 @@ def test_crash_leaves_a_report(setting):
     (table,) = (config.execution.output_dir / "sub-01/log/r1").glob("*_usage.tsv")
     assert table.name == "sub-01_T2w_usage.tsv"
     assert "run_2 conform" in [step.name for step in read_usage(table)]
-    assert ">Time and memory</h2>" in page
+    assert "Time and memory of all" in page
 
 
 def test_sloppy_with_motion_correction_is_better_than_without():

@@ -59,22 +59,8 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         Quality metrics (JSON).
     """
     workflow = Workflow(name="volume_outputs_wf")
-    inputnode = Node(
-        IdentityInterface(
-            [
-                *VOLUME_IMAGES,
-                "template_xfm",
-                "scanner_xfm",
-                "space",
-                "mask_facts",
-                "result",
-                "facts",
-                "in_files",
-                "in_masks",
-            ]
-        ),
-        "inputnode",
-    )
+    fields = (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "mask_facts", "result", "facts")
+    inputnode = Node(IdentityInterface([*fields, "in_files", "in_masks"]), "inputnode")
     outputnode = Node(IdentityInterface(["metrics"]), "outputnode")
     extra, template = volume_extra(config.workflow), config.workflow.template_file
     target = derivative_path(task.entities, "volume", **extra)

@@ -45,7 +45,8 @@ def settings_of_last_run(config: Config, task: ReconstructionTask) -> Config:
         except InputError:
             continue
         if found.workflow.modality == task.suffix and (mode == "auto" or found.workflow.mode in ("auto", mode)):
-            own = Config(config.execution, found.workflow, config.nipype)
+            last = {"run_uuid": found.execution.run_uuid, "command": found.execution.command}
+            own = Config(config.execution, found.workflow, config.nipype).replace("execution", **last)
             return own if mode == "auto" else own.replace("workflow", mode=mode)
     return config
 

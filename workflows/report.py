@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a task: what is known when the workflow is built, and what is left after a crash."""
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,13 +30,13 @@ PACKAGES = {
 def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     """Inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
 
-    No times, paths or names of this run: but for what its steps took, the report of a repeated run is the same to the
-    bit.
+    No times, paths or names of this run but in ``made``: apart from that and from what its steps took, the report of a
+    repeated run is the same to the bit.
 
     Returns
     -------
     dict
-        ``content``, ``facts`` and ``panels``.
+        ``content``, ``facts``, ``panels`` and ``made``.
     """
     options = config.workflow
     versions = package_versions()
@@ -51,6 +52,7 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
         ),
         "warnings": task.warnings,
         "versions": versions,
+        "help_page": help_page(task),
         "run": {
             "Random seed": str(options.random_seed),
             "Device": options.device,
@@ -78,7 +80,19 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
     for stack in task.stacks:
         rows = (("File", stack.path.name), ("Slice thickness", f"{stack.thickness:g} mm"))
         panels.append({"name": stack.label, "facts": rows, "slice_times": tuple(slice_times(stack)) or None})
-    return {"content": content, "facts": facts, "panels": panels}
+    return {"content": content, "facts": facts, "panels": panels, "made": made_by(config)}
+
+
+def made_by(config: Config) -> dict[str, str]:
+    """Date and command line of a run, as far as they are known."""
+    date = re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)", config.execution.run_uuid)
+    known = {"Date": "{}-{}-{} {}:{}".format(*date.groups()) if date else "", "Command": config.execution.command}
+    return {name: value for name, value in known.items() if value}
+
+
+def help_page(task: ReconstructionTask) -> str:
+    """Page beside the report that says what the outputs are; none beside plain files."""
+    return "" if task.plain else "README.md"
 
 
 def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
@@ -87,7 +101,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
     Returns
     -------
     dict
-        ``content`` and ``facts``.
+        ``content``, ``facts`` and ``made``.
     """
     options, (stack,), versions = config.workflow, task.stacks, package_versions()
     thickness = f"{stack.thickness:g} mm" if stack.thickness > 0 else "not known"
@@ -102,6 +116,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
         ),
         "warnings": task.warnings,
         "versions": versions,
+        "help_page": help_page(task),
         "orientation": "Letters are directions of the scanner.",
         "run": {
             "Quality": options.sr_quality,
@@ -121,7 +136,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
         "resolution": task.resolution,
         "device": options.device,
     }
-    return {"content": content, "facts": facts}
+    return {"content": content, "facts": facts, "made": made_by(config)}
 
 
 def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Sequence[Path]) -> Path:

@@ -73,6 +73,12 @@ def check_folders(bids_dir: Path, output_dir: Path) -> None:
         LOGGER.warning("%s: holds outputs of gsbids %s, this is %s", output_dir, version, __version__)
 
 
+def dataset_name(folder: Path) -> str:
+    """Name of a data set: that of its description, or of its folder."""
+    name = (_read(folder / FILE) or {}).get("Name")
+    return " ".join(name.split()) if isinstance(name, str) and name.strip() else folder.name
+
+
 def write_description(output_dir: Path, datasets: Mapping[str, Path]) -> None:
     """Write ``dataset_description.json``, ``README.md``, ``.bidsignore`` and ``descriptions.tsv``.
 

@@ -4,6 +4,7 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,9 +65,12 @@ def _run(argv: Sequence[str] | None) -> int:
             if words[0] == "help":
                 return _help(words[1:])
             if command := COMMANDS.get(words[0]):
-                return command.run(command.parse(words[1:]))
+                args = command.parse(words[1:])
+                args.command = shlex.join(["gsbids", *words])
+                return command.run(args)
             check_command(words, COMMANDS)
             args = parse_args(words)
+            args.command = shlex.join(["gsbids", *words])
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             if args.analysis_level == "group":
                 from gsbids.cli.commands.group import run

@@ -109,7 +109,7 @@ def _as_words(action: argparse.Action, value) -> list[str]:
 
 
 # Settings in a TOML file that belong to the run that wrote it.
-_OF_ONE_RUN = ("bids_dir", "output_dir", "run_uuid", "version", "dry_run")
+_OF_ONE_RUN = ("bids_dir", "output_dir", "run_uuid", "command", "version", "dry_run")
 
 
 def build_parser() -> Parser:

@@ -128,6 +128,7 @@ def make_config(args: argparse.Namespace) -> Config:
         output_dir=args.output_dir.resolve(),
         work_dir=args.work_dir.resolve(),
         run_uuid=f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}",
+        command=getattr(args, "command", ""),
         participant_label=tuple(dict.fromkeys(args.participant_label)),
         session_label=tuple(dict.fromkeys(args.session_label)),
         bids_filters=_read_filters(args.bids_filter_file) if args.bids_filter_file else args.bids_filters,

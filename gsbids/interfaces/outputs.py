@@ -150,6 +150,7 @@ class ReportInputSpec(BaseInterfaceInputSpec):
 
     content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
     facts = traits.Dict(mandatory=True, desc="facts of the methods text known when the workflow is built")
+    made = traits.Dict(usedefault=True, nohash=True, desc="date and command line of the run")
     # What steps took differs from run to run, and is no reason to make a report again.
     steps = traits.List(traits.Str, usedefault=True, nohash=True, desc="names of the steps before the report")
     work_folder = traits.Str(nohash=True, desc="folder of the task, below which the steps worked")
@@ -223,10 +224,10 @@ def gather_content(found: dict):
 
     Returns
     -------
-    gsbids.qc.report.page.ReportContent
+    gsbids.qc.report.content.ReportContent
     """
+    from gsbids.qc.report.content import ReportContent, StackPanel
     from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs
-    from gsbids.qc.report.page import ReportContent, StackPanel
     from gsbids.recon.svr.result import SvrResult
 
     result = SvrResult.load(found["result"]) if "result" in found else None
@@ -238,10 +239,11 @@ def gather_content(found: dict):
     for k, fixed in enumerate(found["panels"]):
         files = {field: found[name][k] for field, name in lists.items() if name in found}
         files = {field: Path(file) for field, file in files.items() if file}
-        reason = found.get("mask_reasons", [""] * (k + 1))[k] or ""
-        panels.append(
-            StackPanel(**as_tuples(fixed), **files, mask_reason=reason, doubt=choice["doubts"].get(fixed["name"], ""))
-        )
+        words = {
+            field: found.get(name, [""] * (k + 1))[k] or ""
+            for field, name in (("mask_reason", "mask_reasons"), ("mask_mode", "mask_methods"))
+        }
+        panels.append(StackPanel(**as_tuples(fixed), **files, **words, doubt=choice["doubts"].get(fixed["name"], "")))
     content = as_tuples(found["content"])
     facts = dict(found["facts"])
     used = [
@@ -270,6 +272,7 @@ def gather_content(found: dict):
         stacks=tuple(panels),
         methods=methods_paragraphs(MethodsFacts(**facts)),
         usage=usage_of(found),
+        made=dict(found.get("made", {})),
         **images,
         **content,
     )
@@ -290,7 +293,7 @@ def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
         content["orientation"] = (
             f"Letters are directions of the child, as in {name}; stacks are shown as they lay in the scanner."
         )
-        facts["template"] = name
+        content["template_similarity"], facts["template"] = placement["TemplateSimilarity"], name
 
 
 def usage_of(found: dict) -> tuple:
@@ -343,7 +346,7 @@ def _summary(result) -> tuple:
         (False, "looks like no part of what the other stacks show"),
     ):
         if names := [name for name in out if (name in left_out) == doubtful]:
-            rows += (("Excluded", f"{', '.join(names)}: {words}, and has no say in the volume"),)
+            rows += (("Excluded", f"{', '.join(names)}: {words}, and is no part of the volume"),)
     return rows
 
 

@@ -212,10 +212,10 @@ def gather_sr_content(found: dict):
 
     Returns
     -------
-    gsbids.qc.report.page.ReportContent
+    gsbids.qc.report.content.ReportContent
     """
+    from gsbids.qc.report.content import ReportContent, SrPanel
     from gsbids.qc.report.methods_sr import SrMethodsFacts, sr_methods_paragraphs
-    from gsbids.qc.report.page import ReportContent, SrPanel
     from gsbids.recon.sr.quality import choice_rows
     from gsbids.recon.sr.result import SrResult
 
@@ -245,6 +245,7 @@ def gather_sr_content(found: dict):
         super_resolution=panel,
         methods=sr_methods_paragraphs(SrMethodsFacts(**facts)),
         usage=usage_of(found),
+        made=dict(found.get("made", {})),
         **images,
         **content,
     )

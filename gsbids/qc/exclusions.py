@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slices and stacks have no say in the volume, and why, in words."""
+"""Which slices and stacks have no part in the volume, and why, in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ UNLIKE = 0.8  # similarity under which a slice shows something else, or the same
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One slice, several, or a stack without a say.
+    """One slice, several, or a stack without a part in the volume.
 
     Attributes
     ----------
@@ -50,20 +50,36 @@ def excluded_stacks(result: SvrResult) -> list[Exclusion]:
 
 
 def rejected_slices(result: SvrResult) -> list[Exclusion]:
-    """Slices of the fit that lost their say, in the order of the stacks, each with what is wrong with it."""
-    kept = result.residual[~result.rejected]
-    typical = float(np.median(kept)) if len(kept) else float(np.median(result.residual)) if len(result.weight) else 0.0
-    rows = []
-    for s in np.lexsort((result.slice_index, result.stack_index)):
-        if result.rejected[s]:
-            rows.append(
-                Exclusion(
-                    result.stack_names[result.stack_index[s]],
-                    f"slice {result.slice_index[s]}",
-                    _words(result, s, typical),
-                )
-            )
-    return rows
+    """Slices of the fit that were rejected, in the order of the stacks, each with what is wrong with it."""
+    order = np.lexsort((result.slice_index, result.stack_index))
+    return [
+        Exclusion(
+            result.stack_names[result.stack_index[s]],
+            f"slice {result.slice_index[s]}",
+            f"{rejection_cause(result, s)}; {_numbers(result, s)}, weight {result.weight[s]:.2f}.",
+        )
+        for s in order
+        if result.rejected[s]
+    ]
+
+
+def weight_reason(result: SvrResult, s: int) -> str:
+    """Tell why slice ``s`` of the fit has its robust weight (0: ignored, 1: full)."""
+    weight = f"weight {result.weight[s]:.2f}"
+    if result.rejected[s]:
+        return f"rejected ({weight}): {rejection_cause(result, s).lower()}; {_numbers(result, s)}."
+    kept = "kept in full" if result.weight[s] > 0.99 else "kept" if result.weight[s] >= 0.5 else "weakened"
+    dark = _brightness(result, s)
+    why = f", as the slice has {100 * dark:.0f} % of the brightness of its stack" if dark < DIM else ""
+    return f"{kept} ({weight}): the weight follows the residual, not the similarity; {_numbers(result, s)}{why}."
+
+
+def rejection_cause(result: SvrResult, s: int) -> str:
+    """Say what is wrong with a slice, by its brightness and its similarity."""
+    if (share := _brightness(result, s)) < DIM:
+        return f"Signal lost: {100 * share:.0f} % of the brightness of its stack"
+    place = "something else than the other slices at its place"
+    return f"Shows {place}" if result.ncc[s] < UNLIKE else "Differs from the other slices at its place"
 
 
 def empty_slices(result: SvrResult) -> list[Exclusion]:
@@ -122,18 +138,16 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
-def _words(result: SvrResult, s: int, typical: float) -> str:
+def _brightness(result: SvrResult, s: int) -> float:
+    """Gain of a slice over that of the typical one of its stack that is kept."""
     mine = ~result.rejected & (result.stack_index == result.stack_index[s])
     usual = float(np.median(result.gain[mine])) if mine.any() else 1.0
-    share = result.gain[s] / usual if usual > 0 else 1.0
-    if share < DIM:
-        cause = f"Signal lost: {100 * share:.0f} % of the brightness of its stack"
-    elif result.ncc[s] < UNLIKE:
-        cause = "Shows something else than the other slices at its place"
-    else:
-        cause = "Differs from the other slices at its place"
+    return float(result.gain[s] / usual) if usual > 0 else 1.0
+
+
+def _numbers(result: SvrResult, s: int) -> str:
+    """Residual and similarity of a slice, beside the residual of the typical one."""
+    kept = result.residual[~result.rejected]
+    typical = float(np.median(kept if len(kept) else result.residual))
     times = f", {result.residual[s] / typical:.1f} times that of the typical slice" if typical > 0 else ""
-    return (
-        f"{cause}; residual {result.residual[s]:.3f}{times}, similarity {result.ncc[s]:.2f}, "
-        f"weight {result.weight[s]:.2f}."
-    )
+    return f"residual {result.residual[s]:.3f}{times}, similarity {result.ncc[s]:.2f}"

@@ -58,6 +58,27 @@ LEAST_SPREAD = {
     "dB": 0.1,
 }
 
+LEAST_SPAN = 10.0  # least spreads that an axis covers: small differences do not look large
+
+
+def least_spread(name: str, units: str = "") -> float:
+    """Spread of a metric below which differences mean nothing."""
+    return LEAST_SPREAD.get(name, LEAST_SPREAD.get(units, 0.0))
+
+
+def axis_span(low: float, high: float, least: float) -> tuple[float, float]:
+    """Ends of an axis that holds values and is not shorter than ``least``; not below 0 where no value is.
+
+    Examples
+    --------
+    >>> axis_span(0.975, 0.977, 0.05), axis_span(0.0, 0.01, 0.2), axis_span(1.0, 9.0, 2.0)
+    ((0.951, 1.001), (0.0, 0.2), (1.0, 9.0))
+    """
+    room = max(0.0, least - (high - low)) / 2
+    left = low - room if low < 0 else max(0.0, low - room)
+    return round(left, 9), round(max(high, left + max(least, high - low)), 9)
+
+
 RULE = (
     f"A value is marked when it lies more than {LIMIT:g} x (1 + {WIDER:g}/n) robust standard deviations from the "
     "median of the n values of its method, on the side where the metric is bad. The robust standard deviation is "
@@ -136,7 +157,7 @@ def group_spreads(columns: Mapping[str, Mapping], rows: Sequence[Mapping[str, fl
         name: metric_spread(
             [row.get(name, np.nan) for row in rows],
             BAD_SIDE.get(name, "both"),
-            LEAST_SPREAD.get(name, LEAST_SPREAD.get(entry.get("Units", ""), 0.0)),
+            least_spread(name, entry.get("Units", "")),
         )
         for name, entry in columns.items()
     }

@@ -36,12 +36,14 @@ SR_METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "the range of the intensities; noisy data are not matched in full",
     ),
     "energy_above": column(
-        "Energy above half Nyquist",
+        "Fine detail (above half Nyquist)",
         "fraction",
         "Share of the volume's energy (mean apart) at frequencies above half its Nyquist frequency along some axis",
     ),
     "energy_above_bspline": column(
-        "Energy above half Nyquist, B-spline", "fraction", "The same of the input interpolated by cubic B-splines"
+        "Fine detail (above half Nyquist), B-spline",
+        "fraction",
+        "The same of the input interpolated by cubic B-splines",
     ),
     "sharpness": column(
         "Sharpness",

@@ -37,10 +37,9 @@ def run(args: argparse.Namespace) -> int:
     from gsbids.bids.description import check_folders
     from gsbids.bids.group import GROUP_STEM, GroupSelection, collect_rows, write_table
     from gsbids.bids.names import METHOD, SR_METHOD
-    from gsbids.qc.group import group_spreads, outliers
     from gsbids.qc.metrics import METRIC_DESCRIPTIONS
     from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS
-    from gsbids.qc.report.group_page import GroupContent, GroupRow, render_group
+    from gsbids.qc.report.group_page import render_group
     from gsbids.qc.verdict import VERDICT_COLUMN
 
     check_folders(bids_dir, output_dir)
@@ -52,40 +51,15 @@ def run(args: argparse.Namespace) -> int:
         LOGGER.warning("%s", words)
     if not table.rows:
         raise InputError(_nothing_found(output_dir, participants, sessions))
-    methods = [method for method in known if any(row.method == method for row in table.rows)]
-    spreads = {
-        method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
-        for method in methods
-    }
-    marks = {row.name: outliers(spreads[row.method], row.values) for row in table.rows}
-    rows = [
-        GroupRow(
-            row.label,
-            row.name,
-            row.report,
-            row.values,
-            tuple(marks[row.name]),
-            row.method,
-            row.words.get("verdict", ""),
-        )
-        for row in table.rows
-    ]
+    content = _content(table, known, bids_dir, output_dir)
+    marks = {row.name: list(row.marked) for row in content.rows}
     page = output_dir / f"{GROUP_STEM}.html"
-    content = GroupContent(
-        f"{output_dir.name}: {len(rows)} reconstruction{'s' if len(rows) > 1 else ''}",
-        rows,
-        table.columns,
-        spreads,
-        table.troubles,
-        f"{GROUP_STEM}.tsv",
-        __version__,
-    )
     try:
         tsv = write_table(output_dir, table, marks)
         write_atomic(page, render_group(content).encode(errors="replace"))
     except OSError as error:
         raise InputError(f"{output_dir}: cannot be written to ({error.strerror}); make it writable") from error
-    _tell(rows, table.troubles)
+    _tell(content.rows, table.troubles)
     LOGGER.info("table in %s, page in %s", tsv, page)
     return 0
 
@@ -111,6 +85,44 @@ def _tell(rows: list, troubles: list) -> None:
         LOGGER.warning("%d not to be used, as their verdict says: %s", len(spoilt), ", ".join(spoilt))
     marked = sum(bool(row.marked) for row in rows)
     LOGGER.info("%d reconstructions, %d marked, %d missing or broken", len(rows), marked, len(troubles))
+
+
+def _content(table, known: dict, bids_dir: Path, output_dir: Path):
+    """What the page shows: the rows, with their marks among their own kind and their pictures."""
+    from gsbids.bids.description import dataset_name
+    from gsbids.bids.group import GROUP_STEM
+    from gsbids.qc.group import group_spreads, outliers
+    from gsbids.qc.report.group_page import GroupContent, GroupRow
+    from gsbids.qc.report.thumbnail import read_thumbnail
+
+    spreads = {
+        method: group_spreads(table.columns, [row.values for row in table.rows if row.method == method])
+        for method in known
+        if any(row.method == method for row in table.rows)
+    }
+    rows = [
+        GroupRow(
+            row.label,
+            row.name,
+            row.report,
+            row.values,
+            tuple(outliers(spreads[row.method], row.values)),
+            row.method,
+            row.words.get("verdict", ""),
+            read_thumbnail(output_dir / row.report) if row.report else "",
+        )
+        for row in table.rows
+    ]
+    count = f"{len(rows)} reconstruction{'s' if len(rows) > 1 else ''}"
+    return GroupContent(
+        f"{dataset_name(bids_dir)}: {count}",
+        rows,
+        table.columns,
+        spreads,
+        table.troubles,
+        f"{GROUP_STEM}.tsv",
+        __version__,
+    )
 
 
 def _check(bids_dir: Path, output_dir: Path) -> None:

@@ -41,7 +41,7 @@ def make_plan(args: argparse.Namespace, work: Path):
     # Slices from elsewhere have been prepared there.
     given |= {name: not poses if getattr(args, name) is None else getattr(args, name) for name in ("denoise", "n4")}
     config = Config(
-        Execution(shared, folder, work, run_uuid="run", verbosity=args.verbosity),
+        Execution(shared, folder, work, "run", getattr(args, "command", ""), verbosity=args.verbosity),
         WorkflowOptions(
             mode="svr", output_resolution=(args.output_resolution,), device=resolve_device(args.device), **given
         ),

@@ -15,6 +15,7 @@ from gsbids.qc.figures.tiles import (
     difference_png,
     grey_png,
     outline_path,
+    palette_png,
     plane_edges,
     to_ras,
     window,
@@ -23,10 +24,19 @@ from gsbids.qc.figures.tiles import (
 
 @dataclass(frozen=True)
 class TileRow:
-    """Pictures that belong side by side, and what they show together."""
+    """Pictures that belong side by side, and what they show together.
+
+    Attributes
+    ----------
+    label : str
+    tiles : tuple of Tile
+    bar : tuple of str, optional
+        What the colours stand for: name, lowest and highest value.
+    """
 
     label: str
     tiles: tuple[Tile, ...]
+    bar: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,22 +110,36 @@ def plane_pairs(
 
 
 def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None) -> TileRow:
-    """A map in the three planes of :func:`mid_planes`, with the outline of the mask and what white stands for.
+    """Draw a map in colours in the three planes of :func:`mid_planes`, with the outline of the mask and a colour bar.
 
     Parameters
     ----------
     name : str
     form : str
-        Format of the value that is white, the 99th percentile inside the mask; 0 is black.
+        Format of the value that has the last colour, the 99th percentile inside the mask; 0 has the first.
     data, affine, mask
         As for :func:`mid_planes`.
     """
     image, inside, frame = _volume_frame(data, affine, mask, 260, 2.0)
     top = float(np.percentile(image.data if inside is None or not inside.any() else image.data[inside], 99))
     frame = Frame(frame.box, (0.0, max(top, 1e-6)), frame.pixels, frame.zoom)
-    middle = [middle_of(inside, axis, image.data.shape) for axis in range(3)]
-    tiles = tuple(_volume_tile(image, inside, axis, middle[axis], frame) for axis in (2, 1, 0))
-    return TileRow(f"{name}: black 0, white {form.format(top)}", tiles)
+    tiles = []
+    for axis in (2, 1, 0):
+        tile = _volume_tile(image, inside, axis, middle_of(inside, axis, image.data.shape), frame)
+        box = list(frame.box)
+        box[axis] = slice(None)
+        at = middle_of(inside, axis, image.data.shape)
+        picture = cut(image.data[tuple(box)], axis, at)
+        shown = picture if inside is None else np.where(cut(inside[tuple(box)], axis, at), picture, np.nan)
+        pixels = tile_pixels((tile.height, tile.width), _steps(image, axis), frame)
+        tiles.append(replace(tile, png=palette_png(shown, frame.limits, pixels)))
+    return TileRow(name, tuple(tiles), (name, form.format(0), form.format(top)))
+
+
+def _steps(image: RasImage, axis: int) -> tuple[float, float]:
+    """Size (mm) of a row and of a column of a plane."""
+    across, up = (a for a in range(3) if a != axis)
+    return image.spacing[up], image.spacing[across]
 
 
 def mosaic(
@@ -219,8 +243,7 @@ def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) 
     Returns
     -------
     tuple of TileRow
-        Every row: acquired (whole field of view, outlined), and cropped to the brain: N4-corrected,
-        simulated, difference. In the two cuts across the slices everything is cropped.
+        Every row, cropped to the brain: acquired (outlined), N4-corrected, simulated, difference.
     """
     view = StackView(images, detail)
     across = (view.across_row(axis) for axis in range(3) if axis != view.axis)
@@ -236,6 +259,20 @@ def middle_slices(mask: np.ndarray | None, depth: int, shares: tuple[float, ...]
     return sorted({round(first + share * (last - first)) for share in shares})
 
 
+def square_box(mask: np.ndarray | None, image: RasImage, axis: int, margin: float) -> tuple[slice, ...]:
+    """Box around a mask, as square in the plane of the slices (normal ``axis``) as the field of view allows."""
+    shape, spacing = image.data.shape, image.spacing
+    box = list(crop_box(mask, shape, spacing, margin))
+    plane = [a for a in range(3) if a != axis]
+    side = max((box[a].stop - box[a].start) * spacing[a] for a in plane)
+    for a in plane:
+        count = min(round(side / spacing[a]), shape[a])
+        start = int(np.clip((box[a].start + box[a].stop - count) // 2, 0, shape[a] - count))
+        box[a] = slice(start, start + count)
+    box[axis] = slice(None)
+    return tuple(box)
+
+
 class StackView:
     """The images of a stack turned to RAS, with one crop and one grey window for all its pictures."""
 
@@ -245,7 +282,7 @@ class StackView:
         self.mask = self.turned(None if images.mask is None else np.asarray(images.mask) > 0)
         self.corrected, self.simulated = self.turned(images.corrected), self.turned(images.simulated)
         self.axis = self.image.axis_of(2)
-        self.box = self._square_box()
+        self.box = square_box(self.mask, self.image, self.axis, 8.0)
         self.reference = self.image.data if self.corrected is None else self.corrected
         self.limits = window(self.reference, self.mask)
         self.own_limits = window(self.image.data, self.mask)
@@ -259,10 +296,10 @@ class StackView:
         return self.axis, self.image.index_of(self.axis, source_index)
 
     def slice_row(self, source_index: int, label: str) -> TileRow:
-        """A slice: whole and outlined, then what was made of it, cropped."""
-        whole = Frame((slice(None),) * 3, self.own_limits, round(240 * self.detail), 1.0)
+        """A slice, outlined, then what was made of it."""
         what, plane = f"slice {source_index}", self.plane_of(source_index)
-        first = plane_tile(self.image, plane, whole, COLUMNS[0], f"{what} as acquired, mask outlined", self.mask)
+        words = (COLUMNS[0], f"{what} as acquired, mask outlined")
+        first = self.close_tile(plane, self.image.data, words, True, self.own_limits)
         return TileRow(label, (first, *self._cropped(plane, what)))
 
     def across_row(self, axis: int) -> TileRow:
@@ -323,19 +360,6 @@ class StackView:
         picture = cut(image.data[tuple(box)], *plane)
         step = (tile.height / picture.shape[0], tile.width / picture.shape[1])
         return picture, tile_pixels((tile.height, tile.width), step, self._close_frame(self.limits))
-
-    def _square_box(self) -> tuple[slice, ...]:
-        """Crop around the mask, as square in the plane of the slices as the field of view allows."""
-        shape, spacing = self.image.data.shape, self.image.spacing
-        box = list(crop_box(self.mask, shape, spacing, 8.0))
-        plane = [a for a in range(3) if a != self.axis]
-        side = max((box[a].stop - box[a].start) * spacing[a] for a in plane)
-        for a in plane:
-            count = min(round(side / spacing[a]), shape[a])
-            start = int(np.clip((box[a].start + box[a].stop - count) // 2, 0, shape[a] - count))
-            box[a] = slice(start, start + count)
-        box[self.axis] = slice(None)
-        return tuple(box)
 
     def _cropped(self, plane, what: str) -> list[Tile]:
         shown = []

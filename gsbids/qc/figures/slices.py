@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from gsbids.qc.exclusions import UNLIKE
 from gsbids.qc.figures.panels import StackImages, StackView, TileRow
 from gsbids.qc.figures.tiles import Tile, palette_png
 from gsbids.recon.fitting import outliers
@@ -11,10 +12,44 @@ from gsbids.recon.svr.result import SvrResult
 COLUMNS = ("Acquired", "Simulated", "Residual", "Pixel weights")
 
 
-def worst_slices(result: SvrResult, count: int = 8) -> list[int]:
-    """Rows of the ``count`` slices with the lowest similarity to their simulation, the worst first."""
-    known = np.flatnonzero(np.isfinite(result.ncc))
+#: Of the typical slice of its stack: pixels in the mask, below which a slice is a sliver at the end of the brain, whose
+#: similarity says little. The weights of slices do not heed such slices either (recon/fitting/outliers.py).
+SLIVER = 0.25
+
+
+def worst_slices(result: SvrResult, count: int = 8, among: np.ndarray | None = None) -> list[int]:
+    """Rows of the ``count`` slices with the lowest similarity to their simulation, the worst first.
+
+    Parameters
+    ----------
+    result : SvrResult
+    count : int
+    among : ndarray, (S,), bool, optional
+        Slices that may be chosen; all by default.
+    """
+    chosen = np.isfinite(result.ncc) & (True if among is None else among)
+    known = np.flatnonzero(chosen)
     return known[np.argsort(result.ncc[known], kind="stable")][:count].tolist()
+
+
+def bad_slices(result: SvrResult, pixels: np.ndarray) -> np.ndarray:
+    """Slices to look at: rejected, or unlike their simulation, and no slivers.
+
+    Parameters
+    ----------
+    result : SvrResult
+    pixels : ndarray, (S,)
+        Pixels in the mask of each slice; 0 where they are not known.
+
+    Returns
+    -------
+    ndarray, (S,), bool
+    """
+    sliver = np.zeros(len(result.ncc), bool)
+    for stack in np.unique(result.stack_index):
+        mine = result.stack_index == stack
+        sliver[mine] = pixels[mine] < SLIVER * np.median(pixels[mine])
+    return (result.rejected | (result.ncc < UNLIKE)) & ~sliver
 
 
 def stack_pixel_weights(images: StackImages, fitted: np.ndarray) -> np.ndarray:

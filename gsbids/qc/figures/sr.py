@@ -75,7 +75,7 @@ def detail_rows(images: SrImages) -> tuple[TileRow, ...]:
     rows = []
     for axis in (2, 1, 0):
         frame = Frame(_busiest(images, axis), images.limits, 300, 8.0)
-        rows.append(_row(images, axis, frame, f"{PLANES[axis].capitalize()}, {CLOSE:g} mm of it"))
+        rows.append(_row(images, axis, frame, f"{PLANES[axis].capitalize()}, closer ({CLOSE:g} mm)"))
     return tuple(rows)
 
 
@@ -100,9 +100,10 @@ def spectrum_curves(images: SrImages) -> bytes:
             marks = {"Nyquist of the input": 0.5 / own[along[k]], "half Nyquist": 0.25 / fine[k]}
             if np.ptp(list(marks.values())) < 0.02 * marks["half Nyquist"]:
                 marks = {"half Nyquist, and that of the input": marks["half Nyquist"]}
-            for words, frequency in marks.items():
-                _mark(axis, frequency, words)
-            axis.set(xlabel="cycles/mm", yscale="log", title=f"array axis {'ijk'[k]}, {fine[k]:.3g} mm")
+            for row, (words, frequency) in enumerate(sorted(marks.items(), key=lambda mark: mark[1])):
+                _mark(axis, frequency, words, row)
+            axis.set(xlabel="cycles/mm", yscale="log")
+            axis.set_title(f"array axis {'ijk'[k]}, {fine[k]:.3g} mm", pad=8 + 8 * len(marks))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("")
         top = max(line.get_ydata().max() for axis in drawn for line in axis.lines[:3])
@@ -128,19 +129,19 @@ def member_losses(history: dict) -> bytes:
         return svg_bytes(figure)
 
 
-def _mark(axis, frequency: float, words: str) -> None:
+def _mark(axis, frequency: float, words: str, row: int) -> None:
+    """Draw a line at a frequency, with its name above the axes, where no curve passes; ``row`` counts from the axes."""
     axis.axvline(frequency, color=PALETTE.third, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
     axis.annotate(
         words,
-        (frequency, 0.98),
+        (frequency, 1.0),
         xycoords=axis.get_xaxis_transform(),
-        xytext=(2, 0),
+        xytext=(0, 2 + 8 * row),
         textcoords="offset points",
         color=PALETTE.third,
         fontsize=6.5,
-        rotation=90,
-        ha="left",
-        va="top",
+        ha="center",
+        va="bottom",
     )
 
 

@@ -185,6 +185,13 @@ def difference_png(picture: np.ndarray, limit: float, pixels: tuple[int, int] | 
 HEAT = "cividis"
 
 
+def heat_colours() -> np.ndarray:
+    """The 32 colours of ``HEAT``, (32, 3), 0 to 255, from low to high values."""
+    from matplotlib import colormaps
+
+    return np.rint(255 * colormaps[HEAT](np.linspace(0, 1, 32))[:, :3]).astype(int)
+
+
 def palette_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int, int] | None = None) -> bytes:
     """PNG of a picture in the colours of ``HEAT``; black where it is NaN. Pixels are repeated, not interpolated.
 
@@ -196,15 +203,13 @@ def palette_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[
     pixels : tuple of int, optional
         (rows, columns) to resample to.
     """
-    from matplotlib import colormaps
     from PIL import Image
 
     low, high = limits
     known = np.isfinite(picture)
     level = np.clip((np.where(known, picture, low) - low) / (high - low), 0, 1)
     image = Image.fromarray(np.where(known, 1 + np.rint(31 * level), 0).astype(np.uint8))
-    colours = np.rint(255 * colormaps[HEAT](np.linspace(0, 1, 32))[:, :3]).astype(int)
-    image.putpalette([0, 0, 0, *colours.ravel().tolist()])
+    image.putpalette([0, 0, 0, *heat_colours().ravel().tolist()])
     if pixels is not None and pixels != picture.shape:
         image = image.resize(pixels[::-1], Image.Resampling.NEAREST)
     file = io.BytesIO()

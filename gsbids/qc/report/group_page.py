@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from gsbids.qc.group import RULE, Spread
-from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, format_number, page_template
+from gsbids.qc.group import LEAST, LEAST_SPAN, RULE, Spread, axis_span, least_spread
+from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, page_template
+from gsbids.qc.report.words import format_number
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, USABLE, judge
 
 #: Metrics that are shown without asking.
@@ -36,6 +37,7 @@ MAIN = (
 METHOD_NAMES = {"gsvr": "slice-to-volume reconstruction", "gsr": "super-resolution"}
 
 WIDTH, HEIGHT, PAD, DOT = 320, 84, 12, 3.2  # px of a distribution, its margins, and a dot's radius
+MOST_PICTURES = 60  # volumes that are shown without asking
 FIRST = 12  # marked reconstructions that are told in full
 
 
@@ -56,6 +58,8 @@ class GroupRow:
         A key of ``METHOD_NAMES``.
     verdict : str
         A key of ``LEVELS``; empty where its row has none.
+    picture : str
+        Small picture of the volume as a data URI; empty where there is none.
     """
 
     label: str
@@ -65,6 +69,7 @@ class GroupRow:
     marked: tuple[str, ...] = ()
     method: str = "gsvr"
     verdict: str = ""
+    picture: str = ""
 
     @property
     def rank(self) -> int:
@@ -139,12 +144,27 @@ def render_group(content: GroupContent) -> str:
         do_not_use=DO_NOT_USE,
         counts={level: sum(row.verdict == level for row in content.rows) for level in LEVELS},
         rule=RULE,
+        few=too_few(content),
+        most_pictures=MOST_PICTURES,
+        pictures=[row for row in sorted(content.rows, key=lambda row: (-row.rank, row.label)) if row.picture],
         script=script,
         digest=digest,
         width=WIDTH,
         height=HEIGHT,
         row_count=len(content.rows),
     )
+
+
+def too_few(content: GroupContent) -> dict[str, str]:
+    """What is said of methods with too few reconstructions for anything to stand out, by the method.
+
+    Examples
+    --------
+    >>> too_few(GroupContent("", (GroupRow("sub-01", "", "", {}), GroupRow("sub-02", "", "", {})), {}, {"gsvr": {}}))
+    {'gsvr': 'too few to judge (2 of 8)'}
+    """
+    counts = {method: sum(row.method == method for row in content.rows) for method in content.spreads}
+    return {method: f"too few to judge ({count} of {LEAST})" for method, count in counts.items() if count < LEAST}
 
 
 def long_name(content: GroupContent, name: str) -> str:
@@ -202,8 +222,9 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
     Returns
     -------
     dict or None
-        ``name``, ``low``, ``median``, ``high`` (texts), ``middle`` (x of the median), ``band`` (x from, to of what is
-        not marked), ``dots`` (x, y, number of the row) and ``marks`` (the same with a label and a text).
+        ``name``, ``low``, ``median``, ``high``, ``left`` and ``right`` end of the axis (texts), ``middle`` (x of the
+        median), ``band`` (x from, to of what is not marked), ``dots`` (x, y, number of the row) and ``marks`` (the same
+        with a label and a text).
     """
     values = np.array(
         [row.values.get(name, math.nan) if row.method == method else math.nan for row in content.rows], float
@@ -212,10 +233,11 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
     if not len(known):
         return None
     low, high = float(values[known].min()), float(values[known].max())
-    span = high - low or 1.0
+    units = content.columns[name].get("Units", "")
+    left, right = axis_span(low, high, LEAST_SPAN * least_spread(name, units))
 
     def place(value: float) -> float:
-        return PAD + (WIDTH - 2 * PAD) * ((value - low) / span if high > low else 0.5)
+        return PAD + (WIDTH - 2 * PAD) * ((value - left) / (right - left) if right > left else 0.5)
 
     spread = content.spreads[method][name]
     band = [
@@ -234,6 +256,8 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
         "name": name,
         "low": shown(content, name, low),
         "high": shown(content, name, high),
+        "left": shown(content, name, left),
+        "right": shown(content, name, right),
         "median": shown(content, name, spread.median),
         "middle": f"{place(spread.median):.1f}",
         "band": band,

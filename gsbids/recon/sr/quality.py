@@ -103,6 +103,6 @@ def _profile_words(settings: dict) -> list[str]:
     names = settings["profile"]
     names = [names] * 3 if isinstance(names, str) else names
     return [
-        f"{name} of {width:.3g} voxels" if name in ("box", "gaussian") else name
+        f"{name}, {width:.3g} voxel{'s' if f'{width:.3g}' != '1' else ''} wide" if name in ("box", "gaussian") else name
         for name, width in zip(names, settings["profile_width"], strict=True)
     ]

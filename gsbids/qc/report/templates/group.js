@@ -49,6 +49,12 @@
   find.addEventListener("input", filter);
   marked.addEventListener("change", filter);
 
+  // Columns beyond the edge are said to be there.
+  const box = table.parentElement, wide = document.getElementById("wide");
+  const measure = () => { wide.hidden = box.scrollWidth <= box.clientWidth + 1; };
+  new ResizeObserver(measure).observe(box);
+  document.getElementById("all").addEventListener("change", measure);
+
   // A row and its dots are lit together.
   const light = (number, name, on) => {
     if (number === null) return;
