@@ -30,7 +30,7 @@ LARGEST_BRAIN = 2.5
 AIR, TOUCHED, SMALL_HEAD = 0.1, 0.1, 200.0
 
 
-class NoBrain(InputError):
+class NoBrain(InputError):  # noqa: N818 - its name says what was found
     """No mask could be made of a stack: what was found, and what to do; where there are others, it may be left out."""
 
     def __init__(self, found: str, remedy: str):

@@ -38,7 +38,7 @@ NORMAL, NORMAL_BLOCK, GROUPS = 27, 128, 4  # 21 + 6 entries; pixels staged at a 
 
 @cuda.jit(fastmath=True)
 def moments(record, box, pairs, rows, columns, h, k_image, out):
-    """``S0, S1 (2), S2 (3)`` of ``W = w (c h - k)`` about the centre, and ``sum w h``; one warp per pair.
+    """Compute ``S0, S1 (2), S2 (3)`` of ``W = w (c h - k)`` about the centre, and ``sum w h``; one warp per pair.
 
     Lanes stride over the box of the pair; the 7 sums of the 32 lanes meet in shared memory.
 
@@ -102,7 +102,7 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
 
 @cuda.jit(fastmath=True)
 def chain_pairs(frame, gauss, pairs, moment, mass_factor, part):
-    """What each pair gives to its Gaussian and to its slice's pose; a thread per pair.
+    """Compute what each pair adds to the gradients of its Gaussian and of its slice's pose; a thread per pair.
 
     ``part`` (n, 20): gradients with respect to the mean (3) and covariance (6, off-diagonals count both entries)
     in the world, intensity, log-weight; then to the tangents omega (3) and tau (3) of the pose in the slice frame.
@@ -172,7 +172,10 @@ def reduce_poses(part, slice_start, pose):
 
 @cuda.jit(fastmath=True)
 def unpack_gradient(log_scale, quaternion, grad, mass_factor, grad_scale, grad_quaternion):
-    """From the covariance to log-scale (J, 3) and quaternion (J, 4); formulas: ``geometry.covariances_backward``."""
+    """Carry the gradient from the covariance to log-scale (J, 3) and quaternion (J, 4).
+
+    Formulas: :func:`gsbids.kernels.cpu.covariance.covariances_backward`.
+    """
     j = cuda.grid(1)
     if j >= grad.shape[0]:
         return
@@ -203,7 +206,10 @@ def unpack_gradient(log_scale, quaternion, grad, mass_factor, grad_scale, grad_q
 
 @cuda.jit(fastmath=True)
 def project_depth(frame, gauss, pairs, depth):
-    """``(z0, zi, zj, 0)`` (n, 4): derivative of -E/2 along the normal is ``z0 + zi di + zj dj`` per mm."""
+    """Fill ``depth`` (n, 4) with ``(z0, zi, zj, 0)``.
+
+    The derivative of -E/2 along the normal is ``z0 + zi di + zj dj`` per mm.
+    """
     n = cuda.grid(1)
     if n >= pairs.shape[0] or pairs[n, 0] < 0:
         return
@@ -218,7 +224,7 @@ def project_depth(frame, gauss, pairs, depth):
 
 @cuda.jit(fastmath=True)
 def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, image, weight, out):
-    """dI/dX (S, X, Y, 3) per mm along row, column and normal: ``sum w (c - I) grad(-E/2) / D``.
+    """Compute dI/dX (S, X, Y, 3) per mm along row, column and normal: ``sum w (c - I) grad(-E/2) / D``.
 
     Grid (tiles along j, tiles along i, S), block 64, a thread per pixel; records staged as in ``render_tiles``.
     """
@@ -265,7 +271,9 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
 
 @cuda.jit(fastmath=True)
 def normal_equations(frame, gradient, residual, weight, gain, entry, out):
-    """Gauss-Newton system of each slice's pose, ``out`` (S, 27) = upper part of J^T W J, then J^T W r.
+    """Build the Gauss-Newton system of each slice's pose.
+
+    ``out`` (S, 27) = upper part of J^T W J, then J^T W r.
 
     J is the derivative of ``gain I`` with respect to the tangents (omega, tau): ``gain (x cross g, g)`` at pixel
     position x with image gradient g. A block of 128 per slice stages the rows of 128 pixels; a thread then adds
