@@ -10,7 +10,7 @@ from gsbids.errors import GsbidsError
 
 
 def icbm152_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read the maps.
+    """Read the tissue maps and the T1-weighted template.
 
     Returns
     -------

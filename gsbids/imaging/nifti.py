@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files in and out: one line in words for every file that cannot be used."""
+"""Reading and writing of NIfTI files, with one line of error for every file that cannot be used."""
 
 import gzip
 import logging
 import zlib
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +21,7 @@ LOGGER = logging.getLogger("gsbids.imaging")
 
 FORMS_APART = 1.0  # mm between the places that sform and qform give to a corner: more is no rounding
 SIZES_DIFFER = 0.05  # of the voxel sizes of sform and pixdim, which say the same in sound headers
-VOXEL_SIZES = (0.05, 50.0)  # mm: what a header in other units is judged by
+VOXEL_SIZES = (0.05, 50.0)  # mm: plausible voxel sizes, by which a header in other units is checked
 UNITS = {1: ("m", 1e3), 3: ("micrometres", 1e-3)}  # codes of xyzt_units other than mm, and their mm
 WRAPPED, UNLIKELY = 32000, 0.001  # bright voxels beyond 2^15 are negative ones; few are between these and 0 then
 
@@ -31,7 +32,7 @@ _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, Ima
 
 
 def read_header(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of a 3D image, checked, without reading its voxels.
+    """Read shape and affine of a 3D image, checked, without reading its voxels.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: st
     return path
 
 
-def _open(path):
+def _open(path: str | Path) -> nib.Nifti1Pair:
     if not Path(path).is_file():
         raise InputError(not_fetched(path) or f"{path}: there is no such file; check the path")
     try:
@@ -170,7 +171,7 @@ def _open(path):
     return image
 
 
-def _shape(image, path) -> tuple[int, int, int]:
+def _shape(image: nib.Nifti1Pair, path: str | Path) -> tuple[int, int, int]:
     dtype = image.get_data_dtype()
     if dtype.fields or dtype.kind not in "iufb":
         raise InputError(
@@ -189,8 +190,8 @@ def _shape(image, path) -> tuple[int, int, int]:
     return (*shape, 1) if len(shape) == 2 else shape
 
 
-def _forms_apart(header, shape) -> float:
-    """Largest distance (mm) of the places that sform and qform give to one corner; 0 where one of them is not set."""
+def _forms_apart(header: nib.Nifti1Header, shape: Sequence[int]) -> float:
+    """Return the largest distance (mm) between the positions of a corner by sform and qform; 0 where one is not set."""
     if not (header["sform_code"] > 0 and header["qform_code"] > 0):
         return 0.0
     try:
@@ -202,8 +203,8 @@ def _forms_apart(header, shape) -> float:
     return apart if np.isfinite(apart) else 0.0
 
 
-def _sizes_differ(header) -> tuple[str, str] | None:
-    """Voxel sizes by sform and by pixdim, in words, where they differ and no qform says so as well."""
+def _sizes_differ(header: nib.Nifti1Header) -> tuple[str, str] | None:
+    """Return the voxel sizes by sform and by pixdim, as text, where they differ and no qform agrees with the sform."""
     pixdim = np.abs(np.array(header["pixdim"][1:4], float))
     sound = np.isfinite(pixdim).all() and (pixdim > 0).all()
     if not sound or header["sform_code"] == 0 or header["qform_code"] > 0:
@@ -214,8 +215,8 @@ def _sizes_differ(header) -> tuple[str, str] | None:
     return tuple(" x ".join(f"{side:.3g}" for side in sides) for sides in (size, pixdim))
 
 
-def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
-    """Voxels as they were before unsigned numbers of 16 bits were stored as signed ones."""
+def _unwrapped(voxels: np.ndarray, path: str | Path) -> np.ndarray:
+    """Restore unsigned numbers of 16 bits that were stored as signed ones."""
     short = voxels.dtype.kind == "i" and voxels.dtype.itemsize == 2
     if not short or voxels.max() < WRAPPED or voxels.min() > -WRAPPED:
         return voxels
@@ -231,8 +232,8 @@ def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
     return voxels.astype(np.uint16)
 
 
-def _fill(data: np.ndarray, dtype: np.dtype, path) -> None:
-    """Give voxels that hold the most extreme number of their type, as outside of the field of view, the background."""
+def _fill(data: np.ndarray, dtype: np.dtype, path: str | Path) -> None:
+    """Set voxels with the most extreme number of their type, as outside the field of view, to the background."""
     if dtype.kind not in "if" or dtype.itemsize == 1:
         return
     limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(np.float32)
@@ -252,7 +253,7 @@ def _fill(data: np.ndarray, dtype: np.dtype, path) -> None:
     )
 
 
-def _affine(image, path) -> np.ndarray:
+def _affine(image: nib.Nifti1Pair, path: str | Path) -> np.ndarray:
     header = image.header
     form = "sform" if header["sform_code"] > 0 else "qform"
     if header["sform_code"] == 0 and header["qform_code"] == 0:
@@ -269,17 +270,17 @@ def _affine(image, path) -> np.ndarray:
     return np.diag([*[_unit(header, affine)[0]] * 3, 1.0]) @ affine
 
 
-def _unit(header, affine: np.ndarray) -> tuple[float, str]:
-    """What the lengths of a header are multiplied by to be mm, and what is to be said of it.
+def _unit(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[float, str]:
+    """Return the factor from the unit of the header to mm, and a warning about it (empty if there is none).
 
-    The header is not believed where only mm make voxels of a size that there is.
+    The header is not believed where only mm make voxels of a plausible size.
     """
     name, factor = UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
     if factor == 1:
         return 1.0, ""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
 
-    def possible(sides):
+    def possible(sides: np.ndarray) -> bool:
         return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()
 
     if possible(lengths) or not possible(lengths * factor):
