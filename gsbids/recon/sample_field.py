@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a field of Gaussians to an image on any grid."""
+"""Sampling of a field of Gaussians on any grid."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +16,7 @@ BLOCK = 32  # planes rendered at once: bounds the memory
 def sample_grid(
     field: GaussianField,
     affine: np.ndarray,
-    shape,
+    shape: Sequence[int],
     blur_fwhm: float = 0.0,
     options: ops.RenderOptions = ops.RenderOptions(),  # noqa: B008
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@
 A uniform strain E of the brain (symmetric, 3 x 3) is followed exactly by slices that stay rigid where E changes no
 length within their planes. The slices of two stacks with normals a and b leave one such strain, ``a b^T + b a^T``: the
 angle between the stacks can change, and each slice still meets all those of the other stack. Parallel stacks leave
-three. Only the tilts of single slices and their thickness speak against it, so that a fit comes to rest anywhere on
-the floor of a flat valley: here the floor is walked along.
+three. Only the tilts of single slices and their thickness determine it, so that a fit may end anywhere along a flat
+valley of the cost: here that valley is searched.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
 def settle_strains(
     slices: SliceSet, state: FitState, coarse: Stage, run: Callable[[FitState, Stage], tuple[FitState, float]]
 ) -> tuple[FitState, float]:
-    """Move along the one strain that the slices leave free to where a field explains the slices best.
+    """Search along the one strain that the slices leave free for where a field explains the slices best.
 
     Fields are fitted to the slices as they are and strained to both sides, while the slices follow; the parabola
     through the three losses says how far to go, until that is hardly anywhere.
@@ -122,12 +122,14 @@ def settle_strains(
 
 
 def _followed(slices: SliceSet, state: FitState, strain: np.ndarray) -> FitState:
-    """A state whose slices follow a strain."""
+    """Return a state whose slices follow a strain."""
     return replace(state, pose=replace(state.pose, motion=strained(slices, state.pose.motion, strain)))
 
 
 def lowest(before: float, here: float, after: float) -> float:
-    """Where a parabola through values at -1, 0 and 1 is lowest, within the longest step; its lower side if it has none.
+    """Return where a parabola through values at -1, 0 and 1 is lowest, within the longest step.
+
+    Its lower side if it has no minimum.
 
     Examples
     --------
