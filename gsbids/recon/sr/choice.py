@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hidden voxels decide: how to fit, how to mix with the linear solutions, how much to smooth; and the mixing.
+"""Choice of the settings of SR by hidden voxels: schedule, blend with the linear solutions, and smoothing.
 
-A trial on a part of the volume hides a share of the coarse voxels, does everything with the others, and asks which
-way predicts the hidden ones best. Nothing but the data at hand takes part.
+A trial on a part of the volume hides a share of the coarse voxels, does everything with the others, and takes the
+settings that predict the hidden ones best. Nothing but the data at hand is used.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -25,15 +26,15 @@ NOISES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the Sobolev solution
 NOISY, NOISY_FACTOR = 0.1, 3.0
 UNTRIED = (0.5, 0.5, 0.0)  # blend where nothing can be chosen
 STRENGTHS = (0.0, 0.02, 0.03, 0.045, 0.07, 0.1)  # of non-local means, in [0, 1] of the data
-PLAUSIBLE = 0.997  # of the error of the simpler way: what a more elaborate one must come under
+PLAUSIBLE = 0.997  # of the error of the simpler setting: a more elaborate one must be below
 NARROW_SHARE = 0.45  # of the strength that hidden voxels choose, where the profile is narrow
 HOPELESS = 1.02  # of the least error
-DEEP = 3  # coarse voxels from the background, from where on it has no say
+DEEP = 3  # coarse voxels from the background, from where on it has no influence
 
 
 @dataclass(frozen=True)
 class Deep:
-    """Settings for what lies far from the background; attributes as of :class:`SrChoice`."""
+    """Settings far from the background; attributes as of :class:`SrChoice`."""
 
     blend: tuple[float, float, float]
     smoothing: float
@@ -51,15 +52,15 @@ class SrChoice:
     smoothing : float
         Strength of non-local means, in [0, 1] of the data; 0: none.
     noise : float
-        Of the Sobolev solution, see :func:`gsbids.recon.sr.sobolev.sobolev`.
+        Noise parameter of the Sobolev solution, see :func:`gsbids.recon.sr.sobolev.sobolev`.
     noise_ratio : float
-        Of the projection, see :meth:`gsbids.recon.sr.sampling_operator.SamplingOperator.project`.
+        Ratio for the projection, see :meth:`gsbids.recon.sr.sampling_operator.SamplingOperator.project`.
     errors : dict
         Root mean squared error of every candidate at the hidden voxels, in [0, 1] of the data.
     edge : bool
         The edge was sharpened, see :mod:`gsbids.recon.sr.edge`.
     deep : Deep or None
-        Blend and smoothing far from the background, where there is one: near it the edge decides, which wants others.
+        Blend and smoothing far from the background, where there is one: near it the edge asks for others.
     """
 
     schedule: Schedule
@@ -72,7 +73,7 @@ class SrChoice:
     deep: Deep | None = None
 
     def settings(self) -> dict:
-        """As plain numbers, for files."""
+        """Return the settings as plain numbers, for files."""
         named = asdict(self) | {"blend": dict(zip(EXPERTS, self.blend, strict=True))}
         if self.deep:
             named["deep"] = asdict(self.deep) | {"blend": dict(zip(EXPERTS, self.deep.blend, strict=True))}
@@ -80,19 +81,19 @@ class SrChoice:
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """The largest that each expert has anywhere."""
+        """Largest weight that each expert has anywhere."""
         return tuple(map(max, self.blend, self.deep.blend)) if self.deep else self.blend
 
 
 def candidates(problem: SrProblem) -> tuple[Schedule, ...]:
-    """Schedules to choose among."""
+    """Return the schedules to choose among."""
     if problem.options.schedules is not None:
         return problem.options.schedules
     return NARROW_SCHEDULES if problem.forward_model()[1] is None else EXACT_SCHEDULES
 
 
 def choose(problem: SrProblem) -> SrChoice:
-    """Settings for a volume, by a trial on its middle.
+    """Choose the settings for a volume, by a trial on its middle.
 
     Returns
     -------
@@ -140,7 +141,7 @@ def choose(problem: SrProblem) -> SrChoice:
 
 
 def choose_linear(problem: SrProblem) -> SrChoice:
-    """Settings of the Sobolev solution alone: how noisy the data are, by a trial on their middle."""
+    """Choose the settings of the Sobolev solution alone: the noise of the data, by a trial on their middle."""
     plain = SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})
     if not problem.options.held_out or problem.forward_model()[1] is None:
         return plain
@@ -156,39 +157,39 @@ def choose_linear(problem: SrProblem) -> SrChoice:
 
 
 def deep_inside(problem: SrProblem) -> np.ndarray:
-    """Coarse voxels that are far from the background."""
+    """Return the coarse voxels that are far from the background."""
     return ndimage.binary_erosion(problem.filled, iterations=DEEP, border_value=1)
 
 
 def held_error(problem: SrProblem, fine: np.ndarray, among: np.ndarray | None = None) -> float:
-    """Root mean squared error at the hidden voxels, or at some of them."""
+    """Return the root mean squared error at the hidden voxels, or at some of them."""
     miss = (problem.operator(fine) - problem.coarse)[problem.held if among is None else among]
     return float(np.sqrt(np.mean(miss.astype(float) ** 2)))
 
 
 def linear_solution(problem: SrProblem, noise: float) -> np.ndarray:
-    """The Sobolev solution; what is hidden is bridged in its way."""
+    """Compute the Sobolev solution; hidden voxels are bridged in its way."""
     return sobolev(bridge(problem.coarse, problem.held, noise), problem.operator, noise)
 
 
 def bspline_solution(problem: SrProblem) -> np.ndarray:
-    """Cubic B-spline interpolation; what is hidden is bridged as a spline would, by the least curvature."""
+    """Interpolate by cubic B-splines; hidden voxels are bridged as a spline would, by the least curvature."""
     return interpolate(bridge(problem.coarse, problem.held, exponent=2.0), problem.axes, "bspline")
 
 
-def mix(experts, blend) -> np.ndarray:
-    """Weighted mean of the experts that have a weight."""
+def mix(experts: Sequence[np.ndarray | None], blend: Sequence[float]) -> np.ndarray:
+    """Return the weighted mean of the experts that have a weight."""
     return sum(np.float32(w) * e for w, e in zip(blend, experts, strict=True) if w > 0)
 
 
 def refine(problem: SrProblem, fine: np.ndarray, choice: SrChoice) -> np.ndarray:
-    """True to the data, smoothed where like meets like, nothing in the background, nothing below 0.
+    """Project on the data, smooth by non-local means, and clip the background and values below 0.
 
     Parameters
     ----------
     problem : SrProblem
     fine : ndarray
-        The blend.
+        Blend of the experts.
     choice : SrChoice
 
     Returns
@@ -197,7 +198,7 @@ def refine(problem: SrProblem, fine: np.ndarray, choice: SrChoice) -> np.ndarray
     """
     inside = problem.fine_inside
 
-    def project(x):
+    def project(x: np.ndarray) -> np.ndarray:
         x = np.where(inside, np.maximum(x, 0), 0)
         miss = problem.seen_only(problem.coarse - problem.operator(x))
         return np.where(inside, x + problem.operator.correction(miss, choice.noise_ratio), 0)
@@ -209,7 +210,7 @@ def refine(problem: SrProblem, fine: np.ndarray, choice: SrChoice) -> np.ndarray
 
 
 def noise_level(coarse: np.ndarray, filled: np.ndarray) -> float:
-    """Standard deviation of the noise, from the highest frequencies along all three axes (Coupe et al. 2010).
+    """Estimate the standard deviation of the noise from the highest frequencies along all axes (Coupe et al. 2010).
 
     Median absolute deviation of the product of second-order differences over the voxels well inside; anatomy has
     little there, yet what it has counts as noise.
@@ -226,15 +227,17 @@ def noise_level(coarse: np.ndarray, filled: np.ndarray) -> float:
 
 
 def _best_noise(trial: SrProblem, errors: dict) -> float:
-    """Noise of the Sobolev solution: 0 unless another predicts clearly better."""
+    """Choose the noise of the Sobolev solution: 0 unless another predicts clearly better."""
     found = {noise: held_error(trial, linear_solution(trial, noise)) for noise in NOISES}
     errors |= {f"sobolev noise {noise:g}": error for noise, error in found.items()}
     best = min(found, key=found.get)
     return best if found[best] < PLAUSIBLE * found[0.0] else 0.0
 
 
-def _best_blend(trial: SrProblem, experts, among: np.ndarray | None = None) -> tuple[float, float, float]:
-    """Convex weights that predict the hidden voxels best, or some of them."""
+def _best_blend(
+    trial: SrProblem, experts: Sequence[np.ndarray], among: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Find the convex weights that predict the hidden voxels best, or some of them."""
     among = trial.held if among is None else among
     predictions = np.stack([trial.operator(expert)[among] for expert in experts], 1).astype(float)
     truth = trial.coarse[among].astype(float)
@@ -244,13 +247,15 @@ def _best_blend(trial: SrProblem, experts, among: np.ndarray | None = None) -> t
 
 
 def _noise_ratio(trial: SrProblem, error: float) -> float:
-    """Variance of the noise over that of the error of a fine voxel, by what is left at the hidden voxels."""
+    """Estimate the variance of the noise over that of the error of a fine voxel, by the error at the hidden voxels."""
     noise = noise_level(trial.coarse, trial.filled) ** 2
     return trial.operator.energy * noise / max(error**2 - noise, 0.05 * error**2, 1e-12)
 
 
-def _best_smoothing(trial: SrProblem, mixed: np.ndarray, ratio: float, errors: dict, among=None) -> float:
-    """Strength of non-local means: 0 unless another predicts clearly better."""
+def _best_smoothing(
+    trial: SrProblem, mixed: np.ndarray, ratio: float, errors: dict, among: np.ndarray | None = None
+) -> float:
+    """Choose the strength of non-local means: 0 unless another predicts clearly better."""
     if not trial.options.nonlocal_steps:
         return 0.0
     found = {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot super-resolution of one volume: Gaussians, the linear solution, and what hidden voxels make of them."""
+"""Zero-shot super-resolution of one volume: Gaussians and linear solutions, blended as hidden voxels ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numba
@@ -13,6 +13,7 @@ from gsbids.errors import InputError
 from gsbids.imaging.intensity import background
 from gsbids.imaging.masks import bounding_box
 from gsbids.kernels import backend
+from gsbids.recon.field import GaussianField
 from gsbids.recon.sr.choice import (
     SrChoice,
     bspline_solution,
@@ -39,7 +40,7 @@ QUALITIES = ("full", "fast")
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is put together of the parts."""
+    """Parts of the result."""
 
     fine: np.ndarray | None
     fields: tuple = ()
@@ -54,7 +55,7 @@ def super_resolve(
     options: SrOptions = SrOptions(),  # noqa: B008
     watch: Callable[[str], None] | None = None,
 ) -> SrResult:
-    """Make a finer volume from one volume alone.
+    """Reconstruct a finer volume from one volume alone.
 
     Gaussians are fitted so that D(render) is the volume (:mod:`gsbids.recon.sr.member`), as an ensemble; hidden
     voxels choose how, and how the mean is mixed with the Sobolev solution and the cubic B-spline
@@ -71,7 +72,7 @@ def super_resolve(
         From :func:`gsbids.recon.sr.grid.grid_by_factor` or its neighbours, for this volume.
     options : SrOptions
     watch : callable, optional
-        Called with a line of words at every step.
+        Called with one line of text at every step.
 
     Returns
     -------
@@ -143,20 +144,20 @@ def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray
 
 
 def _intensities(data: np.ndarray) -> tuple[float, float]:
-    """Offset and scale that bring the data to [0, 1]; 0 stays 0 where nothing is negative."""
+    """Return offset and scale that bring the data to [0, 1]; 0 stays 0 where nothing is negative."""
     low = min(float(data.min()), 0.0)
     scale = float(data.max()) - low
     return low, scale if scale > 0 else 1.0
 
 
 def _fast(problem: SrProblem) -> _Fit:
-    """The Sobolev solution, projected on the data as far as these are not noise."""
+    """Compute the Sobolev solution, projected on the data as far as these are not noise."""
     choice = choose_linear(problem)
     return _Fit(refine(problem, linear_solution(problem, choice.noise), choice))
 
 
 def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
-    """Trial, ensemble, blend, projection, non-local means."""
+    """Run trial, ensemble, blend, projection and non-local means."""
     choice = choose(problem)
     say(
         f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
@@ -179,7 +180,7 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
 
 
 def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:
-    """The mean of the fields with the linear solutions, true to the data and smoothed."""
+    """Blend the mean of the fields with the linear solutions, project on the data and smooth."""
     experts = [
         mean,
         linear_solution(problem, choice.noise) if choice.weights[1] > 0 else None,
@@ -194,8 +195,10 @@ def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> n
     return refine(problem, share * inner + (1 - share) * fine, replace(choice, smoothing=0.0))
 
 
-def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Callable[[str], None]):
-    """The volume with a sharp edge; None where it was not cut out."""
+def _sharp_edged(
+    problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """Return the volume with a sharp edge; None where it was not cut out."""
     copies = cut_copies(problem, fine)
     if not copies:
         return None
@@ -208,10 +211,10 @@ def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Ca
     return refine(problem, sharp, replace(choice, smoothing=0.0))
 
 
-def _shares(blend) -> str:
+def _shares(blend: Sequence[float]) -> str:
     return " / ".join(f"{weight:.2f}" for weight in blend)
 
 
-def _moved(field, box):
-    """A field of a box in the coordinates of the whole volume."""
+def _moved(field: GaussianField, box: tuple[slice, ...]) -> GaussianField:
+    """Move a field of a box to the coordinates of the whole volume."""
     return field.replace(mean=field.mean + np.array([cut.start for cut in box], np.float32))
