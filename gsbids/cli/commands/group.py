@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _nothing_found(output_dir: Path, participants: tuple[str, ...], sessions: tuple[str, ...]) -> str:
-    """Say that there are no metrics, and of whom."""
+    """Return a line that there are no metrics, and of which participants."""
     chosen = "".join(
         f" of {prefix}-{f', {prefix}-'.join(labels)}"
         for prefix, labels in (("sub", participants), ("ses", sessions))
