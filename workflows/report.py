@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a task: what is known when the workflow is built, and what is left after a crash."""
+"""The report of a task: inputs that are known when the workflow is built, and files that are left after a crash."""
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -27,10 +27,10 @@ PACKAGES = {
 
 
 def report_inputs(config: Config, task: ReconstructionTask) -> dict:
-    """Inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
+    """Return the inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
 
-    No times, paths or names of this run: but for what its steps took, the report of a repeated run is the same to the
-    bit.
+    No times, paths or names of this run: but for the resources of its steps, the report of a repeated run is the same
+    to the bit.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
 
 
 def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
-    """Inputs of :class:`gsbids.interfaces.super_resolve.SrReport` that are known beforehand.
+    """Return the inputs of :class:`gsbids.interfaces.super_resolve.SrReport` that are known beforehand.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
 
 
 def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Sequence[Path]) -> Path:
-    """Write the report of a task that failed, with what its nodes have left.
+    """Write the report of a task that failed, with the files that its nodes have left.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
     Returns
     -------
     Path
-        The report, in its usual place.
+        Report, in its usual place.
     """
     from dataclasses import replace
 
@@ -159,7 +159,7 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
 
 
 def left_files(config: Config, task: ReconstructionTask) -> dict:
-    """Files in the working folder of a task, under the names of the inputs of ``SubjectReport``."""
+    """Return files in the working folder of a task, under the names of the inputs of ``SubjectReport``."""
     folder = task_folder(config, task)
     names = {
         "choice": "choose/choice.json",
@@ -189,7 +189,7 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
 
 
 def left_sr_files(config: Config, task: ReconstructionTask) -> dict:
-    """Files in the working folder of a super-resolution, under the names of the inputs of ``SrReport``."""
+    """Return files in the working folder of a super-resolution, under the names of the inputs of ``SrReport``."""
     folder = task_folder(config, task)
     names = {
         "before": "volume_wf/conform/conformed.nii.gz",
@@ -203,7 +203,7 @@ def left_sr_files(config: Config, task: ReconstructionTask) -> dict:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that have a part in the result."""
+    """Return the versions of the packages that affect the result."""
     versions = {}
     for name, distribution in PACKAGES.items():
         try:

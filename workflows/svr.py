@@ -27,7 +27,7 @@ METHODS = {"default": SvrOptions, "paper": PaperOptions}
 
 
 def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | PaperOptions:
-    """Options of the fit from the settings of the run; slices whose poses are known are not looked for."""
+    """Return the options of the fit from the settings of the run; slices with known poses are not re-registered."""
     own = {}
     if settings.svr_method == "default":
         own = {"device": settings.device} | ({"place": False} if posed else {})
@@ -40,7 +40,7 @@ def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | 
 
 
 def sampling_inputs(settings: WorkflowOptions) -> dict:
-    """Inputs of ``SampleVolume`` from the settings of the run."""
+    """Return the inputs of ``SampleVolume`` from the settings of the run."""
     files = {"template": settings.template_file, "template_mask": settings.template_mask}
     own = {"packaged_templates": settings.modality} if settings.template == AUTO else {}
     return (
@@ -77,14 +77,14 @@ def init_svr_wf(
     names, thicknesses : list of str, list of float
         Short names of the stacks, and their slice thicknesses in mm.
     sampling : dict
-        Inputs of :class:`gsbids.interfaces.reconstruct.SampleVolume` that say on which grid.
+        Inputs of :class:`gsbids.interfaces.reconstruct.SampleVolume` that define the grid.
     options : SvrOptions or PaperOptions
-        Their kind says by which method the field is fitted; its volume is sampled on the device of the fit.
+        Their class chooses the method of the fit; its volume is sampled on the device of the fit.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
     poses : str, optional
-        JSON with the pose of every slice, where these are known: stacks are not registered, nor looked for.
+        JSON with the pose of every slice, where these are known: stacks are not registered.
 
     Inputs
     ------
@@ -102,7 +102,7 @@ def init_svr_wf(
     template_xfm, scanner_xfm
         Transforms from scanner to template and back, if there is a template.
     placement, space
-        JSON that tells of the template; fields of it that all images have in their sidecars.
+        JSON with facts about the template; fields of it that all images have in their sidecars.
     facts
         Numbers for the sidecar of the volume.
     """

@@ -4,6 +4,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
@@ -22,6 +23,12 @@ from gsbids.interfaces.masks import chosen_stacks, read_choice
 from gsbids.interfaces.outputs import mask_changes, strain_words
 from gsbids.interfaces.preview import previewer
 
+if TYPE_CHECKING:
+    import numpy as np
+    from nipype.interfaces.base import Bunch
+
+    from gsbids.imaging.stack import Stack
+
 LOGGER = logging.getLogger("gsbids.interfaces")
 
 
@@ -37,7 +44,7 @@ class RegisterStacks(NodeInterface):
     input_spec = StacksInputSpec
     output_spec = RegisterStacksOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from dataclasses import asdict
 
         from gsbids.recon.registration.register import register_stacks
@@ -74,7 +81,7 @@ class FitSvr(NodeInterface):
     input_spec = FitSvrInputSpec
     output_spec = FitSvrOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from dataclasses import replace
 
         import numpy as np
@@ -161,15 +168,15 @@ class SampleVolumeOutputSpec(TraitedSpec):
 class SampleVolume(NodeInterface):
     """Sample the field on the output grid, vote on the brain mask, and predict the error.
 
-    With a template the grid lies along the axes of the template: the field is sampled there, once, and no image is
-    interpolated. Of the templates of the package the one is taken that the brain looks most like; where it looks
-    little like it, or as much like it in another orientation, the grid lies along the axes of the scanner.
+    With a template the grid is aligned to the axes of the template: the field is sampled there, once, and no image is
+    interpolated. Of the templates of the package the most similar one is taken; where the similarity is low, or as high
+    in another orientation, the grid keeps the axes of the scanner.
     """
 
     input_spec = SampleVolumeInputSpec
     output_spec = SampleVolumeOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         import numpy as np
 
         from gsbids.imaging.masks import without_appendages
@@ -206,13 +213,16 @@ class SampleVolume(NodeInterface):
         return runtime
 
     def _masks_made(self) -> bool:
-        """Whether most of the masks that voted were made, by network or threshold."""
+        """Return whether most of the masks that voted were made, by network or threshold."""
         choice = read_choice(self.inputs)
         voted = set(self.inputs.names) - set(choice["left_out"])
         return 2 * len(voted & set(choice["made"])) > len(voted)
 
-    def _aligned(self, result, stacks, runtime) -> tuple:
-        """Transform to the world of the template, None where there is none, and what is told of it."""
+    def _aligned(self, result: Any, stacks: "list[Stack]", runtime: "Bunch") -> "tuple[np.ndarray | None, dict]":
+        """Find the transform to the world of the template, and facts about it.
+
+        The transform is None where there is no template.
+        """
         import numpy as np
 
         from gsbids.imaging.itk import write_itk_transforms
@@ -230,8 +240,8 @@ class SampleVolume(NodeInterface):
             self._results[name] = str(write_itk_transforms(self.path(runtime, f"{name}.txt"), transform))
         return found, facts
 
-    def _to_template(self, brain) -> tuple:
-        """Alignment to the template of the user, and what is told of it."""
+    def _to_template(self, brain: "Stack") -> "tuple[np.ndarray, dict]":
+        """Align to the template of the user; return the transform and facts about it."""
         from gsbids.masking.template import load_template
         from gsbids.recon.volume.template import align_to_template
 
@@ -243,8 +253,8 @@ class SampleVolume(NodeInterface):
             )
         return found.transform, found.facts(Path(path).name) | ({"TemplateDoubt": found.doubt} if found.doubt else {})
 
-    def _to_packaged(self, brain) -> tuple:
-        """Alignment to a template of the package, None where none fits, and what is told of it."""
+    def _to_packaged(self, brain: "Stack") -> "tuple[np.ndarray | None, dict]":
+        """Align to a template of the package; return the transform, None where none fits, and facts about it."""
         from gsbids.masking.template import packaged_templates
         from gsbids.recon.volume.template import align_to_templates, millilitres
 
@@ -268,8 +278,8 @@ class SampleVolume(NodeInterface):
         return None, facts
 
 
-def result_facts(result) -> dict:
-    """Plain numbers of a result under the names they have in the sidecar of the volume."""
+def result_facts(result: Any) -> dict:
+    """Return plain numbers of a result under the names they have in the sidecar of the volume."""
     return {
         "NumberOfGaussians": len(result.field),
         "NumberOfStacksUsed": len({int(n) for n in result.stack_index}),
@@ -309,7 +319,7 @@ class SimulateStack(NodeInterface):
     input_spec = SimulateStackInputSpec
     output_spec = SimulateStackOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         import numpy as np
 
         from gsbids.kernels.backend import release
@@ -350,7 +360,7 @@ class MotionTable(NodeInterface):
     input_spec = MotionTableInputSpec
     output_spec = MotionTableOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         import numpy as np
 
         from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
