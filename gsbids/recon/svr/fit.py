@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice-to-volume reconstruction: poses with a coarse field, then detail, then an ensemble of fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -91,10 +92,10 @@ def fit_svr(
         stacks, slices, pose, notes = placed.stacks, placed.slices, placed.pose, _notes(placed, given, transforms)
     problem = FitProblem.pose(slices, options)
 
-    def result(state, fields):
+    def result(state: FitState, fields: list[GaussianField]) -> SvrResult:
         return _finish(problem, state, fields, stacks, notes | {"history": log.history})
 
-    def stage_of(before, state, stage):
+    def stage_of(before: Iterable[GaussianField], state: FitState, stage: Stage) -> FitState:
         return fit_stage(
             problem,
             state,
@@ -102,7 +103,7 @@ def fit_svr(
             lambda now, record: log.add(record, lambda: result(now, [*before, now.field(slices.origin)])),
         )
 
-    def with_loss(state, stage):
+    def with_loss(state: FitState, stage: Stage) -> tuple[FitState, float]:
         return stage_of((), state, stage), log.history["loss"][-1]
 
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
@@ -127,7 +128,7 @@ def _without(
     fit: Callable[..., SvrResult],
     observe: Callable[[int, Callable[[], SvrResult]], None] | None,
 ) -> SvrResult:
-    """The result of :func:`fit_svr` (``fit``) for all stacks but some (``out``, (N,), bool), as one of all."""
+    """Run :func:`fit_svr` (``fit``) on all stacks but some (``out``, (N,), bool); return it as a result of all."""
     kept = np.flatnonzero(~out)
     starts, names = transforms.reshape(len(stacks), -1, 4, 4)[:, 0], tuple(stack.name for stack in stacks)
 
@@ -139,7 +140,7 @@ def _without(
 
 
 def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
-    """Few Gaussians, and many steps of the poses."""
+    """Return the stage of few Gaussians and many steps of the poses."""
     count = options.n_gaussians or max(LEAST_GAUSSIANS, round(slices.region.sum() / options.pixels_per_gaussian))
     turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
     neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
@@ -156,7 +157,7 @@ def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
 
 
 def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bool = True) -> Stage:
-    """A field of full detail; the poses are near their places, and take their last steps when it is no blur."""
+    """Return a stage of full detail; the poses are nearly right, and take their last steps when it is no blur."""
     last = options.detail_iterations
     turns = range(last // 4, last, options.detail_pose_every) if with_poses and options.motion_correction else ()
     return Stage(
@@ -165,12 +166,14 @@ def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bo
 
 
 def _together(turns: range | tuple, options: SvrOptions) -> frozenset[int]:
-    """Iterations at which all slices and the field move at once: among those at which slices move."""
+    """Return the iterations at which all slices and the field move at once: among those at which slices move."""
     shares = options.together if turns else ()
     return frozenset(int(share * turns.stop) for share in shares if share * turns.stop >= turns.start)
 
 
-def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]):
+def _densify(
+    problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]
+) -> tuple[FitState, int]:
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
     Noise decides how many are worth it; the first has as many as the coarse one, so that detail is judged against
@@ -201,19 +204,19 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
 
 
 def _first_look(options: SvrOptions) -> bool:
-    """Whether the coarse field is all that is wanted."""
+    """Return whether the coarse field alone is wanted."""
     return options.doublings == 0 and options.members == 1
 
 
 def moved(slices: SliceSet, before: RigidMotion, after: RigidMotion) -> float:
-    """By how much (mm, turns counted 20 mm out) the median slice has moved, but for what all have in common."""
+    """Return how far (mm, rotations counted 20 mm out) the median slice has moved, without the common motion."""
     pixels = slices.mask.sum((1, 2)).astype(float)
     common = poses.mean_correction(after, before, pixels)
     return float(np.median(lengths(tangents(before.moved(common), after))))
 
 
 def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> float:
-    """Residual of one state over that of another on the pixels held out, in slices that both trust as they are."""
+    """Return the ratio of two states' residuals on the held-out pixels, in slices that both give full weight."""
     whole = [(state.kept_signal == 1).all((1, 2)) * state.slice_weight for state in (one, other)]
     seen = problem.held * np.minimum(*whole)[:, None, None]
     mine, others = ((np.abs(state.residual(problem.slices)) * seen).sum(dtype=float) for state in (one, other))
@@ -221,16 +224,21 @@ def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> floa
 
 
 class _Log:
-    """The history of a fit, and those who watch it."""
+    """History of a fit, and the callbacks that watch it."""
 
-    def __init__(self, options: SvrOptions, progress, observe):
+    def __init__(
+        self,
+        options: SvrOptions,
+        progress: Callable[[int, int, dict], None] | None,
+        observe: Callable[[int, Callable[[], SvrResult]], None] | None,
+    ) -> None:
         self.history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
         self.progress, self.observe, self.observed = progress, observe, 0
         places = sum(level.iterations for level in LEVELS) if options.motion_correction and options.place else 0
         self.expected = places + options.iterations + options.detail_iterations * options.members
 
     def add(self, record: dict, result: Callable[[], SvrResult]) -> None:
-        """Note one iteration."""
+        """Record one iteration."""
         count = len(self.history["loss"]) + 1
         for key, value in {"iteration": count - 1, **record}.items():
             self.history[key].append(value)
@@ -242,7 +250,7 @@ class _Log:
 
 
 def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
-    """What the search for the slices' places has changed, and how sure of it one can be."""
+    """Return what the initial registration of the slices has changed, and how reliable it is."""
     starts = placed.slices.starts
     moved = [stack.name for stack, turned in zip(given, turned_elsewhere(starts, transforms), strict=True) if turned]
     changes = {}
@@ -256,13 +264,15 @@ def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
 
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
-    """The fields of an ensemble as one: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
+    """Merge the fields of an ensemble: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
     return GaussianField(
         *(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)), origin=fields[0].origin
     )
 
 
-def _finish(problem, state, fields, stacks, notes) -> SvrResult:
+def _finish(
+    problem: FitProblem, state: FitState, fields: list[GaussianField], stacks: list[Stack], notes: dict[str, Any]
+) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
     slices, options, render, state = problem.slices, problem.options, problem.render, state.at(backend.CPU)
     field, motion = merge_fields(fields), state.pose.motion
@@ -303,7 +313,7 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
 
 
 def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
-    """Field carried along by a rigid transform (4, 4) about its own origin."""
+    """Move a field by a rigid transform (4, 4) about its own origin."""
     turn = Rotation.from_matrix(transform[:3, :3])
     quaternion = (turn * Rotation.from_quat(field.quaternion[:, [1, 2, 3, 0]])).as_quat()[:, [3, 0, 1, 2]]
     mean = field.mean @ transform[:3, :3].T + transform[:3, 3]
@@ -316,7 +326,7 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
 
 
 def _plain(options: SvrOptions) -> dict:
-    """Options as JSON knows them, without what does not change the result, and with the device by its name."""
+    """Convert options for JSON, without those that do not change the result, and with the device by its name."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
     return plain | {"device": backend.describe(options.device)}
 

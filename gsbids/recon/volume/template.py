@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a template lies: the rigid transform that turns a reconstructed brain as an atlas is turned."""
+"""Rigid alignment of a reconstructed brain to a template."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ CONTRARY = 45.0  # degrees between the places by outlines and by what is inside,
 
 @dataclass(frozen=True)
 class TemplateAlignment:
-    """A rigid alignment and how alike the images are under it.
+    """A rigid alignment, and the similarity of the images under it.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class TemplateAlignment:
     doubt: str = ""
 
     def facts(self, name: str) -> dict:
-        """What is told of an alignment to the template of a name, in the sidecar of the volume."""
+        """Return the facts about an alignment to the template ``name``, for the sidecar of the volume."""
         return {
             "TemplateName": name,
             "TemplateSimilarity": round(self.similarity, 4),
@@ -68,12 +68,12 @@ class TemplateAlignment:
 
 
 def align_to_template(brain: Stack, template: Stack) -> TemplateAlignment:
-    """Find how a brain must be turned and shifted to lie as in a template; see :func:`align_to_templates`."""
+    """Align a brain to a template; see :func:`align_to_templates`."""
     return align_to_templates(brain, [template])[1]
 
 
 def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, TemplateAlignment]:
-    """Find the template that a brain looks most like, and how it must be turned and shifted to lie as in that.
+    """Find the most similar template, and the rigid transform that aligns the brain to it.
 
     Every rotation is looked at (:func:`gsbids.recon.registration.register.likely_places`): a fetus may lie in any way.
     First the brains are compared within their masks, where outlines tell much. Then the images are compared within the
@@ -126,7 +126,7 @@ def _look(
     limits: tuple[float, float],
     known: tuple[int, list["_Place"]] | None = None,
 ) -> tuple[int, TemplateAlignment, "_Place"]:
-    """The best template and place by one comparison: from known places of a template, or from all rotations."""
+    """Find the best template and pose by one comparison: from known poses of a template, or from all rotations."""
     sides = searches.sides
     first = known[0] if known else min(range(len(sides)), key=lambda n: abs(np.log(sides[n])))
     fine, coarse = (searches.of(first, grid) for grid in (FINE, COARSE))
@@ -147,7 +147,7 @@ def _look(
 
 
 def _doubt(value: float, other: float, limits: tuple[float, float]) -> str:
-    """Why a place with a similarity, and one elsewhere, is not to be trusted."""
+    """Describe why a pose with a similarity, and one elsewhere, is doubtful."""
     if value < limits[0]:
         return f"looks little like the template where it fits best (similarity {value:.2f})"
     if value - other < limits[1]:
@@ -180,12 +180,12 @@ def _resized(place: _Place, factor: float) -> _Place:
 
 
 def _half_turns(place: _Place) -> list[_Place]:
-    """The same place upside down, back to front, and both."""
+    """Return the same pose upside down, back to front, and both."""
     return [replace(place, turn=place.turn @ turn) for turn in HALF_TURNS]
 
 
 def _different(places: list[_Place]) -> list[_Place]:
-    """Places, the best first, without those that are turned nearly as a better one."""
+    """Return poses, the best first, without those that are rotated nearly as a better one."""
     found: list[_Place] = []
     for place in sorted(places, key=_value, reverse=True):
         if all(_apart(place.turn, other.turn) > DIFFERENT for other in found):
@@ -204,25 +204,25 @@ class _Search:
     side: float
 
     def _at(self, side: float) -> Volume:
-        """The template of a size."""
+        """Return the template scaled to a size."""
         return replace(self.template, origin=self.template.origin / side, step=self.template.step / side)
 
     def _place(self, transform: np.ndarray, side: float, value: float = 0.0) -> _Place:
         return _Place(transform[:3, :3], transform[:3, :3] @ self.middle / side + transform[:3, 3], side, value)
 
     def places(self) -> list[_Place]:
-        """Likely ones, from a cover of all rotations about the middle of the brain's mask."""
+        """Return likely poses, from a cover of all rotations about the middle of the brain's mask."""
         found = likely_places(self._at(self.side), self.brain, turns=TURNS, target=self.target)
         return [self._place(transform, self.side) for transform in found[: 2 * PLACES] or [np.eye(4)]]
 
     def refined(self, place: _Place) -> _Place:
-        """The best place near one, of its size."""
+        """Return the best pose near one, of its size."""
         fixed = self._at(place.side)
         transform, value = refine(fixed, self.brain, about(place.turn, self.middle / place.side, place.middle))
         return self._place(transform, place.side, value)
 
     def sized(self, place: _Place, factors: tuple[float, ...]) -> _Place:
-        """The best place near one, of any size near its own."""
+        """Return the best pose near one, of any size near its own."""
         best = self.refined(place)
         for factor in factors:
             near = (self.refined(replace(best, side=best.side * each)) for each in (factor, 1 / factor))
@@ -241,7 +241,7 @@ class _Searches:
     target: np.ndarray
 
     def of(self, number: int, grid: int) -> _Search:
-        """A template on the fine or the coarse grid."""
+        """Return the search for a template on the fine or the coarse grid."""
         brain, template, side = self.brains[grid], self.templates[number], self.sides[number]
         return _Search(
             self.blurred(template, brain.step * side, 2 * brain.step * side),
@@ -253,7 +253,7 @@ class _Searches:
 
 
 def _inside(template: Stack, step: float, fwhm: float) -> Volume:
-    """A template within its mask, without the rim of nothing."""
+    """Blur a template within its mask, without the rim of zeros."""
     whole, share = (
         isotropic_volume(replace(template, image=image), step, fwhm)
         for image in (template.image, np.ones_like(template.image))
@@ -265,12 +265,12 @@ def _inside(template: Stack, step: float, fwhm: float) -> Volume:
 
 
 def _middle(brain: Stack) -> np.ndarray:
-    """Of the mask, world mm."""
+    """Return the centroid of the mask, world mm."""
     return brain.affine[:3, :3] @ np.argwhere(brain.mask).mean(0) + brain.affine[:3, 3]
 
 
 def millilitres(brain: Stack) -> float:
-    """Volume of the mask, ml."""
+    """Return the volume of the mask, ml."""
     return float(brain.mask.sum()) * abs(np.linalg.det(brain.affine[:3, :3])) / 1000
 
 
@@ -279,7 +279,7 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def brain_of_result(result: SvrResult, stacks: list[Stack]) -> Stack:
-    """The reconstructed brain on a coarse grid in the world of the scanner, with its mask."""
+    """Sample the reconstructed brain on a coarse grid in the world of the scanner, with its mask."""
     affine, shape = output_grid(stacks, result, GRID)
     mask, _ = vote_mask(stacks, result, affine, shape)
     image = sample_result(result, affine, shape) - np.float32(result.intensity_offset)
