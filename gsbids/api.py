@@ -315,7 +315,7 @@ def _image(path: str | Path) -> "nib.Nifti1Image":
     import nibabel as nib
     import numpy as np
 
-    image = nib.load(path)
+    image: Any = nib.load(path)
     return nib.Nifti1Image(np.asanyarray(image.dataobj).copy(), image.affine, image.header)
 
 
@@ -351,7 +351,7 @@ def _run(words: list[str], progress: bool) -> int:
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
     ) as process:
-        for line in process.stderr:
+        for line in process.stderr:  # type: ignore[union-attr]
             said.append(line.strip())
             if progress:
                 sys.stderr.write(line)

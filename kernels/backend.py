@@ -59,7 +59,7 @@ def to_host(found: Any) -> Any:
     if isinstance(found, tuple | list):
         return type(found)(map(to_host, found))
     if is_dataclass(found):
-        return type(found)(*(to_host(getattr(found, field.name)) for field in fields(found)))
+        return type(found)(*(to_host(getattr(found, field.name)) for field in fields(found)))  # type: ignore[misc]
     return found
 
 

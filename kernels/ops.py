@@ -32,8 +32,6 @@ from gsbids.kernels.problem import (
 )
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from gsbids.kernels.cuda.grid_ops import BrickList, DeviceGrid
     from gsbids.kernels.cuda.kept_lists import KeptLists
     from gsbids.kernels.cuda.plan import DeviceGeometry, SlicePlan
@@ -58,7 +56,7 @@ __all__ = [
 ]
 
 
-def _cuda(array: Array, module: str = "ops") -> "ModuleType | None":
+def _cuda(array: Array, module: str = "ops") -> Any:
     """Return the module of the CUDA kernels if ``array`` is for them, else None."""
     return import_module(f"gsbids.kernels.cuda.{module}") if runtime.takes(array) else None
 
@@ -68,17 +66,14 @@ def _is_away(array: Array, options: RenderOptions) -> bool:
     return options.device != backend.CPU and not torch.is_tensor(array)
 
 
-def _moved(arrays: Iterable[Array], options: RenderOptions) -> list[Array]:
+def _moved(arrays: Iterable[Array], options: RenderOptions) -> Any:
     return [backend.to_device(array, options.device) for array in arrays]
 
 
 def on_device(geometry: SliceGeometry, name: str) -> "SliceGeometry | DeviceGeometry":
     """Copy slices to the device, for many renderings; :meth:`moved` gives them other poses.
 
-    Returns
-    -------
-    SliceGeometry or gsbids.kernels.cuda.plan.DeviceGeometry
-        The geometry itself for the CPU.
+    For the CPU the geometry itself is returned.
     """
     if name == backend.CPU:
         return geometry
@@ -86,12 +81,7 @@ def on_device(geometry: SliceGeometry, name: str) -> "SliceGeometry | DeviceGeom
 
 
 def kept_lists(options: RenderOptions) -> "KeptLists | None":
-    """Return lists for the steps of a fit that are kept while nothing moves far; None for the CPU.
-
-    Returns
-    -------
-    gsbids.kernels.cuda.kept_lists.KeptLists or None
-    """
+    """Return lists for the steps of a fit that are kept while nothing moves far; None for the CPU."""
     return None if options.device == backend.CPU else import_module("gsbids.kernels.cuda.kept_lists").KeptLists(options)
 
 
@@ -133,15 +123,15 @@ def render(
         ``I = sum w c / D`` and ``D = sum w + eps``; formulas in :func:`gsbids.kernels.reference.render_slices`.
     """
     if _is_away(mean, options):
-        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return backend.to_host(render(*field, geometry, options, lists))
+        field: Any = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return backend.to_host(render(*field, geometry, options, lists))  # type: ignore[call-arg]
     if twin := _cuda(mean):
         return twin.render(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
-    image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
+    image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)  # type: ignore[union-attr]
     weight = np.empty_like(image)
     splat.forward(
-        *geometry.arrays(),
+        *geometry.arrays(),  # type: ignore[union-attr]
         field.arrays(),
         options.cut**2,
         np.float32(options.eps),
@@ -180,17 +170,17 @@ def step_slices(
     Step
     """
     if _is_away(mean, options):
-        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return backend.to_host(step_slices(*field, geometry, acquired, options, lists))
+        field: Any = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return backend.to_host(step_slices(*field, geometry, acquired, options, lists))  # type: ignore[call-arg]
     if twin := _cuda(mean):
         return twin.step_slices(mean, log_scale, quaternion, intensity, log_weight, geometry, acquired, options, lists)
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
-    slices = len(geometry.rotation)
+    slices = len(geometry.rotation)  # type: ignore[union-attr]
     image, loss = np.empty((slices, *geometry.shape), np.float32), np.empty(slices)
     total, pose = np.empty((len(field.table), 11), np.float32), np.empty((slices, 6))
     gain = np.ones(slices) if acquired.gain is None else acquired.gain
     splat.step(
-        *geometry.arrays(),
+        *geometry.arrays(),  # type: ignore[union-attr]
         field.arrays(),
         options.cut**2,
         np.float32(options.eps),
@@ -234,8 +224,8 @@ def image_gradient(
         dI/dX per mm along row, column and normal of the slice. The PSF is held fixed.
     """
     if _is_away(mean, options):
-        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return backend.to_host(image_gradient(*field, geometry, _moved(rendered, options), options, lists))
+        field: Any = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return backend.to_host(image_gradient(*field, geometry, _moved(rendered, options), options, lists))  # type: ignore[call-arg]
     if twin := _cuda(mean):
         return twin.image_gradient(
             mean, log_scale, quaternion, intensity, log_weight, geometry, rendered, options, lists
@@ -243,7 +233,13 @@ def image_gradient(
     field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
     out = np.empty((*rendered[0].shape, 3), np.float32)
     splat.image_gradient(
-        *geometry.arrays(), field.arrays(), options.cut**2, options.mass_factor, rows.lanes(), *rendered, out
+        *geometry.arrays(),  # type: ignore[union-attr]
+        field.arrays(),
+        options.cut**2,
+        options.mass_factor,
+        rows.lanes(),
+        *rendered,
+        out,
     )
     return out
 
@@ -271,7 +267,7 @@ def pose_normal_equations(
         return twin.pose_normal_equations(geometry, gradient, residual, weight, gain)
     slices = len(residual)
     matrix, vector = np.empty((slices, 6, 6)), np.empty((slices, 6))
-    _, _, _, spacing, centre, _ = geometry.arrays()
+    _, _, _, spacing, centre, _ = geometry.arrays()  # type: ignore[union-attr]
     splat.pose_normal_equations(
         spacing, centre, gradient, residual, weight, np.asarray(gain, np.float64), matrix, vector
     )
@@ -316,7 +312,7 @@ class SliceRenderCpu(torch.autograd.Function):
     ) -> torch.Tensor:
         """Render the slices, and keep what the backward pass needs."""
         field = PackedField.pack(mean, log_scale, quaternion, intensity, log_weight, options)
-        image = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
+        image: Any = np.empty((len(geometry.rotation), *geometry.shape), np.float32)
         weight = np.empty_like(image)
         splat.forward(
             *geometry.arrays(),
@@ -339,7 +335,7 @@ class SliceRenderCpu(torch.autograd.Function):
         field, geometry, options = ctx.problem
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         total = np.empty((len(field.table), 11), np.float32)
-        pose = np.empty((len(geometry.rotation), 6))
+        pose: Any = np.empty((len(geometry.rotation), 6))
         splat.backward(
             *geometry.arrays(),
             field.arrays(),
@@ -373,11 +369,11 @@ def render_grid(
     :func:`gsbids.kernels.cuda.grid_ops.plan_grid`, on a GPU only. Returns image and weight (P, X, Y).
     """
     if _is_away(mean, options):
-        field = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
-        return backend.to_host(render_grid(*field, geometry, options, lists))
+        field: Any = _moved((mean, log_scale, quaternion, intensity, log_weight), options)
+        return backend.to_host(render_grid(*field, geometry, options, lists))  # type: ignore[call-arg]
     if twin := _cuda(mean, "grid_ops"):
         return twin.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists)
-    return grid_ops.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options)
+    return grid_ops.render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options)  # type: ignore[arg-type, return-value]
 
 
 class GridRender(torch.autograd.Function):

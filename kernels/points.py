@@ -304,6 +304,7 @@ class PointRender(torch.autograd.Function):
             *_columns(packed),
             points.cut**2,
         )
+        image: Any
         image, weight = np.empty((2, len(position)), np.float32)
         _forward(*arrays, eps, image, weight)
         ctx.problem = packed, arrays, None if psf is None else (frame, psf.dtype)

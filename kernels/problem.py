@@ -139,7 +139,7 @@ class Step:
 
     loss: np.ndarray
     image: np.ndarray
-    gradients: tuple[np.ndarray, ...]
+    gradients: tuple[Array, ...]
     pose: np.ndarray
 
 

@@ -93,7 +93,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         ]
     )
     for field, kind in VOLUME_IMAGES.items():
-        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)
+        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)  # type: ignore[arg-type]
         workflow.connect(inputnode, field, save, "in_file")
         if field == "volume":
             save.inputs.supersedes = "preview"  # also one that a run left that was killed

@@ -16,7 +16,7 @@ FIRST_AFTER_EARLY = 40  # the early one ends with as many: before, there is noth
 
 def needs_early_preview(config: Config) -> bool:
     """Return whether denoising or N4 would delay the fit."""
-    return config.execution.preview and (config.workflow.denoise or config.workflow.n4)
+    return config.execution.preview and (config.workflow.denoise or config.workflow.n4)  # type: ignore[return-value]
 
 
 def preview_settings(config: Config, task: ReconstructionTask, first: int) -> dict:

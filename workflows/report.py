@@ -179,7 +179,7 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
         (True, True): "n4/corrected.nii.gz",
         (False, True): "n4/corrected.nii.gz",
         (True, False): "denoise/denoised.nii.gz",
-    }.get((config.workflow.denoise, config.workflow.n4))
+    }.get((config.workflow.denoise, config.workflow.n4))  # type: ignore[arg-type]
     parts = {"conformed": "conform/conformed.nii.gz", "masks": "mask/mask.nii.gz", "corrected": last}
     for name, path in parts.items():
         if path:

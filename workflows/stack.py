@@ -16,8 +16,8 @@ def init_stack_prep_wf(
     stack: StackFile,
     mask_mode: str,
     mask_weights: str | Path | None = None,
-    denoise: bool = True,
-    n4: bool = True,
+    denoise: bool | None = True,
+    n4: bool | None = True,
     name: str | None = None,
     waits: bool = False,
 ) -> Workflow:

@@ -114,7 +114,7 @@ def init_svr_wf(
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
     place = where(getattr(options, "device", "cpu"))
     # All options, so that other defaults in another version are other inputs; threads and the device change nothing.
-    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}
+    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}  # type: ignore[assignment]
     fit = Node(
         FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed),
         "fit",

@@ -5,9 +5,10 @@ import hashlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -239,7 +240,7 @@ def _contradictions(stack: StackFile, shape: Sequence[int], affine: np.ndarray, 
     """Describe fields of the sidecar that contradict the image, or that advise against its use."""
     if words := _axis_words(stack, shape, affine):
         yield words
-    given = stack.metadata.get("SpacingBetweenSlices")
+    given: Any = stack.metadata.get("SpacingBetweenSlices")
     number = isinstance(given, int | float) and abs(given) < 1e6
     # Some converters write the gap.
     if number and min(abs(given - spacing), abs(given + stack.thickness - spacing)) > _ROUNDING * spacing:
@@ -256,7 +257,7 @@ def _contradictions(stack: StackFile, shape: Sequence[int], affine: np.ndarray, 
             "correct the sidecar"
         )
     kind = stack.metadata.get("ImageType")
-    words = kind if isinstance(kind, list) else str(kind).split("\\")  # as DICOM has it
+    words = kind if isinstance(kind, list) else str(kind).split("\\")  # type: ignore[assignment]  # as DICOM has it
     for word in sorted(_NOT_ACQUIRED & set(map(str, words))):
         yield (
             f"ImageType has {word}: its slices were not acquired like this, but made from other images or to plan; "
@@ -281,7 +282,7 @@ def _axis_words(stack: StackFile, shape: Sequence[int], affine: np.ndarray) -> s
 
 def _check_mask(stack: StackFile, shape: Sequence[int], affine: np.ndarray) -> tuple[bool, list[str]]:
     """Return whether the mask is on the grid of its stack, and remarks on it."""
-    values, mask_affine = load_image(stack.mask)
+    values, mask_affine = load_image(stack.mask)  # type: ignore[arg-type]
     try:
         mask, soft = inside_of(values)
     except InputError as error:
@@ -326,7 +327,7 @@ def _gap_warnings(
     return lines
 
 
-def _labels(stacks: Sequence[StackFile]) -> str:
+def _labels(stacks: Iterable[StackFile]) -> str:
     return ", ".join(stack.label for stack in stacks)
 
 

@@ -122,6 +122,7 @@ def collect_rows(
     """
     root = Path(output_dir)
     rows: dict[str, QcRow] = {}
+    found: dict[str, dict]
     found, troubles, word_columns = {}, [], word_columns or {}
     for path in sorted((path for pattern in _ROWS for path in root.glob(pattern)), key=_natural):
         if not selection.takes(parse_name(path.name)):

@@ -88,7 +88,7 @@ def open_raw(
     index = database_dir and Path(database_dir) / _INDEX
     if index and database_wipe:
         index.unlink(missing_ok=True)  # pybids would have to read it first
-    kept = bool(index) and index.exists()
+    kept = bool(index) and index.exists()  # type: ignore[union-attr]
     try:
         layout = _open(root, ["bids"], ignore, database_path=database_dir, reset_database=database_wipe)
     except InputError as error:
@@ -111,7 +111,7 @@ def open_raw(
         )
         return _open(root, ["bids"], ignore)
     if kept:
-        _say_what_changed(layout, database_dir)
+        _say_what_changed(layout, database_dir)  # type: ignore[arg-type]
     return layout
 
 
@@ -247,7 +247,7 @@ def query_with_metadata(layout: Any, default: Mapping, wanted: Mapping, where: s
     return [
         path
         for path in found
-        if not fields or metadata.get(path) is None or all(_says(metadata[path], key, wanted[key]) for key in fields)
+        if not fields or metadata.get(path) is None or all(_says(metadata[path], key, wanted[key]) for key in fields)  # type: ignore[arg-type]
     ]
 
 

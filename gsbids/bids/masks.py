@@ -66,7 +66,7 @@ class MaskIndex:
             known = len(self._masks)
             self._others += [(*mask, _ELSEWHERE) for mask in elsewhere]
             for mask in listed:
-                if trusted or _is_brain(*mask, sidecars):
+                if trusted or _is_brain(*mask, sidecars):  # type: ignore[call-arg]
                     self._masks.append(mask)
                 else:
                     self._others.append((*mask, _NO_BRAIN))

@@ -8,7 +8,7 @@ Entities are plain dictionaries with the short BIDS keys in any order, and the s
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 LABEL = re.compile(r"[A-Za-z0-9+]+")
 
@@ -220,7 +220,7 @@ def entity_value(entities: Mapping[str, str], key: str) -> str | int | None:
     return int(value) if key in ("run", "chunk") and value is not None and value.isdecimal() else value
 
 
-def raw_fault(below: PurePosixPath) -> str:
+def raw_fault(below: PurePath) -> str:
     """Describe what keeps the name of a file from being one of raw data; empty where nothing does.
 
     Parameters

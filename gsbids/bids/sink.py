@@ -88,7 +88,7 @@ class Sink:
     def _claim(self, relative: Path, source: str | Path | bytes) -> None:
         """Record who writes a name; a resumed run may write the same again."""
         contents = isinstance(source, bytes)
-        owner = hashlib.sha256(source).hexdigest() if contents else str(Path(source).absolute())
+        owner = hashlib.sha256(source).hexdigest() if contents else str(Path(source).absolute())  # type: ignore[arg-type]
         if self._owners.setdefault(relative, owner) != owner:
             raise FileExistsError(f"{relative} was written from {self._owners[relative]}, now from {owner}")
         if self.registry is None:

@@ -38,7 +38,7 @@ def overview() -> str:
     """List the commands with an example each."""
     width = max(len(usage) for usage, _, _ in (*BIDS_COMMANDS, *FILE_COMMANDS))
 
-    def lines(commands: Sequence[tuple[str, str, str]]) -> list[str]:
+    def lines(commands: Sequence[tuple[str, str, str]]) -> str:
         return "\n".join(f"  gsbids {usage:<{width}}  {what}\n      {example}" for usage, what, example in commands)
 
     return (

@@ -97,7 +97,7 @@ def _as_words(action: argparse.Action, value: Any) -> list[str]:
     """Return an option and its values as one would type them."""
     name = action.option_strings[0]
     if isinstance(value, bool):
-        return [name] if value else action.option_strings[1:2]
+        return [name] if value else action.option_strings[1:2]  # type: ignore[return-value]
     if action.dest == "verbosity":
         return [name] * value
     if action.dest == "memory_gb":

@@ -132,7 +132,7 @@ def _cpuinfo() -> str:
 
 def _kernels() -> Path:
     """Return the folder of the sources of the kernels, without loading them."""
-    return Path(importlib.util.find_spec("gsbids.kernels").submodule_search_locations[0], "cpu")
+    return Path(importlib.util.find_spec("gsbids.kernels").submodule_search_locations[0], "cpu")  # type: ignore[index, union-attr]
 
 
 def _writable(folder: Path) -> bool:

@@ -163,7 +163,9 @@ def make_config(args: argparse.Namespace) -> Config:
         "sloppy",
         "orientation",
     )
-    files = {name: absolute(getattr(args, name)) for name in ("like", "template", "template_mask", "mask_weights")}
+    files: dict[str, Any] = {
+        name: absolute(getattr(args, name)) for name in ("like", "template", "template_mask", "mask_weights")
+    }
     nipype = nipype_options(args)
     device = resolve_device(args.device, nipype.plugin, args.svr_method)
     workflow = WorkflowOptions(device=device, **files, **{name: getattr(args, name) for name in names})

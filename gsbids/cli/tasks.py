@@ -188,7 +188,7 @@ def _useless(tasks: Sequence[ReconstructionTask], config: Config) -> Iterator[st
         for option, value in (("--sr-factor", options.sr_factor), ("--like", options.like)):
             if value:
                 yield f"{option}: not used, as nothing is super-resolved; --mode sr would do so"
-    for option, value in (("--template", options.template_file), ("--orientation", options.orientation != "scanner")):
+    for option, value in (("--template", options.template_file), ("--orientation", options.orientation != "scanner")):  # type: ignore[assignment]
         if methods == {"sr"} and value:
             yield f"{option}: not used, as nothing is reconstructed from stacks"
     if methods == {"sr"} and config.execution.preview:

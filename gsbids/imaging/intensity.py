@@ -2,6 +2,7 @@
 """Negative, shifted and empty intensities: background level, isolated bright voxels, empty slices."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def above_background(image: np.ndarray) -> np.ndarray:
     return image - np.float32(background(image))
 
 
-def without_spikes(image: np.ndarray, name: str) -> np.ndarray:
+def without_spikes(image: np.ndarray, name: str | Path) -> np.ndarray:
     """Clip isolated voxels that are far brighter than all others to the brightest of these, and log a warning.
 
     Single ones come from the receiver or from a conversion, and one is enough to decide a mean or a correlation.

@@ -259,7 +259,7 @@ def bounding_box(mask: np.ndarray, margin: int | Sequence[int] | np.ndarray = 0)
                 min(int(filled[-1]) + 1 + int(margins[axis]), mask.shape[axis]),
             )
         )
-    return tuple(box)
+    return tuple(box)  # type: ignore[return-value]
 
 
 def _inside_grid(to_mask: np.ndarray, shape: Sequence[int], mask_shape: Sequence[int]) -> np.ndarray:

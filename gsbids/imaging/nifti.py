@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +27,7 @@ UNITS = {1: ("m", 1e3), 3: ("micrometres", 1e-3)}  # codes of xyzt_units other t
 WRAPPED, UNLIKELY = 32000, 0.001  # bright voxels beyond 2^15 are negative ones; few are between these and 0 then
 
 # Headers whose quaternion is longer than 1 by rounding are sound: nibabel's own limit is three roundings of float32.
-nib.Nifti1Header.quaternion_threshold = -1e-5
+nib.Nifti1Header.quaternion_threshold = -1e-5  # type: ignore[assignment]
 
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError)
 
@@ -88,7 +89,7 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if words := _unit(image.header, image.affine)[1]:
         LOGGER.warning("%s: %s", path, words)
-    if words := _sizes_differ(image.header):
+    if words := _sizes_differ(image.header):  # type: ignore[assignment]
         LOGGER.warning(
             "%s: voxels are %s mm by the sform and %s mm by pixdim; the sform is taken: correct the header "
             "if the stacks have the wrong size",
@@ -118,7 +119,7 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return data, affine
 
 
-def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: str = "float32") -> Path:
+def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: Any = "float32") -> Path:
     """Write a NIfTI-1 file under a temporary name, then rename it.
 
     qform and sform both carry ``affine`` with code 1 (scanner) and units of mm; the qform of a
@@ -187,7 +188,7 @@ def _shape(image: nib.Nifti1Pair, path: str | Path) -> tuple[int, int, int]:
         )
     if len(shape) < 2 or 0 in shape:
         raise InputError(f"{path}: the image has shape {shape}; two or three axes are expected")
-    return (*shape, 1) if len(shape) == 2 else shape
+    return (*shape, 1) if len(shape) == 2 else shape  # type: ignore[return-value]
 
 
 def _forms_apart(header: nib.Nifti1Header, shape: Sequence[int]) -> float:
@@ -212,7 +213,7 @@ def _sizes_differ(header: nib.Nifti1Header) -> tuple[str, str] | None:
     size = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
     if not (np.abs(size / pixdim - 1) > SIZES_DIFFER).any():
         return None
-    return tuple(" x ".join(f"{side:.3g}" for side in sides) for sides in (size, pixdim))
+    return tuple(" x ".join(f"{side:.3g}" for side in sides) for sides in (size, pixdim))  # type: ignore[return-value]
 
 
 def _unwrapped(voxels: np.ndarray, path: str | Path) -> np.ndarray:
@@ -281,7 +282,7 @@ def _unit(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[float, str]:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
 
     def possible(sides: np.ndarray) -> bool:
-        return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()
+        return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()  # type: ignore[return-value]
 
     if possible(lengths) or not possible(lengths * factor):
         return 1.0, (

@@ -116,7 +116,7 @@ def chosen_stacks(inputs: "StacksInputSpec") -> tuple:
 
 def read_choice(inputs: "StacksInputSpec") -> dict:
     """Read the choice of an interface's input ``choice``; without one, nothing is doubted and all masks are given."""
-    choice = {"doubts": {}, "left_out": [], "made": [], "empty": {}}
+    choice: dict = {"doubts": {}, "left_out": [], "made": [], "empty": {}}
     if isdefined(inputs.choice):
         with open(inputs.choice, encoding="utf-8") as file:
             choice |= json.load(file)  # one that an earlier version left in a work folder does not have all of it

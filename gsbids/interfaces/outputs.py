@@ -278,7 +278,7 @@ def gather_content(found: dict) -> "ReportContent":
         stacks=tuple(panels),
         methods=methods_paragraphs(MethodsFacts(**facts)),
         usage=usage_of(found),
-        **images,
+        **images,  # type: ignore[arg-type]
         **content,
     )
 
@@ -316,7 +316,7 @@ def name_device(content: dict, facts: dict, result: Any) -> None:
 
 def _summary(result: Any) -> tuple[tuple[str, str], ...]:
     """Return the rows that describe a result."""
-    rows = (
+    rows: tuple[tuple[str, str], ...] = (
         ("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
         ("Gaussians", f"{len(result.field)}"),
     )

@@ -2,7 +2,6 @@
 """Previews in the output folder: written during the fit, and by a quick fit before all preparation."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from nipype.interfaces.base import Bunch
 
     from gsbids.imaging.stack import Stack
-    from gsbids.recon.volume.preview import Preview, Previewer
+    from gsbids.recon.volume.preview import Previewer, PreviewVolume
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 
@@ -40,7 +39,7 @@ class PreviewFile:
         self.settings, self.folder, self.stage = settings, Path(folder), stage
         self.usable = True
 
-    def __call__(self, preview: "Preview") -> None:
+    def __call__(self, preview: "PreviewVolume") -> None:
         """Replace the preview in the output; a full disk does not stop the fit."""
         from gsbids.bids.sink import Sink
 
@@ -64,7 +63,7 @@ class PreviewFile:
 
 
 def previewer(
-    stacks: "Sequence[Stack]", settings: dict, folder: str | Path, stage: str, device: str = "cpu"
+    stacks: "list[Stack]", settings: dict, folder: str | Path, stage: str, device: str = "cpu"
 ) -> "Previewer":
     """Make an observer of a fit that keeps the preview file of the output up to date."""
     from gsbids.recon.volume.preview import Previewer

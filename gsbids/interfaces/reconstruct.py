@@ -51,7 +51,7 @@ class RegisterStacks(NodeInterface):
         from gsbids.recon.svr.exclude import registered_without
 
         stacks, out = chosen_stacks(self.inputs)
-        found = register_stacks(stacks, self.inputs.num_threads)
+        found: Any = register_stacks(stacks, self.inputs.num_threads)
         found = asdict(registered_without(found, out, "Left out, as its mask is doubtful."))
         # JSON keeps every bit of a double.
         text = json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}, indent=1)
@@ -104,7 +104,7 @@ class FitSvr(NodeInterface):
         observe = None
         if isdefined(settings) and settings:
             observe = previewer(stacks, settings, runtime.cwd, "prepared stacks", self.inputs.device)
-        result = fit(stacks, transforms[~out], options, progress=ProgressNote(runtime.cwd), observe=observe)
+        result = fit(stacks, transforms[~out], options, progress=ProgressNote(runtime.cwd), observe=observe)  # type: ignore[operator]
         release(self.inputs.device)
         if moved := result.settings.get("placed_anew"):
             LOGGER.warning(
@@ -229,7 +229,7 @@ class SampleVolume(NodeInterface):
         from gsbids.recon.volume.template import brain_of_result
 
         given, contrast = isdefined(self.inputs.template), isdefined(self.inputs.packaged_templates)
-        brain = brain_of_result(result, stacks) if given or contrast else None
+        brain: Any = brain_of_result(result, stacks) if given or contrast else None
         given, contrast = (each and brain.mask.any() for each in (given, contrast))
         found, facts = self._to_template(brain) if given else self._to_packaged(brain) if contrast else (None, {})
         self._results["placement"] = write_text(self.path(runtime, "placement.json"), json.dumps(facts))

@@ -95,6 +95,7 @@ class MaskStack(NodeInterface):
                 self.inputs.mode,
                 f"{error.found[0].upper()}{error.found[1:]}.",
             )
+        empty: list[int]
         mask, empty = made.mask, []
         if self.inputs.of_slices:
             made, mask, empty = _without_empty_slices(image, made)

@@ -225,6 +225,8 @@ def gather_sr_content(found: dict) -> Any:
     from gsbids.recon.sr.quality import choice_rows
     from gsbids.recon.sr.result import SrResult
 
+    chosen: Any
+    history: Any
     content, facts, chosen, history = as_tuples(found["content"]), dict(found["facts"]), (), {}
     facts["resolution"] = tuple(facts.get("resolution", ()))
     if "model" in found:
@@ -241,9 +243,9 @@ def gather_sr_content(found: dict) -> Any:
     if "metrics" in found:
         plain = json.loads(Path(found["metrics"]).read_text(encoding="utf-8"))
         content["metrics"] = {k: math.nan if v is None else v for k, v in plain.items()}
-    images = {name: Path(found[name]) for name in ("volume", "mask") if name in found}
-    panel = SrPanel(
-        *(Path(found[name]) if name in found else None for name in ("before", "interpolated")),
+    images: dict[str, Any] = {name: Path(found[name]) for name in ("volume", "mask") if name in found}
+    panel = SrPanel(  # type: ignore[misc]
+        *(Path(found[name]) if name in found else None for name in ("before", "interpolated")),  # type: ignore[arg-type]
         chosen=chosen,
         history=history,
     )

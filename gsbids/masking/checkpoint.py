@@ -5,7 +5,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -111,7 +111,7 @@ def grid_of(shape: Sequence[int], spacing: Sequence[float], pixel: float) -> tup
     return step, np.rint((np.array(shape[:2]) - 1) / step + 1).astype(int)
 
 
-def mean_score(stack: np.ndarray, find: Callable) -> "Tensor":
+def mean_score(stack: np.ndarray, find: Callable) -> Any:
     """Compute scores of slices, (X, Y, N), by a function of tensors (N, 1, X, Y), averaged over mirror images."""
     import torch
 
@@ -120,7 +120,9 @@ def mean_score(stack: np.ndarray, find: Callable) -> "Tensor":
         return sum(torch.flip(find(torch.flip(slices, axes)), axes) for axes in FLIPS) / len(FLIPS)
 
 
-def resampled(stack: np.ndarray, step: np.ndarray, size: np.ndarray, order: int, mode: str = "nearest") -> np.ndarray:
+def resampled(
+    stack: np.ndarray, step: np.ndarray, size: np.ndarray | Sequence[int], order: int, mode: str = "nearest"
+) -> np.ndarray:
     """Resample slices to another grid of pixels with the same first pixel, ``step`` old pixels apart."""
     at = np.meshgrid(*(np.arange(n) * s for n, s in zip(size, step, strict=True)), indexing="ij")
     return np.stack(

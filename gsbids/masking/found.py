@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,9 @@ class MaskNetwork:
         Facts of the training, in the header of its file.
     """
 
-    network: object
-    shape: object
-    judge: object = None
+    network: Any
+    shape: Any
+    judge: Any = None
     facts: dict[str, str] = field(default_factory=dict)
 
 

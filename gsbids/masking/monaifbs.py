@@ -54,7 +54,7 @@ def strides_of(shape: MonaifbsShape) -> list[tuple[int, int]]:
     size, spacing, strides = np.array(shape.window), np.full(2, shape.pixel), [(1, 1)]
     while (step := np.where((spacing <= 2 * spacing.min()) & (size >= 8), 2, 1)).max() > 1:
         size, spacing = size // step, spacing * step
-        strides.append(tuple(map(int, step)))
+        strides.append(tuple(map(int, step)))  # type: ignore[arg-type]
     return strides
 
 

@@ -93,7 +93,7 @@ def make_mask(
     image = above_background(image)
     chosen = choose_mode(mode, image, affine, mask_file)
     if chosen == "derivatives":
-        return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)
+        return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)  # type: ignore[arg-type]
     if chosen == "none":
         return MadeMask(full_mask(image), "No mask: the whole stack is used.", chosen)
     if chosen == "nonzero":

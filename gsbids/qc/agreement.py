@@ -74,7 +74,7 @@ def pairwise_agreement(result: SvrResult, stacks: list[Stack]) -> np.ndarray:
     for a in range(count):
         for b in range(a):
             if images[a] is not None and images[b] is not None:
-                table[a, b] = table[b, a] = _correlation(images[a], images[b])
+                table[a, b] = table[b, a] = _correlation(images[a], images[b])  # type: ignore[arg-type]
     return table
 
 

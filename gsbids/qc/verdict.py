@@ -4,6 +4,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 USABLE, LOOK, DO_NOT_USE = "usable", "look at it", "do not use"
 
@@ -226,7 +227,7 @@ def judge(metrics: Mapping[str, float | None]) -> Verdict:
     if not spoke:
         return Verdict(USABLE)
     worst = next(iter(spoke.values())).level
-    return Verdict(worst, tuple(rule.sentence(metrics[name]) for name, rule in spoke.items()), tuple(spoke))
+    return Verdict(worst, tuple(rule.sentence(metrics[name]) for name, rule in spoke.items()), tuple(spoke))  # type: ignore[arg-type]
 
 
 def verdict_of_fields(fields: Mapping[str, object]) -> Verdict | None:
@@ -243,6 +244,6 @@ def verdict_of_fields(fields: Mapping[str, object]) -> Verdict | None:
     return Verdict(level, tuple(map(str, reasons)) if isinstance(reasons, list) else ())
 
 
-def known(value: float | None) -> bool:
+def known(value: float | None) -> TypeGuard[float]:
     """Return whether a value is a number and not NaN."""
     return isinstance(value, int | float) and not math.isnan(value)

@@ -46,7 +46,7 @@ class GaussianField:
         return len(self.mean)
 
     @property
-    def parameters(self) -> tuple[np.ndarray, ...]:
+    def parameters(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The arrays of the Gaussians, in the order of the renderer's arguments."""
         return tuple(getattr(self, name) for name in self.PARAMETERS)
 

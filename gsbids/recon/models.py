@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -18,7 +19,7 @@ from gsbids.recon.sr.sample import sample_sr
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.volume.sample import sample_result
 
-KINDS = {"gsbids-svr-2": SvrResult, SrResult.FORMAT: SrResult}
+KINDS: dict[str, Any] = {"gsbids-svr-2": SvrResult, SrResult.FORMAT: SrResult}
 ROOM = 1.5  # mm around the Gaussians of an SVR model, whose centres reach beyond the masks already
 
 
@@ -128,7 +129,7 @@ def model_grid(
     shape = tuple(int(n) for n in np.ceil(high - low) + 1)
     affine = np.eye(4)
     affine[:3, 3] = (low + high) / 2 + origin - (np.array(shape) - 1) / 2
-    return affine, shape
+    return affine, shape  # type: ignore[return-value]
 
 
 def grid_of_spacing(
@@ -180,12 +181,12 @@ def sample_model(
     """
     is_sr = isinstance(model, SrResult)
     try:
-        image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)
+        image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)  # type: ignore[arg-type]
     except FloatingPointError as error:
         raise InputError(f"the model cannot be sampled ({error}): make it again") from error
     if mask is None:
         return image
-    inside = resample_mask(*mask, affine, shape)
+    inside = resample_mask(*mask, affine, shape)  # type: ignore[call-arg]
     if not inside.any():
         raise InputError("--mask: no voxel of the grid is inside the mask; check that both are of one space")
     rim = 0.0 if is_sr else float(model.settings.get("rim", 0.0))
@@ -203,4 +204,4 @@ def _within(
         )
     inner = np.diag([*step, 1.0])
     inner[:3, 3] = (np.array(shape) - 1) / 2 - step * (count - 1) / 2
-    return affine @ inner, tuple(int(n) for n in count)
+    return affine @ inner, tuple(int(n) for n in count)  # type: ignore[return-value]

@@ -50,8 +50,8 @@ def sample_grid(
             psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2),
             spacing=np.tile(spacing, (count, 1)),
             centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)),
-            extent=ops.full_extent(count, shape[:2]),
-            shape=tuple(shape[:2]),
+            extent=ops.full_extent(count, shape[:2]),  # type: ignore[arg-type]
+            shape=tuple(shape[:2]),  # type: ignore[arg-type]
         )
         planes.append(ops.render(*field.parameters, geometry, options))
-    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
+    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))  # type: ignore[return-value]

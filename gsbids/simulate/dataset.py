@@ -4,6 +4,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -194,8 +195,13 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     _write_json(Path(f"{name}_desc-brain_mask.json"), {"Type": "Brain", "SpatialReference": "orig"})
     _write_json(Path(f"{name}_desc-simulation_settings.json"), asdict(settings))
     _write_descriptions(root, masks_root, truth_root)
-    return SimulatedDataset(
-        root, masks_root, truth_root, *(tuple(f) for f in zip(*files, strict=True)), truth_file, mask_file
+    return SimulatedDataset(  # type: ignore[call-arg]
+        root,
+        masks_root,
+        truth_root,
+        *(tuple(f) for f in zip(*files, strict=True)),  # type: ignore[arg-type]
+        truth_file,
+        mask_file,
     )
 
 
@@ -278,7 +284,7 @@ def _write_descriptions(root: Path, masks_root: Path, truth_root: Path) -> None:
         (masks_root, "Brain masks of simulated stacks", "One mask per stack, on its grid."),
         (truth_root, "Truth of simulated stacks", "The head at rest; the true motion of each slice."),
     ):
-        description = {
+        description: dict[str, Any] = {
             "Name": name,
             "BIDSVersion": "1.10.1",
             "DatasetType": "raw",

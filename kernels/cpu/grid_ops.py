@@ -75,7 +75,7 @@ def _brick_order(table: np.ndarray, geometry: GridGeometry) -> np.ndarray:
     side, bricks = SMALLEST, (1, 1, 1)
     while side == SMALLEST or np.prod(bricks) > KEYS:
         side *= 2
-        bricks = tuple(-(-n // side) for n in geometry.shape)
+        bricks = tuple(-(-n // side) for n in geometry.shape)  # type: ignore[assignment]
     keys = np.empty(len(table), np.uint16)
     turn, origin, spacing = (np.asarray(a, float) for a in (geometry.rotation, geometry.origin, geometry.spacing))
     grid_cpu.brick_keys(table, origin, np.ascontiguousarray(turn / (side * spacing)), np.array(bricks), keys)

@@ -217,7 +217,7 @@ def gather(typingctx, table, columns, index, start, column, lanes):
     ``table`` and ``index``: addresses of float32 in rows of ``columns``, and of int32.
     """
     kind = KINDS[lanes]
-    result = types.UniTuple(kind, 8)
+    result = types.UniTuple(kind, 8)  # type: ignore[attr-defined]
 
     def codegen(context, builder, signature, args):
         table, columns, index, start, column = args[:5]
@@ -323,7 +323,7 @@ def totals(typingctx, at, lanes):
             builder.fadd(*(builder.shuffle_vector(v, v, _mask(range(k, k + half))) for k in (0, half))) for v in vectors
         ]
         while len(vectors) > 1:
-            vectors = [_join(builder, *vectors[k : k + 2], group) for k in range(0, len(vectors), 2)]
+            vectors = [_join(builder, *vectors[k : k + 2], group) for k in range(0, len(vectors), 2)]  # type: ignore[call-arg]
             group //= 2
         return _recast(builder, vectors[0], ir.DoubleType())
 

@@ -149,7 +149,7 @@ def _key(x, y, z):
     a, b, c = np.int64(np.floor(x / CELL)) & 31, np.int64(np.floor(y / CELL)) & 31, np.int64(np.floor(z / CELL)) & 31
     key = 0
     for bit in range(5):
-        key |= (((a >> bit) & 1) | ((b >> bit) & 1) << 1 | ((c >> bit) & 1) << 2) << (3 * bit)
+        key |= (((a >> bit) & 1) | ((b >> bit) & 1) << 1 | ((c >> bit) & 1) << 2) << (3 * bit)  # type: ignore[assignment]
     return key
 
 

@@ -265,7 +265,7 @@ def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta
         weight[i, j1:] = 0.0
         numerator[i, :j0] = 0.0
         numerator[i, j1:] = 0.0
-        loss += part
+        loss += part  # type: ignore[assignment]
     return loss
 
 

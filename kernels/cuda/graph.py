@@ -6,6 +6,7 @@ running them. A graph records the launches once and repeats them with one call.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -36,6 +37,9 @@ class CapturedWork:
     replays : int
         Calls that a graph served.
     """
+
+    _replay: Any
+    capture: Any
 
     def __init__(
         self,

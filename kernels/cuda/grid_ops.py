@@ -50,7 +50,7 @@ def on_device(geometry: GridGeometry | DeviceGrid, target: torch.device) -> Devi
         return geometry
     parts = (geometry.rotation, geometry.origin, geometry.psf, geometry.spacing)
     frame = np.concatenate([np.ravel(a) for a in parts]).astype(np.float32)
-    return DeviceGrid(torch.from_numpy(frame).to(target), tuple(geometry.shape))
+    return DeviceGrid(torch.from_numpy(frame).to(target), tuple(geometry.shape))  # type: ignore[arg-type]
 
 
 def _project(gauss: torch.Tensor, grid: DeviceGrid, cut: float, mass_factor: bool) -> tuple[torch.Tensor, torch.Tensor]:

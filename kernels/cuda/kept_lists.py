@@ -20,6 +20,7 @@ and rebuilt somewhat early.
 """
 
 import math
+from typing import Any
 
 import torch
 from numba import float32
@@ -111,6 +112,10 @@ class KeptLists:
     rebuilds : int
     """
 
+    plans: Any
+    used: Any
+    _before: Any
+
     def __init__(self, options: RenderOptions = DEFAULT, margin: float = 0.5) -> None:
         self.options, self.margin = options, margin
         self.plans, self.used, self.version, self.rebuilds, self._before = None, None, 0, 0, None
@@ -164,7 +169,7 @@ class KeptLists:
         geometry = ops_cuda.on_device(geometry, field[0].device)
         plans = ops_cuda.plan(field, geometry, self.options, self.margin)
         kept = self.plans is not None and plans is not None and len(plans) == len(self.plans)
-        if not (kept and all(old.take(new) for old, new in zip(self.plans, plans, strict=True))):
+        if not (kept and all(old.take(new) for old, new in zip(self.plans, plans, strict=True))):  # type: ignore[arg-type]
             self.plans = plans and [part.with_room(SLACK) for part in plans]
             self.version += 1
         self.remember(field, geometry)

@@ -137,7 +137,7 @@ def step_slices(
     return Step(loss, image, field_gradients(log_scale, quaternion, total, options.mass_factor), pose.double())
 
 
-def _acquired(acquired: Acquired, geometry: DeviceGeometry) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _acquired(acquired: Acquired, geometry: DeviceGeometry) -> tuple:
     """Return delta, and gain, values and weight on the device."""
     target = geometry.frame.device
     gain = torch.ones(len(geometry), device=target) if acquired.gain is None else acquired.gain

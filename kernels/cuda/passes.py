@@ -64,7 +64,7 @@ def forward(
     """Return image and weight (S, X, Y), and the lists if one range was enough."""
     image = gauss.new_empty((len(geometry), *geometry.shape))
     weight = torch.empty_like(image)
-    lists = None
+    lists: Any = None
     for part, lists in parts:
         span = slice(lists.start, lists.stop)
         record, _ = plan_cuda.project(gauss, part, lists.pairs, options.cut, options.mass_factor)

@@ -76,12 +76,13 @@ class DeviceGeometry:
         j = np.arange(columns)
         inside = (j >= extent[..., :1]) & (j < extent[..., 1:])
         arrays = (frames(geometry), extent, window, span, inside)
-        return cls(*(torch.from_numpy(a).to(target) for a in arrays), (rows, columns))
+        return cls(*(torch.from_numpy(a).to(target) for a in arrays), (rows, columns))  # type: ignore[arg-type, call-arg]
 
     def slices(self, start: int, stop: int) -> "DeviceGeometry":
         """Return some of the slices; views."""
-        return DeviceGeometry(
-            *(a[start:stop] for a in (self.frame, self.extent, self.window, self.span, self.inside)), self.shape
+        return DeviceGeometry(  # type: ignore[call-arg]
+            *(a[start:stop] for a in (self.frame, self.extent, self.window, self.span, self.inside)),  # type: ignore[arg-type]
+            self.shape,
         )
 
     def moved(self, rotation: Array, translation: Array) -> "DeviceGeometry":
@@ -243,7 +244,7 @@ def make_plan(
         order.to(torch.int32),
         tile_start,
         tile_list,
-        tiles,
+        tiles,  # type: ignore[arg-type]
     )
 
 

@@ -60,7 +60,7 @@ def numba_cuda() -> ModuleType:
             "environment (a nested site directory does not run the redirection of numba-cuda)"
         )
     # Small problems are as good a use of a GPU as any: no warnings about them.
-    importlib.import_module("numba.cuda.core.config").CUDA_LOW_OCCUPANCY_WARNINGS = 0
+    importlib.import_module("numba.cuda.core.config").CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]
     if os.environ.get("GSBIDS_BACKEND") == "sim" and not is_simulator():
         raise DeviceError("numba was imported before GSBIDS_BACKEND=sim was set: set it in the environment")
     return module

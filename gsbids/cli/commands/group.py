@@ -103,7 +103,7 @@ def _nothing_found(output_dir: Path, participants: tuple[str, ...], sessions: tu
     )
 
 
-def _tell(rows: list, troubles: list) -> None:
+def _tell(rows: list, troubles: tuple) -> None:
     """Log how many reconstructions there are, and which are not to be used."""
     from gsbids.qc.verdict import DO_NOT_USE
 

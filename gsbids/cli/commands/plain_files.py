@@ -7,7 +7,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gsbids.errors import InputError
 
@@ -99,7 +99,7 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> "tuple[lis
 def _thickness_of(args: argparse.Namespace, number: int, path: Path, metadata: dict) -> float:
     """Return the slice thickness (mm) of a stack; NaN where it is not known."""
     if not args.slice_thickness:
-        value = metadata.get("SliceThickness")
+        value: Any = metadata.get("SliceThickness")
         usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
         return float(value) if usable else math.nan
     value = args.slice_thickness[number if len(args.slice_thickness) > 1 else 0]

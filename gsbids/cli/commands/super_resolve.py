@@ -140,7 +140,9 @@ def _super_resolve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _profile(args: argparse.Namespace, spacing: "np.ndarray") -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _profile(
+    args: argparse.Namespace, spacing: "np.ndarray"
+) -> tuple[tuple[str, str, str], tuple[float, float, float]]:
     """Return profile and width of every axis."""
     from gsbids.recon.sr.target import is_thick, voxel_profile
 

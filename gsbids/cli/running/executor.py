@@ -26,7 +26,7 @@ def start_worker(cwd: str) -> None:
 
 def _die_with_parent() -> None:
     """End this worker when its parent ends; else it would go on writing into the working folder of the next run."""
-    parent_process().join()
+    parent_process().join()  # type: ignore[union-attr]
     os._exit(1)
 
 
@@ -55,9 +55,9 @@ def make_executor(plugin_args: dict) -> Any:
         def __init__(self) -> None:
             super().__init__(plugin_args)
             self._workers = plugin_args.get("workers", self.processors)
-            self.pool = make_pool(self._workers, self._cwd)
-            self._own_pools = {}
-            self._jobs = {}
+            self.pool = make_pool(self._workers, self._cwd)  # type: ignore[arg-type]
+            self._own_pools: dict[int, ProcessPoolExecutor] = {}
+            self._jobs: dict[int, tuple] = {}
 
         def _submit_job(self, node: Any, updatehash: bool = False) -> int:
             self._taskid += 1
@@ -65,7 +65,7 @@ def make_executor(plugin_args: dict) -> Any:
             try:
                 future = self.pool.submit(*self._jobs[self._taskid])
             except BrokenProcessPool:
-                self.pool = make_pool(self._workers, self._cwd)
+                self.pool = make_pool(self._workers, self._cwd)  # type: ignore[arg-type]
                 future = self.pool.submit(*self._jobs[self._taskid])
             self._task_obj[self._taskid] = future
             return self._taskid
@@ -104,7 +104,7 @@ def make_executor(plugin_args: dict) -> Any:
                 pool.shutdown(wait=False, cancel_futures=True)
                 # Python's exit writes to the pool's pipe, without a lock, while this thread may be closing it.
                 if manager is not None:
-                    manager.join(LAST_WORDS)
+                    manager.join(LAST_WORDS)  # type: ignore[attr-defined]
 
     return MultiProcPlugin()
 

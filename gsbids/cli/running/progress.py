@@ -80,7 +80,7 @@ class Progress:
         """Describe the state in one line: how many steps are done, and which are running for how long."""
         now, steps = time.monotonic(), []
         for name, node in list(self._running.items()):
-            share = fraction_done(Path(node.output_dir()))
+            share = fraction_done(Path(node.output_dir()))  # type: ignore[attr-defined]
             done = "" if share is None else f" {share:.0%}"
             steps.append(f"{step_name(name, self._names)}{done} {clock(now - self._started[name])}")
         head = f"{len(self._done)} of {self._total} steps, {clock(now - self._began)}"
@@ -160,13 +160,13 @@ class TerminalHandler(logging.StreamHandler):
     def rest(self) -> None:
         """Remove the line."""
         self._ended.set()
-        with self.lock:
+        with self.lock:  # type: ignore[union-attr]
             self._progress = None
             self._clear()
 
     def _loop(self) -> None:
         while not self._ended.wait(REDRAW):
-            with self.lock:
+            with self.lock:  # type: ignore[union-attr]
                 self._draw()
 
     def _draw(self) -> None:

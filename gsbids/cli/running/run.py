@@ -140,8 +140,8 @@ def execute(workflow: Any, plan: Plan) -> bool:
             {
                 "n_procs": options.nprocs,
                 "raise_insufficient": False,
-                "workers": budget.workers,
-                "memory_gb": budget.memory_gb,
+                "workers": budget.workers,  # type: ignore[union-attr]
+                "memory_gb": budget.memory_gb,  # type: ignore[union-attr]
                 **one_gpu(plan.config),
                 **arguments,
             }

@@ -67,6 +67,6 @@ def pull_of(motion: RigidMotion, slices: SliceSet, stiffness: np.ndarray) -> Pul
         typical = np.median(size[there & large]) if (there & large).any() else np.inf
         steps.append(step)
         weights.append(there / (typical + LEAST_VARIANCE))
-    weights = np.array(weights)[..., None]
-    step = (weights * np.array(steps)).sum(0) / np.maximum(weights.sum(0), 1e-12)
+    weights = np.array(weights)[..., None]  # type: ignore[assignment]
+    step = (weights * np.array(steps)).sum(0) / np.maximum(weights.sum(0), 1e-12)  # type: ignore[attr-defined]
     return Pull(motion.step(step[:, :3], step[:, 3:]), stiffness)

@@ -113,7 +113,7 @@ def pixel_weights(residual: Array, mask: Array) -> Array:
     The scale is each slice's robust deviation, but never under that of the typical slice.
     """
     scale = MAD_TO_SIGMA * backend.medians(abs(residual), mask)
-    scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]
+    scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]  # type: ignore[call-overload]
     return backend.exp(-0.5 * (residual / backend.like(PIXEL_TOLERANCE * scale, residual)) ** 2)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gsbids.kernels import backend, ops
-from gsbids.kernels.problem import Array
+from gsbids.kernels.problem import Array, FieldArrays
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting.neighbours import OFFSETS, Pull, lengths, pull_of, tangents
 from gsbids.recon.fitting.slices import SliceSet
@@ -68,7 +68,7 @@ class PoseProblem:
         Pull to the neighbours' motion, as a share of the information of the median slice.
     """
 
-    parameters: tuple
+    parameters: FieldArrays
     slices: SliceSet
     weight: np.ndarray
     gain: np.ndarray

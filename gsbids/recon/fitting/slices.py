@@ -209,7 +209,7 @@ def row_extent(mask: np.ndarray) -> np.ndarray:
     filled = mask.any(2)
     first = mask.argmax(2)
     last = mask.shape[2] - mask[:, :, ::-1].argmax(2)
-    return np.where(filled[..., None], np.stack([first, last], -1), 0).astype(np.int32)
+    return np.where(filled[..., None], np.stack([first, last], -1), 0).astype(np.int32)  # type: ignore[index]
 
 
 def _slices_of(stack: Stack, rim: float, min_pixels: int) -> dict:

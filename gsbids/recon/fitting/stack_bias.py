@@ -160,5 +160,5 @@ def _cell_sums(image: Array, size: np.ndarray) -> np.ndarray:
         last = [int(count * s - n) for count, s, n in zip((rows, columns), size, image.shape[1:], strict=True)]
         padded = torch.nn.functional.pad(image, (0, last[1], 0, last[0]))
         return backend.to_host(padded.reshape(len(image), rows, int(size[0]), columns, int(size[1])).sum((2, 4)))
-    rows = np.add.reduceat(image, np.arange(0, image.shape[1], size[0]), axis=1)
+    rows = np.add.reduceat(image, np.arange(0, image.shape[1], size[0]), axis=1)  # type: ignore[assignment]
     return np.add.reduceat(rows, np.arange(0, image.shape[2], size[1]), axis=2)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -213,11 +213,11 @@ class FitState:
 
     def at(self, device: str) -> "FitState":
         """Return the same state with its images on a device."""
-        images = {name: getattr(self, name) for name in self.IMAGES}
+        images: Any = {name: getattr(self, name) for name in self.IMAGES}
         return replace(
             self,
             compared=None,
-            **{name: image if image is None else backend.to_device(image, device) for name, image in images.items()},
+            **{name: image if image is None else backend.to_device(image, device) for name, image in images.items()},  # type: ignore[arg-type]
         )
 
     def pixel_weights(self, pixels: Array) -> Array:
@@ -343,21 +343,21 @@ def _field_step(
     Renews the simulated slices and the residual on the pixels held out. ``lists``: of :func:`ops.kept_lists`.
     """
     options, (rate, floor) = problem.options, settings
-    for group in state.optimiser.param_groups:
+    for group in state.optimiser.param_groups:  # type: ignore[union-attr]
         group["lr"] = rate
-    state.optimiser.zero_grad(set_to_none=True)
+    state.optimiser.zero_grad(set_to_none=True)  # type: ignore[union-attr]
     p, compared = state.parameters, state.compare(problem.on_device)
-    field = [backend.to_device(p[k], options.device) for k in PARAMETERS]
+    field: Any = [backend.to_device(p[k], options.device) for k in PARAMETERS]
     field.append(backend.to_device(np.zeros(len(field[0]), np.float32), options.device))
     geometry = problem.slices.geometry(state.pose.motion, options.device)
-    step = ops.step_slices(
+    step = ops.step_slices(  # type: ignore[call-arg]
         *field, geometry, compared.acquired, problem.render, lists and lists.current(field, geometry)
     )
     for name, gradient in zip(PARAMETERS, step.gradients, strict=False):
         p[name].grad = torch.as_tensor(gradient / np.float32(compared.total))
     narrow = torch.relu(floor - p["log_scale"])
     (options.scale_weight * (narrow**2).mean()).backward()
-    state.optimiser.step()
+    state.optimiser.step()  # type: ignore[union-attr]
     with torch.no_grad():
         p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
     state.image = step.image

@@ -282,7 +282,7 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndar
     starts = [np.eye(4), about(np.eye(3), middle, target)]
     starts += [cover[k] for k in np.argsort(-promise, kind="stable")[:turns]]
     found = sorted((refine(fixed, moving, start) for start in starts), key=_merit, reverse=True)
-    different = []
+    different: list[np.ndarray] = []
     for transform, _ in found:
         if all(_angle(transform @ _invert(other)) > 10.0 for other in different):
             different.append(transform)

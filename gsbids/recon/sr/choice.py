@@ -7,6 +7,7 @@ settings that predict the hidden ones best. Nothing but the data at hand is used
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, optimize
@@ -63,7 +64,7 @@ class SrChoice:
         Blend and smoothing far from the background, where there is one: near it the edge asks for others.
     """
 
-    schedule: Schedule
+    schedule: Schedule | None
     blend: tuple[float, float, float]
     smoothing: float
     noise: float
@@ -82,7 +83,7 @@ class SrChoice:
     @property
     def weights(self) -> tuple[float, float, float]:
         """Largest weight that each expert has anywhere."""
-        return tuple(map(max, self.blend, self.deep.blend)) if self.deep else self.blend
+        return tuple(map(max, self.blend, self.deep.blend)) if self.deep else self.blend  # type: ignore[return-value]
 
 
 def candidates(problem: SrProblem) -> tuple[Schedule, ...]:
@@ -107,14 +108,14 @@ def choose(problem: SrProblem) -> SrChoice:
     trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
     if trial.held.sum() < LEAST_HELD:
         return replace(first, blend=UNTRIED)
-    errors = {}
+    errors: dict[str, float] = {}
     narrow = trial.forward_model()[1] is None
     # Under a narrow profile a hidden voxel leaves a gap twice as wide as those of the real task: it would ask for more
     # smoothing than these need.
     noise = 0.0 if narrow else _best_noise(trial, errors)
     linear = linear_solution(trial, noise)
     known = bridge(trial.coarse, trial.held, noise)
-    experts = [None, linear, bspline_solution(trial)]
+    experts: list[Any] = [None, linear, bspline_solution(trial)]
     schedule, best = first.schedule, np.inf
     for candidate in candidates(problem):
         fine = render_fine(trial, fit_member(trial, known, candidate, problem.options.seed).field)
@@ -134,6 +135,7 @@ def choose(problem: SrProblem) -> SrChoice:
     share = NARROW_SHARE if narrow else 1
     among, deep = trial.held & deep_inside(trial), None
     if LEAST_HELD <= among.sum() < trial.held.sum():
+        found: dict[str, float]
         weights, found = _best_blend(trial, experts, among), {}
         deep = Deep(weights, share * _best_smoothing(trial, mix(experts, weights), ratio, found, among))
         errors |= {f"deep {name}": error for name, error in found.items()}
@@ -148,7 +150,7 @@ def choose_linear(problem: SrProblem) -> SrChoice:
     trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
     if trial.held.sum() < LEAST_HELD:
         return plain
-    errors = {}
+    errors: dict[str, float] = {}
     noise = _best_noise(trial, errors)
     if noise < NOISY:  # what is hidden is predicted better by a little; the fine volume is not
         return plain
@@ -177,7 +179,7 @@ def bspline_solution(problem: SrProblem) -> np.ndarray:
     return interpolate(bridge(problem.coarse, problem.held, exponent=2.0), problem.axes, "bspline")
 
 
-def mix(experts: Sequence[np.ndarray | None], blend: Sequence[float]) -> np.ndarray:
+def mix(experts: Sequence[Any], blend: Sequence[float]) -> np.ndarray:
     """Return the weighted mean of the experts that have a weight."""
     return sum(np.float32(w) * e for w, e in zip(blend, experts, strict=True) if w > 0)
 
@@ -230,7 +232,7 @@ def _best_noise(trial: SrProblem, errors: dict) -> float:
     """Choose the noise of the Sobolev solution: 0 unless another predicts clearly better."""
     found = {noise: held_error(trial, linear_solution(trial, noise)) for noise in NOISES}
     errors |= {f"sobolev noise {noise:g}": error for noise, error in found.items()}
-    best = min(found, key=found.get)
+    best = min(found, key=found.get)  # type: ignore[arg-type]
     return best if found[best] < PLAUSIBLE * found[0.0] else 0.0
 
 
@@ -243,7 +245,7 @@ def _best_blend(
     truth = trial.coarse[among].astype(float)
     heavy = 1e3 * np.sqrt(len(truth)) * max(np.abs(truth).max(), 1e-3)  # makes the weights sum to 1
     weights, _ = optimize.nnls(np.vstack([predictions, np.full(3, heavy)]), np.append(truth, heavy))
-    return tuple(float(w) for w in np.round(weights / weights.sum(), 4))
+    return tuple(float(w) for w in np.round(weights / weights.sum(), 4))  # type: ignore[return-value]
 
 
 def _noise_ratio(trial: SrProblem, error: float) -> float:
@@ -265,5 +267,5 @@ def _best_smoothing(
         if found[strength] > HOPELESS * min(found.values()):
             break
     errors |= {f"smoothing {strength:g}": error for strength, error in found.items()}
-    best = min(found, key=found.get)
+    best = min(found, key=found.get)  # type: ignore[arg-type]
     return best if found[best] < PLAUSIBLE * found[0.0] else 0.0

@@ -26,7 +26,7 @@ class EdgeModel:
     threads : int
     """
 
-    trees: object
+    trees: Any
     threads: int
 
     def __call__(self, seen: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numba
 import numpy as np
@@ -97,7 +98,7 @@ def super_resolve(
         problem, fine_box = whole.part(box)
         quick = options.quality == "fast" or problem.filled.sum() < LEAST_VOXELS
         fit = _fast(problem) if quick else _full(problem, say)
-        fine[fine_box] = without_bias(fit.fine, noise)
+        fine[fine_box] = without_bias(fit.fine, noise)  # type: ignore[arg-type]
         fit = replace(fit, fields=tuple(to_world(_moved(f, box), affine) for f in fit.fields))
     settings = asdict(options) | {"factor": [1 / a.step for a in grid.axes], "device": backend.describe(options.device)}
     settings.pop("threads")  # the result does not depend on it
@@ -114,7 +115,7 @@ def super_resolve(
         scale,
         fit.history or {},
         settings,
-        fit.choice.weights[0] if fit.fields else 0.0,
+        fit.choice.weights[0] if fit.fields else 0.0,  # type: ignore[union-attr]
         np.array(affine, float),
         whole.filled,
         background(data),
@@ -160,14 +161,16 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
     """Run trial, ensemble, blend, projection and non-local means."""
     choice = choose(problem)
     say(
-        f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
+        f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "  # type: ignore[union-attr]
         f"blend {_shares(choice.blend)}, smoothing {choice.smoothing:g}"
         + (f"; far from the background {_shares(choice.deep.blend)}, {choice.deep.smoothing:g}" if choice.deep else "")
     )
     count = problem.options.members or (CHEAP_MEMBERS if problem.forward_model()[1] is None else MEMBERS)
+    mean: Any
+    history: dict[str, list]
     mean, fields, history = 0.0, [], {"member": [], "iteration": [], "loss": []}
     for member in range(count if choice.weights[0] > 0 else 0):
-        fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed + member)
+        fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed + member)  # type: ignore[arg-type]
         mean = mean + render_fine(problem, fit.field) / np.float32(count)
         fields.append(fit.field)
         history["member"] += [member] * len(fit.history["loss"])

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -32,14 +33,14 @@ class SrGrid:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Number of fine voxels along each axis."""
-        return tuple(axis.fine for axis in self.axes)
+        return tuple(axis.fine for axis in self.axes)  # type: ignore[return-value]
 
     @classmethod
     def of_axes(cls, axes: Sequence[AxisGrid], affine: np.ndarray) -> "SrGrid":
         """Return the grid of three axes in a coarse volume with this affine."""
         inner = np.diag([*(a.step for a in axes), 1.0])
         inner[:3, 3] = [a.start for a in axes]
-        return cls(tuple(axes), np.asarray(affine, float) @ inner)
+        return cls(tuple(axes), np.asarray(affine, float) @ inner)  # type: ignore[arg-type]
 
 
 def grid_by_shape(shape: Sequence[int], affine: np.ndarray, target: Sequence[int]) -> SrGrid:
@@ -70,7 +71,7 @@ def grid_by_shape(shape: Sequence[int], affine: np.ndarray, target: Sequence[int
     return SrGrid.of_axes([AxisGrid.same_extent(m, n) for m, n in zip(shape, target, strict=True)], affine)
 
 
-def grid_by_factor(shape: Sequence[int], affine: np.ndarray, factor: float | Sequence[float]) -> SrGrid:
+def grid_by_factor(shape: Sequence[int], affine: np.ndarray, factor: Any) -> SrGrid:
     """Return a grid of ``factor`` times as many voxels along each axis, rounded to whole voxels.
 
     Parameters

@@ -90,7 +90,7 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
     floor = math.log(options.scale_floor * min(a.step for a in problem.axes))
     grid, operator = problem.forward_model()
     coarse, held = (backend.to_device(a, options.device) for a in (problem.coarse, problem.held))
-    history = {"loss": [], "held_out": []}
+    history: dict[str, list] = {"loss": [], "held_out": []}
     for iteration in range(schedule.iterations):
         fall = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / schedule.iterations))
         for group, full in zip(optimiser.param_groups, rates, strict=True):

@@ -47,12 +47,12 @@ class SrProblem:
         """Set up the whole volume, nothing hidden; where many voxels have exactly the value 0, they are background."""
         profiles = (options.profile,) * 3 if isinstance(options.profile, str) else options.profile
         # Along an axis that stays as it is, voxels are what they are.
-        profiles = tuple("trilinear" if axis.step == 1 else p for axis, p in zip(axes, profiles, strict=True))
+        profiles = tuple("trilinear" if axis.step == 1 else p for axis, p in zip(axes, profiles, strict=True))  # type: ignore[assignment]
         operator = SamplingOperator.of(axes, profiles, options.profile_width)
         filled = coarse != 0
         if (~filled).mean() < EMPTY_SHARE:
             filled = np.ones(coarse.shape, bool)
-        return cls(coarse, tuple(axes), operator, filled, np.zeros(coarse.shape, bool), options)
+        return cls(coarse, tuple(axes), operator, filled, np.zeros(coarse.shape, bool), options)  # type: ignore[arg-type]
 
     @property
     def inside(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class SrProblem:
     def fine_grid(self) -> ops.GridGeometry:
         """Grid of the fine voxels, for the renderer."""
         return ops.GridGeometry(
-            tuple(a.fine for a in self.axes),
+            tuple(a.fine for a in self.axes),  # type: ignore[arg-type]
             np.array([a.step for a in self.axes]),
             np.array([a.start for a in self.axes]),
         )
@@ -108,12 +108,12 @@ class SrProblem:
         part = replace(
             self,
             coarse=np.ascontiguousarray(self.coarse[box]),
-            axes=tuple(axes),
-            operator=SamplingOperator(tuple(matrices)),
+            axes=tuple(axes),  # type: ignore[arg-type]
+            operator=SamplingOperator(tuple(matrices)),  # type: ignore[arg-type]
             filled=self.filled[box],
             held=self.held[box],
         )
-        return part, tuple(fine_box)
+        return part, tuple(fine_box)  # type: ignore[return-value]
 
     def hide(self) -> "SrProblem":
         """Hide a random share of the voxels that are not background."""
@@ -139,4 +139,4 @@ def central_box(mask: np.ndarray, wanted: int) -> tuple[slice, slice, slice]:
         box = tuple(slice(max(a, l), min(b, h)) for a, b, l, h in zip(first, last, low, high, strict=True))
         if mask[box].sum() >= wanted:
             break
-    return box
+    return box  # type: ignore[return-value]

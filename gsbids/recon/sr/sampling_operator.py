@@ -129,7 +129,7 @@ class SamplingOperator:
         See :func:`profile_matrix`.
         """
         return cls(
-            tuple(profile_matrix(*given).astype(np.float32) for given in zip(axes, profiles, widths, strict=True))
+            tuple(profile_matrix(*given).astype(np.float32) for given in zip(axes, profiles, widths, strict=True))  # type: ignore[arg-type]
         )
 
     @property

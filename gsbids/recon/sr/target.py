@@ -73,7 +73,7 @@ def voxel_profile(
             names[across] = "gaussian"
         if thickness and np.isfinite(thickness):
             widths[across] = float(np.clip(thickness / spacing[across], *WIDTHS))
-    return tuple(names), tuple(widths)
+    return tuple(names), tuple(widths)  # type: ignore[return-value]
 
 
 def default_spacing(spacing: Sequence[float] | np.ndarray) -> tuple[float, ...]:

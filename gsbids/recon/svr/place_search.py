@@ -120,7 +120,7 @@ class Search:
         """
         state = self.fitted(self.coarse(fine, outlined=outlined), before)
         both = [self.agreement(fine, state, outlined=each) for each in (True, False)]
-        return Placed(fine, state, sum(both) / 2, fine.starts)
+        return Placed(fine, state, sum(both) / 2, fine.starts)  # type: ignore[arg-type]
 
     def from_starts(self, stacks: list[Stack], transforms: np.ndarray) -> Placed:
         """Register slices from start poses of whole stacks: by their outlines, or, if better, by their intensities.

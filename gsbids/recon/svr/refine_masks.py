@@ -55,7 +55,7 @@ def refine_masks(
     if max(change(old, new) for old, new in zip(stacks, found, strict=True)) < CHANGED:
         return gathered_again(stacks, slices, state, rim)
     stacks, slices, state = _gathered(found, moves, slices, state, rim)
-    return stacks, replace(slices, region=slices.mask | (slices.region & ~_foreign(slices, state, head))), state
+    return stacks, replace(slices, region=slices.mask | (slices.region & ~_foreign(slices, state, head))), state  # type: ignore[arg-type]
 
 
 def change(old: Stack, new: Stack) -> float:

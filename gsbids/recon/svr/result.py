@@ -73,8 +73,8 @@ class SvrResult:
     bias: StackBias | None = None
     masks: tuple[np.ndarray | None, ...] = ()
     intensity_offset: float = 0.0
-    history: dict = field(default_factory=dict)
-    settings: dict = field(default_factory=dict)
+    history: dict = field(default_factory=dict)  # type: ignore[operator]
+    settings: dict = field(default_factory=dict)  # type: ignore[operator]
 
     ARRAYS = ("stack_index", "slice_index", "stack_affine", "gain", "weight", "ncc", "residual", "psf")
 

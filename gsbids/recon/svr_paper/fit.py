@@ -145,7 +145,7 @@ def fit_paper(
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
     model = _Model(slices, options)
-    history = {"iteration": [], "loss": [], "slices_at_full_weight": []}
+    history: dict[str, list] = {"iteration": [], "loss": [], "slices_at_full_weight": []}
 
     def result() -> SvrResult:
         return _finish(model, stacks, np.asarray(transforms, float), history)
@@ -240,7 +240,9 @@ class _Model:
             groups += [{"params": [self.raw_gain], "lr": options.gain_rate}]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimiser, options.iterations, options.final_rate * min(group["lr"] for group in groups)
+            self.optimiser,
+            options.iterations,
+            options.final_rate * min(group["lr"] for group in groups),  # type: ignore[operator, type-var]
         )
         self.index = None
 
@@ -274,7 +276,7 @@ class _Model:
         """Search the K nearest Gaussians of every pixel; the index is used until the next search."""
         with torch.no_grad():
             position = self.positions(*self.poses()).numpy()
-            self.index = points.nearest(
+            self.index = points.nearest(  # type: ignore[assignment]
                 self.field[0].numpy(),
                 position,
                 self.options.neighbours,
@@ -335,7 +337,7 @@ def _finish(model: _Model, stacks: list[Stack], transforms: np.ndarray, history:
     )
     arrays = [a.numpy().copy() for a in model.rendered_parameters()]
     arrays[2] /= np.linalg.norm(arrays[2], axis=1, keepdims=True)
-    field, pixels = GaussianField(*arrays, origin=slices.origin), model.pixels
+    field, pixels = GaussianField(*arrays, origin=slices.origin), model.pixels  # type: ignore[misc]
     simulated = np.zeros(slices.values.shape, np.float32)
     gain = model.gain().double().numpy()
     simulated[pixels.place] = gain[pixels.place[0]] * render_slices(

@@ -55,7 +55,7 @@ class PixelSet:
         s, index = place[0], np.stack(place[1:], 1)
         local = np.zeros((len(s), 3), np.float32)
         local[:, :2] = slices.in_plane(s, index)
-        return cls(place, torch.from_numpy(local), torch.from_numpy(slices.values[place]))
+        return cls(place, torch.from_numpy(local), torch.from_numpy(slices.values[place]))  # type: ignore[arg-type]
 
 
 def observed_psf(rotation: torch.Tensor, psf: torch.Tensor) -> torch.Tensor:

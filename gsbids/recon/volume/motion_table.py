@@ -19,7 +19,7 @@ def _column(name: str, units: str, description: str) -> dict[str, str]:
 
 
 #: BIDS description of every column of the table.
-COLUMNS: dict[str, dict[str, str]] = {
+COLUMNS: dict[str, dict] = {
     "slice": _column("Slice", "count", "Index of the slice along the slice axis, from 0"),
     "stack_time_index": _column(
         "Order of acquisition",

@@ -80,7 +80,7 @@ def output_grid(
     shape = tuple(int(n) for n in np.ceil((high - low) / resolution) + 1)
     affine = np.diag([resolution] * 3 + [1.0])
     affine[:3, 3] = (low + high) / 2 - resolution * (np.array(shape) - 1) / 2
-    return affine, shape
+    return affine, shape  # type: ignore[return-value]
 
 
 def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:

@@ -202,7 +202,7 @@ def _write(folder: Path, stacks: list[Stack], result: SvrResult, simulated: bool
     predicted = [simulate_stack(result, stack, n) for n, stack in enumerate(stacks)] if simulated else None
     for row, piece in placed_slices(stacks, result):
         stack, k = int(result.stack_index[row]), int(result.slice_index[row])
-        image = (predicted[stack][:, :, k] if simulated else piece.image) + np.float32(stacks[stack].offset)
+        image = (predicted[stack][:, :, k] if simulated else piece.image) + np.float32(stacks[stack].offset)  # type: ignore[index]
         save_image(folder / f"{piece.number}.nii.gz", image[:, :, None], piece.affine)
         save_image(folder / f"mask_{piece.number}.nii.gz", piece.mask[:, :, None], piece.affine, "uint8")
         numbers = (f"{float(column[row]):.6f}" for column in (result.weight, result.gain, result.ncc))
@@ -263,7 +263,7 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
 
 def _alike(one: PlacedSlice, other: PlacedSlice) -> bool:
     return (
-        one.image.shape == other.image.shape
+        one.image.shape == other.image.shape  # type: ignore[return-value]
         and np.allclose(one.spacing, other.spacing, rtol=0.01)
         and np.isclose(one.thickness, other.thickness, rtol=0.01)
     )
