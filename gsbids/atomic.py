@@ -32,7 +32,7 @@ def replacing(path: str | Path, ending: str = "") -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        In the folder of ``path``. It is removed when the block raises.
+        Temporary path in the folder of ``path``. It is removed when the block raises.
 
     Raises
     ------

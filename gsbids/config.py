@@ -27,7 +27,7 @@ class Execution:
     run_uuid : str
         ``YYYYmmdd-HHMMSS_<uuid4>``; names the log folder, and never changes a result.
     participant_label, session_label : tuple of str
-        Without prefixes; empty: all.
+        Labels without prefixes; empty: all.
     bids_filters : dict
         Queries ``stacks`` and ``masks`` of ``--bids-filter-file``.
     bids_database_dir : Path or None

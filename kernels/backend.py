@@ -121,7 +121,7 @@ def find_gpus() -> tuple[tuple[str, ...], str]:
     Returns
     -------
     names : tuple of str
-        In the order of ``cuda:N``.
+        Names in the order of ``cuda:N``.
     problem : str
         Empty, or what was found and what to do.
     """

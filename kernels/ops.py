@@ -111,11 +111,11 @@ def render(
     Parameters
     ----------
     mean, log_scale, quaternion, intensity, log_weight : array, (J, 3), (J, 3), (J, 4), (J,), (J,)
-        The field; see :class:`gsbids.recon.field.GaussianField`.
+        Field; see :class:`gsbids.recon.field.GaussianField`.
     geometry : SliceGeometry
     options : RenderOptions
     lists : optional
-        From :func:`plan`, while they hold.
+        Lists from :func:`plan`, while they hold.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def image_gradient(
     mean ... options, lists
         As for :func:`render`.
     rendered : tuple of ndarray
-        What :func:`render` returned for the same arguments.
+        Images from :func:`render` for the same arguments.
 
     Returns
     -------
@@ -254,7 +254,7 @@ def pose_normal_equations(
     Parameters
     ----------
     gradient : ndarray, (S, X, Y, 3)
-        From :func:`image_gradient`.
+        Gradient from :func:`image_gradient`.
     residual, weight : ndarray, (S, X, Y)
         Acquired minus simulated, and the weight of each pixel.
     gain : ndarray, (S,)

@@ -23,7 +23,7 @@ class RenderOptions:
     mass_factor : bool
         Weigh by ``sqrt(det Sigma / det Sigma_obs)``: a Gaussian keeps its mass when the PSF widens it.
     device : str
-        Where fields that are given as arrays are rendered: ``cpu``, ``cuda`` or ``cuda:N``. Tensors of a GPU are
+        Device of fields that are given as arrays: ``cpu``, ``cuda`` or ``cuda:N``. Tensors of a GPU are
         rendered where they are.
     """
 
@@ -131,8 +131,8 @@ class Step:
     image : ndarray, (S, X, Y), float32
         Simulated slices, before their gain.
     gradients : tuple of ndarray, float32
-        Of the sum of the losses, with respect to mean (J, 3), log_scale (J, 3), quaternion (J, 4), intensity (J,)
-        and log_weight (J,).
+        Gradients of the sum of the losses, with respect to mean (J, 3), log_scale (J, 3), quaternion (J, 4), intensity
+        (J,) and log_weight (J,).
     pose : ndarray, (S, 6)
         Gradient with respect to the slice-frame tangents omega and tau.
     """

@@ -79,7 +79,7 @@ def init_svr_wf(
     sampling : dict
         Inputs of :class:`gsbids.interfaces.reconstruct.SampleVolume` that define the grid.
     options : SvrOptions or PaperOptions
-        Their class chooses the method of the fit; its volume is sampled on the device of the fit.
+        Options of the fit, whose class chooses the method; the volume is sampled on the device of the fit.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.

@@ -96,7 +96,7 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
     Parameters
     ----------
     task : ReconstructionTask
-        With a thickness for every stack (:func:`fill_thickness`).
+        Task with a thickness for every stack (:func:`fill_thickness`).
     options : CheckOptions, optional
 
     Returns

@@ -42,7 +42,7 @@ class QcRow:
     values : dict of str to float
         NaN where the table has ``n/a``.
     report : str
-        Its report, relative to the output folder; empty where there is none.
+        Path of its report, relative to the output folder; empty where there is none.
     method : str
         Method by the label of ``rec-``: ``gsvr`` or ``gsr``.
     words : dict of str to str
@@ -108,7 +108,7 @@ def collect_rows(
     ----------
     output_dir : path
     known : mapping
-        By method BIDS descriptions of the metrics of this version, in the order of the table. Others are described by
+        BIDS descriptions, by method, of the metrics of this version, in the order of the table. Others are described by
         the JSON beside their row.
     selection : GroupSelection
         ``expected`` are participants that should have a row, as those of the input.
@@ -177,7 +177,7 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
     Returns
     -------
     Path
-        The TSV.
+        Path of the TSV.
     """
     path = Path(output_dir) / f"{GROUP_STEM}.tsv"
     sessions = any(row.session for row in table.rows)

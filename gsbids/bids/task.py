@@ -63,7 +63,7 @@ class ReconstructionTask:
         Entities that the stacks have in common: short BIDS keys and ``suffix``; no ``run``. For a super-resolved
         volume: all.
     stacks : tuple of StackFile
-        In the order of their names.
+        Stacks in the order of their names.
     warnings : tuple of str
         Remarks on the data that people should know, for the log and the report.
     errors : tuple of str

@@ -66,7 +66,7 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
     Parameters
     ----------
     args : argparse.Namespace
-        From :func:`gsbids.cli.parser.parse_args`.
+        Arguments from :func:`gsbids.cli.parser.parse_args`.
     config : Config, optional
         Settings from :func:`make_config`; made here by default.
 

@@ -58,7 +58,7 @@ def make_slurm_executor(plugin: str, plugin_args: dict, variables: Mapping[str, 
     Returns
     -------
     nipype.pipeline.plugins.base.PluginBase
-        With a method ``stop`` that cancels what is still queued or running.
+        Plugin with a method ``stop`` that cancels what is still queued or running.
     """
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
     template = plugin_args.get("template", "#!/bin/bash")

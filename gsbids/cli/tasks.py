@@ -38,7 +38,7 @@ def check_tasks(
     Parameters
     ----------
     tasks : sequence of ReconstructionTask
-        As found by their names.
+        Tasks as found by their names.
     config : Config
     settings : callable, optional
         Settings of a task where these are not those of the run, as of an earlier one; methods have been logged then.
@@ -73,7 +73,7 @@ def choose_method(task: ReconstructionTask, mode: str) -> tuple[ReconstructionTa
     Parameters
     ----------
     task : ReconstructionTask
-        As found by its names.
+        Task as found by its names.
     mode : {"auto", "svr", "sr"}
         ``auto``: SVR where two or more stacks are thick, else SR.
     """

@@ -70,7 +70,7 @@ def conform(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.ndarray
     data : ndarray
         The same voxels, contiguous, slices along the third axis.
     affine : ndarray, (4, 4)
-        Its affine: every voxel keeps its place in the world.
+        Affine of these voxels: every one keeps its position in the world.
     """
     order = [k for k in range(3) if k != axis] + [axis]
     permuted = np.array(affine, dtype=np.float64)

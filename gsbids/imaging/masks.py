@@ -122,7 +122,7 @@ def check_overlap(
     ----------
     grid, other : tuple of (shape, affine)
     names : tuple of str
-        What they are called.
+        Names of both, for messages.
 
     Raises
     ------

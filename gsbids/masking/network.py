@@ -75,7 +75,7 @@ def normalised(image: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray, (X, Y), float32
-        At most 1.5; 0 for a slice of less than 10 voxels that are not 0.
+        Intensities up to 1.5; 0 for a slice of less than 10 voxels that are not 0.
     """
     seen = image[image > 0]
     if seen.size < 10:

@@ -98,7 +98,7 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
     Returns
     -------
     Stack
-        Its ``thickness`` is the voxel size.
+        Template, whose ``thickness`` is the voxel size.
 
     Raises
     ------

@@ -19,7 +19,7 @@ class SliceDisplacement:
     Attributes
     ----------
     point : ndarray, (S, 3)
-        That point in scanner space, world RAS+ mm.
+        Position of the point in scanner space, world RAS+ mm.
     shift : ndarray, (S, 3)
         Position of the point by the slice's own pose, minus that by the mean pose of its stack: mm along
         R, A, S.

@@ -73,7 +73,7 @@ def super_resolution_metrics(
     Parameters
     ----------
     volume, interpolated : ndarray, (X, Y, Z)
-        The volume, and the cubic B-spline of its input on the same grid.
+        Volume, and the cubic B-spline of its input on the same grid.
     affine : ndarray, (4, 4)
     mask : ndarray, (X, Y, Z), bool, optional
     known : dict

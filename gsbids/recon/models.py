@@ -172,7 +172,7 @@ def sample_model(
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In input intensities.
+        Image in input intensities.
 
     Raises
     ------

@@ -68,7 +68,7 @@ class RigidMotion:
         centre : ndarray, (S, 3)
             Nominal slice origin, mm.
         shift : ndarray, (S, 3)
-            So that ``x_anatomy = rotation @ (x_scanner - centre) + centre + shift``.
+            Shift in mm: ``x_anatomy = rotation @ (x_scanner - centre) + centre + shift``.
         """
         rotation = self.rotation @ np.swapaxes(nominal.rotation, 1, 2)
         return rotation, nominal.translation, self.translation - nominal.translation

@@ -50,7 +50,7 @@ def compare_to_truth(volume: str | Path, truth: str | Path, truth_mask: str | Pa
     volume : path-like
         Reconstruction on any grid, in any rigid frame, on any intensity scale.
     truth, truth_mask : path-like
-        The truth and its brain mask, on one grid.
+        Truth and its brain mask, on one grid.
 
     Returns
     -------

@@ -159,7 +159,7 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     Parameters
     ----------
     out_dir : path-like
-        The raw data set; another subject may be there already.
+        Raw data set; another subject may be in it already.
     settings : SimulationSettings, optional
 
     Returns
@@ -169,7 +169,7 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     Raises
     ------
     InputError
-        When the subject is there already, or a setting makes no sense.
+        The subject exists already, or a setting is invalid.
     """
     settings = settings or SimulationSettings()
     root, sub = Path(out_dir), f"sub-{settings.subject}"

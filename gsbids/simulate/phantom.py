@@ -73,7 +73,7 @@ def fetal_phantom(voxel: float = 0.5, brain_ml: float = 140.0, margin: float = 1
     Raises
     ------
     GsbidsError
-        When nilearn, or the maps in it, are not there.
+        nilearn, or the maps in it, are missing.
     """
     grey, white, t1, _ = icbm152_maps()
     brain = ndimage.binary_fill_holes(t1 > 0.03)

@@ -100,7 +100,7 @@ def render_grid(
     Parameters
     ----------
     mean, log_scale, quaternion, intensity, log_weight : array, (J, 3), (J, 3), (J, 4), (J,), (J,)
-        The field; ``log_weight`` is the relaxation proxy of super-resolution, 0 elsewhere.
+        Field; ``log_weight`` is the relaxation proxy of super-resolution, 0 elsewhere.
     geometry : GridGeometry
     options : RenderOptions
         ``mass_factor`` matters only with a PSF, or as a weight by volume.

@@ -24,9 +24,9 @@ class PackedField:
     Attributes
     ----------
     log_scale, quaternion : ndarray, (J, 3), (J, 4), float32
-        As given.
+        Parameters as given.
     order : ndarray, (J,), int
-        Which Gaussian stands in each place of ``columns`` and ``table``.
+        Index of the Gaussian in each row of ``columns`` and ``table``.
     columns : ndarray, (4, J), float32
         x, y, z and the largest variance: what tells which Gaussians come near a slice.
     table : ndarray, (J, 16), float32

@@ -50,7 +50,7 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
     h, k_image : (S X Y,), flat: fewer registers
         ``h = g / D`` (0 where nothing is rendered) and ``k = h I``.
     out : (n, 7)
-        In pixels: ``1, di, dj, di^2, di dj, dj^2`` and the sum for the intensity.
+        Moments in pixels: ``1, di, dj, di^2, di dj, dj^2`` and the sum for the intensity.
     """
     shared = cuda.shared.array((PAIRS, MOMENTS, PADDED), float32)
     lane, warp = uint32(cuda.threadIdx.x % WARP), uint32(cuda.threadIdx.x // WARP)

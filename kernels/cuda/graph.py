@@ -22,8 +22,8 @@ class CapturedWork:
     Parameters
     ----------
     work : callable
-        Without arguments and result: it reads and writes tensors that stay where they are, and it neither waits for
-        the device nor copies from the host. What it allocates comes from the graph's own pool of memory.
+        Function without arguments and result: it reads and writes tensors that stay where they are, and it neither
+        waits for the device nor copies from the host. What it allocates comes from the graph's own pool of memory.
     target : torch.device
     warm_up : int
         Plain calls, on the stream of the capture, before the capture.

@@ -222,7 +222,7 @@ def render_grid(
     geometry : GridGeometry or DeviceGrid
     options : RenderOptions
     lists : list of BrickList, optional
-        From :func:`plan_grid`.
+        Lists from :func:`plan_grid`.
 
     Returns
     -------

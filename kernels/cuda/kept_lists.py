@@ -103,7 +103,7 @@ class KeptLists:
     Attributes
     ----------
     plans : list of SlicePlan, or None
-        For the functions of :mod:`gsbids.kernels.ops`; None, too, if they do not fit into the memory.
+        Lists for the functions of :mod:`gsbids.kernels.ops`; None, too, if they do not fit into the memory.
     used : tensor, ()
         Largest need of a Gaussian when :meth:`measure` last looked, in standard deviations.
     version : int
@@ -128,7 +128,7 @@ class KeptLists:
         field : tuple of tensor
             mean, log_scale, quaternion, intensity, log_weight.
         geometry : SliceGeometry or DeviceGeometry
-            Of the same slices at every call; the poses may have moved.
+            Geometry of the same slices at every call; the poses may have moved.
         """
         geometry = ops_cuda.on_device(geometry, field[0].device)
         if self._before is not None:

@@ -90,7 +90,7 @@ def render(
     geometry : SliceGeometry or DeviceGeometry
     options : RenderOptions
     lists : list of SlicePlan, optional
-        From :func:`plan`, to be used again; made here without.
+        Lists from :func:`plan`, to be used again; made here if left out.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def step_slices(
     Returns
     -------
     Step
-        Of tensors.
+        Step that holds tensors.
     """
     geometry = on_device(geometry, mean.device)
     gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, options.mass_factor)

@@ -30,7 +30,7 @@ class DeviceGeometry:
     window : tensor, (S, 4), int32
         First and one-past-last row, and column, with anything to render.
     span : tensor, (S, tiles, 2), int32
-        The extents of the 8 rows of a tile, joined.
+        Extents of the 8 rows of a tile, joined.
     inside : tensor, (S, X, Y), bool
         Pixels that are rendered.
     shape : tuple of int
@@ -222,11 +222,11 @@ def make_plan(
     ----------
     gauss : tensor, (J, 12)
     geometry : DeviceGeometry
-        The slices ``start`` and following.
+        Slices ``start`` and following.
     cut : float
         Cut of the lists: that of the rendering, and a margin if they are to be kept.
     counts : tensor, (S, chunks)
-        From :func:`count_pairs` for these slices.
+        Counts from :func:`count_pairs` for these slices.
     """
     places = starts(counts.reshape(-1))
     pairs = gauss.new_empty((int(places[-1]), 2), dtype=torch.int32)

@@ -40,13 +40,13 @@ def make_executor(plugin_args: dict) -> Any:
     Parameters
     ----------
     plugin_args : dict
-        As for nipype's ``MultiProc``; ``workers`` is the number of processes, of ``n_procs`` without it. They are
+        Arguments of nipype's ``MultiProc``; ``workers`` is the number of processes, ``n_procs`` if left out. They are
         started by a fork server.
 
     Returns
     -------
     nipype.pipeline.plugins.MultiProcPlugin
-        With a method ``stop`` that ends the workers at once.
+        Plugin with a method ``stop`` that ends the workers at once.
     """
     from nipype.pipeline.plugins import multiproc
 

@@ -34,7 +34,7 @@ def locked(plan: Plan) -> Iterator[Plan]:
     Yields
     ------
     Plan
-        Without the tasks that another run works on; those are refused, each with a line that is logged.
+        Plan without the tasks that another run works on; those are refused, each with a line that is logged.
 
     Raises
     ------

@@ -37,7 +37,7 @@ def report_outcome(config: Config, tasks: Sequence[ReconstructionTask], finished
     Returns
     -------
     int
-        The exit code: ``FAILED`` where any task failed or was not begun, else ``NOT_TO_BE_USED`` where a volume is not
+        Exit code: ``FAILED`` where any task failed or was not begun, else ``NOT_TO_BE_USED`` where a volume is not
         to be used, else 0.
     """
     done = [task for task in tasks if _report_task(config, task)]

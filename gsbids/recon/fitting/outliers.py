@@ -36,7 +36,7 @@ def slice_gains(values: Array, simulated: Array, weight: Array) -> np.ndarray:
     Returns
     -------
     ndarray, (S,)
-        With geometric mean 1 over the slices, weighted by their evidence.
+        Gains with geometric mean 1 over the slices, weighted by their evidence.
     """
     cross = backend.to_host((weight * values * simulated).sum((1, 2), dtype=float))
     power = backend.to_host((weight * simulated * simulated).sum((1, 2), dtype=float))

@@ -59,7 +59,7 @@ class PoseProblem:
     parameters : tuple of array
         mean, log_scale, quaternion, intensity, log_weight of the field.
     slices : SliceSet
-        Their ``values`` are on the device.
+        Slices, whose ``values`` are on the device.
     weight : array, (S, X, Y)
         Weight of each pixel; 0 outside the region.
     gain : array, (S,)

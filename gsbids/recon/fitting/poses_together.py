@@ -44,7 +44,7 @@ def step_together(
     -------
     PoseState
     shift : ndarray, (N, 3), float32
-        By which the N Gaussians of the field move, mm.
+        Shift of the N Gaussians of the field, mm.
     """
     matrix, vector, gradient, robust, residual = linearised(problem, state.motion)
     cost = robust_cost(residual, problem.weight).sum()
@@ -97,7 +97,7 @@ class _Nearby:
         -------
         point, row : ndarray, (M,), int
         local : ndarray, (M, 3)
-            The points in the frames of the slices, mm.
+            Points in the frames of the slices, mm.
         share : ndarray, (M,)
             Share of the slice in the mean at the point; those of a point sum to 1.
         """

@@ -113,7 +113,7 @@ def fit_bias(
     Parameters
     ----------
     basis : BiasBasis
-        Of S slices.
+        Basis on S slices.
     stack_index : ndarray, (S,)
     images : tuple of ndarray, (S, X, Y)
         Acquired slices y, simulated slices I with their gains, and weights w.

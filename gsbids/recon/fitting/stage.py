@@ -137,7 +137,7 @@ class Compared:
     slices : SliceSet
         Slices corrected for signal loss and for their stacks' bias.
     acquired : ops.Acquired
-        Their values, the weights of the pixels, and the gains.
+        Values of the slices, weights of the pixels, and gains.
     total : float
         Sum of the weights.
     seen : array, (S, X, Y)
@@ -169,7 +169,7 @@ class FitState:
     bias : ndarray, (S, X, Y), float32
         Factor by which stacks are brighter than the volume, smooth (:mod:`gsbids.recon.fitting.stack_bias`).
     log_bias : ndarray, (N, M)
-        Its coefficients.
+        Coefficients of the bias.
     image : ndarray, (S, X, Y)
         Slices as last simulated, before gain.
     held_out : float

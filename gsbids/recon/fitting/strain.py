@@ -60,7 +60,7 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
     motion : RigidMotion
         S poses.
     strain : ndarray, (3, 3)
-        About the middle of all slices; dimensionless.
+        Strain about the middle of all slices; dimensionless.
 
     Returns
     -------
@@ -91,16 +91,16 @@ def settle_strains(
     ----------
     slices : SliceSet
     state : FitState
-        After the coarse stage.
+        State after the coarse stage.
     coarse : Stage
-        That stage: fields like its own are fitted for the trials.
+        Coarse stage; fields like its own are fitted for the trials.
     run : callable
         ``run(state, stage)`` fits a stage, and returns its state and its last loss.
 
     Returns
     -------
     FitState
-        The same where no strain is free, or more than one.
+        State that was given where no strain is free, or more than one.
     amount : float
         Norm of the sum of all strains that were taken; 0 where none was.
     """

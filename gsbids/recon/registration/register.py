@@ -266,7 +266,7 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndar
     turns : int
         Rotations of the cover that are refined.
     target : ndarray, (3,), optional
-        Where the middle of the fixed volume comes to, mm; without it, the middle of the moving one.
+        Target of the middle of the fixed volume, mm; the middle of the moving one if left out.
 
     Returns
     -------

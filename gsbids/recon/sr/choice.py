@@ -59,7 +59,7 @@ class SrChoice:
     errors : dict
         Root mean squared error of every candidate at the hidden voxels, in [0, 1] of the data.
     edge : bool
-        The edge was sharpened, see :mod:`gsbids.recon.sr.edge`.
+        Whether the edge was sharpened, see :mod:`gsbids.recon.sr.edge`.
     deep : Deep or None
         Blend and smoothing far from the background, where there is one: near it the edge asks for others.
     """
@@ -99,7 +99,7 @@ def choose(problem: SrProblem) -> SrChoice:
     Returns
     -------
     SrChoice
-        Where none are to be hidden, the first schedule and its Gaussians alone; where too few can be, half of them
+        If no voxels are to be hidden, the first schedule and its Gaussians alone; if too few can be, half of them
         and half of the Sobolev solution.
     """
     first = SrChoice(candidates(problem)[0], (1.0, 0.0, 0.0), 0.0, 0.0, 0.0, {})

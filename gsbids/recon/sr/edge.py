@@ -67,9 +67,9 @@ def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
     Parameters
     ----------
     problem : SrProblem
-        Nothing hidden.
+        Problem without hidden voxels.
     fine : ndarray
-        Its fine volume, true to the data.
+        Fine volume of the problem, projected on the data.
     """
     if problem.filled.all() or problem.forward_model()[1] is None:
         return []
@@ -169,10 +169,10 @@ def explains(problem: SrProblem, sharp: np.ndarray, copy: CutCopy, its: np.ndarr
     ----------
     problem : SrProblem
     sharp : ndarray
-        From :func:`sharpen_edge`.
+        Volume from :func:`sharpen_edge`.
     copy : CutCopy
     its : ndarray
-        The same for the copy.
+        Sharpened volume of the copy.
     """
     return _misfit(problem, sharp) < MOST_MISFIT * _misfit(copy.problem, its)
 

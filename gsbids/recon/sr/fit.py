@@ -70,7 +70,7 @@ def super_resolve(
     affine : ndarray, (4, 4)
         Voxel indices to world RAS+ mm.
     grid : SrGrid
-        From :func:`gsbids.recon.sr.grid.grid_by_factor` or its neighbours, for this volume.
+        Grid for this volume, from :func:`gsbids.recon.sr.grid.grid_by_factor` or the like.
     options : SrOptions
     watch : callable, optional
         Called with one line of text at every step.

@@ -51,7 +51,7 @@ def grid_by_shape(shape: Sequence[int], affine: np.ndarray, target: Sequence[int
     shape : tuple of int
         (A, B, C) of the coarse volume.
     affine : ndarray, (4, 4)
-        Its voxel indices to world RAS+ mm.
+        Voxel indices of the coarse volume to world RAS+ mm.
     target : sequence of int
         Target shape; at least ``shape``.
 

@@ -53,7 +53,7 @@ def noise_of_air(volume: np.ndarray) -> float:
     Returns
     -------
     float
-        In the unit of the volume; 0 where no air with such noise is found: it was masked, cropped away, or filtered.
+        Sigma in the unit of the volume; 0 where no air with such noise is found: masked, cropped away, or filtered.
     """
     if min(volume.shape) < PATCH:
         return 0.0

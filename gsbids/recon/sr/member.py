@@ -24,7 +24,7 @@ class MemberFit:
     Attributes
     ----------
     field : GaussianField
-        In coarse voxels of the problem.
+        Field in coarse voxels of the problem.
     history : dict of str to list
         ``loss`` and ``held_out``: mean squared residuals of every iteration.
     """

@@ -73,9 +73,9 @@ class SrOptions:
     noise_aware : bool
         Project with a weight by the noise that is estimated from the data.
     magnitude : bool
-        Where air shows the noise of a magnitude image, take its mean out of the result.
+        Remove the mean of the noise of a magnitude image from the result, where air shows such noise.
     sharp_edge : bool
-        Where the volume was cut out by a mask, make its edge a cut.
+        Make the edge a cut where the volume was cut out by a mask.
     mean_rate, scale_rate, amplitude_rate, proxy_rate : float
         Adam's steps for positions (coarse voxels), for log-scales and quaternions, for amplitudes (of the range) and
         for the log-weights.

@@ -18,7 +18,7 @@ class SrResult:
     Attributes
     ----------
     volume : ndarray, (X, Y, Z), float32
-        In the units of the input.
+        Volume in the units of the input.
     affine : ndarray, (4, 4), float64
         Voxel indices to world RAS+ mm.
     fields : tuple of GaussianField

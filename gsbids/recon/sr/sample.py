@@ -39,7 +39,7 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape: Sequence[int], device
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In the units of the input.
+        Image in the units of the input.
     """
     shape = tuple(int(n) for n in shape)
     if same_grid(shape, affine, result.volume.shape, result.affine, 1e-4):

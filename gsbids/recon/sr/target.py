@@ -24,7 +24,7 @@ class SrTarget:
     spacing : tuple of float
         Voxel size in mm, one number or one for each array axis.
     like : tuple of (shape, affine), or None
-        The grid of another image.
+        Shape and affine of another image.
     """
 
     factor: tuple[float, ...] = ()

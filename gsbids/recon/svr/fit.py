@@ -182,7 +182,7 @@ def _densify(
     Returns
     -------
     FitState, int
-        The best field, and its number of Gaussians.
+        State with the best field, and its number of Gaussians.
     """
     options = problem.options
     if _first_look(options):

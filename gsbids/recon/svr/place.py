@@ -38,16 +38,16 @@ class Placing:
     Attributes
     ----------
     stacks : list of Stack
-        With the masks that are fitted: those given, refined by what moves with the head.
+        Stacks with the masks that are fitted: those given, refined by what moves with the head.
     slices : SliceSet
-        Their slices, with the rim that is fitted; ``start`` has other poses for stacks that had been in a wrong place.
+        Slices of these, with the fitted rim; ``start`` has other poses for stacks that had been misregistered.
     pose : PoseState
     agreement : ndarray, (N,)
-        Of every stack's brain with the others, see :func:`gsbids.recon.svr.misplaced.stack_agreement`.
+        Agreement of every stack's brain with the others, see :func:`gsbids.recon.svr.misplaced.stack_agreement`.
     rest : float
         Least agreement of the other stacks with one another where the one that agrees least is left out; NaN for two.
     margin : float
-        By how much the stacks agreed more than in the best other place that was tried for one; NaN where none was.
+        Difference of agreement to the best other result that was tried; NaN where none was.
     """
 
     stacks: list[Stack]
@@ -67,7 +67,7 @@ def place_slices(
     ----------
     stacks : list of Stack
     transforms : ndarray, (N, 4, 4)
-        From the co-registration of the stacks.
+        Transforms from the co-registration of the stacks.
     options : SvrOptions
     watch : callable
         See :func:`gsbids.recon.fitting.stage.fit_stage`.

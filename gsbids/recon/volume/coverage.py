@@ -35,7 +35,7 @@ def vote_mask(
     stacks : list of Stack
     result : SvrResult
     affine, shape
-        The grid, isotropic.
+        Affine and shape of the grid, isotropic.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     Parameters
     ----------
     mask, coverage : ndarray, (X, Y, Z)
-        From :func:`vote_mask`.
+        Mask and coverage from :func:`vote_mask`.
     affine : ndarray, (4, 4)
     rim : float
         Width in mm.
@@ -126,17 +126,17 @@ def reproject_mask(mask: np.ndarray, affine: np.ndarray, stack: Stack, number: i
     ----------
     mask : ndarray, (A, B, C), bool
     affine : ndarray, (4, 4)
-        Of the mask, world RAS+ mm of the reconstruction.
+        Affine of the mask, world RAS+ mm of the reconstruction.
     stack : Stack
-        As acquired.
+        Stack as acquired.
     number : int
-        Of the stack in the result, from 0.
+        Number of the stack in the result, from 0.
     result : SvrResult
 
     Returns
     -------
     ndarray, (X, Y, Z), bool
-        On the grid of the stack; nothing where no slice of the stack was fitted.
+        Mask on the grid of the stack; empty where no slice of the stack was fitted.
     """
     out = np.zeros(stack.image.shape, bool)
     rows = np.flatnonzero(result.stack_index == number)

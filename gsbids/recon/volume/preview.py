@@ -22,15 +22,15 @@ class PreviewVolume:
     Attributes
     ----------
     image : ndarray, (X, Y, Z), float32
-        In input intensities; 0 away from the brain.
+        Image in input intensities; 0 away from the brain.
     affine : ndarray, (4, 4)
         Voxel indices to world RAS+ mm, isotropic; the grid follows the poses and may differ from one to the next.
     iteration : int
-        Of the fit, from 1.
+        Iteration of the fit, from 1.
     residual : float
         Mean absolute residual of the slices over the 99th percentile of the intensities, slices by their weight.
     result : SvrResult
-        The state itself: poses, weights and similarities of the slices, and the field.
+        State of the fit: poses, weights and similarities of the slices, and the field.
     """
 
     image: np.ndarray
@@ -50,7 +50,7 @@ class Previewer:
     Parameters
     ----------
     stacks : list of Stack
-        Those of the fit.
+        Stacks of the fit.
     resolution : float
         Voxel size in mm.
     show : callable
@@ -59,7 +59,7 @@ class Previewer:
     first : int
         Iteration of the first one.
     device : str
-        Where volumes are rendered.
+        Device on which volumes are rendered.
     """
 
     def __init__(

@@ -25,12 +25,12 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape: Sequence[int], d
     affine, shape
         As for :func:`sample_grid`.
     device : str
-        Where the field is rendered (that of the paper's method: always on the CPU).
+        Device on which the field is rendered (that of the paper's method: always on the CPU).
 
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In input intensities, nothing darker than ``result.intensity_offset``: magnitudes are never negative.
+        Image in input intensities, nothing darker than ``result.intensity_offset``: magnitudes are never negative.
     """
     settings = result.settings
     if settings.get("method") == "paper":
@@ -114,7 +114,7 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "c
     stack : Stack
         Conformed stack ``index`` of the fit.
     index : int
-        Its number, 0..N-1.
+        Number of the stack, 0..N-1.
     device : str
         As for :func:`sample_result`.
 

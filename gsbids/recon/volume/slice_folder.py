@@ -38,10 +38,10 @@ class PlacedSlice:
     Attributes
     ----------
     number : int
-        N of its file.
+        Number N of its file.
     image, mask : ndarray, (X, Y), float32 and bool
     files : tuple of Path
-        That it was read from.
+        Files that it was read from.
     affine : ndarray, (4, 4)
         Pixel indices and mm along the normal to world RAS+ mm.
     thickness : float
@@ -140,7 +140,7 @@ def as_stacks(groups: list[list[PlacedSlice]]) -> tuple[list[Stack], np.ndarray]
     Parameters
     ----------
     groups : list of list of PlacedSlice
-        From :func:`group_slices`.
+        Groups from :func:`group_slices`.
 
     Returns
     -------

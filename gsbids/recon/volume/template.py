@@ -43,7 +43,7 @@ class TemplateAlignment:
     runner_up : float
         Similarity in the best place that is turned by more than 20 degrees from it; 0 where none was found.
     doubt : str
-        Why it is not to be trusted; empty where it is.
+        Reason why it is doubtful; empty where it is not.
     """
 
     transform: np.ndarray

@@ -41,7 +41,7 @@ class Uncertainty:
     sigma : ndarray
         Standard deviation of the error of the volume.
     data, members, placement : ndarray
-        Its three parts: ``sigma^2 = data^2 + members^2 + placement^2``.
+        Three parts of it: ``sigma^2 = data^2 + members^2 + placement^2``.
     """
 
     sigma: np.ndarray
@@ -75,13 +75,13 @@ def predict_error(
     ----------
     result : SvrResult
     stacks : list of Stack
-        Those of the fit.
+        Stacks of the fit.
     affine : ndarray, (4, 4)
         Voxel indices of ``image`` to world RAS+ mm; isotropic.
     image : ndarray, (X, Y, Z)
-        The volume, from :func:`gsbids.recon.volume.sample.sample_result`.
+        Volume from :func:`gsbids.recon.volume.sample.sample_result`.
     device : str
-        Where fields are rendered.
+        Device on which fields are rendered.
 
     Returns
     -------
@@ -142,9 +142,9 @@ def data_support(
     result : SvrResult
     stacks : list of Stack
     affine, shape
-        The grid.
+        Affine and shape of the grid.
     device : str
-        Where pixels are rendered.
+        Device on which pixels are rendered.
 
     Returns
     -------
