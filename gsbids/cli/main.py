@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("gsbids.cli")
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
 BROKEN_PIPE = 141  # as a shell says of a command that SIGPIPE ended
 LONGEST = 1200  # characters of a message
 

@@ -24,7 +24,7 @@ EPILOG = (
     "70 the workflow could not be built; 127 a command is missing; 130 interrupted."
 )
 
-FACTOR_RANGE = (1.0, 16.0)
+FACTOR_RANGE = (1.0, 16.0)  # coarse voxels over fine ones, along an axis
 
 #: Ways to say how fine a volume shall be: the command line's word replaces that of a settings file.
 _SIZES = {"--output-resolution": "output_resolution", "--sr-factor": "sr_factor", "--like": "like"}

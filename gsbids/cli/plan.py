@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsbids.cli.devices import resolve_device
 from gsbids.config import AUTO, NONE, TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
 from gsbids.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 LOGGER = logging.getLogger("gsbids.cli")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 FIRST = "model.0."  # prefix of the names of its layers
-CHANNELS, STRIDES = (64, 128, 256, 512, 1024), (2, 2, 2, 2)
+CHANNELS, STRIDES = (64, 128, 256, 512, 1024), (2, 2, 2, 2)  # of the levels of the U-Net, finest first
 BATCH, OVERLAP = 4, 0.25  # windows at a time, and the share of each that overlaps with the next
 
 

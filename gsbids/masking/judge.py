@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SIDE = 48  # voxels along an edge of the block that is classified
 VOXEL = 3.0  # mm, side of these voxels
-CHANNELS = (16, 32, 64, 128)
+CHANNELS = (16, 32, 64, 128)  # of the layers, finest first
 
 
 def build_judge() -> "Module":

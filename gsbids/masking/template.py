@@ -18,7 +18,7 @@ from gsbids.masking.stack_masks import is_stripped, nonzero_mask, otsu_mask, rea
 LOGGER = logging.getLogger("gsbids.masking")
 
 ATLAS = Path(__file__).parent / "atlas"  # made by training/atlas.py
-WEEKS = (22, 25, 28)
+WEEKS = (22, 25, 28)  # gestational age of the fetal templates
 LARGEST_FETAL = 700.0  # ml: larger brains are compared with that of an adult alone
 BRIGHTNESS = (1.0, 0.6, 0.4)  # of fluid, grey and white matter of an adult, T2-weighted
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_PASSES = 4
+MOST_PASSES = 4  # of an interleaved order that are looked for in the motion
 CLEARER = 0.7  # of the steps in array order: an interleaved order is presumed where its steps are smaller
 MOVED = 0.3  # mm: where slices hardly move, motion tells no order
 LEVER = 0.5  # mm that a degree moves the brain by, about

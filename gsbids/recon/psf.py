@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FWHM_TO_SIGMA = 1.0 / (2.0 * np.sqrt(2.0 * np.log(2.0)))
+FWHM_TO_SIGMA = 1.0 / (2.0 * np.sqrt(2.0 * np.log(2.0)))  # standard deviation over full width at half maximum
 IN_PLANE_FACTOR = 1.2  # in-plane FWHM over pixel size (Kuklisova-Murgasova 2012; GSVR paper)
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from gsbids.imaging.icbm152 import icbm152_maps
 
-FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))  # standard deviation over full width at half maximum
 
 # Signals of a T2-weighted fetal brain, fluid = 1: the cortex is dark, unmyelinated white matter is not.
 FLUID, GREY, WHITE = 1.0, 0.40, 0.64

@@ -15,8 +15,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 VECTOR = np.int16(16)  # 16 float32: strips of pixels
-PLAIN = np.int8(1)
-DOUBLE = np.uint8(1)
+PLAIN = np.int8(1)  # one float32
+DOUBLE = np.uint8(1)  # one float64
 INTEGER = np.uint32(1)  # one int32, for load
 FAST = {"contract", "nsz", "arcp"}  # not reassoc: the rounding in exp2_above would be optimised away
 FUSED = ("contract",)  # of the vector operations: products and sums may fuse, nothing may be reordered

@@ -42,7 +42,7 @@ from gsbids.kernels.cpu.lanes import (
 )
 from gsbids.kernels.cpu.probe import vectors_work
 
-HALF_LOG2E = -0.5 * 1.4426950408889634
+HALF_LOG2E = -0.5 * 1.4426950408889634  # energy to exponent of 2: exp(-E/2) = 2^(HALF_LOG2E E)
 PADDING = int(simd.VECTOR)  # columns that a strip may reach beyond the image
 
 

@@ -31,7 +31,7 @@ cuda = runtime.numba_cuda()
 WARP, PADDED = 32, 33  # lanes, and lanes with one more against bank conflicts
 PAIRS = 4  # pairs, so warps, a block in moments
 MOMENTS, PARTS, GRADIENTS = 7, 20, 11  # columns: moments, of a pair (17 used), of a Gaussian
-STAGED = 12
+STAGED = 12  # float32 of a staged entry: 8 of its record, 4 of its depth
 POSE_BLOCK = 192  # 6 columns x 32 rows
 NORMAL, NORMAL_BLOCK, GROUPS = 27, 128, 4  # 21 + 6 entries; pixels staged at a time; groups of 32 of them
 

@@ -21,7 +21,7 @@ from gsbids.kernels.cuda import runtime
 
 cuda = runtime.numba_cuda()
 
-FRAME, GAUSS, RECORD = 20, 12, 8
+FRAME, GAUSS, RECORD = 20, 12, 8  # float32 of a slice frame, of a Gaussian, and of a pair of both
 TILE = 8  # pixels along the edge of a tile
 ALIGNED = None if runtime.is_simulator() else 16  # bytes, of staged records: read in fours; the simulator knows none
 ZERO, HALF, ONE, TWO, FOUR, TEN = (np.float32(x) for x in (0, 0.5, 1, 2, 4, 10))

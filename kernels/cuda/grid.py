@@ -31,6 +31,7 @@ from gsbids.kernels.cuda.formulas import (
 
 cuda = runtime.numba_cuda()
 
+# Voxels along a brick's edge; threads of a block; lanes of a warp, and one more against bank conflicts; warps.
 BRICK, BLOCK, WARP, PADDED, WARPS = 8, 128, 32, 33, 4
 BATCH, RECORD3, MOMENTS3 = 64, 12, 11  # Gaussians staged at a time, numbers in a record, moments
 SUB, LONG = float32(1.5), float32(3.5)  # half the distance of the outermost of 4 and 8 voxels

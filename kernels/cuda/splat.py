@@ -36,7 +36,7 @@ cuda = runtime.numba_cuda()
 # The simulator pays for every thread, used or not; with small blocks a tiny problem has several of them.
 CULL_BLOCK = 8 if runtime.is_simulator() else 128
 THREADS = 32 if runtime.is_simulator() else 128  # a block, where a thread has a pair or a Gaussian to itself
-WARP = 32
+WARP = 32  # lanes
 
 
 @cuda.jit(fastmath=True)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "reconstruct"
-INTERRUPTED = 130
-THICKNESS_RANGE = (0.1, 20.0)
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
+THICKNESS_RANGE = (0.1, 20.0)  # mm, of --slice-thickness
 
 #: Options for further outputs, and their kinds in ``gsbids.bids.names.KINDS``.
 EXTRA = {

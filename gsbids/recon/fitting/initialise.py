@@ -10,7 +10,7 @@ from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.motion import RigidMotion
 
 SPREAD = 0.6  # standard deviation of a Gaussian over the distance to its neighbours
-NEIGHBOURS = 4
+NEIGHBOURS = 4  # nearest Gaussians, whose mean distance counts
 
 
 def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:

@@ -11,12 +11,12 @@ from scipy import ndimage
 from gsbids.kernels import backend
 from gsbids.kernels.problem import Array
 
-MAD_TO_SIGMA = 1.4826
+MAD_TO_SIGMA = 1.4826  # standard deviation over median absolute deviation of a normal distribution
 SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
 LEAST_SPREAD = 0.3  # of the median: slices that are all alike must not reject one another
-PIXEL_TOLERANCE = 4.0
-GAIN_LIMITS = (0.05, 5.0)
-SIGNAL_LIMITS = (0.05, 3.0)
+PIXEL_TOLERANCE = 4.0  # robust standard deviations at which a pixel keeps 0.6 of its weight
+GAIN_LIMITS = (0.05, 5.0)  # gain of a slice
+SIGNAL_LIMITS = (0.05, 3.0)  # local signal of a slice, over the expected one
 TRUSTED = 0.5  # weight of a slice that is like others
 GAIN_SPREAD = 0.3  # standard deviation of gains as expected: the pull to 1
 ALIKE = 50.0  # pixels whose residuals go together: less evidence than their number says

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 MAX_TURN = 0.08  # rad in one step
 MAX_SHIFT = 2.0  # mm in one step
 LOWER, RAISE = 0.25, 6.0  # damping after a step that was kept, and one that was not
-DAMPING_LIMITS = (1e-6, 1e4)
-FIRST_DAMPING = 1e-2
+DAMPING_LIMITS = (1e-6, 1e4)  # Levenberg-Marquardt, over the diagonal of the normal matrix
+FIRST_DAMPING = 1e-2  # of the first step
 ASTRAY, LEAST_ASTRAY = 3.0, 1.5  # times the median, and mm: further from their neighbours, slices are moved back
 NO_WORSE = 2.0  # times the cost, to which they are moved back: the field has been fitted to them where they are
 BETTER = 0.99  # of a slice's cost: above that it keeps its pose

@@ -16,7 +16,7 @@ CELL = 6.0  # mm: pixels are summed over cells of this size before the fit
 PRIOR = 0.1  # pull to no bias, as a share of the evidence of the median Gaussian
 LIMIT = 0.7  # of the logarithm of a cell's ratio
 LEAST = 1e-3  # evidence of a cell, over that of the usual one, under which it says nothing
-TINY = 1e-12
+TINY = 1e-12  # against division by 0
 
 
 def lattice(nominal: RigidMotion, reach: float) -> np.ndarray:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gsbids.kernels.cuda.kept_lists import KeptLists
 
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
-REWEIGHT_EVERY = 10
+REWEIGHT_EVERY = 10  # iterations between two updates of gains, weights and bias
 SIGNAL_WIDTH = 3.0  # mm: standard deviation of the averages by which signal loss of a slice is estimated
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 

@@ -21,7 +21,7 @@ FREE = 0.05  # mean square change of length in the planes of the slices, for a s
 STEP = 0.03  # norm of the strains that are tried on both sides
 LONGEST = 0.06  # norm of a step
 SETTLED = 0.004  # norm of a step after which no other is tried
-ROUNDS = 4
+ROUNDS = 4  # steps at most
 ITERATIONS = 60  # of the field that is fitted for each trial
 POSE_TURNS = frozenset(range(20, 36, 4))  # the slices' other motion follows
 

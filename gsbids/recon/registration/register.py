@@ -22,7 +22,7 @@ LEAST_OVERLAP = 0.5
 TURN_COST = 0.15
 # Rotation (degrees) under which a stack lies about as the scanner says.
 NEAR = 45.0
-LOW_SIMILARITY = 0.5
+LOW_SIMILARITY = 0.5  # below which the report asks to look at the stack
 # Voxels of the grid inside the brain: at most about this many, and at least those.
 POINTS, LEAST_POINTS = 60_000, 10
 

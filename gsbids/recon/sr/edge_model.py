@@ -10,10 +10,10 @@ import numpy as np
 
 from gsbids.recon.sr.problem import SrProblem
 
-AROUND = tuple(product((-1, 0, 1), repeat=3))
+AROUND = tuple(product((-1, 0, 1), repeat=3))  # offsets in voxels: the voxel and its 26 neighbours
 BEYOND = tuple(tuple(int(s) for s in way) for way in 2 * np.vstack([np.eye(3), -np.eye(3)]).astype(int))
 REACH = 2  # voxels, of the farthest of these
-TREES, RATE, LEAST_LEAF, PULL = 100, 0.15, 40, 1.0
+TREES, RATE, LEAST_LEAF, PULL = 100, 0.15, 40, 1.0  # boosted trees, learning rate, voxels of a leaf, L2 penalty
 
 
 @dataclass(frozen=True)

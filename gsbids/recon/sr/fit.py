@@ -34,6 +34,7 @@ from gsbids.recon.sr.options import SrOptions
 from gsbids.recon.sr.problem import SrProblem
 from gsbids.recon.sr.result import SrResult
 
+# Fields of the ensemble: with the exact forward model, and with the PSF in the Gaussians.
 MEMBERS, CHEAP_MEMBERS = 2, 12
 LEAST_VOXELS = 64  # with less, there is nothing to fit Gaussians to
 QUALITIES = ("full", "fast")

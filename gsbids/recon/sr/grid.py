@@ -11,8 +11,8 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.recon.sr.sampling_operator import AxisGrid
 
-LARGEST_FACTOR = 16.0
-MOST_VOXELS = 5e8
+LARGEST_FACTOR = 16.0  # coarse voxels over fine ones, along an axis
+MOST_VOXELS = 5e8  # of a volume
 
 
 @dataclass(frozen=True)

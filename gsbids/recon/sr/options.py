@@ -23,6 +23,7 @@ class Schedule:
     iterations: int
 
 
+#: Schedules to choose among with the exact forward model.
 EXACT_SCHEDULES = (
     Schedule(1.0, 1.0, 25),
     Schedule(1.0, 1.0, 40),
@@ -30,6 +31,7 @@ EXACT_SCHEDULES = (
     Schedule(1.2, 1.5, 80),
     Schedule(1.2, 1.5, 160),
 )
+#: The same with the PSF in the Gaussians, which narrow profiles allow.
 NARROW_SCHEDULES = (
     Schedule(1.0, 1.5, 40),
     Schedule(1.2, 1.0, 40),

@@ -8,10 +8,10 @@ from scipy import fft
 
 from gsbids.recon.sr.sampling_operator import SamplingOperator
 
-EXPONENT = 2.5
+EXPONENT = 2.5  # p: the roughness grows with |f|^(2 p)
 LEAST = 1e-6  # of the roughness at the coarse Nyquist frequency: the mean has a price too, or it would be free
 TOLERANCE = 1e-3  # of the residual over the data
-MOST_ITERATIONS = 60
+MOST_ITERATIONS = 60  # of the conjugate gradients
 
 
 def sobolev(

@@ -31,7 +31,7 @@ from gsbids.recon.svr.result import SvrResult
 
 ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
 BIAS_FROM = 0.5  # the same for the stacks' bias: slices are in their places by then
-LEAST_GAUSSIANS = 500
+LEAST_GAUSSIANS = 500  # of a field
 SETTLING, SETTLED = 3, 0.2  # fields of the first detail at most, and mm that slices must have moved for another
 # Held-out residual of a field over that of one half as dense, under which it is taken, and a denser one tried.
 DENSER_IF, DENSER_AGAIN_IF = 0.99, 0.9

@@ -20,7 +20,7 @@ from gsbids.recon.registration.register import about, correlation, likely_places
 SURE = 0.85  # agreement of a stack from which on no other pose of it is searched
 LESS, HOPELESS = 0.1, 4  # of agreement, by which a stack agrees less in so many other places that no more are tried
 GAIN, GAIN_OF_HALF_TURN = 0.01, 0.02  # of agreement, that a stack moves for; and more, by the angle that it is turned
-TRIALS = 12
+TRIALS = 12  # other poses that are fitted, of all stacks together
 PLACES = 6  # tried for every stack
 TURNS = 16  # rotations of the cover that are refined
 REREGISTERED = 15.0  # degrees by which a stack is turned against the others to be called re-registered

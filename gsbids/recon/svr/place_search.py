@@ -28,7 +28,7 @@ SAME = 3.0  # mm: a pose so near is no other one
 REPEATS, HIGHER = 3, 0.005  # times that slices are re-registered, and gain of agreement for each
 DOUBTFUL = 0.75  # mean agreement below which slices are also registered without outlines
 INNER = 0.8, 0.6  # of the pixels of every slice of a mask: inner parts, in which stacks are registered
-POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
+POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12  # iterations: first pose step, between two, with neighbours
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Level:
     together: tuple[float, ...] = ()
 
 
+# Two levels, coarse to fine.
 LEVELS = (Level(4.0, 60.0, 100), Level(3.0, 25.0, 60, (0.4, 0.6, 0.8)))
 
 

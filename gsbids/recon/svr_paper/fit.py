@@ -28,8 +28,8 @@ from gsbids.recon.svr.fit import move_field
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.svr_paper.top_k import EPS, PixelSet, observed_psf, render_slices
 
-LOG_SCALE_LIMITS = (-3.0, 3.0)
-LEAST_MEAN_GAIN = 1e-3
+LOG_SCALE_LIMITS = (-3.0, 3.0)  # logarithm of the standard deviation in mm
+LEAST_MEAN_GAIN = 1e-3  # against division by 0
 ROBUST_FROM = 0.25  # share of the iterations after which slices may lose weight
 LEAST_DEVIATION = 0.02  # of the slice residuals, below which no slice stands out
 TOLERANCE = 4.0  # robust deviations before a slice loses weight

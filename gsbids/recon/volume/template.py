@@ -17,9 +17,9 @@ from gsbids.recon.volume.sample import output_grid, sample_result
 STEP = 2.0  # mm of the fine grid, of a brain of REFERENCE size; the coarse one has twice as much
 REFERENCE = 1.5e5  # mm3
 TURNS, PLACES = 24, 3  # that are refined on the coarse grid, and of these on the fine one
-FINE, COARSE = 0, 1
+FINE, COARSE = 0, 1  # index of the grid
 SIZES = (1.1, 1.05, 1.025)  # by which the template is tried larger and smaller, in turn
-HALF_TURNS = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
+HALF_TURNS = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()  # about the three axes
 DIFFERENT = 20.0  # degrees from which on two places are not the same one
 GRID = 1.5  # mm: of the brain that is compared
 # Similarity, and how much more than in any other place, from which on a place is trusted (benchmarks/svr_template.py).
