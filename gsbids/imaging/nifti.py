@@ -274,7 +274,7 @@ def _affine(image: nib.Nifti1Pair, path: str | Path) -> np.ndarray:
 def _unit(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[float, str]:
     """Return the factor from the unit of the header to mm, and a warning about it (empty if there is none).
 
-    The header is not believed where only mm make voxels of a plausible size.
+    Millimetres are taken, whatever the header says, where only they make voxels of a plausible size.
     """
     name, factor = UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
     if factor == 1:

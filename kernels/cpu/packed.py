@@ -28,7 +28,7 @@ class PackedField:
     order : ndarray, (J,), int
         Index of the Gaussian in each row of ``columns`` and ``table``.
     columns : ndarray, (4, J), float32
-        x, y, z and the largest variance: what tells which Gaussians come near a slice.
+        x, y, z and the largest variance, by which Gaussians near a slice are found.
     table : ndarray, (J, 16), float32
         A cache line a Gaussian: mean (3), covariance (6: xx, xy, xz, yy, yz, zz), intensity, and the factor of the
         exponential, ``exp(l)``, with the mass factor ``exp(l) sqrt(det Sigma)``.

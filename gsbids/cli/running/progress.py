@@ -41,7 +41,7 @@ class Progress:
     Attributes
     ----------
     interrupted : bool
-        Set when the run was interrupted: a step in this process takes an interrupt for a failure of its own, and the
+        Set when the run was interrupted: a step in this process reports an interrupt as its failure, and the
         next call stops the run.
     """
 

@@ -226,8 +226,8 @@ def environment(config: Config) -> Iterator[None]:
 def wanted_environment(config: Config) -> dict[str, str]:
     """Return the environment of a run: threads of a step, no telemetry, nipype's own folder.
 
-    Only numba works with several threads by itself. Torch is told in the step, as is scikit-learn; of BLAS, OpenMP
-    and ITK, whose sums change with the number of threads, all steps want one.
+    Only numba has its threads set here. Those of torch and scikit-learn are set in the step; BLAS, OpenMP and ITK,
+    whose sums change with the number of threads, have one in all steps.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     return dict.fromkeys(names, "1") | {

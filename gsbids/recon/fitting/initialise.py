@@ -17,7 +17,7 @@ def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
     """Return the probability of every pixel to become the centre of a Gaussian.
 
     ``P = edge_share |grad I| / sum |grad I| + (1 - edge_share) / N`` over the N pixels of the region; the gradient
-    is per millimetre, and taken one pixel inside the region, where its edge has no say.
+    is per millimetre, and taken one pixel inside the region, where the edge of the region does not count.
 
     Returns
     -------

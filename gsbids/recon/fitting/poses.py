@@ -187,8 +187,8 @@ def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tu
     A slice whose own pose is wrong (a small one at the end of the stack, most often) is started again from the motion
     of the slices one and two places away, refined by ``steps`` steps, and keeps the best by its own cost. Neighbours
     two places away are the ones acquired next in interleaved stacks. Slices that are much further from their
-    neighbours' motion than others are moved back to it, unless that costs twice as much or more: a field that has been
-    fitted to a slice in a wrong place says that it fits there.
+    neighbours' motion than others are moved back to it, unless that costs twice as much or more: a field that was
+    fitted to a misregistered slice matches it where it is.
 
     Parameters and returns as for :func:`pose_step`; ``kept`` are the slices that changed to a neighbour's motion.
     """

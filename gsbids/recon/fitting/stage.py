@@ -46,7 +46,7 @@ class Stage:
     robust_from : int
         Iteration from which on outliers lose weight.
     bias_from : int
-        Iteration from which on stacks have a bias: a slice in a wrong place is none.
+        Iteration from which on stacks have a bias; before, it would fit misregistered slices.
     together : frozenset of int
         Iterations that begin with a step of all slices and the field at once, instead.
     """

@@ -134,7 +134,7 @@ def learn_edge(copies: list[CutCopy], linear: list[np.ndarray]) -> EdgeModel:
     ----------
     copies : list of CutCopy
     linear : list of ndarray
-        Linear solutions of their problems: they cost little, and the ramp of an elaborate one tells no more.
+        Linear solutions of their problems: they are fast, and more elaborate ones have much the same ramp.
     """
     seen, true, weight = [], [], []
     for copy, fine in zip(copies, linear, strict=True):

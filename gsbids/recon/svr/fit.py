@@ -176,8 +176,9 @@ def _densify(
 ) -> tuple[FitState, int]:
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
-    Noise decides how many are worth it; the first has as many as the coarse one, so that detail is judged against
-    detail, and is fitted again while slices still move. A field that gained little over the one before is the last.
+    The useful number depends on the noise. The first field has as many as the coarse one, so that fine fields are
+    compared with one another, and is fitted again while slices still move. A field that gained little over the one
+    before is the last.
 
     Returns
     -------

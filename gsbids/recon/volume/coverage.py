@@ -171,7 +171,7 @@ def _slab(
     """Find the voxels within a slice: flat index (P,), nearest pixel (2, P), and share (P,) of each in the slice.
 
     ``to_slice`` takes voxel indices to pixels and mm along the normal; ``thickness`` is in voxels. Voxels are
-    looked for in columns along the axis that is nearest to the normal, so that each is found once.
+    found in columns along the axis that is nearest to the normal, so that each is found once.
     """
     normal = to_slice[2] / np.linalg.norm(to_slice[2, :3])  # voxels along the normal
     along = int(np.argmax(np.abs(normal[:3])))

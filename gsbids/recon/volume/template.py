@@ -195,7 +195,7 @@ def _different(places: list[_Place]) -> list[_Place]:
 
 @dataclass(frozen=True)
 class _Search:
-    """A template (fixed) that is looked for in a brain (moving); ``middle`` is that of its mask."""
+    """Registration of a template (fixed) to a brain (moving); ``middle`` is that of its mask."""
 
     template: Volume
     brain: Volume
@@ -232,7 +232,7 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Searches:
-    """Templates that are looked for in one brain by one comparison: ``blurred`` brings a template to a grid."""
+    """Registrations of templates to one brain with one similarity: ``blurred`` resamples a template to a grid."""
 
     blurred: Callable[[Stack, float, float], Volume]
     brains: list[Volume]
