@@ -15,20 +15,27 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 PYTHON ?=
 
+# mypy sees gsbids as it is installed: links to the folders that setup.cfg puts into the package.
+CHECK_TYPES = rm -rf build/types && mkdir -p build/types/gsbids && \
+	for part in gsbids/[!_]* gsbids/__init__.py gsbids/__main__.py kernels workflows; do \
+	    ln -s ../../../$$part build/types/gsbids/; \
+	done && cd build/types && ../../$(BIN)/mypy --config-file ../../setup.cfg
+
 # Nothing asks the network for newer versions.
 export NO_ET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help install demo check test slurm-test container-test fault-test lint bench-install docs docs-options docs-figures clean distclean
+.PHONY: help install demo check test slurm-test container-test fault-test lint types bench-install docs docs-options docs-figures clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          simulate a small BIDS data set and reconstruct it'
-	@echo 'make check         lint, and run the fast tests'
-	@echo 'make test          lint, and run the whole test suite'
+	@echo 'make check         lint, check types, and run the fast tests'
+	@echo 'make test          lint, check types, and run the whole test suite'
 	@echo 'make slurm-test    reconstruct on a Slurm of one machine (needs slurm-wlm and munge)'
 	@echo 'make lint          ruff alone'
+	@echo 'make types         mypy alone'
 	@echo 'make fault-test    kill runs, fill disks, corrupt input: the whole campaign, as root (half an hour)'
 	@echo 'make container-test  build the container image, and try it as clusters run it (root; half an hour)'
 	@echo 'make bench-install install what benchmarks/ needs as well'
@@ -78,6 +85,7 @@ check: WHICH := -m 'not slow'
 check test: $(STAMP)
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \
+	($(CHECK_TYPES)) || status=1; \
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(WHICH) $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
@@ -87,6 +95,9 @@ slurm-test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(CHECK_TYPES)
 
 # As root: it mounts small disks and read-only folders; what cannot be mounted is noted as not tried.
 fault-test: $(STAMP)
@@ -109,7 +120,7 @@ docs-figures: demo
 	$(BIN)/python benchmarks/demo_figure.py $(DEMO) docs/images/demo.png
 
 clean:
-	rm -rf $(DEMO) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -16,8 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gsbids.errors import NOT_TO_BE_USED, DeviceError, GsbidsError, InputError, WorkflowError
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import pandas as pd
 
 FILES = {"volume": "volume.nii.gz", "mask": "brain_mask.nii.gz", "model": "model.npz", "report": "report.html"}
 ERRORS = {error.exit_code: error for error in (InputError, WorkflowError, DeviceError)}
@@ -30,7 +35,7 @@ def reconstruct(
     resolution: float = 0.8,
     device: str = "auto",
     progress: bool = True,
-    **options,
+    **options: Any,
 ) -> "Reconstruction":
     """Reconstruct one volume from stacks of slices of one brain (``gsbids reconstruct``).
 
@@ -103,21 +108,21 @@ def reconstruct(
 
 
 def super_resolve(
-    image,
+    image: "nib.Nifti1Image | str | os.PathLike",
     factor: float | Sequence[float] | None = None,
     resolution: float | Sequence[float] | None = None,
     device: str = "auto",
     progress: bool = True,
-    **options,
-):
-    """Make one volume finer (``gsbids super-resolve``).
+    **options: Any,
+) -> "nib.Nifti1Image":
+    """Super-resolve one volume (``gsbids super-resolve``).
 
     Parameters
     ----------
     image : nibabel image or path-like
         3D volume.
     factor : float or sequence of float, optional
-        How many times finer, one number or one for each array axis; 2 where no resolution is given.
+        Factor by which voxels become finer, one number or one for each array axis; 2 where no resolution is given.
     resolution : float or sequence of float, optional
         Voxel size in mm, instead.
     device, progress, **options
@@ -150,8 +155,10 @@ def super_resolve(
         return _image(out)
 
 
-def brain_mask(image, progress: bool = True, **options):
-    """Find the fetal brain in a stack (``gsbids mask``).
+def brain_mask(
+    image: "nib.Nifti1Image | str | os.PathLike", progress: bool = True, **options: Any
+) -> "nib.Nifti1Image":
+    """Segment the fetal brain in a stack (``gsbids mask``).
 
     Parameters
     ----------
@@ -163,7 +170,7 @@ def brain_mask(image, progress: bool = True, **options):
     Returns
     -------
     nibabel.Nifti1Image
-        1 in the brain; look at it before you trust it.
+        1 in the brain; inspect it before use.
 
     Raises
     ------
@@ -178,7 +185,7 @@ def brain_mask(image, progress: bool = True, **options):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A reconstruction and all that was written about it; its files last as long as it does.
+    """A reconstruction and all outputs about it; its files exist as long as the object does.
 
     Attributes
     ----------
@@ -191,28 +198,30 @@ class Reconstruction:
         return str(Path(self.folder.name, FILES[kind]))
 
     def _written(self, pattern: str) -> list[Path]:
-        """Files among the BIDS derivatives."""
+        """List the files among the BIDS derivatives that match a pattern."""
         return sorted(Path(self.folder.name, "derivatives").rglob(pattern))
 
     @cached_property
-    def volume(self):
-        """The volume, nibabel.Nifti1Image."""
+    def volume(self) -> "nib.Nifti1Image":
+        """Reconstructed volume, nibabel.Nifti1Image."""
         return _image(self._path("volume"))
 
     @cached_property
-    def mask(self):
-        """Its brain mask, nibabel.Nifti1Image."""
+    def mask(self) -> "nib.Nifti1Image":
+        """Brain mask of the volume, nibabel.Nifti1Image."""
         return _image(self._path("mask"))
 
     @cached_property
-    def uncertainty(self):
-        """The standard deviation of the error that is expected at each voxel, nibabel.Nifti1Image."""
+    def uncertainty(self) -> "nib.Nifti1Image":
+        """Predicted standard deviation of the error at each voxel, nibabel.Nifti1Image."""
         return _image(self._written("*_desc-uncertainty_*.nii.gz")[0])
 
     @cached_property
-    def motion(self):
-        """Motion of all slices, pandas.DataFrame: a row a slice, ``stack`` (from 1), and the columns of
-        ``*_desc-motion_timeseries.tsv``."""
+    def motion(self) -> "pd.DataFrame":
+        """Motion of all slices, pandas.DataFrame: a row a slice.
+
+        ``stack`` (from 1), and the columns of ``*_desc-motion_timeseries.tsv``.
+        """
         import pandas as pd
 
         tables = [
@@ -221,7 +230,7 @@ class Reconstruction:
         return pd.concat(tables, keys=range(1, len(tables) + 1), names=["stack", None]).reset_index(level=0)
 
     @cached_property
-    def metrics(self):
+    def metrics(self) -> "pd.Series":
         """Quality metrics, pandas.Series: the row of ``*_desc-qc_metrics.tsv``."""
         import pandas as pd
 
@@ -239,10 +248,16 @@ class Reconstruction:
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is not ``usable``, in sentences."""
+        """Reasons why it is not ``usable``, in sentences."""
         return self.sidecar["VerdictReasons"]
 
-    def sample(self, spacing: float | None = None, like=None, progress: bool = True, **options):
+    def sample(
+        self,
+        spacing: float | None = None,
+        like: "nib.Nifti1Image | str | os.PathLike | None" = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> "nib.Nifti1Image":
         """Sample the model on another grid, without another fit (``gsbids sample``).
 
         Parameters
@@ -250,7 +265,7 @@ class Reconstruction:
         spacing : float, optional
             Voxel size, mm.
         like : nibabel image or path-like, optional
-            The grid of this image, instead.
+            Image whose grid is used, instead.
         progress, **options
             As for :func:`reconstruct`, with the options of that command.
 
@@ -267,16 +282,16 @@ class Reconstruction:
             return _image(out)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Keep the model: Gaussians and poses (``.npz``, for :meth:`sample` and ``gsbids sample``)."""
+        """Copy the model to a file: Gaussians and poses (``.npz``, for :meth:`sample` and ``gsbids sample``)."""
         return Path(shutil.copyfile(self._path("model"), path))
 
     def report(self, path: str | os.PathLike) -> Path:
-        """Keep the report, one HTML file."""
+        """Copy the report to a file, one HTML file."""
         return Path(shutil.copyfile(self._path("report"), path))
 
 
 def _files(images: Sequence, place: Path, name: str) -> list[str]:
-    """Paths of images: those that are given as paths, and new files for those in memory."""
+    """Return paths of images: those that are given as paths, and new files for those in memory."""
     import nibabel as nib
 
     if isinstance(images, str | os.PathLike) or hasattr(images, "affine"):
@@ -295,17 +310,17 @@ def _files(images: Sequence, place: Path, name: str) -> list[str]:
     return out
 
 
-def _image(path: str | Path):
-    """An image in memory, that does not need its file any more."""
+def _image(path: str | Path) -> "nib.Nifti1Image":
+    """Load an image to memory, so that it does not need its file any more."""
     import nibabel as nib
     import numpy as np
 
-    image = nib.load(path)
+    image: Any = nib.load(path)
     return nib.Nifti1Image(np.asanyarray(image.dataobj).copy(), image.affine, image.header)
 
 
 def _as_words(options: dict) -> list[str]:
-    """Options by their names in Python as words of the command line."""
+    """Convert options by their names in Python to words of the command line."""
     words = []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
@@ -319,19 +334,24 @@ def _as_words(options: dict) -> list[str]:
 
 
 def _run(words: list[str], progress: bool) -> int:
-    """Run a command; its exit code, 0, or 3 where the volume is marked "do not use".
+    """Run a command.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 3 where the volume is marked "do not use".
 
     Raises
     ------
     gsbids.errors.GsbidsError
-        It failed; with the last error that it told.
+        The command failed; with the last error that it printed.
     """
     command = [sys.executable, "-m", "gsbids", *words]
     said, environment = [], os.environ | {"NO_ET": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
     ) as process:
-        for line in process.stderr:
+        for line in process.stderr:  # type: ignore[union-attr]
             said.append(line.strip())
             if progress:
                 sys.stderr.write(line)

@@ -17,7 +17,7 @@ _JUST_MADE = 60.0
 
 @contextmanager
 def replacing(path: str | Path, ending: str = "") -> Iterator[Path]:
-    """A temporary name for a file that takes the place of ``path`` when the block has ended well.
+    """Give a temporary name for a file that takes the place of ``path`` when the block has ended well.
 
     The temporary file is locked meanwhile (where the file system can), so that :func:`sweep` knows it from one
     that a killed process has left, and is on the disk before it is renamed.
@@ -25,14 +25,14 @@ def replacing(path: str | Path, ending: str = "") -> Iterator[Path]:
     Parameters
     ----------
     path : path-like
-        Its folder exists. What is there stays as it is until the block has ended.
+        File in an existing folder. An existing file stays as it is until the block has ended.
     ending : str
-        Of the temporary name, for libraries that go by it.
+        Ending of the temporary name, for libraries that depend on it.
 
     Yields
     ------
     pathlib.Path
-        In the folder of ``path``. It is removed when the block raises.
+        Temporary path in the folder of ``path``. It is removed when the block raises.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def sweep(folders: Iterable[Path]) -> list[Path]:
     Returns
     -------
     list of Path
-        What was removed. A file that somebody is writing, on this machine or another, is left alone, and so is
-        everything on file systems without locks.
+        Removed files. A file that another process is writing, on this machine or another, is left alone, and so
+        is everything on file systems without locks.
     """
     removed = []
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a run: made once by the command line, passed explicitly, kept as TOML."""
+"""Settings of a run: made once by the command line, passed explicitly, stored as TOML."""
 
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from gsbids import __version__
 from gsbids.atomic import write_atomic
@@ -17,30 +18,30 @@ TEMPLATE = "template"  # name of the space of --template, and of its folder amon
 
 @dataclass(frozen=True)
 class Execution:
-    """Where the data are, and how the run is controlled.
+    """Input, output, and control of the run.
 
     Attributes
     ----------
     bids_dir, output_dir, work_dir : Path
-        Absolute.
+        Absolute paths.
     run_uuid : str
         ``YYYYmmdd-HHMMSS_<uuid4>``; names the log folder, and never changes a result.
     command : str
         Command line of the run, for its report; never changes a result.
     participant_label, session_label : tuple of str
-        Without prefixes; empty: all.
+        Labels without prefixes; empty: all.
     bids_filters : dict
         Queries ``stacks`` and ``masks`` of ``--bids-filter-file``.
     bids_database_dir : Path or None
-        Where pybids keeps its index.
+        Folder of pybids' index.
     bids_database_wipe : bool
     derivatives : dict of str to Path
         Data sets with masks, by name.
     preview : bool
-        Write volumes on the way; the results are the same.
+        Write intermediate volumes; the results are the same.
     clean_workdir, stop_on_first_crash, write_graph, dry_run : bool
     verbosity : int
-        How often ``-v`` was given.
+        Number of ``-v``.
     version : str
         Version of gsbids that wrote the settings.
     """
@@ -67,7 +68,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class WorkflowOptions:
-    """What is computed.
+    """Options of the computation.
 
     Attributes
     ----------
@@ -79,7 +80,7 @@ class WorkflowOptions:
         Voxel size of the volume in mm, one number or (super-resolution) three; empty: 0.8 for SVR, and for SR
         :func:`gsbids.recon.sr.target.target_grid`.
     sr_factor : tuple of float
-        How many times finer than the image, one number or three; empty: not asked for.
+        Factor by which voxels become finer, one number or three; empty: not asked for.
     like : Path or None
         Image whose grid super-resolved volumes get.
     orientation : {"scanner", "radiological"}
@@ -89,12 +90,12 @@ class WorkflowOptions:
         looks like it; :data:`NONE`.
     sr_quality : {"full", "fast"}
     sr_profile : {"auto", "trilinear", "box", "gaussian", "kspace"}
-        How a voxel comes from finer ones.
+        Sampling profile of a voxel.
     slice_thickness : float or None
         Overrides the sidecars, in mm.
     mask_mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
     mask_weights : Path or None
-        Of the mask network, in the place of those of the package.
+        Weights of the mask network, in the place of those of the package.
     denoise, n4 : bool or None
         None: as the method does by itself, see :meth:`Config.of_method`.
     motion_correction : bool
@@ -128,7 +129,7 @@ class WorkflowOptions:
 
     @property
     def template_file(self) -> Path | None:
-        """The volume of the user that SVR volumes are aligned to."""
+        """Volume of the user that SVR volumes are aligned to."""
         return None if self.template in (AUTO, NONE) else self.template
 
     @property
@@ -139,7 +140,7 @@ class WorkflowOptions:
 
 @dataclass(frozen=True)
 class NipypeOptions:
-    """How the nodes are executed.
+    """Options of the execution of the nodes.
 
     Attributes
     ----------
@@ -152,7 +153,7 @@ class NipypeOptions:
     plugin : str
         ``auto``: MultiProc, or Linear with one process.
     plugin_args : dict
-        As in the file of ``--use-plugin``.
+        Arguments of the plugin, as in the file of ``--use-plugin``.
     """
 
     nprocs: int = 1
@@ -177,12 +178,14 @@ class Config:
         given = {TEMPLATE: template.parent} if template else {}
         return {"": run.output_dir, "raw": run.bids_dir, **run.derivatives, **given}
 
-    def replace(self, section: str, **changes) -> "Config":
-        """Copy with some settings of one section replaced."""
+    def replace(self, section: str, **changes: Any) -> "Config":
+        """Return a copy with some settings of one section replaced."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
     def of_method(self, method: str) -> "Config":
-        """Copy in which denoising and N4 are settled: without a word of the user stacks of SVR get both, volumes none.
+        """Return a copy in which denoising and N4 are decided.
+
+        Unless the user decides, stacks of SVR get both, volumes none.
 
         Parameters
         ----------
@@ -226,7 +229,7 @@ SECTIONS = {"execution": Execution, "workflow": WorkflowOptions, "nipype": Nipyp
 
 
 def read_toml(path: str | Path) -> dict[str, dict[str, object]]:
-    """Settings that stand in a TOML file, by section, with the types of the dataclasses.
+    """Read the settings of a TOML file, by section, with the types of the dataclasses.
 
     Raises
     ------
@@ -248,7 +251,7 @@ def read_toml(path: str | Path) -> dict[str, dict[str, object]]:
     return {name: _typed_section(path, name, found.get(name, {})) for name in SECTIONS}
 
 
-def _typed_section(path, name: str, values: dict) -> dict[str, object]:
+def _typed_section(path: str | Path, name: str, values: dict) -> dict[str, object]:
     hints = typing.get_type_hints(SECTIONS[name])
     known = {entry.name for entry in fields(SECTIONS[name])}
     for key in values:
@@ -261,7 +264,7 @@ def _typed_section(path, name: str, values: dict) -> dict[str, object]:
         raise InputError(f"--config-file {path}: {key} in [{name}]: {error}") from error
 
 
-def _fits(value, hint) -> bool:
+def _fits(value: Any, hint: Any) -> bool:
     try:
         _typed(value, hint)
     except TypeError:
@@ -269,8 +272,8 @@ def _fits(value, hint) -> bool:
     return True
 
 
-def _typed(value, hint):
-    """A TOML value as the type of its field; TypeError where it is another."""
+def _typed(value: Any, hint: Any) -> Any:
+    """Convert a TOML value to the type of its field; raise TypeError where it is another."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return _typed(value, next(part for part in parts if part is not types.NoneType))
@@ -288,8 +291,8 @@ def _typed(value, hint):
     raise TypeError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}")
 
 
-def _plain(value):
-    """Only what TOML can say: no None, no paths, no tuples."""
+def _plain(value: Any) -> Any:
+    """Convert a value to what TOML can express: no None, no paths, no tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):

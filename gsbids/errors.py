@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that are shown to people: one line, what was found where, what to do."""
+"""Errors that are shown to people: one line with the finding, the file or option, and the remedy."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ _POINTERS = {b"/annex/objects/": "datalad get or git annex get", b"version https
 
 
 class GsbidsError(Exception):
-    """A problem with one readable line and an exit code.
+    """Error with one readable line and an exit code.
 
     Parameters
     ----------
@@ -24,30 +24,30 @@ class GsbidsError(Exception):
 
 
 class InputError(GsbidsError):
-    """The user's data or options cannot be used (exit code 2)."""
+    """Error of data or options of the user that cannot be used (exit code 2)."""
 
     exit_code = 2
 
 
 class WorkflowError(GsbidsError):
-    """The workflow could not be built (exit code 70, as ``EX_SOFTWARE``)."""
+    """Error of a workflow that could not be built (exit code 70, as ``EX_SOFTWARE``)."""
 
     exit_code = 70
 
 
 class DeviceError(GsbidsError):
-    """The compute device that was asked for cannot be used (exit code 126)."""
+    """Error of a requested compute device that cannot be used (exit code 126)."""
 
     exit_code = 126
 
 
 def not_fetched(path: str | Path) -> str:
-    """One line about a file whose content is not here: a link without a target, a pointer of git-annex or Git LFS.
+    """Describe a file whose content is not here: a link without a target, a pointer of git-annex or Git LFS.
 
     Returns
     -------
     str
-        Empty where the file has its content, or where there is no such file.
+        One line; empty where the file has its content, or where there is no such file.
     """
     path = Path(path)
     if path.is_symlink() and not path.exists():

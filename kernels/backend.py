@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where arrays are computed with: numpy arrays on the CPU, float32 tensors of a GPU, and the way between them.
+"""Numpy arrays on the CPU, float32 tensors on a GPU, and the conversion between them.
 
 A device has the name of ``--device``: ``cpu``, ``cuda`` or ``cuda:N``. With ``GSBIDS_BACKEND=sim`` the tensors of a
-``cuda`` device are those of the CPU, for numba's simulator. What is written with operators, ``abs`` and methods that
-numpy and torch share (``a.sum((1, 2), dtype=float)``) serves both; the few functions here do the rest. On the CPU they
-are numpy's own, to the bit.
+``cuda`` device are those of the CPU, for numba's simulator. Code that is written with operators, ``abs`` and methods
+that numpy and torch share (``a.sum((1, 2), dtype=float)``) serves both; the few functions here do the rest. On the CPU
+they are numpy's own, to the bit.
 """
 
 import os
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from gsbids.errors import DeviceError
 from gsbids.kernels.cuda import runtime
+from gsbids.kernels.problem import Array
 
 CPU = "cpu"
 SIMULATOR = "simulator"
 
 
 def torch_device(name: str) -> torch.device:
-    """The device on which torch puts what is for ``name``.
+    """Return the torch device that is meant by ``name``.
 
     Raises
     ------
@@ -37,8 +39,8 @@ def torch_device(name: str) -> torch.device:
     return found
 
 
-def to_device(array, name: str):
-    """An array or tensor where ``name`` says: as numpy knows it on the CPU, a tensor (float32, bool or int) of a GPU.
+def to_device(array: Array, name: str) -> Array:
+    """Move an array or tensor to the device ``name``: an array on the CPU, a tensor (float32, bool or int) on a GPU.
 
     Nothing is copied that is there already.
     """
@@ -50,39 +52,39 @@ def to_device(array, name: str):
     return tensor.to(torch_device(name), torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
-def to_host(found):
-    """A tensor as an array of numpy (a view, if it is one of the CPU), within tuples and dataclasses too."""
+def to_host(found: Any) -> Any:
+    """Convert a tensor to a numpy array (a view, if it is on the CPU), within tuples and dataclasses too."""
     if torch.is_tensor(found):
         return found.detach().cpu().numpy()
     if isinstance(found, tuple | list):
         return type(found)(map(to_host, found))
     if is_dataclass(found):
-        return type(found)(*(to_host(getattr(found, field.name)) for field in fields(found)))
+        return type(found)(*(to_host(getattr(found, field.name)) for field in fields(found)))  # type: ignore[misc]
     return found
 
 
-def like(array: np.ndarray, other):
-    """A small array of numpy where ``other`` is: as it is, or a float32 tensor."""
+def like(array: np.ndarray, other: Array) -> Array:
+    """Put a small numpy array where ``other`` is: as it is, or as a float32 tensor."""
     return torch.as_tensor(array, dtype=torch.float32, device=other.device) if torch.is_tensor(other) else array
 
 
-def as_float32(array):
-    """As float32."""
+def as_float32(array: Array) -> Array:
+    """Convert to float32."""
     return array.float() if torch.is_tensor(array) else array.astype(np.float32)
 
 
-def sqrt(array):
-    """Square root."""
+def sqrt(array: Array) -> Array:
+    """Return the square root of an array or tensor."""
     return torch.sqrt(array) if torch.is_tensor(array) else np.sqrt(array)
 
 
-def exp(array):
-    """``exp``."""
+def exp(array: Array) -> Array:
+    """Return the exponential of an array or tensor."""
     return torch.exp(array) if torch.is_tensor(array) else np.exp(array)
 
 
-def medians(images, mask) -> np.ndarray:
-    """Median of each image (S, X, Y) within its mask, (S,) array; 0 where a mask is empty."""
+def medians(images: Array, mask: Array) -> np.ndarray:
+    """Return the median of each image (S, X, Y) within its mask, (S,) array; 0 where a mask is empty."""
     if not torch.is_tensor(images):
         return np.array(
             [np.median(image[inside]) if inside.any() else 0.0 for image, inside in zip(images, mask, strict=True)]
@@ -100,7 +102,7 @@ def release(name: str) -> None:
 
 
 def describe(name: str) -> str:
-    """What computes, for people: ``cpu``, or the device with the name of the GPU."""
+    """Describe the device for people: ``cpu``, or the device with the name of the GPU."""
     if name == CPU:
         return CPU
     if os.environ.get("GSBIDS_BACKEND") == "sim":
@@ -109,17 +111,17 @@ def describe(name: str) -> str:
 
 
 def expects_gpu() -> bool:
-    """Whether torch was built for GPUs: then it is worth a word if there is none."""
+    """Return whether torch was built for GPUs; only then is the lack of one worth a message."""
     return torch.version.cuda is not None
 
 
 def find_gpus() -> tuple[tuple[str, ...], str]:
-    """Names of the GPUs that torch and the CUDA kernels can use, and, where there are none, what is wrong.
+    """List the GPUs that torch and the CUDA kernels can use, and, where there are none, what is wrong.
 
     Returns
     -------
     names : tuple of str
-        In the order of ``cuda:N``.
+        Names in the order of ``cuda:N``.
     problem : str
         Empty, or what was found and what to do.
     """

@@ -60,7 +60,7 @@ def _average(x, scale, inside, out):
 
 @nb.njit(inline="always")
 def _extent(row):
-    """First and one past the last voxel of a row that is set."""
+    """Return the first and one past the last voxel of a row that is set."""
     first, last = 0, len(row)
     while first < last and row[first] == 0:
         first += 1
@@ -71,7 +71,7 @@ def _extent(row):
 
 @nb.njit(fastmath=True, error_model="numpy")
 def _add(x, a, b, shift, first, last, scale, column, total, weight):
-    """Add one neighbour of each voxel of a row."""
+    """Add one neighbour of each voxel of a row, weighted by the likeness of their surroundings."""
     edge, (i, j, k) = SEARCH + 1, shift
     column[first : last + 2] = 0
     for u in range(-1, 2):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Gaussian field at arbitrary points, and the papers' own top-K rendering.
+"""Render a Gaussian field at arbitrary points, also in the top-K way of the papers.
 
     I(x) = sum_j w_j c_j / (sum_j w_j + eps),  w_j = exp(l_j - E_j / 2),  E_j = (x - mu_j)^T S_j^-1 (x - mu_j),
 
@@ -11,7 +11,9 @@ lie on no slice and no grid, or where the papers are to be repeated.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from gsbids.kernels.cpu.packed import PackedField
-from gsbids.kernels.problem import DEFAULT, RenderOptions
+from gsbids.kernels.problem import DEFAULT, Array, RenderOptions
 
 PARTS = 16  # parts of the points, each with its own gradient buffer: the bits do not depend on the threads
 PLAIN = RenderOptions(mass_factor=False)
@@ -51,8 +53,8 @@ class PointSet:
     psf: np.ndarray
     frame: np.ndarray
 
-    def arrays(self):
-        """The arrays in the order of the kernels."""
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Return the arrays in the order of the kernels."""
         return (
             np.ascontiguousarray(self.position, np.float64),
             self.start,
@@ -63,14 +65,16 @@ class PointSet:
         )
 
 
-def _frames(count, psf, frame):
+def _frames(count: int, psf: np.ndarray | None, frame: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     if psf is None:
         return np.zeros((1, 6)), np.zeros(count, np.int64)
     return np.asarray(psf, float), np.zeros(count, np.int64) if frame is None else np.asarray(frame, np.int64)
 
 
-def nearest(mean, position, count, psf=None, frame=None) -> PointSet:
-    """Points that see the ``count`` Gaussians whose means are nearest (Euclidean), as in the papers.
+def nearest(
+    mean: np.ndarray, position: np.ndarray, count: int, psf: np.ndarray | None = None, frame: np.ndarray | None = None
+) -> PointSet:
+    """Give every point the ``count`` Gaussians whose means are nearest (Euclidean), as in the papers.
 
     Parameters
     ----------
@@ -94,8 +98,15 @@ def nearest(mean, position, count, psf=None, frame=None) -> PointSet:
     )
 
 
-def within_cut(field, position, cut=DEFAULT.cut, psf=None, frame=None, cell=4.0) -> PointSet:
-    """Points that see every Gaussian that comes within the cut, by cubic cells of ``cell`` mm with shared lists.
+def within_cut(
+    field: Sequence[np.ndarray],
+    position: np.ndarray,
+    cut: float = DEFAULT.cut,
+    psf: np.ndarray | None = None,
+    frame: np.ndarray | None = None,
+    cell: float = 4.0,
+) -> PointSet:
+    """Give every point all Gaussians that come within the cut, by cubic cells of ``cell`` mm with shared lists.
 
     Parameters
     ----------
@@ -129,7 +140,7 @@ def within_cut(field, position, cut=DEFAULT.cut, psf=None, frame=None, cell=4.0)
 
 @nb.njit(cache=True)
 def _members(centres, half, mean, reach, offsets, members):
-    """Offsets of the cells' lists (cumulative) and, where there is room, the Gaussians that reach each cell."""
+    """Fill the offsets of the lists of the cells (cumulative) and, where there is room, the Gaussians of each cell."""
     count = 0
     for a in range(len(centres)):
         offsets[a] = count
@@ -146,7 +157,7 @@ def _members(centres, half, mean, reach, offsets, members):
 
 @nb.njit(error_model="numpy")
 def _solve(x, mean, cov, psf):
-    """``S^-1 d`` (3) and ``E = d^T S^-1 d`` for d = x - mean."""
+    """Return ``S^-1 d`` (3) and ``E = d^T S^-1 d`` for d = x - mean."""
     a, b, c = cov[0] + psf[0], cov[1] + psf[1], cov[2] + psf[2]
     d, e, f = cov[3] + psf[3], cov[4] + psf[4], cov[5] + psf[5]
     u, v, w = x[0] - mean[0], x[1] - mean[1], x[2] - mean[2]
@@ -226,14 +237,22 @@ def _backward(
                     grad_place[n, k] += grads[k]
 
 
-def _columns(packed):
-    """Mean, covariance, intensity and amplitude, each of its own."""
+def _columns(packed: PackedField) -> tuple[np.ndarray, ...]:
+    """Split the table into mean, covariance, intensity and amplitude."""
     table = packed.table
     return tuple(np.ascontiguousarray(a) for a in (table[:, :3], table[:, 3:9], table[:, 9], table[:, 10]))
 
 
-def render_points(mean, log_scale, quaternion, intensity, log_weight, points, eps=DEFAULT.eps):
-    """The field at points, without gradients.
+def render_points(
+    mean: Array,
+    log_scale: Array,
+    quaternion: Array,
+    intensity: Array,
+    log_weight: Array,
+    points: PointSet,
+    eps: float = DEFAULT.eps,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Render the field at points, without gradients.
 
     Parameters
     ----------
@@ -254,14 +273,27 @@ def render_points(mean, log_scale, quaternion, intensity, log_weight, points, ep
 
 
 class PointRender(torch.autograd.Function):
-    """:func:`render_points` with gradients: ``PointRender.apply(*field, position, points, eps[, psf])`` gives I, (N,).
+    """The operation :func:`render_points` with gradients.
 
-    ``position`` (N, 3) takes the place of the positions of ``points``, ``psf`` (F, 6) that of its PSF covariances.
-    Both have gradients too: that is how poses get theirs. Without ``psf`` that of ``points`` is held fixed.
+    ``PointRender.apply(*field, position, points, eps[, psf])`` gives I, (N,). ``position`` (N, 3) takes the place of
+    the positions of ``points``, ``psf`` (F, 6) that of its PSF covariances. Both have gradients too: that is how poses
+    get theirs. Without ``psf`` that of ``points`` is held fixed.
     """
 
     @staticmethod
-    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, position, points, eps, psf=None):
+    def forward(
+        ctx: Any,
+        mean: torch.Tensor,
+        log_scale: torch.Tensor,
+        quaternion: torch.Tensor,
+        intensity: torch.Tensor,
+        log_weight: torch.Tensor,
+        position: torch.Tensor,
+        points: PointSet,
+        eps: float,
+        psf: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Render the field at the points, and keep what the backward pass needs."""
         packed = PackedField.as_given(mean, log_scale, quaternion, intensity, log_weight, PLAIN)
         _, *lists, fixed, frame = points.arrays()
         arrays = (
@@ -272,6 +304,7 @@ class PointRender(torch.autograd.Function):
             *_columns(packed),
             points.cut**2,
         )
+        image: Any
         image, weight = np.empty((2, len(position)), np.float32)
         _forward(*arrays, eps, image, weight)
         ctx.problem = packed, arrays, None if psf is None else (frame, psf.dtype)
@@ -280,7 +313,8 @@ class PointRender(torch.autograd.Function):
         return image
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients with respect to field, positions and PSF."""
         packed, arrays, moved = ctx.problem
         image, weight = (a.detach().numpy() for a in ctx.saved_tensors)
         parts = np.empty((PARTS, len(packed.table), 11), np.float32)

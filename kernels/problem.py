@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the renderer takes and gives: options, geometry, and the steps of a fit."""
+"""Options, geometry and results of the renderer, and the acquired slices it is compared with."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+Array = Any  # np.ndarray on the CPU, torch.Tensor on a GPU: what they share (operators, methods) no union can state
+FieldArrays = tuple[Array, Array, Array, Array, Array]  # mean, log_scale, quaternion, intensity, log_weight
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How a field is rendered.
+    """Options of rendering a field.
 
     Attributes
     ----------
@@ -19,7 +23,7 @@ class RenderOptions:
     mass_factor : bool
         Weigh by ``sqrt(det Sigma / det Sigma_obs)``: a Gaussian keeps its mass when the PSF widens it.
     device : str
-        Where fields that are given as arrays are rendered: ``cpu``, ``cuda`` or ``cuda:N``. Tensors of a GPU are
+        Device of fields that are given as arrays: ``cpu``, ``cuda`` or ``cuda:N``. Tensors of a GPU are
         rendered where they are.
     """
 
@@ -34,7 +38,7 @@ DEFAULT = RenderOptions()
 
 @dataclass(frozen=True)
 class SliceGeometry:
-    """Where the pixels of S slices of X x Y pixels are.
+    """Pose, pixel size and PSF of S slices of X x Y pixels.
 
     Attributes
     ----------
@@ -58,15 +62,15 @@ class SliceGeometry:
     extent: np.ndarray
     shape: tuple[int, int]
 
-    def arrays(self):
-        """The arrays in the order and types of the kernels."""
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Return the arrays in the order and types of the kernels."""
         flat = (self.rotation, self.translation, self.psf, self.spacing, self.centre)
         return (*(np.ascontiguousarray(a, np.float64) for a in flat), np.ascontiguousarray(self.extent, np.int32))
 
 
 @dataclass(frozen=True)
 class Acquired:
-    """What the rendered slices are compared with.
+    """Acquired slices that the rendered ones are compared with.
 
     Attributes
     ----------
@@ -86,7 +90,9 @@ class Acquired:
 
 @dataclass(frozen=True)
 class GridGeometry:
-    """Where the voxels of a grid are: voxel (a, b, c) lies at ``origin + rotation @ (spacing * (a, b, c))``.
+    """Position and size of the voxels of a grid.
+
+    Voxel (a, b, c) lies at ``origin + rotation @ (spacing * (a, b, c))``.
 
     Attributes
     ----------
@@ -106,8 +112,8 @@ class GridGeometry:
     rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
     psf: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
-    def arrays(self):
-        """Pose and pixels as :mod:`gsbids.kernels.cpu.grid` takes them: rows on axis 1."""
+    def arrays(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+        """Return pose and pixels in the order of :mod:`gsbids.kernels.cpu.grid`: rows on axis 1."""
         given = (self.rotation, self.origin, self.psf, self.spacing)
         turn, origin, psf, spacing = (np.asarray(a, float) for a in given)
         pose = (np.ascontiguousarray(turn[:, [1, 2, 0]]), np.ascontiguousarray(origin), psf[[1, 2, 0]])
@@ -116,7 +122,7 @@ class GridGeometry:
 
 @dataclass(frozen=True)
 class Step:
-    """What :func:`step_slices` returns.
+    """Loss, rendered slices and gradients, as :func:`gsbids.kernels.ops.step_slices` returns them.
 
     Attributes
     ----------
@@ -125,18 +131,18 @@ class Step:
     image : ndarray, (S, X, Y), float32
         Simulated slices, before their gain.
     gradients : tuple of ndarray, float32
-        Of the sum of the losses, with respect to mean (J, 3), log_scale (J, 3), quaternion (J, 4), intensity (J,)
-        and log_weight (J,).
+        Gradients of the sum of the losses, with respect to mean (J, 3), log_scale (J, 3), quaternion (J, 4), intensity
+        (J,) and log_weight (J,).
     pose : ndarray, (S, 6)
         Gradient with respect to the slice-frame tangents omega and tau.
     """
 
     loss: np.ndarray
     image: np.ndarray
-    gradients: tuple[np.ndarray, ...]
+    gradients: tuple[Array, ...]
     pose: np.ndarray
 
 
 def full_extent(slices: int, shape: tuple[int, int]) -> np.ndarray:
-    """Extents (S, X, 2) that cover every pixel."""
+    """Return extents (S, X, 2) that cover every pixel."""
     return np.tile(np.array([0, shape[1]], np.int32), (slices, shape[0], 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense torch oracle: states what every kernel computes, in any dtype, with autograd.
+"""Dense reference in torch: what every kernel computes, in any dtype, with autograd.
 
 Nothing here is fast and nothing is truncated unless asked for; the tests compare the kernels with it in float64.
 """
@@ -8,7 +8,7 @@ import torch
 
 
 def quaternion_matrix(quaternion: torch.Tensor) -> torch.Tensor:
-    """Rotation matrices (J, 3, 3) of quaternions (J, 4) in (w, x, y, z) order, normalised here."""
+    """Return the rotation matrices (J, 3, 3) of quaternions (J, 4) in (w, x, y, z) order, normalised here."""
     w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z),
@@ -25,25 +25,27 @@ def quaternion_matrix(quaternion: torch.Tensor) -> torch.Tensor:
 
 
 def covariance(log_scale: torch.Tensor, quaternion: torch.Tensor) -> torch.Tensor:
-    """``Sigma = R(q) diag(exp(2 s)) R(q)^T``, (J, 3, 3), mm2; log-scales (J, 3) and quaternions (J, 4)."""
+    """Return ``Sigma = R(q) diag(exp(2 s)) R(q)^T``, (J, 3, 3), mm2, of log-scales (J, 3) and quaternions (J, 4)."""
     turn = quaternion_matrix(quaternion)
     return turn @ torch.diag_embed(torch.exp(2 * log_scale)) @ turn.mT
 
 
 def skew(vector: torch.Tensor) -> torch.Tensor:
-    """Matrices (S, 3, 3) with ``skew(a) @ b = a x b``."""
+    """Return matrices (S, 3, 3) with ``skew(a) @ b = a x b``."""
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
 
-def retract(rotation, translation, omega, tau):
-    """Pose update in the slice frame: ``R exp([omega]x)`` (S, 3, 3) and ``t + R tau`` (S, 3)."""
+def retract(
+    rotation: torch.Tensor, translation: torch.Tensor, omega: torch.Tensor, tau: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Update poses in the slice frame: ``R exp([omega]x)`` (S, 3, 3) and ``t + R tau`` (S, 3)."""
     return rotation @ torch.linalg.matrix_exp(skew(omega)), translation + (rotation @ tau[..., None])[..., 0]
 
 
-def pixel_positions(shape, spacing, centre):
-    """Positions (S, X, Y, 3) mm of the pixels in their slice's own frame.
+def pixel_positions(shape: tuple[int, int], spacing: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Return the positions (S, X, Y, 3) mm of the pixels in the frame of their own slice.
 
     Parameters
     ----------
@@ -59,8 +61,18 @@ def pixel_positions(shape, spacing, centre):
     return torch.stack([u, v, torch.zeros_like(u)], -1)
 
 
-def render_slices(mean, covariances, intensity, log_weight, geometry, *, eps=1e-3, cut=None, mass_factor=False):
-    """Normalised Gaussian field seen through the PSF of each slice (GSVR paper Eq. 5, DESIGN section 3).
+def render_slices(
+    mean: torch.Tensor,
+    covariances: torch.Tensor,
+    intensity: torch.Tensor,
+    log_weight: torch.Tensor,
+    geometry: tuple,
+    *,
+    eps: float = 1e-3,
+    cut: float | None = None,
+    mass_factor: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Render a normalised Gaussian field as seen through the PSF of each slice (GSVR paper, Eq. 5).
 
     ``I(X) = sum_j w_j c_j / (sum_j w_j + eps)``, ``w_j = exp(l_j + a_sj - E_sj(X) / 2)``,
     ``E_sj = (X - mu_j)^T (Sigma_j + R_s P_s R_s^T)^-1 (X - mu_j)``; ``a_sj`` is 0, or, with the mass factor,

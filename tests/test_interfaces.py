@@ -19,7 +19,8 @@ from gsbids.imaging.nifti import load_image, read_header
 from gsbids.interfaces import outputs
 from gsbids.interfaces.base import read_stack
 from gsbids.interfaces.outputs import QcMetrics, SaveDerivative, SubjectReport
-from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SampleVolume, SimulateStack
+from gsbids.interfaces.reconstruct import FitSvr, MotionTable, RegisterStacks, SimulateStack
+from gsbids.interfaces.sample_volume import SampleVolume
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
 from gsbids.qc.verdict import judge
 from gsbids.recon.svr.result import SvrResult

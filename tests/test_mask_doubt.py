@@ -16,7 +16,8 @@ from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.interfaces.masks import ChooseStacks, choice_of
 from gsbids.interfaces.outputs import gather_content
-from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
+from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks
+from gsbids.interfaces.sample_volume import SampleVolume
 from gsbids.interfaces.stack import CorrectBias, DenoiseStack, MaskStack
 from gsbids.masking.doubt import choose_stacks, mask_length
 from gsbids.qc.exclusions import excluded_stacks

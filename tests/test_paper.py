@@ -12,7 +12,8 @@ from test_recon import RADIUS, STILL, gauge, moving_stacks
 
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import save_image
-from gsbids.interfaces.reconstruct import FitSvr, SampleVolume
+from gsbids.interfaces.reconstruct import FitSvr
+from gsbids.interfaces.sample_volume import SampleVolume
 from gsbids.recon.fitting import outliers
 from gsbids.recon.fitting.options import SvrOptions
 from gsbids.recon.fitting.slices import SliceSet

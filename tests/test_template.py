@@ -19,7 +19,7 @@ from gsbids.errors import InputError
 from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
-from gsbids.interfaces.reconstruct import SampleVolume
+from gsbids.interfaces.sample_volume import SampleVolume
 from gsbids.masking.template import WEEKS, Template, fetal_templates, load_template, packaged_templates
 from gsbids.recon.volume.sample import in_order, output_grid, sample_result
 from gsbids.recon.volume.template import align_to_template, align_to_templates, brain_of_result

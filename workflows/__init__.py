@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nipype graphs, and nothing else."""
+"""Nipype workflows, and nothing else."""

@@ -42,7 +42,7 @@ def init_gsbids_wf(*, config: Config, tasks: Sequence[ReconstructionTask]) -> Wo
     Returns
     -------
     nipype.pipeline.engine.Workflow
-        With crash files of every task going to its subject's log folder.
+        Workflow whose crash files go to the log folder of the subject of each task.
 
     Raises
     ------

@@ -14,7 +14,7 @@ TOP = "gsbids_wf"
 
 
 def workflow_name(task: ReconstructionTask) -> str:
-    """Name of a task's workflow, for example ``sub_01_ses_01_T2w_wf``, or ``sub_01_T1w_sr_wf`` of super-resolution.
+    """Return the name of a task's workflow, as ``sub_01_ses_01_T2w_wf``, or ``sub_01_T1w_sr_wf`` of super-resolution.
 
     Two tasks never share one: a ``+``, which BIDS allows in labels, becomes two underscores.
     """
@@ -23,24 +23,24 @@ def workflow_name(task: ReconstructionTask) -> str:
 
 
 def stack_workflow_name(stack: StackFile) -> str:
-    """Name of a stack's workflow, for example ``run_1_wf``."""
+    """Return the name of a stack's workflow, for example ``run_1_wf``."""
     return re.sub(r"\W", "_", stack.label.replace("+", "__")) + "_wf"
 
 
 def volume_extra(options: WorkflowOptions) -> dict[str, str | float]:
-    """Entities that all images of a volume of SVR bear: its resolution, and the space of a template."""
+    """Return the entities that all images of a volume of SVR have: its resolution, and the space of a template."""
     return {"res": options.svr_resolution} | ({"space": TEMPLATE} if options.template_file else {})
 
 
 def volume_path(config: Config, task: ReconstructionTask) -> Path:
-    """The volume of a task, below the output folder."""
+    """Return the path of the volume of a task, below the output folder."""
     if task.method == "sr":
         return derivative_path(task.entities, "sr_volume", res=task.resolution)
     return derivative_path(task.entities, "volume", **volume_extra(config.workflow))
 
 
 def working_folder(config: Config) -> Path:
-    """Folder below the work folder that belongs to this input, this output and this version.
+    """Return the folder below the work folder that belongs to this input, this output and this version.
 
     Two data sets may share one scratch folder: their subjects have the same names. Another version
     computes other things from the same inputs.
@@ -52,10 +52,10 @@ def working_folder(config: Config) -> Path:
 
 
 def task_folder(config: Config, task: ReconstructionTask) -> Path:
-    """Folder where the nodes of a task work."""
+    """Return the folder where the nodes of a task work."""
     return working_folder(config) / TOP / workflow_name(task)
 
 
 def registry_folder(config: Config) -> Path:
-    """Folder where the processes of one run note who wrote which output."""
+    """Return the folder where the processes of one run record the source of every output."""
     return working_folder(config) / "written" / (config.execution.run_uuid or "run")

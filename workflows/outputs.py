@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into the output: files of the reconstruction and of every stack."""
+"""Files of the output: those of the reconstruction and of every stack."""
+
+from collections.abc import Sequence
 
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
@@ -38,7 +40,7 @@ VOLUME_IMAGES = {
 
 
 def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
-    """Measure and judge the reconstruction, and save its images, its model and its metrics.
+    """Compute metrics and verdict of the reconstruction, and save its images, its model and its metrics.
 
     Parameters
     ----------
@@ -88,7 +90,7 @@ def init_volume_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workf
         ]
     )
     for field, kind in VOLUME_IMAGES.items():
-        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)
+        save = save_node(config, task.entities, kind, f"save_{field}", own.get(field, sidecar), extra)  # type: ignore[arg-type]
         workflow.connect(inputnode, field, save, "in_file")
         if field == "volume":
             save.inputs.supersedes = "preview"  # also one that a run left that was killed
@@ -127,7 +129,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     prepared, mask
         As from :func:`gsbids.workflows.stack.init_stack_prep_wf`.
     mask_facts
-        For the sidecar of the mask (:class:`gsbids.interfaces.masks.ChooseStacks`).
+        Facts for the sidecar of the mask (:class:`gsbids.interfaces.masks.ChooseStacks`).
     result
         Fitted field and poses (npz).
     template_xfm
@@ -136,7 +138,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     Outputs
     -------
     simulated
-        The stack as the reconstruction predicts it.
+        Stack as the reconstruction predicts it.
     """
     stack = task.stacks[index]
     workflow = Workflow(name=stack_workflow_name(stack).replace("_wf", "_outputs_wf"))
@@ -181,16 +183,16 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
     return workflow
 
 
-def stack_uris(config: Config, stacks) -> list[str]:
-    """BIDS URIs of stacks and of the masks that go with them."""
+def stack_uris(config: Config, stacks: Sequence[StackFile]) -> list[str]:
+    """Return BIDS URIs of stacks and of the masks that go with them."""
     paths = [path for stack in stacks for path in stack.sources or (stack.path,)]
     if config.workflow.mask_mode in ("auto", "derivatives"):
         paths += [stack.mask for stack in stacks if stack.mask is not None and not stack.sources]
     return [uri_of(path, config.datasets) for path in paths]
 
 
-def common_fields(stacks) -> dict:
-    """Fields of ``PROPAGATED`` that all sidecars have with one value."""
+def common_fields(stacks: Sequence[StackFile]) -> dict:
+    """Return the fields of ``PROPAGATED`` that all sidecars have with one value."""
     first = stacks[0].metadata
     return {
         key: first[key]
@@ -200,7 +202,7 @@ def common_fields(stacks) -> dict:
 
 
 def slice_times(stack: StackFile) -> list[float]:
-    """``SliceTiming`` of a stack by slice index, empty where it is missing or not a list of numbers.
+    """Return ``SliceTiming`` of a stack by slice index, empty where it is missing or not a list of numbers.
 
     Where ``SliceEncodingDirection`` ends in ``-``, the first time is that of the last slice (BIDS).
     """
@@ -212,7 +214,7 @@ def slice_times(stack: StackFile) -> list[float]:
 
 
 def save_node(config: Config, entities: dict, kind: str, name: str, sidecar: dict, extra: dict | None = None) -> Node:
-    """A node that puts one file of a kind into the output, with the fixed fields of its sidecar."""
+    """Return a node that writes one file of a kind into the output, with the fixed fields of its sidecar."""
     interface = SaveDerivative(
         output_dir=str(config.execution.output_dir),
         kind=kind,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes for those who wait: a quick one before the stacks are prepared, and states of the fit."""
+"""Previews: a quick volume before the stacks are prepared, and intermediate states of the fit."""
 
 from nipype.pipeline.engine import Node
 
@@ -15,12 +15,12 @@ FIRST_AFTER_EARLY = 40  # the early one ends with as many: before, there is noth
 
 
 def needs_early_preview(config: Config) -> bool:
-    """Whether denoising or N4 would keep people waiting for the fit."""
-    return config.execution.preview and (config.workflow.denoise or config.workflow.n4)
+    """Return whether denoising or N4 would delay the fit."""
+    return config.execution.preview and (config.workflow.denoise or config.workflow.n4)  # type: ignore[return-value]
 
 
 def preview_settings(config: Config, task: ReconstructionTask, first: int) -> dict:
-    """Settings of :class:`gsbids.interfaces.preview.PreviewFile`."""
+    """Return the settings of :class:`gsbids.interfaces.preview.PreviewFile`."""
     return {
         "output_dir": str(config.execution.output_dir),
         "entities": dict(task.entities),
@@ -31,14 +31,14 @@ def preview_settings(config: Config, task: ReconstructionTask, first: int) -> di
 
 
 def fit_preview_settings(config: Config, task: ReconstructionTask) -> dict | None:
-    """Settings of the previews of the fit; None without ``--preview``."""
+    """Return the settings of the previews of the fit; None without ``--preview``."""
     if not config.execution.preview:
         return None
     return preview_settings(config, task, FIRST_AFTER_EARLY if needs_early_preview(config) else FIRST)
 
 
 def early_preview_node(config: Config, task: ReconstructionTask) -> Node:
-    """The node that makes a volume from the stacks as acquired, before they are denoised and corrected."""
+    """Return the node that reconstructs the stacks as acquired, before they are denoised and corrected."""
     options, threads, stacks = config.workflow, config.nipype.omp_nthreads, task.stacks
     given = options.mask_mode in ("auto", "derivatives")
     interface = EarlyPreview(

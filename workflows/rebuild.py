@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and methods text from what earlier runs have left: nothing is computed again."""
+"""Reports and methods text from the files of earlier runs: nothing is computed again."""
 
 import json
 import math
@@ -33,9 +33,9 @@ SAVED_SR = {"volume": "sr_volume", "mask": "sr_mask", "model": "sr_model"}
 
 
 def settings_of_last_run(config: Config, task: ReconstructionTask) -> Config:
-    """The settings with what the last run of this task computed, and how; as given where no run has left any.
+    """Return the settings with which the last run of this task computed; those given where no run has left any.
 
-    A mode that was asked for by name goes first: a run in another mode is none of this task.
+    A mode that was asked for by name goes first: a run in another mode is not one of this task.
     """
     mode = config.workflow.mode
     logs = config.execution.output_dir / subject_folder(task.entities) / "log"
@@ -62,12 +62,12 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
     crashes : sequence of str
         Texts of the crashes to show.
     scratch : Path
-        An empty folder for files on the way.
+        Empty folder for temporary files.
 
     Returns
     -------
     Path or None
-        The report, in its usual place; None where there is nothing to tell of.
+        Report, in its usual place; None where there is nothing to report.
     """
     from dataclasses import replace
 
@@ -102,7 +102,7 @@ def rewrite_report(config: Config, task: ReconstructionTask, crashes: Sequence[s
 
 
 def saved_sr_files(config: Config, task: ReconstructionTask) -> dict:
-    """Outputs of a super-resolution under the names of the inputs of ``SrReport``."""
+    """Return outputs of a super-resolution under the names of the inputs of ``SrReport``."""
     root, found = config.execution.output_dir, {}
     for name, kind in SAVED_SR.items():
         path = root / derivative_path(task.entities, kind, **({} if kind == "sr_model" else {"res": task.resolution}))
@@ -114,7 +114,7 @@ def saved_sr_files(config: Config, task: ReconstructionTask) -> dict:
 
 
 def saved_files(config: Config, task: ReconstructionTask, scratch: Path) -> dict:
-    """Outputs of a task under the names of the inputs of ``SubjectReport``; files made for it lie in ``scratch``."""
+    """Return outputs of a task under the names of the inputs of ``SubjectReport``; new files are in ``scratch``."""
     root, extra = config.execution.output_dir, volume_extra(config.workflow)
     found: dict = {}
     for name, kind in SAVED.items():
@@ -141,7 +141,7 @@ def write_boilerplate(config: Config, tasks: Sequence[ReconstructionTask]) -> st
     Returns
     -------
     str
-        The text with numbered citations.
+        Text with numbered citations.
     """
     from gsbids.qc.report.boilerplate import boilerplate_files, plain_text
 
@@ -154,7 +154,7 @@ def write_boilerplate(config: Config, tasks: Sequence[ReconstructionTask]) -> st
 
 
 def run_paragraphs(config: Config, tasks: Sequence[ReconstructionTask]) -> tuple[str, ...]:
-    """Methods text of a whole run: what its tasks have in common, those of SVR first."""
+    """Return the methods text of a whole run: what its tasks have in common, those of SVR first."""
     from gsbids.qc.report.methods import MethodsFacts, methods_paragraphs
     from gsbids.qc.report.methods_sr import SrMethodsFacts, sr_methods_paragraphs
 
@@ -190,7 +190,7 @@ def run_paragraphs(config: Config, tasks: Sequence[ReconstructionTask]) -> tuple
 
 
 def _merge(left: dict, saved: dict) -> dict:
-    """What is in the output goes first; what is not comes from the working folder."""
+    """Merge files of the output with those of the working folder; the output goes first."""
     merged = left | saved
     for name in (*SAVED_STACKS,):
         files = left.get(name, [None] * len(saved[name]))
@@ -199,7 +199,10 @@ def _merge(left: dict, saved: dict) -> dict:
 
 
 def _metrics_json(table: Path, path: Path) -> Path:
-    """The numbers in the row of metrics of an output, as the JSON of ``QcMetrics``; the verdict follows from them."""
+    """Write the numbers in the row of metrics of an output as the JSON of ``QcMetrics``.
+
+    The verdict follows from them.
+    """
     lines = [line.split("\t") for line in table.read_text(encoding="utf-8", errors="replace").splitlines()]
     row = {}
     for name, text in zip(*lines[:2], strict=False) if len(lines) > 1 else ():
@@ -214,7 +217,7 @@ def _metrics_json(table: Path, path: Path) -> Path:
 
 
 def _with_input(config: Config, task: ReconstructionTask, found: dict, scratch: Path) -> dict:
-    """Files of a super-resolution with the volume that was super-resolved, and its B-spline on the fine grid."""
+    """Add the volume that was super-resolved, and its B-spline on the fine grid, to the files of a super-resolution."""
     from gsbids.imaging.nifti import load_image, read_header, save_image
     from gsbids.recon.sr.grid import resampled
 
@@ -232,7 +235,7 @@ def _with_input(config: Config, task: ReconstructionTask, found: dict, scratch: 
 
 
 def _conform(stack: StackFile, folder: Path, keep_as_is: bool = False) -> str:
-    """The acquired stack with its slices along the third axis, or a volume as it is."""
+    """Conform the acquired stack, so that slices are along the third axis, or repair a volume as it is."""
     from gsbids.interfaces.stack import ConformStack
 
     folder.mkdir(parents=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a task: what is known when the workflow is built, and what is left after a crash."""
+"""The report of a task: inputs that are known when the workflow is built, and files that are left after a crash."""
 
 import re
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ PACKAGES = {
 
 
 def report_inputs(config: Config, task: ReconstructionTask) -> dict:
-    """Inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
+    """Return the inputs of :class:`gsbids.interfaces.outputs.SubjectReport` that are known beforehand.
 
-    No times, paths or names of this run but in ``made``: apart from that and from what its steps took, the report of a
-    repeated run is the same to the bit.
+    No times, paths or names of this run but in ``made``: apart from that and from the resources of its steps, the
+    report of a repeated run is the same to the bit.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def help_page(task: ReconstructionTask) -> str:
 
 
 def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
-    """Inputs of :class:`gsbids.interfaces.super_resolve.SrReport` that are known beforehand.
+    """Return the inputs of :class:`gsbids.interfaces.super_resolve.SrReport` that are known beforehand.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def sr_report_inputs(config: Config, task: ReconstructionTask) -> dict:
 
 
 def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Sequence[Path]) -> Path:
-    """Write the report of a task that failed, with what its nodes have left.
+    """Write the report of a task that failed, with the files that its nodes have left.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
     Returns
     -------
     Path
-        The report, in its usual place.
+        Report, in its usual place.
     """
     from dataclasses import replace
 
@@ -174,7 +174,7 @@ def write_crash_report(config: Config, task: ReconstructionTask, crash_files: Se
 
 
 def left_files(config: Config, task: ReconstructionTask) -> dict:
-    """Files in the working folder of a task, under the names of the inputs of ``SubjectReport``."""
+    """Return files in the working folder of a task, under the names of the inputs of ``SubjectReport``."""
     folder = task_folder(config, task)
     names = {
         "choice": "choose/choice.json",
@@ -194,7 +194,7 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
         (True, True): "n4/corrected.nii.gz",
         (False, True): "n4/corrected.nii.gz",
         (True, False): "denoise/denoised.nii.gz",
-    }.get((config.workflow.denoise, config.workflow.n4))
+    }.get((config.workflow.denoise, config.workflow.n4))  # type: ignore[arg-type]
     parts = {"conformed": "conform/conformed.nii.gz", "masks": "mask/mask.nii.gz", "corrected": last}
     for name, path in parts.items():
         if path:
@@ -204,7 +204,7 @@ def left_files(config: Config, task: ReconstructionTask) -> dict:
 
 
 def left_sr_files(config: Config, task: ReconstructionTask) -> dict:
-    """Files in the working folder of a super-resolution, under the names of the inputs of ``SrReport``."""
+    """Return files in the working folder of a super-resolution, under the names of the inputs of ``SrReport``."""
     folder = task_folder(config, task)
     names = {
         "before": "volume_wf/conform/conformed.nii.gz",
@@ -218,7 +218,7 @@ def left_sr_files(config: Config, task: ReconstructionTask) -> dict:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that have a part in the result."""
+    """Return the versions of the packages that affect the result."""
     versions = {}
     for name, distribution in PACKAGES.items():
         try:

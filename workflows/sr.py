@@ -23,7 +23,7 @@ IMAGES = ("volume", "interpolated", "mask", "model", "facts", "quality")
 
 
 def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
-    """Everything between one volume and its files in the output.
+    """Build the workflow of one super-resolution, from the volume to its files in the output.
 
     Workflow Graph
         .. workflow::
@@ -43,9 +43,9 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     Parameters
     ----------
     config : Config
-        Settled for super-resolution (:meth:`gsbids.config.Config.of_method`).
+        Settings of super-resolution (:meth:`gsbids.config.Config.of_method`).
     task : ReconstructionTask
-        Of one stack, with the size of the fine voxels.
+        Task of one stack, with the size of the fine voxels.
     """
     workflow = Workflow(name=workflow_name(task))
     masked = wants_mask(config.workflow, task)
@@ -91,7 +91,7 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
 
 
 def wants_mask(options: WorkflowOptions, task: ReconstructionTask) -> bool:
-    """Whether there is a brain mask: one that was given, or one that was asked for by name."""
+    """Return whether there is a brain mask: one that was given, or one that was asked for by name."""
     if options.mask_mode in ("auto", "derivatives"):
         return task.stacks[0].mask is not None
     return options.mask_mode != "none"
@@ -108,9 +108,9 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
     Outputs
     -------
     prepared
-        The volume, its axes as they were, finite.
+        Volume, its axes as they were, finite.
     mask, reason, mask_facts
-        Brain mask on its grid and where it comes from, if there is one.
+        Brain mask on its grid and its origin, if there is one.
     """
     options, (stack,) = config.workflow, task.stacks
     workflow = Workflow(name="volume_wf")
@@ -138,12 +138,12 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
 
 
 def memory_gb(task: ReconstructionTask, bytes_a_voxel: float) -> float:
-    """Memory to plan with for a step that holds so many bytes for every fine voxel."""
+    """Return the memory to plan with for a step that holds ``bytes_a_voxel`` bytes for every fine voxel."""
     return round(0.7 + bytes_a_voxel * task.voxels / 1e9, 1)
 
 
 def fit_node(config: Config, task: ReconstructionTask) -> Node:
-    """The node that super-resolves."""
+    """Return the node that super-resolves."""
     options, threads, (stack,) = config.workflow, config.nipype.omp_nthreads, task.stacks
     interface = SuperResolve(
         factor=list(options.sr_factor),
@@ -173,9 +173,9 @@ def init_sr_outputs_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     volume, interpolated, mask, model, facts, quality
         As from :class:`gsbids.interfaces.super_resolve.SuperResolve`; ``mask`` only if there is one.
     prepared
-        The volume after denoising and N4, if these were asked for.
+        Volume after denoising and N4, if these were asked for.
     mask_facts
-        Where the mask comes from, if there is one.
+        Origin of the mask, if there is one.
 
     Outputs
     -------

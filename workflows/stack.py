@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preparation of one stack."""
 
+from pathlib import Path
+
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
@@ -13,9 +15,9 @@ def init_stack_prep_wf(
     *,
     stack: StackFile,
     mask_mode: str,
-    mask_weights=None,
-    denoise: bool = True,
-    n4: bool = True,
+    mask_weights: str | Path | None = None,
+    denoise: bool | None = True,
+    n4: bool | None = True,
     name: str | None = None,
     waits: bool = False,
 ) -> Workflow:
@@ -36,24 +38,24 @@ def init_stack_prep_wf(
     stack : StackFile
     mask_mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
     mask_weights : path-like, optional
-        Of the network, in the place of those of the package.
+        Weights of the network, in the place of those of the package.
     denoise, n4 : bool
-        Whether the step is made.
+        Whether the step is included.
     name : str, optional
-        Name of the workflow; that of the stack without it.
+        Name of the workflow; that of the stack if left out.
     waits : bool
         Denoising and bias correction wait for the input ``after``, the output of a step that goes first.
 
     Outputs
     -------
     conformed
-        The stack with its slices along the third axis.
+        Stack with its slices along the third axis.
     prepared
-        The same, denoised and corrected: what the reconstruction works on.
+        The same, denoised and corrected: the input of the reconstruction.
     mask
         Brain mask on that grid; empty where none was found.
     reason, method, mask_facts
-        Where the mask comes from, in words and as a mode; both, and why it is doubtful, for the sidecar of the mask.
+        Origin of the mask, as text and as a mode; both, and why it is doubtful, for the sidecar of the mask.
     """
     workflow = Workflow(name=name or stack_workflow_name(stack))
     outputs = ["conformed", "prepared", "mask", "reason", "method", "mask_facts"]

@@ -8,7 +8,8 @@ from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.config import AUTO, WorkflowOptions
 from gsbids.interfaces.base import where
-from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks, SampleVolume
+from gsbids.interfaces.reconstruct import FitSvr, RegisterStacks
+from gsbids.interfaces.sample_volume import SampleVolume
 from gsbids.recon.fitting.options import SvrOptions
 from gsbids.recon.svr_paper.fit import PaperOptions
 
@@ -27,7 +28,7 @@ METHODS = {"default": SvrOptions, "paper": PaperOptions}
 
 
 def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | PaperOptions:
-    """Options of the fit from the settings of the run; slices whose poses are known are not looked for."""
+    """Return the options of the fit from the settings of the run; slices with known poses are not re-registered."""
     own = {}
     if settings.svr_method == "default":
         own = {"device": settings.device} | ({"place": False} if posed else {})
@@ -40,7 +41,7 @@ def fit_options(settings: WorkflowOptions, posed: bool = False) -> SvrOptions | 
 
 
 def sampling_inputs(settings: WorkflowOptions) -> dict:
-    """Inputs of ``SampleVolume`` from the settings of the run."""
+    """Return the inputs of ``SampleVolume`` from the settings of the run."""
     files = {"template": settings.template_file, "template_mask": settings.template_mask}
     own = {"packaged_templates": settings.modality} if settings.template == AUTO else {}
     return (
@@ -77,14 +78,14 @@ def init_svr_wf(
     names, thicknesses : list of str, list of float
         Short names of the stacks, and their slice thicknesses in mm.
     sampling : dict
-        Inputs of :class:`gsbids.interfaces.reconstruct.SampleVolume` that say on which grid.
+        Inputs of :class:`gsbids.interfaces.sample_volume.SampleVolume` that define the grid.
     options : SvrOptions or PaperOptions
-        Their kind says by which method the field is fitted; its volume is sampled on the device of the fit.
+        Options of the fit, whose class chooses the method; the volume is sampled on the device of the fit.
     omp_nthreads : int
     preview : dict, optional
         Settings of :class:`gsbids.interfaces.preview.PreviewFile`; without, no preview is written.
     poses : str, optional
-        JSON with the pose of every slice, where these are known: stacks are not registered, nor looked for.
+        JSON with the pose of every slice, where these are known: stacks are not registered.
 
     Inputs
     ------
@@ -102,7 +103,7 @@ def init_svr_wf(
     template_xfm, scanner_xfm
         Transforms from scanner to template and back, if there is a template.
     placement, space, mask_facts
-        JSON that tells of the template; fields of it that all images have in their sidecars, and the mask.
+        JSON with facts about the template; fields of it that all images have in their sidecars, and the mask.
     facts
         Numbers for the sidecar of the volume.
     """
@@ -114,7 +115,7 @@ def init_svr_wf(
     method = next(name for name, kind in METHODS.items() if isinstance(options, kind))
     place = where(getattr(options, "device", "cpu"))
     # All options, so that other defaults in another version are other inputs; threads and the device change nothing.
-    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}
+    options = {key: value for key, value in asdict(options).items() if key not in ("threads", "device")}  # type: ignore[assignment]
     fit = Node(
         FitSvr(method=method, options=options, preview=preview or {}, **place, **fixed),
         "fit",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One reconstruction: from the stacks of a task to its volume and its report."""
+"""Workflow of one reconstruction: from the stacks of a task to its volume and its report."""
 
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.engine import Node, Workflow
@@ -21,7 +21,7 @@ REPORTED = tuple(field for field in VOLUME_IMAGES if field != "brain")
 
 
 def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
-    """Everything between the stacks of one task and its files in the output.
+    """Build the workflow of one reconstruction, from the stacks of a task to its files in the output.
 
     Every stack has its own sub-workflow; ``Merge`` nodes join them in the order of the task.
 
@@ -29,7 +29,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
     ----------
     config : Config
     task : ReconstructionTask
-        With a thickness for every stack.
+        Task with a thickness for every stack.
     """
     options = config.workflow
     workflow = Workflow(name=workflow_name(task))
@@ -73,7 +73,7 @@ def init_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
 
 
 def _connect_fit(workflow: Workflow, preps: list[Workflow], choose: Node, svr_wf: Workflow) -> None:
-    """From the prepared stacks to the fit."""
+    """Connect the prepared stacks to the fit."""
     joined = {
         field: _join(workflow, preps, field)
         for field in ("conformed", "prepared", "mask", "reason", "method", "mask_facts")
@@ -92,7 +92,7 @@ def _connect_fit(workflow: Workflow, preps: list[Workflow], choose: Node, svr_wf
 def _connect_stacks(
     workflow: Workflow, preps: list[Workflow], choose: Node, svr_wf: Workflow, config: Config, task: ReconstructionTask
 ) -> None:
-    """From the fit to the files of every stack."""
+    """Connect the fit to the files of every stack."""
     all_outputs = [init_stack_outputs_wf(config=config, task=task, index=k) for k in range(len(preps))]
     for k, (prep, outputs) in enumerate(zip(preps, all_outputs, strict=True)):
         workflow.connect(
@@ -107,7 +107,7 @@ def _connect_stacks(
 
 
 def _connect_volume(workflow: Workflow, svr_wf: Workflow, outputs: Workflow) -> None:
-    """From the fit to the files of the volume."""
+    """Connect the fit to the files of the volume."""
     fields = (*VOLUME_IMAGES, "template_xfm", "scanner_xfm", "space", "mask_facts", "result", "facts")
     workflow.connect(
         [
@@ -119,7 +119,7 @@ def _connect_volume(workflow: Workflow, svr_wf: Workflow, outputs: Workflow) -> 
 
 
 def _connect_report(workflow: Workflow, choose: Node, svr_wf: Workflow, report: Node) -> None:
-    """From everything to the report."""
+    """Connect everything to the report."""
     stacks = {"conformed": "conformed", "mask": "masks", "reason": "mask_reasons", "method": "mask_methods"}
     fitted = (*REPORTED, "result", "registration", "placement", "template_xfm")
     workflow.connect(
@@ -148,13 +148,13 @@ def _save_report(config: Config, task: ReconstructionTask) -> Node:
     )
 
 
-def _item(values, number):
-    """One of a list; nipype runs this on the way from a node to the next."""
+def _item(values: list, number: int) -> object:
+    """Return one item of a list; nipype runs this on the way from a node to the next."""
     return values[number]
 
 
 def _join(workflow: Workflow, parts: list[Workflow], field: str) -> Node:
-    """A node whose ``out`` lists one output of several workflows."""
+    """Return a node whose ``out`` lists one output of several workflows."""
     merge = Node(Merge(len(parts)), f"join_{field}", run_without_submitting=True, mem_gb=0.1)
     for number, part in enumerate(parts, start=1):
         workflow.connect(part, f"outputnode.{field}", merge, f"in{number}")

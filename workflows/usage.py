@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where time and memory of a task's steps are kept: beside the steps, and as a table in the log of the run."""
+"""Time and memory of a task's steps: beside the steps, and as a table in the log of the run."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from gsbids.workflows.names import task_folder
 
 
 def usage_path(config: Config, task: ReconstructionTask) -> Path:
-    """The table of a run; beside its settings, as it is no result and never the same twice."""
+    """Return the path of the table of a run; beside its settings, as it is no result and never the same twice."""
     execution = config.execution
     return execution.output_dir / log_folder(task.entities, execution.run_uuid) / f"{task.name}_usage.tsv"
 
 
 def connect_usage(workflow: Workflow, report: Node, config: Config, task: ReconstructionTask) -> None:
-    """Let the report of a task tell what the steps took that are in its workflow by now, and save the table."""
+    """Pass the names of the steps in the workflow so far to the report of a task, and save the table."""
     nodes = {name: workflow.get_node(name) for name in workflow.list_node_names()}
     report.inputs.steps = [
         name
@@ -36,7 +36,7 @@ def connect_usage(workflow: Workflow, report: Node, config: Config, task: Recons
 
 
 def keep_usage(config: Config, task: ReconstructionTask) -> Path | None:
-    """Write the table of all steps that the working folder tells of, as after a crash; None if of none."""
+    """Write the table of all steps with a record in the working folder, as after a crash; None if there is none."""
     folder = task_folder(config, task)
     found = (path.parent.relative_to(folder) for path in folder.rglob(USAGE_FILE))
     steps = gather_usage(folder, [".".join(path.parts) for path in found if path.name != "report"])
@@ -49,6 +49,6 @@ def keep_usage(config: Config, task: ReconstructionTask) -> Path | None:
 
 
 def kept_usage(config: Config, task: ReconstructionTask) -> Path | None:
-    """The table of the last run that has left one."""
+    """Return the table of the last run that has left one."""
     logs = config.execution.output_dir / subject_folder(task.entities) / "log"
     return max(logs.glob(f"*/{task.name}_usage.tsv"), default=None)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BIDS data sets in and out: query, names, sink, dataset description."""
+"""Input and output of BIDS data sets: query, names, sink, dataset description."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``.bidsignore``: files that the owner of a data set does not want to be looked at."""
+"""``.bidsignore``: files that the owner of a data set excludes."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ _BACKSLASH = re.compile(r"\\[\w*]")
 
 
 def read_bidsignore(root: Path) -> Callable[[PurePath], bool]:
-    """Whether a file is listed in the ``.bidsignore`` of a data set, whose patterns are those of ``.gitignore``.
+    """Return a test of whether a file is listed in the ``.bidsignore`` of a data set, with patterns as ``.gitignore``.
 
     Parameters
     ----------

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look at the data of a task before anything is computed."""
+"""Check of the data of a task before anything is computed."""
 
 import hashlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ _NOT_ACQUIRED = {"MPR", "REFORMATTED", "RESAMPLED", "MIP", "PROJECTION IMAGE", "
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What the check needs to know of the run.
+    """Options of the run that the check depends on.
 
     Attributes
     ----------
@@ -63,8 +64,8 @@ def fill_thickness(task: ReconstructionTask) -> ReconstructionTask:
     Raises
     ------
     gsbids.errors.InputError
-        What the names and sidecars alone tell against the task; no stack has a thickness, those that have differ, or
-        one is out of range.
+        An error in the names and sidecars alone; no stack has a thickness, those that have differ, or one is out of
+        range.
     """
     _check_found(task)
     missing = [stack for stack in task.stacks if math.isnan(stack.thickness)]
@@ -95,7 +96,7 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
     Parameters
     ----------
     task : ReconstructionTask
-        With a thickness for every stack (:func:`fill_thickness`).
+        Task with a thickness for every stack (:func:`fill_thickness`).
     options : CheckOptions, optional
 
     Returns
@@ -166,12 +167,12 @@ def check_task(task: ReconstructionTask, options: CheckOptions | None = None) ->
 
 
 def check_volume(task: ReconstructionTask, options: CheckOptions) -> tuple[tuple, list[str]]:
-    """Read the voxels and the mask of a volume that is to be super-resolved; a mask is welcome, not needed.
+    """Read the voxels and the mask (optional) of a volume that is to be super-resolved.
 
     Parameters
     ----------
     task : ReconstructionTask
-        Of one stack.
+        Task of one stack.
     options : CheckOptions
 
     Returns
@@ -224,8 +225,8 @@ def _load_stack(stack: StackFile) -> tuple[np.ndarray, np.ndarray]:
     return without_spikes(image, stack.path), affine
 
 
-def _slice_spacing(stack: StackFile, shape, affine: np.ndarray) -> float:
-    """Distance between slices in mm; errors of the geometry get the name of the file."""
+def _slice_spacing(stack: StackFile, shape: Sequence[int], affine: np.ndarray) -> float:
+    """Return the distance between slices in mm; errors of the geometry get the name of the file."""
     try:
         axis = slice_axis(shape, affine, stack.metadata.get("SliceEncodingDirection"))
         placeholder, conformed = conform(np.empty(shape, dtype=bool), affine, axis)
@@ -235,11 +236,11 @@ def _slice_spacing(stack: StackFile, shape, affine: np.ndarray) -> float:
     return round(float(abs(frames[0, :, 2] @ affine[:3, axis])), 3)
 
 
-def _contradictions(stack: StackFile, shape, affine: np.ndarray, spacing: float) -> Iterator[str]:
-    """What the sidecar says that the image does not, or that speaks against its use, in words."""
+def _contradictions(stack: StackFile, shape: Sequence[int], affine: np.ndarray, spacing: float) -> Iterator[str]:
+    """Describe fields of the sidecar that contradict the image, or that advise against its use."""
     if words := _axis_words(stack, shape, affine):
         yield words
-    given = stack.metadata.get("SpacingBetweenSlices")
+    given: Any = stack.metadata.get("SpacingBetweenSlices")
     number = isinstance(given, int | float) and abs(given) < 1e6
     # Some converters write the gap.
     if number and min(abs(given - spacing), abs(given + stack.thickness - spacing)) > _ROUNDING * spacing:
@@ -256,7 +257,7 @@ def _contradictions(stack: StackFile, shape, affine: np.ndarray, spacing: float)
             "correct the sidecar"
         )
     kind = stack.metadata.get("ImageType")
-    words = kind if isinstance(kind, list) else str(kind).split("\\")  # as DICOM has it
+    words = kind if isinstance(kind, list) else str(kind).split("\\")  # type: ignore[assignment]  # as DICOM has it
     for word in sorted(_NOT_ACQUIRED & set(map(str, words))):
         yield (
             f"ImageType has {word}: its slices were not acquired like this, but made from other images or to plan; "
@@ -264,8 +265,8 @@ def _contradictions(stack: StackFile, shape, affine: np.ndarray, spacing: float)
         )
 
 
-def _axis_words(stack: StackFile, shape, affine: np.ndarray) -> str:
-    """What is odd about the slice axis that the sidecar names, and what to do; empty where nothing is."""
+def _axis_words(stack: StackFile, shape: Sequence[int], affine: np.ndarray) -> str:
+    """Describe what is odd about the slice axis that the sidecar names, and what to do; empty where nothing is."""
     given = stack.metadata.get("SliceEncodingDirection")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     axis, longest = slice_axis(shape, affine, given), int(np.argmax(spacing))
@@ -279,9 +280,9 @@ def _axis_words(stack: StackFile, shape, affine: np.ndarray) -> str:
     )
 
 
-def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> tuple[bool, list[str]]:
-    """Whether the mask is on the grid of its stack, and what is to be said of it."""
-    values, mask_affine = load_image(stack.mask)
+def _check_mask(stack: StackFile, shape: Sequence[int], affine: np.ndarray) -> tuple[bool, list[str]]:
+    """Return whether the mask is on the grid of its stack, and remarks on it."""
+    values, mask_affine = load_image(stack.mask)  # type: ignore[arg-type]
     try:
         mask, soft = inside_of(values)
     except InputError as error:
@@ -305,8 +306,10 @@ def _check_mask(stack: StackFile, shape, affine: np.ndarray) -> tuple[bool, list
     return same_grid(mask.shape, mask_affine, shape, affine), [words for words in (soft, oddness(there)) if words]
 
 
-def _gap_warnings(name: str, spacings, options: CheckOptions) -> list[str]:
-    """Tell of slices that are not as thick as they are apart: a usual gap is logged, all else is a warning."""
+def _gap_warnings(
+    name: str, spacings: Mapping[tuple[float, float], Sequence[StackFile]], options: CheckOptions
+) -> list[str]:
+    """Warn of slices that are not as thick as they are apart; a usual gap is only logged."""
     source = "--slice-thickness" if options.thickness_given else "sidecar"
     lines = []
     for (thickness, spacing), stacks in sorted(spacings.items()):
@@ -324,17 +327,17 @@ def _gap_warnings(name: str, spacings, options: CheckOptions) -> list[str]:
     return lines
 
 
-def _labels(stacks) -> str:
+def _labels(stacks: Iterable[StackFile]) -> str:
     return ", ".join(stack.label for stack in stacks)
 
 
 @contextmanager
 def _collected(name: str) -> Iterator[list[str]]:
-    """Messages that a logger gets meanwhile, instead of its handlers: they belong to the task."""
+    """Collect the messages of a logger in place of its handlers: they belong to the task."""
     lines: list[str] = []
 
     class Collector(logging.Handler):
-        def emit(self, record):
+        def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
     logger, handler = logging.getLogger(name), Collector()

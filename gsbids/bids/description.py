@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files at the root of the output: what the data set is, and what made it."""
+"""Files at the root of the output: its description, and what generated it."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ Volumes reconstructed from stacks of slices, or super-resolved from one volume, 
 
 
 def check_folders(bids_dir: Path, output_dir: Path) -> None:
-    """Refuse an output folder that belongs to something else, and an input that does not say what it is.
+    """Refuse an output folder that belongs to something else, and an input with an unreadable description.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def _description(output_dir: Path, datasets: Mapping[str, Path], before: Mapping
 
 
 def _container() -> dict:
-    """The container that runs this, when its image says so (``GSBIDS_CONTAINER`` is set in it)."""
+    """Return the container that runs this, when its image says so (``GSBIDS_CONTAINER`` is set in it)."""
     tag = os.environ.get("GSBIDS_CONTAINER")
     if not tag:
         return {}
@@ -137,7 +137,7 @@ def _generator(description: Mapping) -> Mapping:
 
 
 def _read(path: Path) -> dict | None:
-    """A JSON object; None where there is no such file."""
+    """Read a JSON object; None where there is no such file."""
     try:
         return read_object(path)
     except (FileNotFoundError, NotADirectoryError):

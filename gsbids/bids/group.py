@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of quality metrics that an output folder holds, and the table of all of them."""
+"""The rows of quality metrics in an output folder, and the table of all of them."""
 
 import csv
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,17 +36,17 @@ class QcRow:
     name : str
         First column of its table, for example ``sub-01_rec-gsvr_res-0p8_desc-preproc_T2w``.
     label : str
-        What sets it apart, for people: ``sub-01_ses-02``.
+        Short name for people: ``sub-01_ses-02``.
     participant, session : str
         Labels without prefix; the session may be empty.
     values : dict of str to float
         NaN where the table has ``n/a``.
     report : str
-        Its report, relative to the output folder; empty where there is none.
+        Path of its report, relative to the output folder; empty where there is none.
     method : str
-        By the label of ``rec-``: ``gsvr`` or ``gsr``.
+        Method by the label of ``rec-``: ``gsvr`` or ``gsr``.
     words : dict of str to str
-        What columns of words say; those that say nothing are left out.
+        Values of columns of text; empty ones are left out.
     """
 
     name: str
@@ -70,9 +70,9 @@ class QcTable:
     columns : dict of str to dict
         BIDS description of every metric of any row.
     troubles : tuple of (str, str)
-        What is missing or broken, in words, and a report to look at (relative, may be empty).
+        Description of what is missing or broken, and a report to look at (relative, may be empty).
     word_columns : dict of str to dict
-        BIDS description of every column of words; ``Levels`` are those that may stand in it.
+        BIDS description of every column of text; ``Levels`` are the allowed values.
     """
 
     rows: tuple[QcRow, ...]
@@ -83,14 +83,14 @@ class QcTable:
 
 @dataclass(frozen=True)
 class GroupSelection:
-    """Which rows are wanted: labels without prefix; empty: all."""
+    """Selection of rows: labels without prefix; empty: all."""
 
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     expected: tuple[str, ...] = field(default=())
 
     def takes(self, entities: Mapping[str, str]) -> bool:
-        """Whether a file with these entities is wanted."""
+        """Return whether a file with these entities is selected."""
         return (not self.participants or entities.get("sub") in self.participants) and (
             not self.sessions or entities.get("ses") in self.sessions
         )
@@ -102,18 +102,18 @@ def collect_rows(
     selection: GroupSelection,
     word_columns: Mapping[str, Mapping] | None = None,
 ) -> QcTable:
-    """Read the rows of all reconstructions below an output folder; images are not looked at.
+    """Read the rows of all reconstructions below an output folder; images are not read.
 
     Parameters
     ----------
     output_dir : path
     known : mapping
-        By method BIDS descriptions of the metrics of this version, in the order of the table. Others are described by
+        BIDS descriptions, by method, of the metrics of this version, in the order of the table. Others are described by
         the JSON beside their row.
     selection : GroupSelection
         ``expected`` are participants that should have a row, as those of the input.
     word_columns : mapping, optional
-        BIDS descriptions, with ``Levels``, of columns that hold words; rows need not have them.
+        BIDS descriptions, with ``Levels``, of columns of text; rows need not have them.
 
     Returns
     -------
@@ -122,6 +122,7 @@ def collect_rows(
     """
     root = Path(output_dir)
     rows: dict[str, QcRow] = {}
+    found: dict[str, dict]
     found, troubles, word_columns = {}, [], word_columns or {}
     for path in sorted((path for pattern in _ROWS for path in root.glob(pattern)), key=_natural):
         if not selection.takes(parse_name(path.name)):
@@ -148,7 +149,7 @@ def collect_rows(
 
 
 def _known_columns(known: Mapping[str, Mapping[str, Mapping]], found: Mapping) -> dict[str, dict]:
-    """Columns that were found, with what each method says of them.
+    """Return the columns that were found, with the description of each method.
 
     >>> entry = {"LongName": "Noise", "Description": "In the brain"}
     >>> _known_columns({"gsvr": {"noise": entry}, "gsr": {"noise": entry | {"Description": "Anywhere"}}}, {"noise": 0})
@@ -171,12 +172,12 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
     output_dir : path
     table : QcTable
     outliers : mapping
-        Metrics that stand out, by the names of the rows.
+        Outlying metrics, by the names of the rows.
 
     Returns
     -------
     Path
-        The TSV.
+        Path of the TSV.
     """
     path = Path(output_dir) / f"{GROUP_STEM}.tsv"
     sessions = any(row.session for row in table.rows)
@@ -215,7 +216,7 @@ def write_table(output_dir: str | Path, table: QcTable, outliers: Mapping[str, S
 
 
 def _read_row(root: Path, path: Path, word_columns: Mapping[str, Mapping]) -> QcRow:
-    """The one row of a table; ValueError says what is wrong with it."""
+    """Read the one row of a table; raise ValueError with what is wrong with it."""
     if path.stat().st_size > _LARGEST:
         raise ValueError("much too large for one row")
     try:
@@ -274,7 +275,7 @@ def _number(name: str, text: str) -> float:
 
 
 def _label_and_report(name: str) -> tuple[str, str]:
-    """Short name and report of the reconstruction that a row is about.
+    """Return short name and report of the reconstruction that a row is about.
 
     >>> _label_and_report("sub-01_ses-2_rec-gsvr_space-template_res-0p8_desc-preproc_T2w")
     ('sub-01_ses-2', 'sub-01_ses-2.html')
@@ -295,7 +296,7 @@ def _label_and_report(name: str) -> tuple[str, str]:
 
 
 def _descriptions(path: Path) -> dict:
-    """Columns as the JSON beside a row describes them; nothing where it cannot be read."""
+    """Read the descriptions of columns in the JSON beside a row; empty where it cannot be read."""
     try:
         found = json.loads(sidecar_path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
@@ -313,7 +314,7 @@ def _descriptions(path: Path) -> dict:
 
 
 def _report_of(root: Path, path: Path) -> str:
-    """Report that belongs to a row that cannot be read, by the name of its file; empty where there is none."""
+    """Return the report of a row that cannot be read, by the name of its file; empty where there is none."""
     found = _REC.fullmatch(parse_name(path.name).get("rec", ""))
     suffix = (found and found["suffix"]) or "T2w"
     try:
@@ -323,8 +324,11 @@ def _report_of(root: Path, path: Path) -> str:
     return report if (root / report).is_file() else ""
 
 
-def _missing(root: Path, told: set[str], have: set[str], selection: GroupSelection):
-    """Reports and participants that have no row: those not ``told`` of, and not among those who ``have`` one."""
+def _missing(root: Path, told: set[str], have: set[str], selection: GroupSelection) -> Iterator[tuple[str, str]]:
+    """Yield reports and participants that have no row.
+
+    Those not in ``told``, and not among those who ``have`` one: a sentence, and the name of the report.
+    """
     with_report = set()
     for page in sorted(root.glob("sub-*.html"), key=_natural):
         entities = parse_name(page.name)
@@ -346,7 +350,7 @@ def _missing(root: Path, told: set[str], have: set[str], selection: GroupSelecti
 
 
 def _natural(name: str | Path) -> list:
-    """Sorting key that puts sub-2 before sub-10."""
+    """Return a sorting key that puts sub-2 before sub-10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(name))]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few things that we ask of pybids: an index of a data set, and queries in it."""
+"""The interface to pybids: an index of a data set, and queries in it."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from gsbids.bids.metadata import Sidecars
 from gsbids.errors import InputError
@@ -19,7 +20,7 @@ EXTENSIONS = (".nii", ".nii.gz")
 #: Stands for JSON's null in a filter (TOML has no null): the entity must be absent.
 ABSENT = "<none>"
 
-_INDEX = "layout_index.sqlite"  # what pybids calls a kept index
+_INDEX = "layout_index.sqlite"  # name that pybids gives a kept index
 
 # What pybids does not keep: names that are not in UTF-8.
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
@@ -36,16 +37,16 @@ _IGNORE = (
 
 
 class _Loop:
-    """What pybids shall not look into, as a pattern that it searches paths for: links to folders that they lie in.
+    """Pattern of paths that pybids must not index: links to folders that they lie in.
 
-    pybids goes round in such links until the path is too long for the machine, and twice as often for every link.
+    pybids follows such links until the path is too long for the machine, and twice as often for every link.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self._root = Path(root).absolute()
 
     def search(self, below: str) -> bool:
-        """Whether a path below the root is such a link; it is said where it is."""
+        """Return whether a path below the root is such a link, and log it."""
         path = self._root / below.lstrip("/")
         if not path.is_symlink() or not path.is_dir():
             return False
@@ -58,8 +59,8 @@ class _Loop:
 
 def open_raw(
     root: Path, participants: Sequence[str] = (), database_dir: Path | None = None, database_wipe: bool = False
-):
-    """Index the names of a raw data set: subjects' anatomical files, nothing from ``derivatives/``.
+) -> Any:
+    """Index the names of a raw data set: the anatomical files of subjects, nothing from ``derivatives/``.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def open_raw(
     participants : sequence of str
         Labels; only these are indexed, unless the index is kept for later.
     database_dir : Path, optional
-        Where the index is kept; used again when it is there, as it is: what has changed since is said.
+        Folder in which the index is kept; it is used again when it is there; later changes of the data are logged.
     database_wipe : bool
         Make the kept index again.
 
@@ -87,7 +88,7 @@ def open_raw(
     index = database_dir and Path(database_dir) / _INDEX
     if index and database_wipe:
         index.unlink(missing_ok=True)  # pybids would have to read it first
-    kept = bool(index) and index.exists()
+    kept = bool(index) and index.exists()  # type: ignore[union-attr]
     try:
         layout = _open(root, ["bids"], ignore, database_path=database_dir, reset_database=database_wipe)
     except InputError as error:
@@ -110,12 +111,12 @@ def open_raw(
         )
         return _open(root, ["bids"], ignore)
     if kept:
-        _say_what_changed(layout, database_dir)
+        _say_what_changed(layout, database_dir)  # type: ignore[arg-type]
     return layout
 
 
-def _is_ours(layout) -> bool:
-    """Whether an index was made by our rules."""
+def _is_ours(layout: Any) -> bool:
+    """Return whether an index was made by our rules."""
     found = layout.get_entities()
     return all(
         entity["name"] in found and found[entity["name"]].pattern == entity["pattern"]
@@ -124,8 +125,8 @@ def _is_ours(layout) -> bool:
     )
 
 
-def _say_what_changed(layout, database_dir: Path) -> None:
-    """Name images that a kept index does not know, and those that it knows and that are gone."""
+def _say_what_changed(layout: Any, database_dir: Path) -> None:
+    """Log images that a kept index does not know, and those that it knows and that are gone."""
     there = {path for path in anatomical_files(Path(layout.root)) if path.name.endswith(EXTENSIONS) and is_utf8(path)}
     known = {Path(file.path) for file in layout.get(datatype="anat", extension=list(EXTENSIONS))}
     changed = {"new": sorted(there - known), "gone": sorted(path for path in known if not os.path.lexists(path))}
@@ -139,13 +140,13 @@ def _say_what_changed(layout, database_dir: Path) -> None:
         )
 
 
-def open_derivative(root: Path):
+def open_derivative(root: Path) -> Any:
     """Index a derivative data set by names only; no ``dataset_description.json`` is needed."""
     return _open(root, ["bids", "derivatives"], [*_IGNORE_DERIVED, _Loop(root)])
 
 
 def anatomical_files(root: Path, participants: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[Path]:
-    """Files in the folders of anatomical images as they are on the disk, whatever their names, but hidden ones."""
+    """List the files in the folders of anatomical images on the disk, whatever their names, but hidden ones."""
     subjects = [f"sub-{escape(label)}" for label in participants] or ["sub-*"]
     within = [f"ses-{escape(label)}/anat" for label in sessions] or ["anat", "ses-*/anat"]
     return sorted(
@@ -158,12 +159,12 @@ def anatomical_files(root: Path, participants: Sequence[str] = (), sessions: Seq
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether the name of a file and those of its folders are in UTF-8; pybids knows no others."""
+    """Return whether the name of a file and those of its folders are in UTF-8; pybids supports no others."""
     return not _NOT_UTF8.search(str(path))
 
 
-def _open(root: Path, rules: Sequence[str], ignore: Sequence, **database):
-    """A layout of names; metadata are read by :class:`gsbids.bids.metadata.Sidecars`."""
+def _open(root: Path, rules: Sequence[str], ignore: Sequence, **database: Any) -> Any:
+    """Open a layout of names; metadata are read by :class:`gsbids.bids.metadata.Sidecars`."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -184,7 +185,7 @@ def _open(root: Path, rules: Sequence[str], ignore: Sequence, **database):
 
 
 def _entity_rules(root: Path, names: Sequence[str]) -> list[dict]:
-    """Rules of pybids for the entities of a file, bound to the path below the root.
+    """Return pybids' rules for the entities of a file, bound to the path below the root.
 
     By themselves they search the absolute path: below ``run-7/`` every file would be of run 7. Dots may stand in
     labels, so that such a file is found, and can be named.
@@ -201,8 +202,8 @@ def _entity_rules(root: Path, names: Sequence[str]) -> list[dict]:
     return rules
 
 
-def query(layout, values: Mapping, where: str) -> list[Path]:
-    """Files whose names match a filter, as far as they are still there.
+def query(layout: Any, values: Mapping, where: str) -> list[Path]:
+    """Return the files whose names match a filter, as far as they are still there.
 
     Parameters
     ----------
@@ -211,7 +212,7 @@ def query(layout, values: Mapping, where: str) -> list[Path]:
         pybids entity names to values or lists of values; null or ``ABSENT``: the entity must be
         absent; ``"*"``: it must be there.
     where : str
-        Where the filter comes from, for messages.
+        Origin of the filter, for messages.
 
     Raises
     ------
@@ -225,8 +226,8 @@ def query(layout, values: Mapping, where: str) -> list[Path]:
         raise InputError(f"{where}: {one_line(error).partition('. If you')[0]}") from error
 
 
-def query_with_metadata(layout, default: Mapping, wanted: Mapping, where: str, sidecars: Sidecars) -> list[Path]:
-    """Files that match a filter, whose keys may also be fields of the sidecars.
+def query_with_metadata(layout: Any, default: Mapping, wanted: Mapping, where: str, sidecars: Sidecars) -> list[Path]:
+    """Return the files that match a filter, whose keys may also be fields of the sidecars.
 
     Parameters
     ----------
@@ -235,9 +236,9 @@ def query_with_metadata(layout, default: Mapping, wanted: Mapping, where: str, s
     default : mapping
         Entities that are asked for in any case.
     wanted : mapping
-        The filter.
+        Filter.
     sidecars : Sidecars
-        Of the same data set. A file whose sidecar cannot be read is taken: it is for others to say so.
+        Sidecars of the same data set. A file whose sidecar cannot be read is taken: that is reported elsewhere.
     """
     others = [key for key in wanted if key not in layout.get_entities()]
     metadata = {path: sidecars.readable(path) for path in query(layout, default, where)} if others else {}
@@ -246,12 +247,12 @@ def query_with_metadata(layout, default: Mapping, wanted: Mapping, where: str, s
     return [
         path
         for path in found
-        if not fields or metadata.get(path) is None or all(_says(metadata[path], key, wanted[key]) for key in fields)
+        if not fields or metadata.get(path) is None or all(_says(metadata[path], key, wanted[key]) for key in fields)  # type: ignore[arg-type]
     ]
 
 
-def _says(metadata: Mapping, key: str, value) -> bool:
-    """Whether a field has a value, or one of a list; null and ``"*"`` as for entities."""
+def _says(metadata: Mapping, key: str, value: object) -> bool:
+    """Return whether a field has a value, or one of a list; null and ``"*"`` as for entities."""
     if isinstance(value, list | tuple):
         return any(_says(metadata, key, item) for item in value)
     if value in (None, ABSENT, "*"):
@@ -260,13 +261,13 @@ def _says(metadata: Mapping, key: str, value) -> bool:
 
 
 def compressed_twin(path: Path, files: Collection[Path]) -> Path | None:
-    """The ``.nii.gz`` among some files that has the name of a ``.nii``: it is taken, as both are one image."""
+    """Return the ``.nii.gz`` among some files that has the name of a ``.nii``: it is taken, as both are one image."""
     twin = path.with_name(path.name + ".gz")
     return twin if path.suffix == ".nii" and twin in files else None
 
 
 def one_line(error: BaseException) -> str:
-    """Text of an exception without line breaks."""
+    """Return the text of an exception without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -275,7 +276,7 @@ def _convert(values: Mapping) -> dict:
 
     special = {None: Query.NONE, ABSENT: Query.NONE, "*": Query.ANY}
 
-    def convert(value):
+    def convert(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [convert(item) for item in value]
         return special.get(value, value)

@@ -30,7 +30,7 @@ _ELSEWHERE = "by its name it lies in another space than the scanner's; take spac
 
 
 class MaskIndex:
-    """Masks that lie in derivative data sets.
+    """Index of the masks in derivative data sets.
 
     Their names need not be BIDS: data sets without ``GeneratedBy`` and names such as
     ``sub-01_run-1_T2w_desc-brain_mask.nii.gz`` are understood. A mask is one of the brain where ``label``, or else
@@ -44,9 +44,9 @@ class MaskIndex:
     filters : mapping
         Further pybids filters, for example ``{"desc": "brain"}``.
     filter_file : str
-        Where the filters come from, for messages.
+        Origin of the filters, for messages.
     output_dir : Path, optional
-        Masks in it are none of the input.
+        Output folder, in which masks are not input.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class MaskIndex:
 
     def __init__(
         self, datasets: Mapping[str, Path], filters: Mapping, filter_file: str, output_dir: Path | None = None
-    ):
+    ) -> None:
         self._masks: list[tuple[Path, dict[str, str]]] = []
         self._others: list[tuple[Path, dict[str, str], str]] = []
         for name, root in datasets.items():
@@ -66,7 +66,7 @@ class MaskIndex:
             known = len(self._masks)
             self._others += [(*mask, _ELSEWHERE) for mask in elsewhere]
             for mask in listed:
-                if trusted or _is_brain(*mask, sidecars):
+                if trusted or _is_brain(*mask, sidecars):  # type: ignore[call-arg]
                     self._masks.append(mask)
                 else:
                     self._others.append((*mask, _NO_BRAIN))
@@ -77,7 +77,7 @@ class MaskIndex:
                 )
 
     def find(self, stack: Mapping[str, str]) -> Path | None:
-        """Mask of the stack with these entities.
+        """Return the mask of the stack with these entities.
 
         A mask belongs to a stack when ``sub``, ``ses``, ``run``, ``dir`` and ``chunk`` are the same
         (``run-1`` is ``run-01``), and whatever else both names say, the suffix included, is the same.
@@ -105,7 +105,7 @@ class MaskIndex:
 def _list_masks(
     name: str, root: Path, filters: Mapping, filter_file: str, output_dir: Path | None
 ) -> tuple[list, list]:
-    """Masks in the space of the stacks, and those in other spaces: paths with their entities."""
+    """List masks in the space of the stacks, and those in other spaces: paths with their entities."""
     if not root.is_dir():
         raise InputError(f"--derivatives {name}={root}: there is no such folder")
     own = output_dir and output_dir.resolve()
@@ -140,7 +140,7 @@ def _list_masks(
 
 
 def _in_stack_space(mask: Mapping[str, str]) -> bool:
-    """Masks in other spaces than the scanner's do not lie on the stacks."""
+    """Return whether a mask lies in the space of the scanner, as the stacks do."""
     return mask.get("space", "orig") in ("orig", "scanner")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the JSON files of a data set say of its images."""
+"""Metadata of images in the JSON files of a data set."""
 
 import json
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from gsbids.errors import InputError, not_fetched
 class Sidecars:
     """Metadata of the files of one data set, with what BIDS lets them inherit.
 
-    A JSON file speaks for the files at and below its folder that have its suffix and all of its entities. The nearer
-    folder goes first, and in one folder the name with more entities. Nothing above the root is looked at, nor are the
-    names of folders. (pybids matches entities anywhere in absolute paths, and stops at the first file it cannot read.)
+    A JSON file applies to the files at and below its folder that have its suffix and all of its entities. The nearer
+    folder goes first, and in one folder the name with more entities. Nothing above the root is read, nor are the names
+    of folders used. (pybids matches entities anywhere in absolute paths, and stops at the first file it cannot read.)
 
     Parameters
     ----------
@@ -22,18 +22,18 @@ class Sidecars:
         Root folder of the data set.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._folders: dict[Path, list[tuple[Path, dict[str, str]]]] = {}
         self._contents: dict[Path, dict] = {}
 
     def of(self, path: Path) -> dict:
-        """Metadata of a file below the root; fields that are null are left out.
+        """Return the metadata of a file below the root; fields that are null are left out.
 
         Raises
         ------
         gsbids.errors.InputError
-            One of the JSON files that speak for it cannot be read.
+            One of the JSON files that apply to it cannot be read.
         """
         entities = parse_name(path.name)
         below = path.parent.relative_to(self.root)
@@ -45,14 +45,14 @@ class Sidecars:
         return {key: value for key, value in found.items() if value is not None}
 
     def readable(self, path: Path) -> dict | None:
-        """The same, and None where a JSON file cannot be read: for those who leave it to others to say so."""
+        """Return the metadata of a file, and None where a JSON file cannot be read (which is reported elsewhere)."""
         try:
             return self.of(path)
         except InputError:
             return None
 
     def _listed(self, folder: Path) -> list[tuple[Path, dict[str, str]]]:
-        """JSON files of a folder with their entities, the most general first."""
+        """List the JSON files of a folder with their entities, the most general first."""
         if folder not in self._folders:
             named = [
                 (path, parse_name(path.name)) for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")
@@ -67,7 +67,7 @@ class Sidecars:
 
 
 def read_object(path: Path) -> dict:
-    """The object that a JSON file holds.
+    """Read the object that a JSON file holds.
 
     Raises
     ------

@@ -8,7 +8,7 @@ Entities are plain dictionaries with the short BIDS keys in any order, and the s
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 LABEL = re.compile(r"[A-Za-z0-9+]+")
 
@@ -46,7 +46,7 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of output is named.
+    """Naming of one kind of output.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Kind:
     suffix : str or None
         None: the suffix of the source (``T2w``).
     needs : tuple of str
-        Entities that the caller must give.
+        Entities that the caller has to give.
     folder : str
         ``anat`` below subject and session; ``figures`` and ``log`` below the subject; ``""`` for the root.
     sidecar : dict
@@ -171,7 +171,7 @@ KINDS: dict[str, Kind] = {
 
 
 def resolution_label(resolution: float | Sequence[float]) -> str:
-    """Label of ``res-`` for a voxel size in mm, one number or three; labels have letters and digits only.
+    """Return the label of ``res-`` for a voxel size in mm, one number or three; it has letters and digits only.
 
     >>> resolution_label(0.8), resolution_label(1.0), resolution_label((0.5, 0.5, 0.5)), resolution_label((0.5, 0.5, 2))
     ('0p8', '1', '0p5', '0p5x0p5x2')
@@ -183,7 +183,7 @@ def resolution_label(resolution: float | Sequence[float]) -> str:
 
 
 def resolution_words(label: str) -> str:
-    """What a label of ``res-`` says.
+    """Return the voxel size that a label of ``res-`` stands for, as text.
 
     >>> resolution_words("0p8"), resolution_words("0p5x0p5x2")
     ('0.8 mm isotropic', '0.5 x 0.5 x 2 mm')
@@ -193,7 +193,7 @@ def resolution_words(label: str) -> str:
 
 
 def parse_name(name: str) -> dict[str, str]:
-    """Entities, suffix and extension of a BIDS file name, in the order they stand in.
+    """Parse a BIDS file name to entities, suffix and extension, in the order they stand in.
 
     Parts without a dash before the suffix are kept under ``extra``, as some derivative data sets
     put the suffix of the source before ``desc``.
@@ -215,18 +215,18 @@ def parse_name(name: str) -> dict[str, str]:
 
 
 def entity_value(entities: Mapping[str, str], key: str) -> str | int | None:
-    """Value of an entity as it is compared: ``run-1`` is ``run-01``."""
+    """Return the value of an entity as it is compared: ``run-1`` is ``run-01``."""
     value = entities.get(key)
     return int(value) if key in ("run", "chunk") and value is not None and value.isdecimal() else value
 
 
-def raw_fault(below: PurePosixPath) -> str:
-    """What keeps the name of a file from being one of raw data; empty where nothing does.
+def raw_fault(below: PurePath) -> str:
+    """Describe what keeps the name of a file from being one of raw data; empty where nothing does.
 
     Parameters
     ----------
     below : path
-        Relative to the root of the data set.
+        Path relative to the root of the data set.
 
     >>> raw_fault(PurePosixPath("sub-01/anat/sub-01_acq-T2-HASTE_T2w.nii.gz"))
     "acq-T2-HASTE: BIDS labels hold letters, digits and '+' only"
@@ -260,7 +260,7 @@ def raw_fault(below: PurePosixPath) -> str:
 
 
 def build_name(entities: Mapping[str, str], suffix: str, extension: str = "") -> str:
-    """File name with the entities in the order of BIDS.
+    """Return the file name with the entities in the order of BIDS.
 
     >>> build_name({"desc": "n4", "run": "1", "sub": "01"}, "T2w", ".nii.gz")
     'sub-01_run-1_desc-n4_T2w.nii.gz'
@@ -276,7 +276,7 @@ def build_name(entities: Mapping[str, str], suffix: str, extension: str = "") ->
 
 
 def task_name(entities: Mapping[str, str]) -> str:
-    """Name of a reconstruction task: the part that its stacks' names have in common.
+    """Return the name of a reconstruction task: the part that its stacks' names have in common.
 
     >>> task_name({"sub": "01", "acq": "haste", "suffix": "T2w"})
     'sub-01_acq-haste_T2w'
@@ -285,7 +285,7 @@ def task_name(entities: Mapping[str, str]) -> str:
 
 
 def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float | Sequence[float]) -> Path:
-    """Path of an output below the output folder.
+    """Return the path of an output below the output folder.
 
     Parameters
     ----------
@@ -331,7 +331,7 @@ def derivative_path(entities: Mapping[str, str], kind: str, **extra: str | float
 
 
 def sidecar_path(path: str | Path) -> Path:
-    """The JSON file beside a data file.
+    """Return the JSON file beside a data file.
 
     >>> str(sidecar_path("sub-01_desc-n4_T2w.nii.gz"))
     'sub-01_desc-n4_T2w.json'
@@ -341,17 +341,17 @@ def sidecar_path(path: str | Path) -> Path:
 
 
 def subject_folder(entities: Mapping[str, str]) -> Path:
-    """Folder of the subject below the output folder."""
+    """Return the folder of the subject below the output folder."""
     return Path(f"sub-{entities['sub']}")
 
 
 def log_folder(entities: Mapping[str, str], run_uuid: str) -> Path:
-    """Folder for the settings and the crash files of one run."""
+    """Return the folder for the settings and the crash files of one run."""
     return subject_folder(entities) / "log" / run_uuid
 
 
 def bids_uri(dataset: str, relative: str | Path) -> str:
-    """BIDS URI of a file; the data set is a key of ``DatasetLinks``, or empty for the output itself.
+    """Return the BIDS URI of a file; the data set is a key of ``DatasetLinks``, or empty for the output itself.
 
     >>> bids_uri("raw", "sub-01/anat/sub-01_T2w.nii.gz"), bids_uri("", "sub-01/x.nii.gz")
     ('bids:raw:sub-01/anat/sub-01_T2w.nii.gz', 'bids::sub-01/x.nii.gz')
@@ -360,7 +360,7 @@ def bids_uri(dataset: str, relative: str | Path) -> str:
 
 
 def uri_of(path: str | Path, datasets: Mapping[str, str | Path]) -> str:
-    """BIDS URI of a file that lies in one of several data sets.
+    """Return the BIDS URI of a file that lies in one of several data sets.
 
     Parameters
     ----------
@@ -384,7 +384,7 @@ def uri_of(path: str | Path, datasets: Mapping[str, str | Path]) -> str:
 
 
 def _report_name(entities: Mapping[str, str]) -> str:
-    """``sub-01.html``; further entities and a suffix other than T2w keep several reports apart."""
+    """Return ``sub-01.html``; further entities and a suffix other than T2w keep several reports apart."""
     named = _without(entities, "suffix", "extension", "extra")
     parts = [f"{key}-{named[key]}" for key in ENTITY_ORDER if key in named]
     if entities["suffix"] != "T2w":

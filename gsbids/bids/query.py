@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a BIDS data set to reconstruction tasks: which stacks, with which masks."""
+"""Search for reconstruction tasks in a BIDS data set: which stacks, with which masks."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gsbids.bids.bidsignore import read_bidsignore
 from gsbids.bids.layout import (
@@ -45,7 +46,7 @@ _ENUMERATE = ("run", "dir", "chunk")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stacks to take.
+    """Selection of stacks and masks.
 
     Attributes
     ----------
@@ -55,11 +56,11 @@ class Selection:
     filters : mapping
         ``{"stacks": {...}, "masks": {...}}`` with pybids' entity names.
     filter_file : str
-        Where the filters come from, for messages.
+        Origin of the filters, for messages.
     mask_datasets : mapping of str to Path
         Derivative data sets with masks, by name.
     output_dir : Path or None
-        What lies in it is never input.
+        Output folder, whose files are never input.
     slice_thickness : float or None
         Overrides the sidecars, mm.
     database_dir : Path or None
@@ -79,7 +80,7 @@ class Selection:
 
 
 def find_tasks(bids_dir: str | Path, selection: Selection | None = None) -> list[ReconstructionTask]:
-    """Reconstruction tasks of a data set.
+    """Find the reconstruction tasks of a data set.
 
     Stacks of one subject, session and contrast (suffix, ``acq``, ``ce``, ``rec`` and the like) form a
     task; ``run``, ``dir`` and ``chunk`` enumerate its stacks. Only names, sidecars and the index of
@@ -125,7 +126,7 @@ def find_tasks(bids_dir: str | Path, selection: Selection | None = None) -> list
 
 
 def list_participants(bids_dir: str | Path) -> list[str]:
-    """Labels of the ``sub-`` folders.
+    """List the labels of the ``sub-`` folders.
 
     Raises
     ------
@@ -164,7 +165,7 @@ def _check_participants(bids_dir: Path, selection: Selection) -> None:
         )
 
 
-def _query_stacks(layout, bids_dir: Path, selection: Selection, sidecars: Sidecars) -> list[Path]:
+def _query_stacks(layout: Any, bids_dir: Path, selection: Selection, sidecars: Sidecars) -> list[Path]:
     default: dict[str, object] = {"datatype": "anat", "suffix": selection.suffix, "extension": list(EXTENSIONS)}
     if selection.participants:
         default["subject"] = list(selection.participants)
@@ -206,14 +207,14 @@ def _query_stacks(layout, bids_dir: Path, selection: Selection, sidecars: Sideca
 
 
 def _say_near_misses(files: Sequence[Path], suffix: str, root: Path) -> None:
-    """Name images that the owner may take for stacks, and that are not found as such, with the reason."""
+    """Log images that the owner may take for stacks, and that are not found as such, with the reason."""
     for path in files:
         if _IMAGE.search(path.name) and (why := _near_miss(path.relative_to(root), suffix)):
             LOGGER.warning("%s: left out, as %s", path, why)
 
 
 def _near_miss(below: Path, suffix: str) -> str:
-    """What keeps an image from being a stack whose name nearly says that it is one; empty for other images.
+    """Describe what keeps an image from being a stack whose name nearly says that it is one; empty for other images.
 
     The name has the suffix in other letters, with something after it, or not at the end; the file is of another format,
     or in another folder. Converters add a letter (``T2wa``), ``_Eq_1``, ``__dup-01``.
@@ -234,7 +235,7 @@ def _near_miss(below: Path, suffix: str) -> str:
 
 
 def _usable(files: Sequence[Path], bids_dir: Path, sidecars: Sidecars, wanted: Mapping) -> list[Path]:
-    """Files that are stacks; of each of the others it is said why it is left out."""
+    """Return the files that are stacks; log for each of the others why it is left out."""
     is_listed = read_bidsignore(sidecars.root)
     rest = {path for path in files if not is_listed(path.relative_to(sidecars.root))}
     reasons = {}
@@ -258,7 +259,10 @@ def _usable(files: Sequence[Path], bids_dir: Path, sidecars: Sidecars, wanted: M
 
 
 def _why_no_magnitude(path: Path, sidecars: Sidecars, wanted: Mapping) -> str:
-    """Why a file is left out as a phase, real or imaginary image; empty for others, and where a filter asks for it."""
+    """Describe why a file is left out as a phase, real or imaginary image; empty for others.
+
+    Empty as well where a filter asks for it.
+    """
     part = parse_name(path.name).get("part")
     types = (sidecars.readable(path) or {}).get("ImageType")
     words = types.split("\\") if isinstance(types, str) else types if isinstance(types, list) else ()
@@ -273,7 +277,7 @@ def _why_no_magnitude(path: Path, sidecars: Sidecars, wanted: Mapping) -> str:
 
 
 def _stack(path: Path, sidecars: Sidecars, masks: MaskIndex, thickness: float | None) -> tuple[StackFile, list[str]]:
-    """A stack with its metadata and its mask, and what keeps it from being used."""
+    """Return a stack with its metadata and its mask, and what keeps it from being used."""
     entities, metadata, mask, troubles = parse_name(path.name), {}, None, []
     del entities["extension"]
     try:
@@ -286,7 +290,7 @@ def _stack(path: Path, sidecars: Sidecars, masks: MaskIndex, thickness: float | 
 
 
 def _thickness(path: Path, metadata: Mapping) -> float:
-    """Thickness of the sidecar in mm; NaN where it is absent or no number."""
+    """Return the thickness of the sidecar in mm; NaN where it is absent or no number."""
     value = metadata.get("SliceThickness")
     if value is None:
         return math.nan
@@ -310,7 +314,7 @@ def _task(entities: dict[str, str], stacks: list[StackFile], errors: Sequence[st
 
 
 def _same_entities(stacks: Sequence[StackFile]) -> Iterator[str]:
-    """One line about every stack that cannot be told from one before it."""
+    """Yield one line about every stack that cannot be distinguished from one before it."""
     first: dict[tuple, Path] = {}
     for stack in stacks:
         key = tuple(entity_value(stack.entities, key) for key in _ENUMERATE)
@@ -327,7 +331,7 @@ def _common(entities: Mapping[str, str]) -> dict[str, str]:
 
 
 def _natural(path: str | Path) -> list:
-    """Sorting key that puts run-2 before run-10."""
+    """Return a sorting key that puts run-2 before run-10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that writes outputs: BIDS names, JSON sidecars, nothing half written."""
+"""The one place that writes outputs: BIDS names, JSON sidecars, no partly written files."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gsbids.atomic import write_atomic
 from gsbids.bids.names import DESCRIPTIONS, KINDS, derivative_path, parse_name, resolution_words, sidecar_path
@@ -17,11 +18,11 @@ class Sink:
     ----------
     output_dir : path
     registry : path, optional
-        Folder that all processes of one run share, where it is kept who wrote what. Without it only
-        this object's own writes are compared.
+        Folder that all processes of one run share, which records the source of every output. Without it
+        only this object's own writes are compared.
     """
 
-    def __init__(self, output_dir: str | Path, registry: str | Path | None = None):
+    def __init__(self, output_dir: str | Path, registry: str | Path | None = None) -> None:
         self.output_dir = Path(output_dir)
         self.registry = None if registry is None else Path(registry)
         self._owners: dict[Path, str] = {}
@@ -41,7 +42,7 @@ class Sink:
         kind : str
             A key of ``names.KINDS``.
         entities : mapping
-            Of the task or of the stack.
+            Entities of the task or of the stack.
         source : path or bytes
             A file to copy, or the contents.
         sidecar : mapping, optional
@@ -53,7 +54,7 @@ class Sink:
         Returns
         -------
         Path
-            Of the file that was written.
+            Path of the file that was written.
 
         Raises
         ------
@@ -79,15 +80,15 @@ class Sink:
         return path
 
     def remove(self, kind: str, entities: Mapping[str, str], **extra: str | float) -> None:
-        """Take an output and its sidecar away, if they are there; parameters as for :meth:`write`."""
+        """Remove an output and its sidecar, if they are there; parameters as for :meth:`write`."""
         path = self.output_dir / derivative_path(entities, kind, **extra)
         path.unlink(missing_ok=True)
         sidecar_path(path).unlink(missing_ok=True)
 
     def _claim(self, relative: Path, source: str | Path | bytes) -> None:
-        """Remember who writes a name; a resumed run may write the same again."""
+        """Record who writes a name; a resumed run may write the same again."""
         contents = isinstance(source, bytes)
-        owner = hashlib.sha256(source).hexdigest() if contents else str(Path(source).absolute())
+        owner = hashlib.sha256(source).hexdigest() if contents else str(Path(source).absolute())  # type: ignore[arg-type]
         if self._owners.setdefault(relative, owner) != owner:
             raise FileExistsError(f"{relative} was written from {self._owners[relative]}, now from {owner}")
         if self.registry is None:
@@ -104,7 +105,7 @@ class Sink:
 
 
 def complete_sidecar(kind: str, relative: Path, sidecar: Mapping[str, object]) -> dict[str, object]:
-    """Fields of a sidecar, with those that follow from the kind and the name.
+    """Return the fields of a sidecar, with those that follow from the kind and the name.
 
     >>> fields = complete_sidecar("volume_brain", Path("sub-01_res-0p8_desc-brain_T2w.nii.gz"), {})
     >>> fields["Resolution"], fields["SkullStripped"]
@@ -121,9 +122,9 @@ def complete_sidecar(kind: str, relative: Path, sidecar: Mapping[str, object]) -
 
 
 def to_json(fields: Mapping[str, object]) -> bytes:
-    """JSON text of a mapping; numpy numbers and arrays become plain ones, NaN is refused."""
+    """Convert a mapping to JSON text; numpy numbers and arrays become plain ones, NaN is refused."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if hasattr(value, "tolist"):
             return value.tolist()
         if isinstance(value, Path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be reconstructed: the stacks of one subject, session and contrast."""
+"""A reconstruction task: the stacks of one subject, session and contrast."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ class StackFile:
     Attributes
     ----------
     path : Path
-        The NIfTI file.
+        NIfTI file.
     entities : dict
         Short BIDS keys and ``suffix``: ``{"sub": "01", "run": "1", "suffix": "T2w"}``.
     metadata : dict
@@ -24,7 +24,7 @@ class StackFile:
     mask : Path or None
         Brain mask from a derivative data set.
     sources : tuple of Path
-        Files that image and mask were put together from, where they are none of the data themselves.
+        Files that image and mask were assembled from, where they are not data themselves.
     """
 
     path: Path
@@ -49,32 +49,33 @@ class StackFile:
 
 @dataclass(frozen=True)
 class ReconstructionTask:
-    """The stacks that are put into one volume, or the one volume that is super-resolved.
+    """The stacks that are reconstructed to one volume, or the one volume that is super-resolved.
 
     Attributes
     ----------
     subject : str
-        Without ``sub-``.
+        Label without ``sub-``.
     session : str or None
-        Without ``ses-``.
+        Label without ``ses-``.
     suffix : str
-        For example ``T2w``.
+        Suffix, for example ``T2w``.
     entities : dict
-        What the stacks have in common: short BIDS keys and ``suffix``; no ``run``. Of a super-resolved volume: all.
+        Entities that the stacks have in common: short BIDS keys and ``suffix``; no ``run``. For a super-resolved
+        volume: all.
     stacks : tuple of StackFile
-        In the order of their names.
+        Stacks in the order of their names.
     warnings : tuple of str
-        What people should know about the data, for the log and the report.
+        Remarks on the data that people should know, for the log and the report.
     errors : tuple of str
-        Why the task cannot be run, as far as the names alone tell.
+        Reasons why the task cannot be run, as far as the names alone tell.
     method : {"svr", "sr"}
         Slice-to-volume reconstruction, or super-resolution of the one volume in ``stacks``.
     reason : str
-        Why that method, in words.
+        Reason for that method, as text.
     resolution : tuple of float
         Voxel size of a super-resolved volume along its array axes, mm.
     voxels : int
-        Their number.
+        Number of these voxels.
     plain : bool
         Whether the stacks are plain files, not those of a BIDS data set.
     poses : Path or None
@@ -101,11 +102,11 @@ class ReconstructionTask:
         return task_name(self.entities)
 
     def volumes(self, reason: str) -> tuple["ReconstructionTask", ...]:
-        """Each stack as a volume to be super-resolved by itself, under its own name."""
+        """Return each stack as a volume to be super-resolved by itself, under its own name."""
         return tuple(
             replace(self, entities=stack.entities, stacks=(stack,), method="sr", reason=reason) for stack in self.stacks
         )
 
     def with_warnings(self, *lines: str) -> "ReconstructionTask":
-        """Copy with more warnings."""
+        """Return a copy with more warnings."""
         return replace(self, warnings=(*self.warnings, *lines))

@@ -4,12 +4,13 @@
 import argparse
 import re
 from collections.abc import Callable
+from typing import Any
 
 RESOLUTION_RANGE = (0.2, 5.0)  # mm, voxel size of a reconstruction
 
 
 def with_dashes(arg: str) -> str:
-    """``--participant_label`` is ``--participant-label``; values stay as they are."""
+    """Replace ``_`` by ``-`` in the name of an option (``--participant_label``); values stay as they are."""
     if not arg.startswith("--"):
         return arg
     name, equals, value = arg.partition("=")
@@ -17,12 +18,15 @@ def with_dashes(arg: str) -> str:
 
 
 def level(text: str) -> str:
+    """Check the analysis level, for argparse."""
     if text not in ("participant", "group"):
         raise argparse.ArgumentTypeError(f"unknown level {text!r}; use participant or group")
     return text
 
 
 def label(prefix: str) -> Callable[[str], str]:
+    """Return a parser of BIDS labels, with or without their prefix, for argparse."""
+
     def parse(text: str) -> str:
         label = text.removeprefix(f"{prefix}-")
         if not re.fullmatch(r"[A-Za-z0-9+]+", label):
@@ -33,16 +37,23 @@ def label(prefix: str) -> Callable[[str], str]:
 
 
 class OneOrThree(argparse.Action):
-    """One number, or one for each array axis, as a tuple."""
+    """Action that stores one number, or one for each array axis, as a tuple."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the values, if they are one or three."""
         if len(values) not in (1, 3):
             raise argparse.ArgumentError(self, f"give one number or three, not {len(values)}")
         setattr(namespace, self.dest, tuple(values))
 
 
 def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float]:
-    """Numbers within a range, for argparse."""
+    """Return a parser of numbers within a range, for argparse."""
 
     def parse(text: str) -> float:
         try:
@@ -58,7 +69,7 @@ def between(low: float, high: float, unit: str = " mm") -> Callable[[str], float
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Whole numbers within a range, for argparse."""
+    """Return a parser of whole numbers within a range, for argparse."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
@@ -69,14 +80,14 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def device_name(text: str) -> str:
-    """Name of a device, for argparse."""
+    """Check the name of a device, for argparse."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device; give auto, cpu, cuda or cuda:N")
     return text
 
 
 def memory_size(bare: str) -> Callable[[str], float]:
-    """Sizes in GB from text with a unit; ``bare`` is the unit of a number alone."""
+    """Return a parser of sizes in GB with a unit, for argparse; ``bare`` is the unit of a number alone."""
 
     def parse(text: str) -> float:
         found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run computes: what ``--device`` asks for, against what there is."""
+"""The compute device of a run: what ``--device`` asks for, against what there is."""
 
 import logging
 
@@ -12,18 +12,18 @@ LOCAL = ("auto", "Linear", "MultiProc")
 
 
 def resolve_device(device: str, plugin: str = "auto", method: str = "default") -> str:
-    """The device to compute on: ``cpu``, ``cuda`` or ``cuda:N``.
+    """Return the device to compute on: ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Says nothing if all is well: bad input found later must be told of in one line.
+    Nothing is logged if all is well: bad input that is found later is reported in one line.
 
     Parameters
     ----------
     device : str
         ``auto``: a GPU if there is one that can be used, else the CPU.
     plugin : str
-        Jobs of a batch system run elsewhere: a GPU that is asked for by name is taken on trust.
+        Nipype plugin. Jobs of a batch system run elsewhere: a GPU that is asked for by name is not checked.
     method : str
-        Of ``--svr-method``; the paper's computes on the CPU only.
+        Value of ``--svr-method``; the paper's computes on the CPU only.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def resolve_device(device: str, plugin: str = "auto", method: str = "default") -
 
 
 def device_words(device: str, plugin: str = "auto") -> str:
-    """The device that :func:`resolve_device` gave, with the name of the GPU where it is one of this machine."""
+    """Describe the device that :func:`resolve_device` gave, with the name of the GPU if it is one of this machine."""
     if device == "cpu" or plugin not in LOCAL:
         return device
     from gsbids.kernels.backend import find_gpus

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from gsbids.cli.commands import mask, reconstruct, sample, super_resolve
 from gsbids.cli.overview import check_command, overview
@@ -19,14 +20,17 @@ from gsbids.cli.running.signals import handled
 from gsbids.config import Config
 from gsbids.errors import GsbidsError, InputError
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 LOGGER = logging.getLogger("gsbids.cli")
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
 BROKEN_PIPE = 141  # as a shell says of a command that SIGPIPE ended
 LONGEST = 1200  # characters of a message
 
 #: Commands that take files, not a BIDS data set.
-COMMANDS = {command.COMMAND: command for command in (reconstruct, super_resolve, sample, mask)}
+COMMANDS: dict[str, Any] = {command.COMMAND: command for command in (reconstruct, super_resolve, sample, mask)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +95,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _help(words: Sequence[str]) -> int:
-    """``gsbids help``, and ``gsbids help COMMAND``, which is ``gsbids COMMAND --help``."""
+    """Print the help of ``gsbids help``, or of ``gsbids help COMMAND``, which is ``gsbids COMMAND --help``."""
     if words and words[0] in COMMANDS:
         COMMANDS[words[0]].parse(["--help"])
     print(overview())
@@ -99,7 +103,7 @@ def _help(words: Sequence[str]) -> int:
 
 
 def _participants(args: argparse.Namespace, config: Config) -> int:
-    """Do what was asked for, for each reconstruction."""
+    """Run the participant level: reconstructions, reports alone, or the methods text alone."""
     from gsbids.cli.plan import make_plan
 
     plan = make_plan(args, config)
@@ -113,9 +117,10 @@ def _participants(args: argparse.Namespace, config: Config) -> int:
 
 
 class _Formatter(logging.Formatter):
-    """``gsbids: error: ...``; plain text for what is no trouble."""
+    """Formatter of ``gsbids: error: ...``; plain text below the level of warnings."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format a message."""
         text = super().format(record)
         if record.levelno >= logging.WARNING:
             return f"gsbids: {record.levelname.lower()}: {_quotable(text)}"
@@ -123,10 +128,10 @@ class _Formatter(logging.Formatter):
 
 
 def _quotable(text: str) -> str:
-    """One line of a length that can be read, whatever it quotes from files and names.
+    r"""Make a message one line of readable length, whatever it quotes from files and names.
 
-    >>> _quotable("a\\nb \\x1b[2J \\udcff")
-    'a\\\\nb \\\\x1b[2J \\\\udcff'
+    >>> _quotable("a\nb \x1b[2J \udcff")
+    'a\\nb \\x1b[2J \\udcff'
     """
     shown = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
@@ -134,7 +139,7 @@ def _quotable(text: str) -> str:
 
 @contextmanager
 def _messages() -> Iterator[logging.Logger]:
-    """Messages of gsbids go to the standard error, once, and to the logs of the run, while the command line runs."""
+    """Send messages of gsbids to the standard error, once, and to the logs of the run, while the command line runs."""
     logger = logging.getLogger("gsbids")
     handler, log = TerminalHandler(sys.stderr), RunLog()
     handler.setFormatter(_Formatter("%(message)s"))
@@ -154,9 +159,9 @@ def _messages() -> Iterator[logging.Logger]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """A terminated run (as by a batch system) ends as tidily as an interrupted one."""
+    """End a terminated run (as by a batch system) as cleanly as an interrupted one."""
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: "FrameType | None") -> None:
         raise KeyboardInterrupt
 
     with handled([signal.SIGTERM], interrupt):

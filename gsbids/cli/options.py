@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands have, each described once."""
+"""Options that several commands share, each described once."""
 
 from pathlib import Path
+from typing import Any
 
 from gsbids.cli.argument_types import device_name, memory_size, whole_number
 
 
-def add_masking(group, modes: tuple[str, ...], first: str) -> None:
-    """Where masks come from, of the participant level and of ``gsbids reconstruct``."""
+def add_masking(group: Any, modes: tuple[str, ...], first: str) -> None:
+    """Add the options of brain masks, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument(
         "--mask-mode",
         choices=modes,
@@ -24,8 +25,8 @@ def add_masking(group, modes: tuple[str, ...], first: str) -> None:
     )
 
 
-def add_orientation(group, template: str) -> None:
-    """How a reconstructed volume lies, of the participant level and of ``gsbids reconstruct``."""
+def add_orientation(group: Any, template: str) -> None:
+    """Add the options of the orientation of a volume, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument(
         "--orientation",
         choices=("scanner", "radiological"),
@@ -51,8 +52,8 @@ def add_orientation(group, template: str) -> None:
     )
 
 
-def add_seed_and_device(group) -> None:
-    """What else steers a computation, of the participant level and of ``gsbids reconstruct``."""
+def add_seed_and_device(group: Any) -> None:
+    """Add seed, device and ``--sloppy``, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument(
         "--random-seed",
         type=whole_number(0, 2**32 - 1),
@@ -64,8 +65,8 @@ def add_seed_and_device(group) -> None:
     group.add_argument("--sloppy", action="store_true", help="quick and poor: TESTING ONLY")
 
 
-def add_device(group) -> None:
-    """Where to compute."""
+def add_device(group: Any) -> None:
+    """Add the option of the compute device."""
     group.add_argument(
         "--device",
         type=device_name,
@@ -75,8 +76,8 @@ def add_device(group) -> None:
     )
 
 
-def add_resources(group) -> None:
-    """Threads and memory, of the participant level and of ``gsbids reconstruct``."""
+def add_resources(group: Any) -> None:
+    """Add the options of threads and memory, of the participant level and of ``gsbids reconstruct``."""
     group.add_argument(
         "--nprocs",
         "--nthreads",

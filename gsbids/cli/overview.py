@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``gsbids`` alone and ``gsbids help`` print, and what a mistyped command was meant to be."""
+"""The text of ``gsbids`` alone and ``gsbids help``, and suggestions for mistyped commands."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -38,7 +38,7 @@ def overview() -> str:
     """List the commands with an example each."""
     width = max(len(usage) for usage, _, _ in (*BIDS_COMMANDS, *FILE_COMMANDS))
 
-    def lines(commands):
+    def lines(commands: Sequence[tuple[str, str, str]]) -> str:
         return "\n".join(f"  gsbids {usage:<{width}}  {what}\n      {example}" for usage, what, example in commands)
 
     return (
@@ -56,7 +56,7 @@ def check_command(words: Sequence[str], commands: Iterable[str]) -> None:
     words : sequence of str
         Arguments after ``gsbids``; the first one is no command.
     commands : iterable of str
-        The commands that take files.
+        Commands that take files.
 
     Raises
     ------

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, NoReturn
 
 from gsbids import __version__
 from gsbids.cli.argument_types import RESOLUTION_RANGE, OneOrThree, between, label, level, with_dashes
@@ -23,7 +24,7 @@ EPILOG = (
     "70 the workflow could not be built; 127 a command is missing; 130 interrupted."
 )
 
-FACTOR_RANGE = (1.0, 16.0)
+FACTOR_RANGE = (1.0, 16.0)  # coarse voxels over fine ones, along an axis
 
 #: Ways to say how fine a volume shall be: the command line's word replaces that of a settings file.
 _SIZES = {"--output-resolution": "output_resolution", "--sr-factor": "sr_factor", "--like": "like"}
@@ -40,10 +41,10 @@ WITHOUT_EFFECT = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line: ``gsbids: error: ...``."""
+    """Parser whose errors are one line: ``gsbids: error: ...``."""
 
-    def error(self, message: str):
-        """Print one line, with the option that a mistyped one resembles, and leave with exit code 2."""
+    def error(self, message: str) -> NoReturn:
+        """Print one line, with the option that a mistyped one resembles, and exit with code 2."""
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         close = unknown and get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
         meant = f"; did you mean {close[0]}?" if close else ""
@@ -56,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Parameters
     ----------
     argv : sequence of str, optional
-        Without the program; ``sys.argv[1:]`` by default. Options may be spelled with ``_`` for ``-``.
+        Arguments without the program; ``sys.argv[1:]`` by default. Options may be spelled with ``_`` for ``-``.
     """
     argv = [with_dashes(arg) for arg in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
@@ -79,7 +80,7 @@ def _config_file(argv: Sequence[str]) -> str | None:
 
 
 def _settings(path: str) -> dict[str, object]:
-    """Settings of a TOML file, checked as if they had been given as options."""
+    """Read the settings of a TOML file, checked as if they had been given as options."""
     from gsbids.config import read_toml
 
     values = {
@@ -92,11 +93,11 @@ def _settings(path: str) -> dict[str, object]:
     return {key: checked[key] if key in options else value for key, value in values.items()}
 
 
-def _as_words(action: argparse.Action, value) -> list[str]:
-    """An option and its values as one would type them."""
+def _as_words(action: argparse.Action, value: Any) -> list[str]:
+    """Return an option and its values as one would type them."""
     name = action.option_strings[0]
     if isinstance(value, bool):
-        return [name] if value else action.option_strings[1:2]
+        return [name] if value else action.option_strings[1:2]  # type: ignore[return-value]
     if action.dest == "verbosity":
         return [name] * value
     if action.dest == "memory_gb":
@@ -113,7 +114,7 @@ _OF_ONE_RUN = ("bids_dir", "output_dir", "run_uuid", "command", "version", "dry_
 
 
 def build_parser() -> Parser:
-    """The parser, with one group of options a paragraph of ``--help``."""
+    """Build the parser, with one group of options a paragraph of ``--help``."""
     parser = Parser(prog="gsbids", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("bids_dir", type=Path, help="root folder of the BIDS data set")
     parser.add_argument(
@@ -143,7 +144,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_selection(group) -> None:
+def _add_selection(group: Any) -> None:
     group.add_argument(
         "--participant-label",
         "--participant-labels",
@@ -185,7 +186,7 @@ def _add_selection(group) -> None:
     )
 
 
-def _add_method(group) -> None:
+def _add_method(group: Any) -> None:
     _add_kind(group)
     _add_size(group.add_mutually_exclusive_group())
     _add_super_resolution(group)
@@ -194,7 +195,7 @@ def _add_method(group) -> None:
     add_seed_and_device(group)
 
 
-def _add_kind(group) -> None:
+def _add_kind(group: Any) -> None:
     group.add_argument(
         "--mode",
         choices=("auto", "svr", "sr"),
@@ -220,7 +221,7 @@ def _add_kind(group) -> None:
     )
 
 
-def _add_size(size) -> None:
+def _add_size(size: Any) -> None:
     size.add_argument(
         "--output-resolution",
         type=between(*RESOLUTION_RANGE),
@@ -243,7 +244,7 @@ def _add_size(size) -> None:
     size.add_argument("--like", type=Path, metavar="GRID.nii.gz", help="sr: the grid of this image")
 
 
-def _add_super_resolution(group) -> None:
+def _add_super_resolution(group: Any) -> None:
     group.add_argument(
         "--sr-quality",
         choices=("full", "fast"),
@@ -259,7 +260,7 @@ def _add_super_resolution(group) -> None:
     )
 
 
-def _add_preparation(group) -> None:
+def _add_preparation(group: Any) -> None:
     group.add_argument(
         "--slice-thickness",
         type=between(0.1, 20.0),
@@ -284,7 +285,7 @@ def _add_preparation(group) -> None:
     )
 
 
-def _add_plugin(group) -> None:
+def _add_plugin(group: Any) -> None:
     group.add_argument(
         "--use-plugin",
         "--nipype-plugin-file",
@@ -294,7 +295,7 @@ def _add_plugin(group) -> None:
     )
 
 
-def _add_control(group) -> None:
+def _add_control(group: Any) -> None:
     group.add_argument(
         "-w",
         "--work-dir",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where libraries write beside the output: compiled kernels, fonts, temporary files.
+"""Folders to which libraries write beside the output: compiled kernels, fonts, temporary files.
 
 On clusters and in containers the usual places may be read-only: the installation, the home folder (or there is
 none), even ``/tmp``. Then a spare folder is used, which is below the work folder.
@@ -27,14 +27,14 @@ LEVELS = {"x86-64-v4": _V3 | _V4, "x86-64-v3": _V3}
 
 
 def processor_levels(cpuinfo: str) -> list[str]:
-    """Levels that a processor has, best first.
+    r"""List the levels that a processor has, best first.
 
     Parameters
     ----------
     cpuinfo : str
         Text of ``/proc/cpuinfo``.
 
-    >>> processor_levels("flags\\t\\t: fpu abm movbe fma f16c bmi1 bmi2 avx2")
+    >>> processor_levels("flags\t\t: fpu abm movbe fma f16c bmi1 bmi2 avx2")
     ['x86-64-v3']
     """
     lines = (line.partition(":") for line in cpuinfo.splitlines())
@@ -44,12 +44,12 @@ def processor_levels(cpuinfo: str) -> list[str]:
 
 @contextmanager
 def writable_places(spare: Path) -> Iterator[None]:
-    """Lead libraries to folders that can be written to, and give them what the image holds.
+    """Set folders that libraries can write to, and copy prepared caches of the image there.
 
     Parameters
     ----------
     spare : Path
-        Used, and made, only for what has no other place.
+        Folder that is used, and made, only for what has no other place.
     """
     changes = find_places(spare, os.environ)
     before = {name: os.environ.get(name) for name in changes}
@@ -82,7 +82,10 @@ def writable_places(spare: Path) -> Iterator[None]:
 
 @contextmanager
 def spare_places(output: Path) -> Iterator[None]:
-    """The same for commands without a work folder: a hidden folder beside their output, as long as they run."""
+    """Set writable places for commands without a work folder.
+
+    A hidden folder beside their output is used as long as they run.
+    """
     spare = output.absolute().with_name(f".{output.name}-{os.getpid()}")
     try:
         with writable_places(spare):
@@ -92,10 +95,10 @@ def spare_places(output: Path) -> Iterator[None]:
 
 
 def find_places(spare: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables to be set, with folders in ``spare``; none where all is as usual.
+    """Return environment variables to be set, with folders in ``spare``; none where all is as usual.
 
-    In the image numba's cache and matplotlib's are always in ``spare``, unless somebody gave another place: numba's
-    holds code, and the one folder that all can write to, ``/tmp``, may be shared with strangers.
+    In the image numba's cache and matplotlib's are always in ``spare``, unless another place was given: numba's holds
+    code, and the one folder that all can write to, ``/tmp``, may be shared with other users.
     """
     changes = {}
     if not _has_temporary_folder(environ):
@@ -128,8 +131,8 @@ def _cpuinfo() -> str:
 
 
 def _kernels() -> Path:
-    """Folder of the kernels' sources, which are not loaded."""
-    return Path(importlib.util.find_spec("gsbids.kernels").submodule_search_locations[0], "cpu")
+    """Return the folder of the sources of the kernels, without loading them."""
+    return Path(importlib.util.find_spec("gsbids.kernels").submodule_search_locations[0], "cpu")  # type: ignore[index, union-attr]
 
 
 def _writable(folder: Path) -> bool:
@@ -152,7 +155,10 @@ def _has_temporary_folder(environ: Mapping[str, str]) -> bool:
 
 
 def _copy_once(source: Path, target: Path) -> None:
-    """Fill a folder that is empty or missing, at one stroke: other jobs may share it. Without it things take longer."""
+    """Fill a folder that is empty or missing, in one step: other jobs may share it.
+
+    If it fails, the caches are made again, which takes longer.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))

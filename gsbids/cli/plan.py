@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From arguments to a plan: settings, tasks, and what cannot be run. Nothing is written."""
+"""The plan of a run from its arguments: settings, tasks, and what cannot be run. Nothing is written."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gsbids.cli.devices import resolve_device
 from gsbids.config import AUTO, NONE, TEMPLATE, Config, Execution, NipypeOptions, WorkflowOptions
@@ -40,13 +41,13 @@ PLUGINS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.
+    """Settings and tasks of a run.
 
     Attributes
     ----------
     config : Config
     tasks : tuple of ReconstructionTask
-        Those whose data can be used.
+        Tasks whose data can be used.
     refused : tuple of str
         One line about each task or participant that cannot be run.
     """
@@ -62,15 +63,15 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
     Parameters
     ----------
     args : argparse.Namespace
-        From :func:`gsbids.cli.parser.parse_args`.
+        Arguments from :func:`gsbids.cli.parser.parse_args`.
     config : Config, optional
-        What :func:`make_config` made of them; made here by default.
+        Settings from :func:`make_config`; made here by default.
 
     Raises
     ------
     gsbids.errors.InputError
-        Options that cannot be, or nothing to run. Tasks with bad data beside good ones are
-        in ``Plan.refused``.
+        Invalid options, or nothing to run. Tasks with bad data beside good ones are in
+        ``Plan.refused``.
     """
     config = config or make_config(args)
     from gsbids.bids.description import check_folders
@@ -116,7 +117,7 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
 
 
 def make_config(args: argparse.Namespace) -> Config:
-    """Settings of the run, with paths absolute and defaults filled in.
+    """Make the settings of the run, with paths absolute and defaults filled in.
 
     Raises
     ------
@@ -160,7 +161,9 @@ def make_config(args: argparse.Namespace) -> Config:
         "sloppy",
         "orientation",
     )
-    files = {name: absolute(getattr(args, name)) for name in ("like", "template", "template_mask", "mask_weights")}
+    files: dict[str, Any] = {
+        name: absolute(getattr(args, name)) for name in ("like", "template", "template_mask", "mask_weights")
+    }
     nipype = nipype_options(args)
     device = resolve_device(args.device, nipype.plugin, args.svr_method)
     workflow = WorkflowOptions(device=device, **files, **{name: getattr(args, name) for name in names})
@@ -174,7 +177,7 @@ def make_config(args: argparse.Namespace) -> Config:
 
 
 def check_weights(workflow: WorkflowOptions) -> None:
-    """InputError where a network is asked for, or its weights are given, and they are not there."""
+    """Raise InputError where a network is asked for, or its weights are given, and they are not there."""
     if workflow.mask_mode == "network" or workflow.mask_weights:
         from gsbids.masking.networks import load_network, weights_file
 
@@ -182,7 +185,7 @@ def check_weights(workflow: WorkflowOptions) -> None:
 
 
 def _check_sizes(workflow: WorkflowOptions) -> None:
-    """Options of super-resolution are no options of SVR, and the other way round."""
+    """Refuse options of super-resolution for SVR, and the other way round."""
     if workflow.mode == "sr" and (workflow.template_file or workflow.orientation != "scanner"):
         option = "--template" if workflow.template_file else "--orientation"
         raise InputError(
@@ -209,7 +212,7 @@ def _check_sizes(workflow: WorkflowOptions) -> None:
 
 
 def parse_derivatives(values: Sequence[str]) -> dict[str, Path]:
-    """Data sets by name from ``[NAME=]PATH``; a path that exists is a path, and its last folder gives the name.
+    """Parse ``[NAME=]PATH`` to data sets by name; a path that exists is a path, and its last folder gives the name.
 
     >>> parse_derivatives(["masks=/"])
     {'masks': PosixPath('/')}
@@ -258,7 +261,7 @@ def _check_folders(execution: Execution) -> None:
 
 
 def check_place(option: str, folder: Path, bids_dir: Path, way: str) -> None:
-    """InputError where a folder to write to lies in the input, but for the place that BIDS has for the output."""
+    """Raise InputError where a folder to write to lies in the input, but for the place that BIDS has for the output."""
     own = option == "output_dir" and folder == bids_dir / OWN_PLACE
     if folder.is_relative_to(bids_dir) and not own:
         where = "the same as" if folder == bids_dir else "inside"
@@ -269,7 +272,7 @@ def check_place(option: str, folder: Path, bids_dir: Path, way: str) -> None:
 
 
 def _check_encoding(option: str, folder: Path) -> None:
-    """Settings and sidecars are UTF-8, and name the folder."""
+    """Refuse folder names that are not UTF-8, as settings and sidecars name them."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
@@ -277,7 +280,7 @@ def _check_encoding(option: str, folder: Path) -> None:
 
 
 def _read_filters(path: Path) -> dict[str, dict]:
-    """Queries of a filter file; null becomes a word that TOML can keep."""
+    """Read the queries of a filter file; null becomes a word that TOML can store."""
     from gsbids.bids.layout import ABSENT
 
     found = _read_text(path, "--bids-filter-file")
@@ -293,14 +296,14 @@ def _read_filters(path: Path) -> dict[str, dict]:
             f"--bids-filter-file {path}: unknown query {unknown[0]!r}; queries are {' and '.join(QUERIES)}"
         )
 
-    def kept(value):
+    def kept(value: Any) -> Any:
         return [kept(item) for item in value] if isinstance(value, list) else (ABSENT if value is None else value)
 
     return {name: {key: kept(value) for key, value in query.items()} for name, query in filters.items()}
 
 
 def nipype_options(args: argparse.Namespace) -> NipypeOptions:
-    """Threads, memory and plugin from the arguments."""
+    """Return threads, memory and plugin from the arguments."""
     nprocs = args.nprocs or len(os.sched_getaffinity(0))
     if args.memory_gb is not None and args.memory_gb < 0.1:
         LOGGER.warning(
@@ -356,7 +359,7 @@ def _read_text(path: Path, option: str) -> str:
 
 
 def _total_memory_gb() -> float:
-    """Memory of this machine, or of the control group where that is less, in GB."""
+    """Return the memory of this machine, or of the control group where that is less, in GB."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()

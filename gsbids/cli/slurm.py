@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nipype's two Slurm plugins, made to wait for their jobs, to ask for what a step needs, and to tell why one ended."""
+"""Nipype's two Slurm plugins, which here wait for their jobs, request the resources of a step, and report failures."""
 
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gsbids.cli.slurm_queue import Queue, SlurmError, write_script
 from gsbids.errors import InputError
@@ -23,7 +24,7 @@ ARGUMENTS = {
 
 
 def check_arguments(path: Path, arguments: Mapping) -> None:
-    """Raise an InputError for keys and values of ``plugin_args`` that mean nothing to the Slurm plugins."""
+    """Raise an InputError for keys and values of ``plugin_args`` that the Slurm plugins do not know."""
     for key, value in arguments.items():
         if key not in ARGUMENTS:
             raise InputError(f"--use-plugin {path}: unknown key {key!r} in plugin_args; use {', '.join(ARGUMENTS)}")
@@ -38,12 +39,12 @@ def check_arguments(path: Path, arguments: Mapping) -> None:
         raise InputError(f"--use-plugin {path}: sbatch_args in plugin_args: {error}") from error
 
 
-def make_slurm_executor(plugin: str, plugin_args: dict, variables: Mapping[str, str]):
-    """Nipype's plugin for Slurm with repairs.
+def make_slurm_executor(plugin: str, plugin_args: dict, variables: Mapping[str, str]) -> Any:
+    """Make nipype's plugin for Slurm, extended.
 
-    Every job asks for the threads and the memory of its step (``sbatch_args`` of the user go first), one ``squeue``
-    in a few seconds asks for all of them, what they print is kept in the working folder, and a job that ends
-    without a result, for want of memory or time, is a step that has crashed like any other.
+    Every job requests the threads and the memory of its step (``sbatch_args`` of the user go first), one ``squeue``
+    every few seconds asks for all of them, what they print is kept in the working folder, and a job that ends
+    without a result, for lack of memory or time, is a step that has crashed like any other.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def make_slurm_executor(plugin: str, plugin_args: dict, variables: Mapping[str, 
     Returns
     -------
     nipype.pipeline.plugins.base.PluginBase
-        With a method ``stop`` that cancels what is still queued or running.
+        Plugin with a method ``stop`` that cancels what is still queued or running.
     """
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
     template = plugin_args.get("template", "#!/bin/bash")
@@ -73,19 +74,19 @@ def make_slurm_executor(plugin: str, plugin_args: dict, variables: Mapping[str, 
     return build(queue, plugin_args | {"template": f"{template.rstrip()}\n{exports}\n"})
 
 
-def _step_plugin(queue: Queue, plugin_args: dict):
-    """The plugin that submits a step when those before it have ended."""
+def _step_plugin(queue: Queue, plugin_args: dict) -> Any:
+    """Make the plugin that submits a step when those before it have ended."""
     from nipype.pipeline.plugins import slurm
 
     # Nipype takes the name of the plugin from the name of its class.
     class SLURMPlugin(slurm.SLURMPlugin):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(plugin_args=plugin_args)
             self._refused: dict[int, str] = {}
             self._ended: dict[int, float] = {}
             self._scripts: dict[int, str] = {}
 
-        def _submit_batchtask(self, scriptfile, node):
+        def _submit_batchtask(self, scriptfile: str, node: Any) -> int:
             for left in Path(node.output_dir()).glob("result_*.pklz"):
                 left.unlink()  # of an earlier run: a job that dies before it begins must not seem to have made it
             try:
@@ -96,7 +97,7 @@ def _step_plugin(queue: Queue, plugin_args: dict):
             self._pending[taskid], self._scripts[taskid] = node.output_dir(), scriptfile
             return taskid
 
-        def _get_result(self, taskid):
+        def _get_result(self, taskid: int) -> dict | None:
             if taskid in self._refused:
                 return _failure(f"SlurmError: {self._refused[taskid]}")
             if queue.is_active(taskid):
@@ -109,25 +110,27 @@ def _step_plugin(queue: Queue, plugin_args: dict):
                 return None
             return _failure(_why(queue, taskid, self._scripts[taskid]))
 
-        def _is_pending(self, taskid):
+        def _is_pending(self, taskid: int) -> bool:
             return taskid not in self._refused and queue.is_active(taskid)
 
-        def stop(self):
+        def stop(self) -> None:
             queue.cancel()
 
     return SLURMPlugin()
 
 
-def _graph_plugin(queue: Queue, plugin_args: dict):
-    """The plugin that submits all steps at once; it waits for them."""
+def _graph_plugin(queue: Queue, plugin_args: dict) -> Any:
+    """Make the plugin that submits all steps at once; it waits for them."""
     from nipype.pipeline.plugins import slurmgraph
 
     class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(plugin_args={key: value for key, value in plugin_args.items() if key != "status_callback"})
             self._status_callback = plugin_args.get("status_callback", lambda node, status: None)
 
-        def _submit_graph(self, pyfiles, dependencies, nodes):
+        def _submit_graph(
+            self, pyfiles: Sequence[str], dependencies: Mapping[int, Sequence[int]], nodes: Sequence[Any]
+        ) -> None:
             jobs: dict[int, int] = {}
             failed: set[int] = set()
             kept: set[int] = set()
@@ -150,7 +153,7 @@ def _graph_plugin(queue: Queue, plugin_args: dict):
             if failed:
                 raise RuntimeError(f"{len(failed)} steps failed or were not reached")
 
-        def _wait(self, jobs, nodes):
+        def _wait(self, jobs: dict[int, int], nodes: Sequence[Any]) -> set[int]:
             waiting, begun, failed = dict(jobs), set(), set()
             while waiting:
                 time.sleep(min(1.0, queue.interval))
@@ -170,7 +173,7 @@ def _graph_plugin(queue: Queue, plugin_args: dict):
                         self._crashed(nodes[index], _why(queue, job, queue.scripts[job]))
             return failed
 
-        def _crashed(self, node, text):
+        def _crashed(self, node: Any, text: str) -> None:
             from nipype.pipeline.plugins.tools import report_crash
 
             self._status_callback(node, "exception")
@@ -179,26 +182,26 @@ def _graph_plugin(queue: Queue, plugin_args: dict):
             if self._config["execution"]["stop_on_first_crash"] in (True, "true"):
                 raise RuntimeError(text)
 
-        def stop(self):
+        def stop(self) -> None:
             queue.cancel()
 
     return SLURMGraphPlugin()
 
 
-def _task(node) -> str:
-    """Name of the workflow of the task that a node belongs to."""
+def _task(node: Any) -> str:
+    """Return the name of the workflow of the task that a node belongs to."""
     return [*node.fullname.split("."), ""][1]
 
 
-def _has_crash_file(node) -> bool:
-    """Whether the job of a step has written what went wrong itself."""
+def _has_crash_file(node: Any) -> bool:
+    """Return whether the job of a step has written a crash file itself."""
     folder = Path(node.config["execution"]["crashdump_dir"])
     line = re.compile(rf"^Node: {re.escape(node.fullname)}$", re.MULTILINE)
     return any(line.search(path.read_text(encoding="utf-8", errors="replace")) for path in folder.glob("crash-*.txt"))
 
 
 def _why(queue: Queue, job: int, script: str) -> str:
-    """What can be said of a job that ended without a result."""
+    """Describe why a job ended without a result."""
     from nipype.utils.filemanip import loadpkl
 
     # Nipype leaves this where a job could not even load its step.
@@ -216,5 +219,5 @@ def _why(queue: Queue, job: int, script: str) -> str:
 
 
 def _failure(text: str) -> dict:
-    """What nipype expects of a step that failed."""
+    """Return what nipype expects of a step that failed."""
     return {"result": None, "traceback": [f"{text}\n"], "hostname": "unknown"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs of one run in Slurm's queue: submitted, asked for all at once, cancelled."""
+"""Jobs of one run in Slurm's queue: submitted, polled all at once, cancelled."""
 
 import logging
 import math
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -34,7 +35,7 @@ SILENT = 300.0  # seconds without an answer of squeue after which people are tol
 
 
 class SlurmError(Exception):
-    """Slurm did not take a job."""
+    """Error of a job that Slurm did not take."""
 
 
 class Queue:
@@ -47,10 +48,12 @@ class Queue:
     interval : float
         Seconds between two calls of ``squeue``.
     tries, pause : int, float
-        How often, and after how many seconds, a submission is tried again.
+        Number of further tries of a submission, and seconds before each.
     """
 
-    def __init__(self, sbatch_args: Sequence[str] = (), interval: float = 3.0, tries: int = 2, pause: float = 2.0):
+    def __init__(
+        self, sbatch_args: Sequence[str] = (), interval: float = 3.0, tries: int = 2, pause: float = 2.0
+    ) -> None:
         self.interval = float(interval)
         self.scripts: dict[int, str] = {}
         self._arguments = list(sbatch_args)
@@ -58,15 +61,15 @@ class Queue:
         self._states: dict[int, tuple[str, str]] = {}
         self._asked, self._answered = -math.inf, time.monotonic()
 
-    def submit(self, script: str, node, after: Sequence[int] = ()) -> int:
+    def submit(self, script: str, node: Any, after: Sequence[int] = ()) -> int:
         """Submit the script of a step.
 
         Parameters
         ----------
         script : str
-            Path; what the job prints goes beside it.
+            Path of the script; what the job prints goes beside it.
         node : nipype.pipeline.engine.Node
-            Its threads and its memory are what the job asks for.
+            Node whose threads and memory the job requests.
         after : sequence of int
             Jobs that must have ended well before.
 
@@ -108,21 +111,21 @@ class Queue:
         return job
 
     def state(self, job: int) -> str:
-        """State of a job as Slurm names it, not older than the interval."""
+        """Return the state of a job as Slurm names it, not older than the interval."""
         if self._states[job][0] not in ENDED and time.monotonic() - self._asked >= self.interval:
             self._ask()
         return self._states[job][0]
 
     def is_active(self, job: int) -> bool:
-        """Whether a job is waiting or running, and may still come to an end by itself."""
+        """Return whether a job is waiting or running, and may still come to an end by itself."""
         return self.state(job) not in ENDED
 
     def was_not_reached(self, job: int) -> bool:
-        """Whether a job was never begun because one that goes before it failed."""
+        """Return whether a job was never begun because one that goes before it failed."""
         return self._states[job] == ("CANCELLED", "DependencyNeverSatisfied")
 
     def printed(self, job: int, most: int = 600) -> str:
-        """The end of what a job has printed, in one line."""
+        """Return the end of what a job has printed, in one line."""
         log = Path(self.scripts[job]).with_suffix(".out")
         try:
             text = log.read_text(encoding="utf-8", errors="replace")
@@ -164,7 +167,7 @@ class Queue:
 
 
 def write_script(pyfile: str, template: str) -> str:
-    """Write the batch script of a step beside its Python file; returns its path."""
+    """Write the batch script of a step beside its Python file; return its path."""
     path = Path(pyfile).with_name(f"batchscript_{Path(pyfile).stem}.sh")
     path.write_text(f"{template.rstrip()}\n{shlex.join([sys.executable, str(pyfile)])}\n", encoding="utf-8")
     return str(path)

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which method every task gets, and whether its data can be used."""
+"""Method of every task, and the check of its data."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.config import Config, WorkflowOptions
 from gsbids.errors import InputError
+
+if TYPE_CHECKING:
+    from gsbids.bids.check import CheckOptions
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -20,6 +24,7 @@ class Refusal:
     line: str
 
     def __str__(self) -> str:
+        """Return the line."""
         return self.line
 
 
@@ -28,15 +33,15 @@ def check_tasks(
     config: Config,
     settings: Callable[[ReconstructionTask], Config] | None = None,
 ) -> tuple[list[ReconstructionTask], list[Refusal]]:
-    """The tasks that can be run, with their methods and warnings, and a line about each that cannot.
+    """Return the tasks that can be run, with their methods and warnings, and a line about each that cannot.
 
     Parameters
     ----------
     tasks : sequence of ReconstructionTask
-        As found by their names.
+        Tasks as found by their names.
     config : Config
     settings : callable, optional
-        Settings of a task where these are not those of the run, as of an earlier one; methods have been told then.
+        Settings of a task where these are not those of the run, as of an earlier one; methods have been logged then.
     """
     target = sr_target(config.workflow)  # a --like that cannot be read is no fault of a task
     if not settings:
@@ -63,12 +68,12 @@ def check_tasks(
 
 
 def choose_method(task: ReconstructionTask, mode: str) -> tuple[ReconstructionTask, ...]:
-    """The task for slice-to-volume reconstruction, or one task for every volume that is super-resolved.
+    """Return the task for slice-to-volume reconstruction, or one task for every volume that is super-resolved.
 
     Parameters
     ----------
     task : ReconstructionTask
-        As found by its names.
+        Task as found by its names.
     mode : {"auto", "svr", "sr"}
         ``auto``: SVR where two or more stacks are thick, else SR.
     """
@@ -91,7 +96,7 @@ def choose_method(task: ReconstructionTask, mode: str) -> tuple[ReconstructionTa
 
 
 def _is_thick(stack: StackFile) -> bool:
-    """Whether a stack has thick slices; one that cannot be read may have them, and is named by the check."""
+    """Return whether a stack has thick slices; True for one that cannot be read, which the check reports."""
     import numpy as np
 
     from gsbids.imaging.nifti import read_header
@@ -105,7 +110,7 @@ def _is_thick(stack: StackFile) -> bool:
 
 
 def check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
-    """The task with a thickness for every stack and with warnings; InputError where its data cannot be used."""
+    """Return the task with a thickness for every stack and warnings; raise InputError if its data cannot be used."""
     from gsbids.bids.check import check_task, fill_thickness
 
     if len(set(config.workflow.output_resolution)) > 1:
@@ -120,8 +125,8 @@ def check_svr(task: ReconstructionTask, config: Config) -> ReconstructionTask:
     return filled.with_warnings(*check_task(filled, options))
 
 
-def _check_sr(task: ReconstructionTask, config: Config, target) -> ReconstructionTask:
-    """Data, thickness and grid of a volume; size and number of its fine voxels are noted in the task."""
+def _check_sr(task: ReconstructionTask, config: Config, target: Any) -> ReconstructionTask:
+    """Check data, thickness and grid of a volume; store size and number of its fine voxels in the task."""
     import numpy as np
 
     from gsbids.bids.check import check_volume
@@ -145,8 +150,8 @@ def _check_sr(task: ReconstructionTask, config: Config, target) -> Reconstructio
     return replace(task, resolution=sides, voxels=voxels).with_warnings(*lines, *warnings)
 
 
-def sr_target(options: WorkflowOptions):
-    """The grid that the options ask for, as :class:`gsbids.recon.sr.target.SrTarget`."""
+def sr_target(options: WorkflowOptions) -> Any:
+    """Return the grid that the options ask for, as :class:`gsbids.recon.sr.target.SrTarget`."""
     from gsbids.imaging.nifti import read_header
     from gsbids.recon.sr.target import SrTarget
 
@@ -158,14 +163,14 @@ def sr_target(options: WorkflowOptions):
 
 
 def check_template(options: WorkflowOptions) -> None:
-    """InputError where ``--template`` or its mask cannot be used."""
+    """Raise InputError where ``--template`` or its mask cannot be used."""
     if options.template_file:
         from gsbids.masking.template import load_template
 
         load_template(options.template_file, options.template_mask)
 
 
-def _check_options(config: Config):
+def _check_options(config: Config) -> "CheckOptions":
     from gsbids.bids.check import CheckOptions
 
     workflow = config.workflow
@@ -177,13 +182,13 @@ def _check_options(config: Config):
 
 
 def _useless(tasks: Sequence[ReconstructionTask], config: Config) -> Iterator[str]:
-    """Options that have nothing to do in this run."""
+    """Yield a line about each option that has no effect in this run."""
     methods, options = {task.method for task in tasks}, config.workflow
     if methods == {"svr"}:
         for option, value in (("--sr-factor", options.sr_factor), ("--like", options.like)):
             if value:
                 yield f"{option}: not used, as nothing is super-resolved; --mode sr would do so"
-    for option, value in (("--template", options.template_file), ("--orientation", options.orientation != "scanner")):
+    for option, value in (("--template", options.template_file), ("--orientation", options.orientation != "scanner")):  # type: ignore[assignment]
         if methods == {"sr"} and value:
             yield f"{option}: not used, as nothing is reconstructed from stacks"
     if methods == {"sr"} and config.execution.preview:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI in and out, conforming, geometry of stacks, masks: arrays and affines."""
+"""NIfTI input and output, conforming, geometry of stacks and masks, on arrays and affines."""

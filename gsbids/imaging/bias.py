@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise and bias field of stacks (antspyx), worked out in a box around the mask."""
+"""Denoising and bias field correction of stacks (antspyx), computed in a box around the mask."""
 
 import os
+from types import ModuleType
 
 import numpy as np
 from scipy import ndimage
@@ -17,7 +18,7 @@ REMOVES, SEEN = 0.6, 8.0
 FALSE_BIAS = 0.035
 
 
-def load_ants():
+def load_ants() -> ModuleType:
     """Import antspyx with one ITK thread.
 
     ITK adds in an order that depends on its threads, so that two runs on two threads differ in the
@@ -34,7 +35,7 @@ def load_ants():
 
 
 def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Adaptive non-local means within each slice, as strong as the noise calls for.
+    """Denoise within each slice by adaptive non-local means, as strongly as the noise calls for.
 
     Patches stay in the plane, because neighbouring slices have moved, and noise is taken as Gaussian,
     because the Rician correction left a bias. The filter also takes away some of the signal, the same
@@ -74,7 +75,7 @@ def denoise(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarr
 
 
 def blend_share(removed: float, noise: float) -> float:
-    """Share of a denoised image in a blend whose mean over several slices has the least error.
+    """Return the share of a denoised image in a blend whose mean over several slices has the least error.
 
     The filter takes the part ``REMOVES`` of the noise and a signal of variance s2 = removed -
     REMOVES^2 noise with it. A blend with share w, averaged over ``SEEN`` slices, has the expected
@@ -100,7 +101,7 @@ def blend_share(removed: float, noise: float) -> float:
 
 
 def noise_deviation(image: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of the noise from second differences within the slices.
+    """Estimate the standard deviation of the noise from second differences within the slices.
 
     Median absolute deviation of the product of second differences along rows and columns, over the
     mask without its border; fine structure adds a little (0.2 % of the intensities on noise-free
@@ -129,7 +130,7 @@ def noise_deviation(image: np.ndarray, mask: np.ndarray) -> float:
 def correct_bias(
     image: np.ndarray, mask: np.ndarray, affine: np.ndarray, iterations: tuple[int, ...] = (200,)
 ) -> np.ndarray:
-    """N4 bias field correction, fitted in the mask and applied in the box around it.
+    """Correct the bias field by N4, fitted in the mask and applied in the box around it.
 
     A stiff field: one cubic piece along each side of the box. On simulated fetal stacks without a bias
     it adds a standard deviation of 0.013 (logarithm), against 0.023, 0.05 and 0.08 with two, three and
@@ -186,7 +187,7 @@ def correct_bias(
 
 
 def trusted_share(deviation: float) -> float:
-    """Share of a bias field (in its logarithm) that is more than contrast of tissues taken for a bias.
+    """Return the share of a bias field (in its logarithm) that is not contrast of tissues taken for a bias.
 
     ``1 - (FALSE_BIAS / deviation)^2``, not below 0: the part of the variance that stacks without a bias do not have.
 
@@ -212,7 +213,7 @@ def _spacing(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(float(step) for step in np.linalg.norm(affine[:3, :3], axis=0))
 
 
-def _pasted(image: np.ndarray, part: np.ndarray, box) -> np.ndarray:
+def _pasted(image: np.ndarray, part: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
     whole = np.array(image, dtype=np.float32)
     whole[box] = part
     return whole

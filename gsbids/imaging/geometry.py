@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry of stacks: which axis counts slices, and where every slice lies in the world."""
+"""Geometry of stacks: the axis that counts slices, and the position of every slice in the world."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from gsbids.errors import InputError
 
 
-def slice_axis(shape, affine: np.ndarray, slice_encoding_direction: str | None = None) -> int:
-    """Array axis that counts slices.
+def slice_axis(shape: Sequence[int], affine: np.ndarray, slice_encoding_direction: str | None = None) -> int:
+    """Find the array axis that counts slices.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ def conform(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.ndarray
     data : ndarray
         The same voxels, contiguous, slices along the third axis.
     affine : ndarray, (4, 4)
-        Its affine: every voxel keeps its place in the world.
+        Affine of these voxels: every one keeps its position in the world.
     """
     order = [k for k in range(3) if k != axis] + [axis]
     permuted = np.array(affine, dtype=np.float64)
@@ -76,8 +78,8 @@ def conform(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.ndarray
     return np.ascontiguousarray(np.transpose(data, order)), permuted
 
 
-def slice_frames(affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Right-handed orthonormal frame and middle of every slice.
+def slice_frames(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a right-handed orthonormal frame and the centre of every slice.
 
     Parameters
     ----------

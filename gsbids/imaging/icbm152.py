@@ -3,6 +3,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from gsbids.errors import GsbidsError
 
 
 def icbm152_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read the maps.
+    """Read the tissue maps and the T1-weighted template.
 
     Returns
     -------
@@ -29,12 +30,12 @@ def icbm152_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     spec = find_spec("nilearn")
     if spec is None:
         raise GsbidsError("The ICBM152 maps of the nilearn package are not there: pip install nilearn")
-    folder = Path(spec.origin).parent / "datasets" / "data"
+    folder = Path(spec.origin).parent / "datasets" / "data"  # type: ignore[arg-type]
     maps = []
     for kind in ("gm", "wm", "t1"):
         path = folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
         if not path.exists():
             raise GsbidsError(f"{path}: not in this version of nilearn; install the one in constraints.txt")
-        image = nib.load(path)
+        image: Any = nib.load(path)
         maps.append(np.asarray(image.dataobj, dtype=np.float32) / 255)
-    return (*maps, np.asarray(image.affine, dtype=float))
+    return (*maps, np.asarray(image.affine, dtype=float))  # type: ignore[return-value]

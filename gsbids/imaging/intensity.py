@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intensities that are no magnitudes: brought to mean 0, shifted, of CT; what stands for nothing in them."""
+"""Negative, shifted and empty intensities: background level, isolated bright voxels, empty slices."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
 LOGGER = logging.getLogger("gsbids.imaging")
 
 RARE = 0.01  # share of negative voxels up to which they are ringing or noise about 0
-FEW = 0.1  # percent of the brain that may be darker than what stands for nothing
+FEW = 0.1  # percent of the brain that may be darker than zero signal
 AIR, CONSTANT = 1.0, 0.5  # percentile of an image that air has, and share of its faces from which on one value is none
 BRIGHTEST, SPIKE = 99.9, 20.0  # percentile of what is not 0, and times it: brighter voxels are broken
 TOLD = 4  # pixels of a slice from which on they may tell that it is empty; fewer have no part in a fit
@@ -16,12 +17,12 @@ EMPTY, USUAL = 0.01, 90  # share of the spread of intensities in the usual slice
 
 
 def darkest(image: np.ndarray, mask: np.ndarray) -> float:
-    """The intensity that stands for nothing in a brain with negative intensities; 0 where it has none.
+    """Return the intensity that is zero signal in a brain with negative intensities; 0 where it has none.
 
-    That is what air shows, where the image has any that is darker than the brain and is no constant: intensities were
-    shifted then, and slices that lost signal are fainter by a factor of what lies above that. Else it is the least of
-    the mask, unless it lies farther below the thousandth part that is darkest than this lies below the median: a few
-    broken voxels do not decide.
+    That is the intensity of air, where the image has any that is darker than the brain and is no constant: intensities
+    were shifted then, and slices that lost signal are fainter by a factor of what lies above that. Else it is the least
+    of the mask, unless it lies farther below the 0.1th percentile than this lies below the median: a few broken voxels
+    do not decide.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ def darkest(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 def background(image: np.ndarray) -> float:
-    """The intensity of what surrounds the object in an image: 0, or the least one.
+    """Return the intensity of what surrounds the object in an image: 0, or the least one.
 
     It is the least where more than one voxel in a hundred is negative, as of CT or after subtraction of the mean,
     unless most voxels on the faces of the field of view are exactly 0.
@@ -63,13 +64,13 @@ def background(image: np.ndarray) -> float:
 
 
 def on_faces(image: np.ndarray) -> np.ndarray:
-    """Voxels on the faces of the field of view, (P,); of axes with one voxel, which have none, all."""
+    """Return the voxels on the faces of the field of view, (P,); axes with one voxel have no faces."""
     faces = [np.take(image, (0, size - 1), axis).ravel() for axis, size in enumerate(image.shape) if size > 1]
     return np.concatenate(faces or [np.ravel(image)])
 
 
 def above_background(image: np.ndarray) -> np.ndarray:
-    """An image less its background, in which only what is not background differs from 0.
+    """Subtract the background, so that only what is not background differs from 0.
 
     Negative voxels become 0 where they are rare; where they are not, they are tissue or the background is the least.
 
@@ -87,8 +88,8 @@ def above_background(image: np.ndarray) -> np.ndarray:
     return image - np.float32(background(image))
 
 
-def without_spikes(image: np.ndarray, name: str) -> np.ndarray:
-    """An image whose broken voxels, far brighter than all others, are as bright as the brightest of these; it is said.
+def without_spikes(image: np.ndarray, name: str | Path) -> np.ndarray:
+    """Clip isolated voxels that are far brighter than all others to the brightest of these, and log a warning.
 
     Single ones come from the receiver or from a conversion, and one is enough to decide a mean or a correlation.
 
@@ -96,7 +97,7 @@ def without_spikes(image: np.ndarray, name: str) -> np.ndarray:
     ----------
     image : ndarray, (X, Y, Z)
     name : str
-        Of its file, for the message.
+        Name of the file, for the message.
     """
     some = image[image != 0]
     limit = SPIKE * float(np.percentile(some, BRIGHTEST)) if some.size else 0.0
@@ -115,10 +116,10 @@ def without_spikes(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def empty_slices(image: np.ndarray, mask: np.ndarray) -> list[int]:
-    """Slices that have brain in their mask, and no more than one intensity in it: lost by a conversion, say.
+    """Find slices that have brain in their mask and no more than one intensity in it: lost by a conversion, say.
 
-    That is where 98 of 100 pixels are alike to a hundredth of how much those of the other slices differ; fewer than
-    four pixels tell nothing.
+    That is where 98 of 100 pixels are alike to a hundredth of how much those of the other slices differ; slices with
+    fewer than four pixels are left out.
 
     Parameters
     ----------

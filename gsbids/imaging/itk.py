@@ -19,7 +19,7 @@ _KIND = "AffineTransform_double_3_3"
 
 
 def write_itk_transforms(path: str | Path, transforms: np.ndarray) -> Path:
-    """Write transforms under a temporary name, then rename the file.
+    """Write transforms as an ITK text file, under a temporary name that is then renamed.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def write_itk_transforms(path: str | Path, transforms: np.ndarray) -> Path:
 
 
 def read_itk_transforms(path: str | Path) -> np.ndarray:
-    """Transforms of an ITK text file, back as they stand in memory.
+    """Read the transforms of an ITK text file, as they were in memory.
 
     Parameters
     ----------

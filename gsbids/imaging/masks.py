@@ -2,6 +2,7 @@
 """Masks as arrays on grids: resampling by affine, comparing grids, regions, bounding boxes."""
 
 import logging
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -19,8 +20,14 @@ BORDER = 0.5  # share of the voxels on the faces of a grid from which on a mask 
 NECK = 0.2  # of the radius of a ball of the mask's volume; what hangs on the brain by less than twice that is cut off
 
 
-def same_grid(shape, affine: np.ndarray, other_shape, other_affine: np.ndarray, tolerance: float = 0.01) -> bool:
-    """Whether two grids have the same shape and put their corners in the same places.
+def same_grid(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    other_shape: Sequence[int],
+    other_affine: np.ndarray,
+    tolerance: float = 0.01,
+) -> bool:
+    """Return whether two grids have the same shape and put their corners in the same places.
 
     Parameters
     ----------
@@ -49,7 +56,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def inside_of(values: np.ndarray) -> tuple[np.ndarray, str]:
-    """Voxels inside a mask, and in words how shares were taken; empty for a mask that has none.
+    """Return the voxels inside a mask, and a sentence on how a soft mask was thresholded (empty for labels).
 
     Labels are inside where they are above 0; shares (probabilities, averages, percent) where they are at least half of
     the largest one. Whole numbers are labels where they are few, or come in regions: shares change from voxel to voxel.
@@ -87,7 +94,7 @@ def inside_of(values: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _in_regions(values: np.ndarray, top: float) -> bool:
-    """Whether most neighbours within a mask have one value; pairs of the largest value do not count."""
+    """Return whether most neighbours within a mask have one value; pairs of the largest value do not count."""
     same = pairs = 0
     for axis in range(values.ndim):
         along = np.moveaxis(values, axis, 0)
@@ -98,7 +105,7 @@ def _in_regions(values: np.ndarray, top: float) -> bool:
 
 
 def oddness(inside: np.ndarray) -> str:
-    """What is odd about a mask on the grid of its image, and what to do, in words; empty where it may be a brain.
+    """Describe what is odd about a mask on the grid of its image, and what to do; empty where it may be a brain.
 
     Parameters
     ----------
@@ -118,14 +125,16 @@ def oddness(inside: np.ndarray) -> str:
     return ""
 
 
-def check_overlap(grid: tuple, other: tuple, names: tuple[str, str]) -> None:
-    """Refuse two grids that have no place in common; a warning where they hardly touch.
+def check_overlap(
+    grid: tuple[Sequence[int], np.ndarray], other: tuple[Sequence[int], np.ndarray], names: tuple[str, str]
+) -> None:
+    """Refuse two grids that do not overlap; log a warning where they hardly do.
 
     Parameters
     ----------
     grid, other : tuple of (shape, affine)
     names : tuple of str
-        What they are called.
+        Names of both, for messages.
 
     Raises
     ------
@@ -147,15 +156,15 @@ def check_overlap(grid: tuple, other: tuple, names: tuple[str, str]) -> None:
         LOGGER.warning("%s: they hardly touch, and the rest is background; look whether both headers are right", where)
 
 
-def _thinned(shape, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a grid of at most 100 voxels along a side, from border to border of another."""
+def _thinned(shape: Sequence[int], affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return shape and affine of a grid of at most 100 voxels along a side, from border to border of another."""
     count = np.minimum(np.array(shape), 100)
     step = (np.array(shape) - 1) / np.maximum(count - 1, 1)
     return tuple(int(n) for n in count), np.asarray(affine, float) @ np.diag([*step, 1.0])
 
 
-def _extent(shape, affine: np.ndarray) -> str:
-    """Where a grid lies, in words."""
+def _extent(shape: Sequence[int], affine: np.ndarray) -> str:
+    """Describe the extent of a grid along x, y and z."""
     corners = np.rint([affine[:3, :3] @ c + affine[:3, 3] for c in product(*((-0.5, n - 0.5) for n in shape))]) + 0.0
     return (
         ", ".join(
@@ -166,19 +175,19 @@ def _extent(shape, affine: np.ndarray) -> str:
     )
 
 
-def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:
-    """A mask on another grid, through the two affines: linear interpolation, at least one half.
+def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Resample a mask to another grid, through the two affines: linear interpolation, at least one half.
 
     Parameters
     ----------
     mask : ndarray, (A, B, C)
         Inside where positive.
     mask_affine : ndarray, (4, 4)
-        Of ``mask``.
+        Affine of ``mask``.
     affine : ndarray, (4, 4)
-        Of the grid wanted.
+        Affine of the target grid.
     shape : tuple of int
-        (X, Y, Z) of the grid wanted.
+        (X, Y, Z) of the target grid.
 
     Returns
     -------
@@ -196,7 +205,7 @@ def resample_mask(mask: np.ndarray, mask_affine: np.ndarray, affine: np.ndarray,
 
 
 def largest_region(mask: np.ndarray, corners: bool = False) -> np.ndarray:
-    """The largest connected region of a mask; of equal ones the first.
+    """Return the largest connected region of a mask; of equal ones the first.
 
     Parameters
     ----------
@@ -214,7 +223,9 @@ def largest_region(mask: np.ndarray, corners: bool = False) -> np.ndarray:
 
 
 def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """A mask without what hangs on its largest part by a neck; a morphological opening in mm, its width by volume.
+    """Remove from a mask what is connected to its largest part by a neck only.
+
+    A morphological opening in mm, its width by the volume of the mask.
 
     Parameters
     ----------
@@ -234,8 +245,8 @@ def without_appendages(mask: np.ndarray, spacing: tuple[float, float, float]) ->
     return mask & (ndimage.distance_transform_edt(~core, spacing) <= radius)
 
 
-def bounding_box(mask: np.ndarray, margin=0) -> tuple[slice, slice, slice]:
-    """Smallest box around a mask, grown by a margin and cut at the borders of the grid.
+def bounding_box(mask: np.ndarray, margin: int | Sequence[int] | np.ndarray = 0) -> tuple[slice, slice, slice]:
+    """Return the smallest box around a mask, grown by a margin and cut at the borders of the grid.
 
     Parameters
     ----------
@@ -260,11 +271,11 @@ def bounding_box(mask: np.ndarray, margin=0) -> tuple[slice, slice, slice]:
                 min(int(filled[-1]) + 1 + int(margins[axis]), mask.shape[axis]),
             )
         )
-    return tuple(box)
+    return tuple(box)  # type: ignore[return-value]
 
 
-def _inside_grid(to_mask: np.ndarray, shape, mask_shape) -> np.ndarray:
-    """Voxels of a grid that lie within the half-voxel border of the mask's grid."""
+def _inside_grid(to_mask: np.ndarray, shape: Sequence[int], mask_shape: Sequence[int]) -> np.ndarray:
+    """Return the voxels of a grid that lie within the half-voxel border of the mask's grid."""
     inside = np.ones(shape, dtype=bool)
     i, j, k = np.ogrid[tuple(slice(n) for n in shape)]
     for axis in range(3):

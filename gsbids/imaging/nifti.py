@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files in and out: one line in words for every file that cannot be used."""
+"""Reading and writing of NIfTI files, with one line of error for every file that cannot be used."""
 
 import gzip
 import logging
 import zlib
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,18 +22,18 @@ LOGGER = logging.getLogger("gsbids.imaging")
 
 FORMS_APART = 1.0  # mm between the places that sform and qform give to a corner: more is no rounding
 SIZES_DIFFER = 0.05  # of the voxel sizes of sform and pixdim, which say the same in sound headers
-VOXEL_SIZES = (0.05, 50.0)  # mm: what a header in other units is judged by
+VOXEL_SIZES = (0.05, 50.0)  # mm: plausible voxel sizes, by which a header in other units is checked
 UNITS = {1: ("m", 1e3), 3: ("micrometres", 1e-3)}  # codes of xyzt_units other than mm, and their mm
 WRAPPED, UNLIKELY = 32000, 0.001  # bright voxels beyond 2^15 are negative ones; few are between these and 0 then
 
 # Headers whose quaternion is longer than 1 by rounding are sound: nibabel's own limit is three roundings of float32.
-nib.Nifti1Header.quaternion_threshold = -1e-5
+nib.Nifti1Header.quaternion_threshold = -1e-5  # type: ignore[assignment]
 
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError)
 
 
 def read_header(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of a 3D image, checked, without reading its voxels.
+    """Read shape and affine of a 3D image, checked, without reading its voxels.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if words := _unit(image.header, image.affine)[1]:
         LOGGER.warning("%s: %s", path, words)
-    if words := _sizes_differ(image.header):
+    if words := _sizes_differ(image.header):  # type: ignore[assignment]
         LOGGER.warning(
             "%s: voxels are %s mm by the sform and %s mm by pixdim; the sform is taken: correct the header "
             "if the stacks have the wrong size",
@@ -117,7 +119,7 @@ def load_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return data, affine
 
 
-def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: str = "float32") -> Path:
+def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: Any = "float32") -> Path:
     """Write a NIfTI-1 file under a temporary name, then rename it.
 
     qform and sform both carry ``affine`` with code 1 (scanner) and units of mm; the qform of a
@@ -155,7 +157,7 @@ def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, dtype: st
     return path
 
 
-def _open(path):
+def _open(path: str | Path) -> nib.Nifti1Pair:
     if not Path(path).is_file():
         raise InputError(not_fetched(path) or f"{path}: there is no such file; check the path")
     try:
@@ -170,7 +172,7 @@ def _open(path):
     return image
 
 
-def _shape(image, path) -> tuple[int, int, int]:
+def _shape(image: nib.Nifti1Pair, path: str | Path) -> tuple[int, int, int]:
     dtype = image.get_data_dtype()
     if dtype.fields or dtype.kind not in "iufb":
         raise InputError(
@@ -186,11 +188,11 @@ def _shape(image, path) -> tuple[int, int, int]:
         )
     if len(shape) < 2 or 0 in shape:
         raise InputError(f"{path}: the image has shape {shape}; two or three axes are expected")
-    return (*shape, 1) if len(shape) == 2 else shape
+    return (*shape, 1) if len(shape) == 2 else shape  # type: ignore[return-value]
 
 
-def _forms_apart(header, shape) -> float:
-    """Largest distance (mm) of the places that sform and qform give to one corner; 0 where one of them is not set."""
+def _forms_apart(header: nib.Nifti1Header, shape: Sequence[int]) -> float:
+    """Return the largest distance (mm) between the positions of a corner by sform and qform; 0 where one is not set."""
     if not (header["sform_code"] > 0 and header["qform_code"] > 0):
         return 0.0
     try:
@@ -202,8 +204,8 @@ def _forms_apart(header, shape) -> float:
     return apart if np.isfinite(apart) else 0.0
 
 
-def _sizes_differ(header) -> tuple[str, str] | None:
-    """Voxel sizes by sform and by pixdim, in words, where they differ and no qform says so as well."""
+def _sizes_differ(header: nib.Nifti1Header) -> tuple[str, str] | None:
+    """Return the voxel sizes by sform and by pixdim, as text, where they differ and no qform agrees with the sform."""
     pixdim = np.abs(np.array(header["pixdim"][1:4], float))
     sound = np.isfinite(pixdim).all() and (pixdim > 0).all()
     if not sound or header["sform_code"] == 0 or header["qform_code"] > 0:
@@ -211,11 +213,11 @@ def _sizes_differ(header) -> tuple[str, str] | None:
     size = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
     if not (np.abs(size / pixdim - 1) > SIZES_DIFFER).any():
         return None
-    return tuple(" x ".join(f"{side:.3g}" for side in sides) for sides in (size, pixdim))
+    return tuple(" x ".join(f"{side:.3g}" for side in sides) for sides in (size, pixdim))  # type: ignore[return-value]
 
 
-def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
-    """Voxels as they were before unsigned numbers of 16 bits were stored as signed ones."""
+def _unwrapped(voxels: np.ndarray, path: str | Path) -> np.ndarray:
+    """Restore unsigned numbers of 16 bits that were stored as signed ones."""
     short = voxels.dtype.kind == "i" and voxels.dtype.itemsize == 2
     if not short or voxels.max() < WRAPPED or voxels.min() > -WRAPPED:
         return voxels
@@ -231,8 +233,8 @@ def _unwrapped(voxels: np.ndarray, path) -> np.ndarray:
     return voxels.astype(np.uint16)
 
 
-def _fill(data: np.ndarray, dtype: np.dtype, path) -> None:
-    """Give voxels that hold the most extreme number of their type, as outside of the field of view, the background."""
+def _fill(data: np.ndarray, dtype: np.dtype, path: str | Path) -> None:
+    """Set voxels with the most extreme number of their type, as outside the field of view, to the background."""
     if dtype.kind not in "if" or dtype.itemsize == 1:
         return
     limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(np.float32)
@@ -252,7 +254,7 @@ def _fill(data: np.ndarray, dtype: np.dtype, path) -> None:
     )
 
 
-def _affine(image, path) -> np.ndarray:
+def _affine(image: nib.Nifti1Pair, path: str | Path) -> np.ndarray:
     header = image.header
     form = "sform" if header["sform_code"] > 0 else "qform"
     if header["sform_code"] == 0 and header["qform_code"] == 0:
@@ -269,18 +271,18 @@ def _affine(image, path) -> np.ndarray:
     return np.diag([*[_unit(header, affine)[0]] * 3, 1.0]) @ affine
 
 
-def _unit(header, affine: np.ndarray) -> tuple[float, str]:
-    """What the lengths of a header are multiplied by to be mm, and what is to be said of it.
+def _unit(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[float, str]:
+    """Return the factor from the unit of the header to mm, and a warning about it (empty if there is none).
 
-    The header is not believed where only mm make voxels of a size that there is.
+    Millimetres are taken, whatever the header says, where only they make voxels of a plausible size.
     """
     name, factor = UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
     if factor == 1:
         return 1.0, ""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
 
-    def possible(sides):
-        return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()
+    def possible(sides: np.ndarray) -> bool:
+        return ((sides > VOXEL_SIZES[0]) & (sides < VOXEL_SIZES[1])).all()  # type: ignore[return-value]
 
     if possible(lengths) or not possible(lengths * factor):
         return 1.0, (

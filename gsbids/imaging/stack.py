@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack of slices in memory: what every step after the files works on."""
+"""A stack of slices in memory, on which every step after the reading of files works."""
 
 from dataclasses import dataclass, replace
 
@@ -43,7 +43,7 @@ class Stack:
 
 
 def common_offset(stacks: list[Stack], scales: np.ndarray) -> float:
-    """Intensity that stands for nothing in what N stacks are put together to: that of the stack of the usual scale.
+    """Return the intensity that is zero signal in the volume of N stacks: that of the stack of median scale.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def common_offset(stacks: list[Stack], scales: np.ndarray) -> float:
 
 
 def centred(stacks: list[Stack]) -> tuple[list[Stack], np.ndarray]:
-    """The same stacks relative to the first voxel of the first one, to 0.01 mm.
+    """Shift stacks so that positions are relative to the first voxel of the first one, to 0.01 mm.
 
     Headers hold positions in float32, which rounds them differently wherever the scanner's origin is. A fit takes
     another turn after the smallest difference: computed from these stacks, it does not depend on the origin.
@@ -72,7 +72,7 @@ def centred(stacks: list[Stack]) -> tuple[list[Stack], np.ndarray]:
     """
     origin = np.array(stacks[0].affine[:3, 3], float)
 
-    def moved(stack):
+    def moved(stack: Stack) -> Stack:
         affine = np.array(stack.affine, float)
         affine[:3, 3] = np.round(affine[:3, 3] - origin, 2)
         return replace(stack, affine=affine)
@@ -81,7 +81,7 @@ def centred(stacks: list[Stack]) -> tuple[list[Stack], np.ndarray]:
 
 
 def seen_from(transforms: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Rigid transforms (..., 4, 4) of the world, for positions that are relative to ``origin`` (3,) mm."""
+    """Convert rigid transforms (..., 4, 4) of the world to positions that are relative to ``origin`` (3,) mm."""
     found = np.array(transforms, float)
     found[..., :3, 3] += found[..., :3, :3] @ origin - origin
     return found

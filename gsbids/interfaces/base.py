@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the interfaces share: stacks from their files, threads, paths in the node's folder."""
+"""Shared parts of the interfaces: stacks from their files, threads, paths in the node's folder."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, traits
 
@@ -16,6 +17,9 @@ from gsbids.imaging.intensity import darkest
 from gsbids.imaging.nifti import load_image
 from gsbids.imaging.stack import Stack
 from gsbids.interfaces.usage import measured
+
+if TYPE_CHECKING:
+    from nipype.interfaces.base import Bunch
 
 
 class StacksInputSpec(BaseInterfaceInputSpec):
@@ -31,7 +35,7 @@ class StacksInputSpec(BaseInterfaceInputSpec):
 
 
 class DeviceInputSpec(BaseInterfaceInputSpec):
-    """Where a step computes; see :func:`where`."""
+    """Device of a step; see :func:`where`."""
 
     # The result is the same within float32 rounding, and says where it was computed.
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu, cuda or cuda:N")
@@ -39,34 +43,34 @@ class DeviceInputSpec(BaseInterfaceInputSpec):
 
 
 def where(device: str) -> dict:
-    """Inputs of :class:`DeviceInputSpec` for a device."""
+    """Return the inputs of :class:`DeviceInputSpec` for a device."""
     return {"device": device, "use_gpu": device != "cpu"}
 
 
 class NodeInterface(SimpleInterface):
-    """A simple interface that knows its folder, and leaves there what it took.
+    """A simple interface that knows its folder, and writes there the resources it used.
 
     It keeps to its number of threads: one, where it has no ``num_threads``.
     """
 
-    def run(self, cwd=None, ignore_exception=None, **inputs):
+    def run(self, cwd: str | None = None, ignore_exception: bool | None = None, **inputs: Any) -> Any:
         """Run as nipype does; in a node, which has a folder, measured (:func:`gsbids.interfaces.usage.measured`)."""
         with measured(cwd) if cwd else contextlib.nullcontext():
             return super().run(cwd=cwd, ignore_exception=ignore_exception, **inputs)
 
-    def _pre_run_hook(self, runtime):
+    def _pre_run_hook(self, runtime: "Bunch") -> "Bunch":
         # A worker has had other steps before, with more threads.
         hold_threads(getattr(self.inputs, "num_threads", 1))
         return runtime
 
     @staticmethod
-    def path(runtime, name: str) -> str:
-        """Absolute path of an output in the node's folder."""
+    def path(runtime: "Bunch", name: str) -> str:
+        """Return the absolute path of an output in the node's folder."""
         return os.path.join(runtime.cwd, name)
 
 
 def read_stack(in_file: str, in_mask: str, name: str, thickness: float) -> Stack:
-    """A stack from its conformed image and mask; a brain with negative intensities is shifted to positive ones."""
+    """Read a stack from its conformed image and mask; shift a brain with negative intensities to positive ones."""
     import numpy as np
 
     image, affine = load_image(in_file)
@@ -82,14 +86,14 @@ def read_stack(in_file: str, in_mask: str, name: str, thickness: float) -> Stack
     )
 
 
-def read_stacks(inputs) -> list[Stack]:
-    """All stacks of a :class:`StacksInputSpec`."""
+def read_stacks(inputs: StacksInputSpec) -> list[Stack]:
+    """Read all stacks of a :class:`StacksInputSpec`."""
     parts = zip(inputs.in_files, inputs.in_masks, inputs.names, inputs.thicknesses, strict=True)
     return [read_stack(*part) for part in parts]
 
 
 def limit_threads(threads: int) -> None:
-    """Let torch and numba use so many threads in this process."""
+    """Let torch and numba use ``threads`` threads in this process."""
     import numba
     import torch
 
@@ -98,7 +102,10 @@ def limit_threads(threads: int) -> None:
 
 
 def hold_threads(threads: int) -> None:
-    """Let what is loaded of torch and numba use so many threads, and BLAS, whose sums change with them, one."""
+    """Limit torch and numba, where they are loaded, to ``threads`` threads, and BLAS to one.
+
+    The sums of BLAS change with its threads.
+    """
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, user_api="blas")
@@ -110,12 +117,13 @@ def hold_threads(threads: int) -> None:
 
 
 class ProgressNote:
-    """Writes how far the fit is into its folder, for whoever runs it to read; at most once a second."""
+    """Writer of the progress of a fit into its folder, for the process that runs it; at most once a second."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self._path, self._next = os.path.join(folder, "progress.txt"), 0.0
 
     def __call__(self, iteration: int, iterations: int, record: dict) -> None:
+        """Write the progress, unless it was written within the last second."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + 1.0
@@ -132,7 +140,7 @@ def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) 
     name : str
         First column: name of the reconstruction.
     row : dict of str to float or str
-        NaN where there is no number. Words stand in the table only.
+        NaN where there is no number. Text is written to the table only.
     descriptions : dict
         BIDS description of every column.
 
@@ -156,6 +164,6 @@ def write_metrics(folder: str | Path, name: str, row: dict, descriptions: dict) 
 
 
 def write_text(path: str | Path, text: str) -> str:
-    """Write a small text file; returns its path."""
+    """Write a small text file; return its path."""
     write_atomic(path, text.encode())
     return str(path)

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The masks of all stacks of a task looked at together, and what the later steps read of that."""
+"""The masks of all stacks of a task compared, and how later steps read the outcome."""
 
 import json
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, TraitedSpec, isdefined, traits
 
 from gsbids.errors import InputError
 from gsbids.imaging.nifti import load_image
 from gsbids.interfaces.base import NodeInterface, read_stacks, write_text
+
+if TYPE_CHECKING:
+    from nipype.interfaces.base import Bunch
+
+    from gsbids.interfaces.base import StacksInputSpec
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 
@@ -30,12 +36,12 @@ class ChooseStacksOutputSpec(TraitedSpec):
 
 
 class ChooseStacks(NodeInterface):
-    """Doubt masks that are unlike the others, and leave doubtful stacks out where enough sound ones remain."""
+    """Mark masks that are unlike the others as doubtful, and leave doubtful stacks out where enough others remain."""
 
     input_spec = ChooseStacksInputSpec
     output_spec = ChooseStacksOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.qc.exclusions import empty_words
 
         inputs = self.inputs
@@ -53,8 +59,13 @@ class ChooseStacks(NodeInterface):
 
 
 def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
-    """Words about doubtful stacks by name (``doubts``); names of those that are left out (``left_out``), and of those
-    whose masks were made, not given (``made``); slices without information by stack (``empty``).
+    """Compare the masks of all stacks, and choose the stacks of the reconstruction.
+
+    Returns
+    -------
+    dict
+        ``doubts``: sentences about doubtful stacks by name; ``left_out``: names of stacks that are left out; ``made``:
+        names of those whose masks were made, not given; ``empty``: slices without information by stack.
 
     Raises
     ------
@@ -85,13 +96,12 @@ def choice_of(masks: list[str], facts: list[dict], names: list[str]) -> dict:
     }
 
 
-def chosen_stacks(inputs) -> tuple:
-    """Stacks that have a part in the reconstruction, and which of all have none, (N,), bool.
+def chosen_stacks(inputs: "StacksInputSpec") -> tuple:
+    """Return the stacks that take part in the reconstruction, and which of all do not, (N,), bool.
 
     Parameters
     ----------
-    inputs
-        Of :class:`gsbids.interfaces.base.StacksInputSpec`.
+    inputs : gsbids.interfaces.base.StacksInputSpec
     """
     import numpy as np
 
@@ -104,9 +114,9 @@ def chosen_stacks(inputs) -> tuple:
     ], out
 
 
-def read_choice(inputs) -> dict:
-    """The choice of an interface's input ``choice``; nothing doubted, and all given, where there is none."""
-    choice = {"doubts": {}, "left_out": [], "made": [], "empty": {}}
+def read_choice(inputs: "StacksInputSpec") -> dict:
+    """Read the choice of an interface's input ``choice``; without one, nothing is doubted and all masks are given."""
+    choice: dict = {"doubts": {}, "left_out": [], "made": [], "empty": {}}
     if isdefined(inputs.choice):
         with open(inputs.choice, encoding="utf-8") as file:
             choice |= json.load(file)  # one that an earlier version left in a work folder does not have all of it

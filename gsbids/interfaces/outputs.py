@@ -3,7 +3,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -16,6 +18,12 @@ from nipype.interfaces.base import (
 
 from gsbids.imaging.nifti import load_image
 from gsbids.interfaces.base import NodeInterface, read_stack, write_metrics, write_text
+
+if TYPE_CHECKING:
+    from nipype.interfaces.base import Bunch
+
+    from gsbids.qc.report.page import ReportContent
+    from gsbids.qc.report.usage import StepUsage
 
 
 class QcMetricsInputSpec(BaseInterfaceInputSpec):
@@ -42,12 +50,12 @@ class QcMetricsOutputSpec(TraitedSpec):
 
 
 class QcMetrics(NodeInterface):
-    """Numbers that describe the reconstruction, and the verdict that they make."""
+    """Compute the quality metrics of a reconstruction, and the verdict that they give."""
 
     input_spec = QcMetricsInputSpec
     output_spec = QcMetricsOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         import numpy as np
 
         from gsbids.qc.metrics import METRIC_DESCRIPTIONS, reconstruction_metrics
@@ -94,7 +102,7 @@ class SaveDerivativeOutputSpec(TraitedSpec):
 
 
 class SaveDerivative(NodeInterface):
-    """Put one file and its sidecar into the output.
+    """Write one file and its sidecar into the output.
 
     Always runs: the output may have been emptied while the working folder was kept.
     """
@@ -103,7 +111,7 @@ class SaveDerivative(NodeInterface):
     output_spec = SaveDerivativeOutputSpec
     _always_run = True
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.bids.sink import Sink
 
         inputs = self.inputs
@@ -135,7 +143,7 @@ class SaveLog(NodeInterface):
     output_spec = SaveDerivativeOutputSpec
     _always_run = True
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.atomic import write_atomic
 
         path = Path(self.inputs.out_file)
@@ -146,7 +154,7 @@ class SaveLog(NodeInterface):
 
 
 class ReportInputSpec(BaseInterfaceInputSpec):
-    """What reports of either method take."""
+    """Inputs of reports of either method."""
 
     content = traits.Dict(mandatory=True, desc="fields of ReportContent known when the workflow is built")
     facts = traits.Dict(mandatory=True, desc="facts of the methods text known when the workflow is built")
@@ -164,12 +172,12 @@ class ReportOutputSpec(TraitedSpec):
 
 
 class ReportInterface(NodeInterface):
-    """What nodes of reports share."""
+    """Shared part of the nodes of reports."""
 
     output_spec = ReportOutputSpec
 
-    def write(self, runtime, gather):
-        """Write the report of what ``gather`` makes of the inputs that are there, and the table of the steps."""
+    def write(self, runtime: "Bunch", gather: Callable[[dict], "ReportContent"]) -> "Bunch":
+        """Write the report of the content that ``gather`` makes of the inputs, and the table of the steps."""
         from gsbids.interfaces.usage import gather_usage
         from gsbids.qc.report.page import write_report
         from gsbids.qc.report.usage import format_usage
@@ -210,12 +218,12 @@ class SubjectReport(ReportInterface):
 
     input_spec = SubjectReportInputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         return self.write(runtime, gather_content)
 
 
-def gather_content(found: dict):
-    """The content of a report from the inputs of :class:`SubjectReport` that are there.
+def gather_content(found: dict) -> "ReportContent":
+    """Make the content of a report from the inputs of :class:`SubjectReport` that are there.
 
     Parameters
     ----------
@@ -243,7 +251,8 @@ def gather_content(found: dict):
             field: found.get(name, [""] * (k + 1))[k] or ""
             for field, name in (("mask_reason", "mask_reasons"), ("mask_mode", "mask_methods"))
         }
-        panels.append(StackPanel(**as_tuples(fixed), **files, **words, doubt=choice["doubts"].get(fixed["name"], "")))
+        told = as_tuples(fixed) | words | {"doubt": choice["doubts"].get(fixed["name"], "")}
+        panels.append(StackPanel(**told, **files))
     content = as_tuples(found["content"])
     facts = dict(found["facts"])
     used = [
@@ -273,13 +282,13 @@ def gather_content(found: dict):
         methods=methods_paragraphs(MethodsFacts(**facts)),
         usage=usage_of(found),
         made=dict(found.get("made", {})),
-        **images,
+        **images,  # type: ignore[arg-type]
         **content,
     )
 
 
 def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
-    """Tell of the template that a volume lies like, or why it lies like none."""
+    """Add the template that a volume is aligned to, or why it is aligned to none."""
     name, doubt = placement.get("TemplateName", ""), placement.get("TemplateDoubt", "")
     if doubt and "TemplateRotation" not in placement:
         content["summary"] = (*content.get("summary", ()), ("Axes", f"those of the scanner: the brain {doubt}"))
@@ -296,22 +305,22 @@ def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
         content["template_similarity"], facts["template"] = placement["TemplateSimilarity"], name
 
 
-def usage_of(found: dict) -> tuple:
-    """What the steps took, where there is a table of it among the inputs of a report."""
+def usage_of(found: dict) -> "tuple[StepUsage, ...]":
+    """Return the resources that the steps used, where there is a table of them among the inputs of a report."""
     from gsbids.qc.report.usage import read_usage
 
     return read_usage(found["usage"]) if found.get("usage") else ()
 
 
-def name_device(content: dict, facts: dict, result) -> None:
-    """Tell where a result was computed, which may be another device than that of this run."""
+def name_device(content: dict, facts: dict, result: Any) -> None:
+    """Add the device on which a result was computed, which may differ from that of this run."""
     if device := result.settings.get("device"):
         content["run"], facts["device"] = content.get("run", {}) | {"Device": device}, device
 
 
-def _summary(result) -> tuple:
-    """Rows that tell of a result."""
-    rows = (
+def _summary(result: Any) -> tuple[tuple[str, str], ...]:
+    """Return the rows that describe a result."""
+    rows: tuple[tuple[str, str], ...] = (
         ("Slices", f"{len(result.weight)} with brain, {int(result.rejected.sum())} rejected"),
         ("Gaussians", f"{len(result.field)}"),
     )
@@ -351,15 +360,15 @@ def _summary(result) -> tuple:
 
 
 def strain_words(strain: float) -> str:
-    """Tell that a strain was looked for that the stacks leave free (:mod:`gsbids.recon.fitting.strain`)."""
+    """Describe the search along a strain that the stacks leave free (:mod:`gsbids.recon.fitting.strain`)."""
     return (
         "stacks of so few directions leave a strain of the brain open (of two, the angle between them); it was "
         f"found by how well a field explains the slices, {strain:.1%} from where they had settled"
     )
 
 
-def mask_changes(result) -> list[str]:
-    """What the fit has left out of the stacks' masks and added to them, in words, for those that it changed."""
+def mask_changes(result: Any) -> list[str]:
+    """Describe what the fit has left out of the stacks' masks and added to them, where it changed them."""
     changes = result.settings.get("mask_changes", {})
     return [
         f"{name}: {change['lost']:.0%} left out, {change['won']:.0%} added"
@@ -369,9 +378,9 @@ def mask_changes(result) -> list[str]:
 
 
 def as_tuples(fields: dict) -> dict:
-    """Lists, also those within lists, as the tuples that frozen dataclasses hold."""
+    """Convert lists, also those within lists, to the tuples that frozen dataclasses hold."""
 
-    def frozen(value):
+    def frozen(value: Any) -> Any:
         return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
     return {name: frozen(value) for name, value in fields.items()}

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Previews in the output folder: written by the fit on its way, and by a quick fit before all preparation."""
+"""Previews in the output folder: written during the fit, and by a quick fit before all preparation."""
 
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
 
@@ -12,28 +13,34 @@ from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, ProgressNote,
 from gsbids.interfaces.masks import choice_of
 from gsbids.interfaces.stack import ConformStack, MaskStack
 
+if TYPE_CHECKING:
+    from nipype.interfaces.base import Bunch
+
+    from gsbids.imaging.stack import Stack
+    from gsbids.recon.volume.preview import Previewer, PreviewVolume
+
 LOGGER = logging.getLogger("gsbids.interfaces")
 
 
 class PreviewFile:
-    """Writes previews under one name; a callable for :class:`gsbids.recon.volume.preview.Previewer`.
+    """Writer of previews under one name; a callable for :class:`gsbids.recon.volume.preview.Previewer`.
 
     Parameters
     ----------
     settings : dict
         ``output_dir``, ``entities`` of the task, ``resolution`` in mm, ``first`` iteration, ``sidecar``.
     folder : path
-        Where the file is made before it is put into the output.
+        Folder where the file is made before it is moved to the output.
     stage : str
-        For the sidecar: which fit this is.
+        Name of the fit, for the sidecar.
     """
 
-    def __init__(self, settings: dict, folder: str | Path, stage: str):
+    def __init__(self, settings: dict, folder: str | Path, stage: str) -> None:
         self.settings, self.folder, self.stage = settings, Path(folder), stage
         self.usable = True
 
-    def __call__(self, preview) -> None:
-        """Put a preview into the output in place of the one before; a full disk does not stop the fit."""
+    def __call__(self, preview: "PreviewVolume") -> None:
+        """Replace the preview in the output; a full disk does not stop the fit."""
         from gsbids.bids.sink import Sink
 
         if not self.usable:
@@ -55,8 +62,10 @@ class PreviewFile:
             LOGGER.warning("the preview could not be written (%s); the reconstruction goes on without", error)
 
 
-def previewer(stacks, settings: dict, folder: str | Path, stage: str, device: str = "cpu"):
-    """Observer of a fit that keeps the preview file of the output up to date."""
+def previewer(
+    stacks: "list[Stack]", settings: dict, folder: str | Path, stage: str, device: str = "cpu"
+) -> "Previewer":
+    """Make an observer of a fit that keeps the preview file of the output up to date."""
     from gsbids.recon.volume.preview import Previewer
 
     return Previewer(stacks, settings["resolution"], PreviewFile(settings, folder, stage), settings["first"], device)
@@ -84,15 +93,15 @@ class EarlyPreviewOutputSpec(TraitedSpec):
 
 
 class EarlyPreview(NodeInterface):
-    """A volume from the stacks as they are, before they are denoised and corrected, by a short fit.
+    """Reconstruct a volume from the stacks as acquired, before they are denoised and corrected, by a short fit.
 
-    Whatever goes wrong here is said and goes no further: the reconstruction does not need it.
+    Errors are logged and not raised: the reconstruction does not need it.
     """
 
     input_spec = EarlyPreviewInputSpec
     output_spec = EarlyPreviewOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.kernels.backend import release
         from gsbids.recon.fitting.options import SvrOptions
         from gsbids.recon.registration.register import register_stacks
@@ -120,7 +129,7 @@ class EarlyPreview(NodeInterface):
         return runtime
 
     def _stacks(self, folder: Path) -> list:
-        """The stacks as they are, without those whose masks are doubtful where enough others are sound."""
+        """Return the stacks as acquired, without those with doubtful masks where enough others remain."""
         names = list(self.inputs.names)
         files, made = zip(*(self._masked(folder, k) for k in range(len(names))), strict=True)
         choice = choice_of([each.out_mask for each in made], [each.facts for each in made], names)
@@ -132,7 +141,7 @@ class EarlyPreview(NodeInterface):
         ]
 
     def _masked(self, folder: Path, k: int) -> tuple:
-        """Conformed image of a stack, and the outputs of its mask."""
+        """Return the conformed image of a stack, and the outputs of its mask."""
         inputs = self.inputs
         place = folder / f"stack-{k}"
         place.mkdir(exist_ok=True)

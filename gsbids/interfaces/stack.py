@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes that prepare one stack: conform, mask, denoise, correct the bias field."""
 
+from typing import TYPE_CHECKING, Any
+
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.interfaces.base import NodeInterface
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nipype.interfaces.base import Bunch
 
 
 class ConformStackInputSpec(BaseInterfaceInputSpec):
@@ -22,12 +28,12 @@ class ConformStackOutputSpec(TraitedSpec):
 
 
 class ConformStack(NodeInterface):
-    """Move the slice axis to third place and make the voxels finite and sound, or only that."""
+    """Move the slice axis to third place and repair voxels that are not finite or spikes, or only repair."""
 
     input_spec = ConformStackInputSpec
     output_spec = ConformStackOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.imaging.geometry import conform, slice_axis
         from gsbids.imaging.intensity import without_spikes
 
@@ -70,7 +76,7 @@ class MaskStack(NodeInterface):
     input_spec = MaskStackInputSpec
     output_spec = MaskStackOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         import numpy as np
 
         from gsbids.masking.stack_masks import MadeMask, NoBrain, make_mask
@@ -89,6 +95,7 @@ class MaskStack(NodeInterface):
                 self.inputs.mode,
                 f"{error.found[0].upper()}{error.found[1:]}.",
             )
+        empty: list[int]
         mask, empty = made.mask, []
         if self.inputs.of_slices:
             made, mask, empty = _without_empty_slices(image, made)
@@ -102,12 +109,13 @@ class MaskStack(NodeInterface):
         return runtime
 
 
-def _without_empty_slices(image, made) -> tuple:
-    """What was made, its mask without slices that hold no information, and these; a stack of nothing else is doubtful.
+def _without_empty_slices(image: "np.ndarray", made: Any) -> "tuple[Any, np.ndarray, list[int]]":
+    """Remove slices without information from a mask; a stack of nothing else is doubtful.
 
     Returns
     -------
     gsbids.masking.stack_masks.MadeMask, ndarray of bool, list of int
+        What was made, its mask without these slices, and the slices.
     """
     from gsbids.imaging.intensity import empty_slices
 
@@ -135,12 +143,12 @@ class FilterStackOutputSpec(TraitedSpec):
 
 
 class DenoiseStack(NodeInterface):
-    """Adaptive non-local means within each slice (antspyx)."""
+    """Denoise within each slice by adaptive non-local means (antspyx)."""
 
     input_spec = FilterStackInputSpec
     output_spec = FilterStackOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.imaging.bias import denoise
 
         image, affine = load_image(self.inputs.in_file)
@@ -150,12 +158,12 @@ class DenoiseStack(NodeInterface):
 
 
 class CorrectBias(NodeInterface):
-    """N4 bias field correction inside the mask (antspyx)."""
+    """Correct the bias field by N4 inside the mask (antspyx)."""
 
     input_spec = FilterStackInputSpec
     output_spec = FilterStackOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.imaging.bias import correct_bias
 
         image, affine = load_image(self.inputs.in_file)

@@ -4,13 +4,19 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from gsbids.imaging.nifti import load_image, read_header, save_image
 from gsbids.interfaces.base import DeviceInputSpec, NodeInterface, limit_threads, write_metrics
 from gsbids.interfaces.outputs import ReportInputSpec, ReportInterface, as_tuples, name_device, usage_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nipype.interfaces.base import Bunch
 
 LOGGER = logging.getLogger("gsbids.interfaces")
 
@@ -28,12 +34,12 @@ class ForegroundOutputSpec(TraitedSpec):
 
 
 class Foreground(NodeInterface):
-    """Largest region above the threshold of Otsu, for filters of a volume that has no mask."""
+    """Find the largest region above the threshold of Otsu, for filters of a volume that has no mask."""
 
     input_spec = ForegroundInputSpec
     output_spec = ForegroundOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.masking.stack_masks import full_mask, otsu_mask
 
         image, affine = load_image(self.inputs.in_file)
@@ -74,7 +80,7 @@ class SuperResolve(NodeInterface):
     input_spec = SuperResolveInputSpec
     output_spec = SuperResolveOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         import numpy as np
 
         from gsbids.kernels.backend import release
@@ -118,15 +124,15 @@ class SuperResolve(NodeInterface):
 
 
 def _sr_options(given: dict) -> dict:
-    """Fields of ``SrOptions``; schedules stand in them as plain numbers."""
+    """Return the fields of ``SrOptions``; schedules are given in them as plain numbers."""
     from gsbids.recon.sr.options import Schedule
 
     schedules = given.get("schedules")
     return {**given, "schedules": tuple(Schedule(*numbers) for numbers in schedules)} if schedules else dict(given)
 
 
-def result_facts(result) -> dict:
-    """Plain numbers of a result under the names they have in the sidecar of the volume."""
+def result_facts(result: Any) -> dict:
+    """Return plain numbers of a result under the names they have in the sidecar of the volume."""
     settings = result.settings
     profile = settings["profile"]
     facts = {
@@ -168,12 +174,12 @@ class SrMetricsOutputSpec(TraitedSpec):
 
 
 class SrMetrics(NodeInterface):
-    """Numbers that describe the super-resolved volume."""
+    """Compute the quality metrics of a super-resolved volume."""
 
     input_spec = SrMetricsInputSpec
     output_spec = SrMetricsOutputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         from gsbids.qc.metrics_sr import SR_METRIC_DESCRIPTIONS, super_resolution_metrics
 
         inputs = self.inputs
@@ -203,12 +209,12 @@ class SrReport(ReportInterface):
 
     input_spec = SrReportInputSpec
 
-    def _run_interface(self, runtime):
+    def _run_interface(self, runtime: "Bunch") -> "Bunch":
         return self.write(runtime, gather_sr_content)
 
 
-def gather_sr_content(found: dict):
-    """The content of a report from the inputs of :class:`SrReport` that are there.
+def gather_sr_content(found: dict) -> Any:
+    """Make the content of a report from the inputs of :class:`SrReport` that are there.
 
     Returns
     -------
@@ -219,6 +225,8 @@ def gather_sr_content(found: dict):
     from gsbids.recon.sr.quality import choice_rows
     from gsbids.recon.sr.result import SrResult
 
+    chosen: Any
+    history: Any
     content, facts, chosen, history = as_tuples(found["content"]), dict(found["facts"]), (), {}
     facts["resolution"] = tuple(facts.get("resolution", ()))
     if "model" in found:
@@ -235,9 +243,9 @@ def gather_sr_content(found: dict):
     if "metrics" in found:
         plain = json.loads(Path(found["metrics"]).read_text(encoding="utf-8"))
         content["metrics"] = {k: math.nan if v is None else v for k, v in plain.items()}
-    images = {name: Path(found[name]) for name in ("volume", "mask") if name in found}
-    panel = SrPanel(
-        *(Path(found[name]) if name in found else None for name in ("before", "interpolated")),
+    images: dict[str, Any] = {name: Path(found[name]) for name in ("volume", "mask") if name in found}
+    panel = SrPanel(  # type: ignore[misc]
+        *(Path(found[name]) if name in found else None for name in ("before", "interpolated")),  # type: ignore[arg-type]
         chosen=chosen,
         history=history,
     )
@@ -251,7 +259,7 @@ def gather_sr_content(found: dict):
     )
 
 
-def _mask_on(mask_file: str, affine, shape):
+def _mask_on(mask_file: str, affine: "np.ndarray", shape: Sequence[int]) -> "np.ndarray":
     from gsbids.imaging.masks import resample_mask
 
     mask, mask_affine = load_image(mask_file)

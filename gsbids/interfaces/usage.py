@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory of a step, kept in the step's folder, and gathered for the report."""
+"""Time and memory of a step, stored in the step's folder, and collected for the report."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gsbids.qc.report.usage import StepUsage
 
@@ -22,10 +23,10 @@ EVERY = 0.1  # s, from one look at the memory to the next
 
 @contextmanager
 def measured(folder: str | Path) -> Iterator[None]:
-    """Measure what is done inside, and leave ``usage.json`` in a folder, also when it fails.
+    """Measure time and memory of a block, and write ``usage.json`` to a folder, also when it fails.
 
-    Memory is looked at ten times a second. Where the step needs more than all before it in its process, the system
-    itself knows the peak.
+    Memory is sampled ten times a second. Where the step needs more than all before it in its process, the peak is that
+    of the operating system.
     """
     began, clock, cpu, before = time.time(), time.monotonic(), time.process_time(), _largest_memory()
     with _Watch() as watch:
@@ -48,14 +49,14 @@ def measured(folder: str | Path) -> Iterator[None]:
 
 
 def gather_usage(work_folder: str | Path, steps: Sequence[str]) -> list[StepUsage]:
-    """What the steps of a task took, in the order in which they began.
+    """Collect time and memory of the steps of a task, in the order in which they began.
 
     Parameters
     ----------
     work_folder : path
-        Of the task's workflow.
+        Folder of the task's workflow.
     steps : sequence of str
-        Names of nodes within it (``run_1_wf.denoise``); those that have left no record are passed over.
+        Names of nodes within it (``run_1_wf.denoise``); those without a record are skipped.
     """
     found = []
     for step in steps:
@@ -73,24 +74,26 @@ def gather_usage(work_folder: str | Path, steps: Sequence[str]) -> list[StepUsag
 
 
 class _Watch:
-    """Largest resident memory (bytes) of this process that a thread has seen; 0 where the system does not say."""
+    """Largest resident memory (bytes) of this process, sampled by a thread; 0 where the system does not report it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.peak = _memory_now()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "_Watch":
+        """Start the thread."""
         if self.peak:
             self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
+        """Stop the thread."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _look(self):
+    def _look(self) -> None:
         while not self._done.wait(EVERY):
             self.peak = max(self.peak, _memory_now())
 
@@ -104,6 +107,6 @@ def _memory_now() -> int:
 
 
 def _largest_memory() -> int:
-    """Largest resident memory in bytes of this process so far."""
+    """Return the largest resident memory in bytes of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

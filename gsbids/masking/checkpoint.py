@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of mask networks from elsewhere: read without pickle, compared with the network, slices fed to it."""
+"""Checkpoints of mask networks of other tools: reading without pickle, and slices as their input."""
 
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 
 from gsbids.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".pt", ".pth")
 NESTED = ("net", "state_dict", "model")  # where a checkpoint may keep the weights, beside those of the optimiser
@@ -21,7 +25,7 @@ WANTED = (
 
 
 def read_state(path: str | Path) -> dict:
-    """Tensors by name from a file of torch, of the network alone or of a training; nothing in it is executed.
+    """Read tensors by name from a file of torch, of the network alone or of a training; nothing in it is executed.
 
     Raises
     ------
@@ -54,10 +58,10 @@ def checked(state: dict, wanted: dict, path: str | Path, network: str) -> dict:
     Parameters
     ----------
     state, wanted : dict of str to tensor
-        Of the checkpoint and of the network.
+        Weights of the checkpoint and of the network.
     path : path-like
     network : str
-        Its name, for the words of errors.
+        Name of the network, for error messages.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def checked(state: dict, wanted: dict, path: str | Path, network: str) -> dict:
     Raises
     ------
     gsbids.errors.InputError
-        A layer lacks, is one too many, or has another size.
+        A layer is missing, is one too many, or has another size.
     """
     wrong = next((f"it lacks {name}" for name in wanted if name not in state), None)
     wrong = wrong or next((f"it has {name}" for name in state if name not in wanted), None)
@@ -84,7 +88,7 @@ def checked(state: dict, wanted: dict, path: str | Path, network: str) -> dict:
     return state
 
 
-def grid_of(shape, spacing, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+def grid_of(shape: Sequence[int], spacing: Sequence[float], pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """Find the grid of pixels of another size that fills the same slices.
 
     Parameters
@@ -92,7 +96,7 @@ def grid_of(shape, spacing, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     shape : tuple of int
         Pixels of a slice, and any other axes.
     spacing : tuple of float
-        Their size, mm.
+        Size of these pixels, mm.
     pixel : float
         Size of the new pixels, mm.
 
@@ -107,8 +111,8 @@ def grid_of(shape, spacing, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     return step, np.rint((np.array(shape[:2]) - 1) / step + 1).astype(int)
 
 
-def mean_score(stack: np.ndarray, find: Callable):
-    """Scores of slices, (X, Y, N), by a function of tensors (N, 1, X, Y), averaged over mirror images."""
+def mean_score(stack: np.ndarray, find: Callable) -> Any:
+    """Compute scores of slices, (X, Y, N), by a function of tensors (N, 1, X, Y), averaged over mirror images."""
     import torch
 
     slices = torch.from_numpy(np.moveaxis(stack, 2, 0)[:, None].astype(np.float32))
@@ -116,13 +120,15 @@ def mean_score(stack: np.ndarray, find: Callable):
         return sum(torch.flip(find(torch.flip(slices, axes)), axes) for axes in FLIPS) / len(FLIPS)
 
 
-def resampled(stack: np.ndarray, step: np.ndarray, size: np.ndarray, order: int, mode: str = "nearest") -> np.ndarray:
-    """Slices on another grid of pixels with the same first pixel, ``step`` old pixels apart."""
+def resampled(
+    stack: np.ndarray, step: np.ndarray, size: np.ndarray | Sequence[int], order: int, mode: str = "nearest"
+) -> np.ndarray:
+    """Resample slices to another grid of pixels with the same first pixel, ``step`` old pixels apart."""
     at = np.meshgrid(*(np.arange(n) * s for n, s in zip(size, step, strict=True)), indexing="ij")
     return np.stack(
         [ndimage.map_coordinates(stack[..., k], at, order=order, mode=mode) for k in range(stack.shape[2])], 2
     )
 
 
-def _size(tensor) -> str:
+def _size(tensor: "Tensor") -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"

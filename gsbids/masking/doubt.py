@@ -13,12 +13,12 @@ MADE = ("network", "otsu")  # modes that guess; what was given is not doubted
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """What is thought of the masks of N stacks.
+    """Doubts about the masks of N stacks, and which stacks are left out.
 
     Attributes
     ----------
     doubts : tuple of str
-        Why each mask is doubtful, in sentences; empty where it is not.
+        Reasons why each mask is doubtful, in sentences; empty where it is not.
     left_out : tuple of bool
         Stacks that have no part in the reconstruction.
     """
@@ -27,7 +27,7 @@ class MaskChoice:
     left_out: tuple[bool, ...]
 
     def words(self, number: int) -> str:
-        """What is wrong with a stack's mask and what follows, for log and report; empty where nothing is."""
+        """Describe what is wrong with a stack's mask and what follows, for log and report; empty if nothing is."""
         if not self.doubts[number]:
             return ""
         if self.left_out[number]:
@@ -37,7 +37,10 @@ class MaskChoice:
 
 
 def mask_length(mask: np.ndarray, affine: np.ndarray) -> float:
-    """Length (mm) of a mask along its longest axis, whichever way it lies: 4 standard deviations of its voxels."""
+    """Return the length (mm) of a mask along its longest axis, in any direction.
+
+    It is 4 standard deviations of its voxels.
+    """
     index = np.argwhere(mask)
     if len(index) < 2:
         return 0.0
@@ -46,16 +49,18 @@ def mask_length(mask: np.ndarray, affine: np.ndarray) -> float:
 
 
 def choose_stacks(volumes: list[float], lengths: list[float], methods: list[str], doubts: list[str]) -> MaskChoice:
-    """Doubt masks that are unlike the others of the subject, and leave doubtful stacks out where two sound ones remain.
+    """Mark masks that are unlike the others of the subject as doubtful, and leave doubtful stacks out.
+
+    They are left out where two without doubt remain.
 
     Parameters
     ----------
     volumes, lengths : list of float
-        Of the masks of N stacks, ml and mm; 0: no mask could be made.
+        Volumes and lengths of the masks of N stacks, ml and mm; 0: no mask could be made.
     methods : list of str
         Modes that made them; see :data:`MADE`.
     doubts : list of str
-        What was wrong before, in sentences.
+        Earlier doubts, in sentences.
 
     Returns
     -------
@@ -80,9 +85,9 @@ def choose_stacks(volumes: list[float], lengths: list[float], methods: list[str]
 def _unlike(
     values: list[float], methods: list[str], doubts: list[str], limits: tuple[float, float], form: str
 ) -> list[str]:
-    """A sentence for every made mask that differs too much from the usual one: the median, or the other of two.
+    """Write a sentence for every made mask that differs too much from the usual one: the median, or the other of two.
 
-    Masks that are doubtful already do not say what is usual, unless too few others are there.
+    Masks that are doubtful already do not count for the median, unless too few others are there.
     """
     known = [value for value, doubt in zip(values, doubts, strict=True) if value > 0 and not doubt]
     if len(known) < 2:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetal-BET2's published network for T2w stacks: its checkpoint, fed as Fetal-BET2 feeds it.
+"""Fetal-BET2's published network for T2w stacks: its checkpoint, with the input as Fetal-BET2 prepares it.
 
 The network is MONAI's 2D AttentionUnet. Facts are from the files of the tool (github.com/IntelligentImaging/fetal-bet2,
 MIT, with MONAI 1.2.0); the checkpoint ``AttUNet.pth`` lies in its container image and is no part of this package.
@@ -7,6 +7,7 @@ MIT, with MONAI 1.2.0); the checkpoint ``AttUNet.pth`` lies in its container ima
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,14 +15,17 @@ from gsbids.imaging.masks import largest_region
 from gsbids.masking.checkpoint import checked, grid_of, mean_score, resampled
 from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 
-FIRST = "model.0."  # how names of its layers begin
-CHANNELS, STRIDES = (64, 128, 256, 512, 1024), (2, 2, 2, 2)
-BATCH, OVERLAP = 4, 0.25  # windows at a time, and how much of each the next one shows again
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+FIRST = "model.0."  # prefix of the names of its layers
+CHANNELS, STRIDES = (64, 128, 256, 512, 1024), (2, 2, 2, 2)  # of the levels of the U-Net, finest first
+BATCH, OVERLAP = 4, 0.25  # windows at a time, and the share of each that overlaps with the next
 
 
 @dataclass(frozen=True)
 class FetalBetShape:
-    """How Fetal-BET2 sees slices.
+    """Input size and channels of Fetal-BET2.
 
     Attributes
     ----------
@@ -30,7 +34,7 @@ class FetalBetShape:
     window : tuple of int
         Pixels that it sees at once; larger slices are seen in pieces that overlap.
     channels : tuple of int
-        Of the levels.
+        Channels of the levels.
     """
 
     pixel: float = 1.0
@@ -38,8 +42,8 @@ class FetalBetShape:
     channels: tuple[int, ...] = CHANNELS
 
 
-def build_fetal_bet(shape: FetalBetShape):
-    """The network with weights as they start: one channel in, background and brain out."""
+def build_fetal_bet(shape: FetalBetShape) -> "Module":
+    """Build the network with initial weights: one channel in, background and brain out."""
     from monai.networks.nets import AttentionUnet
 
     return AttentionUnet(
@@ -54,14 +58,14 @@ def build_fetal_bet(shape: FetalBetShape):
     )
 
 
-def load_fetal_bet(state: dict, path: str | Path) -> tuple:
-    """Network and shape from the weights of a checkpoint of Fetal-BET2.
+def load_fetal_bet(state: dict, path: str | Path) -> "tuple[Module, FetalBetShape]":
+    """Load network and shape from the weights of a checkpoint of Fetal-BET2.
 
     Parameters
     ----------
     state : dict of str to tensor
     path : path-like
-        For the words of errors.
+        Path of the checkpoint, for error messages.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def load_fetal_bet(state: dict, path: str | Path) -> tuple:
 
 
 def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
-    """The brain in a stack as Fetal-BET2 finds it.
+    """Segment the brain in a stack as Fetal-BET2 does.
 
     Slices are resampled to pixels of 1 mm, each divided by the standard deviation of its voxels above 0; scores of
     four mirror images are averaged and brought back. The largest region is kept (the tool keeps others that compete).
@@ -87,7 +91,7 @@ def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], kn
     spacing : tuple of float
         Voxel size, mm.
     known : MaskNetwork
-        With a network and a shape of :func:`load_fetal_bet`.
+        Network and shape from :func:`load_fetal_bet`.
 
     Returns
     -------
@@ -109,7 +113,7 @@ def segment_fetal_bet(image: np.ndarray, spacing: tuple[float, float, float], kn
 
 
 def _scaled(stack: np.ndarray) -> np.ndarray:
-    """Slices whose voxels above 0 have a standard deviation of 1."""
+    """Scale slices so that their voxels above 0 have a standard deviation of 1."""
     out = stack.copy()
     for k in range(stack.shape[2]):
         above = stack[..., k] > 0

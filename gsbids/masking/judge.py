@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what a mask network has found in a stack is a brain: a small 3D network that sees it with its surroundings.
+"""Classification of a region that a mask network found as brain or not, by a small 3D network.
 
-Slice by slice a pocket of fluid with limbs looks like the end of a head; as a whole it does not.
+The classifier sees the region with its surroundings: slice by slice a pocket of fluid with limbs looks like the end of
+a head; as a whole it does not.
 """
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.interpolate import interp1d
 
-SIDE = 48  # voxels along an edge of what the judge sees
-VOXEL = 3.0  # mm, their side
-CHANNELS = (16, 32, 64, 128)
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+SIDE = 48  # voxels along an edge of the block that is classified
+VOXEL = 3.0  # mm, side of these voxels
+CHANNELS = (16, 32, 64, 128)  # of the layers, finest first
 
 
-def build_judge():
-    """A 3D residual network (MONAI's ``Classifier``) with a channel in and a logit out, weights as they start."""
+def build_judge() -> "Module":
+    """Build a 3D residual network (MONAI's ``Classifier``) with initial weights.
+
+    It has one channel in and a logit out.
+    """
     from monai.networks.nets import Classifier
 
     return Classifier(
@@ -27,8 +37,10 @@ def build_judge():
     )
 
 
-def block_about(seen: np.ndarray, spacing, centre, voxel: float = VOXEL) -> np.ndarray:
-    """What surrounds a place in a stack.
+def block_about(
+    seen: np.ndarray, spacing: Sequence[float] | np.ndarray, centre: Sequence[float] | np.ndarray, voxel: float = VOXEL
+) -> np.ndarray:
+    """Cut a block around a position out of a stack.
 
     Parameters
     ----------
@@ -37,7 +49,7 @@ def block_about(seen: np.ndarray, spacing, centre, voxel: float = VOXEL) -> np.n
     spacing : sequence of float
         Voxel size, mm.
     centre : sequence of float
-        The place, voxels.
+        Position of the centre, voxels.
     voxel : float
         Side of the voxels of the block, mm.
 
@@ -54,7 +66,10 @@ def block_about(seen: np.ndarray, spacing, centre, voxel: float = VOXEL) -> np.n
 
 
 def _along(volume: np.ndarray, axis: int, at: np.ndarray, step: float) -> np.ndarray:
-    """Linear interpolation along an axis, the mean of two places a half step apart; 0 beyond the outermost voxels."""
+    """Interpolate linearly along an axis; 0 beyond the outermost voxels.
+
+    The value is the mean of two positions a half step apart.
+    """
     low, high = max(0, int(at[0] - step)), max(0, int(at[-1] + step) + 2)
     volume = volume[(slice(None),) * axis + (slice(low, high),)]
     count = volume.shape[axis]
@@ -66,9 +81,11 @@ def _along(volume: np.ndarray, axis: int, at: np.ndarray, step: float) -> np.nda
     return ((value(at - step / 4) + value(at + step / 4)) / 2).astype(np.float32)
 
 
-def judge_block(block: np.ndarray, judge) -> float:
-    """Probability, 0 to 1, that the middle of a block, (SIDE, SIDE, SIDE), lies in a brain: of eight mirror images the
-    mean."""
+def judge_block(block: np.ndarray, judge: "Module") -> float:
+    """Return the probability, 0 to 1, that the centre of a block, (SIDE, SIDE, SIDE), lies in a brain.
+
+    The mean of eight mirror images.
+    """
     import torch
 
     axes = [[a for a in range(3) if k >> a & 1] for k in range(8)]

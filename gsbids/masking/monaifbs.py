@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAIfbs' published network: its checkpoint read without pickle, and fed as MONAIfbs feeds it.
+"""MONAIfbs' published network: its checkpoint read without pickle, with the input as MONAIfbs prepares it.
 
 The network is a 2D DynUNet whose depth follows from its window and pixel size by the rule of nnU-Net. Facts are from
 the files of the tool (github.com/gift-surg/MONAIfbs, Apache-2.0, in 2020 with MONAI 0.3.0); the checkpoint is at
@@ -13,6 +13,7 @@ arXiv:2103.13314.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,12 +21,15 @@ from gsbids.imaging.masks import largest_region
 from gsbids.masking.checkpoint import checked, grid_of, mean_score, resampled
 from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 NO_PART = ("skip_layers.", "deep_supervision_heads.")  # the same layers by other names, and those of the training
 
 
 @dataclass(frozen=True)
 class MonaifbsShape:
-    """How MONAIfbs sees slices.
+    """Input size of MONAIfbs.
 
     Attributes
     ----------
@@ -40,7 +44,7 @@ class MonaifbsShape:
 
 
 def strides_of(shape: MonaifbsShape) -> list[tuple[int, int]]:
-    """Strides of the levels: axes are halved as long as they have 8 pixels, but none twice as coarse as the other.
+    """Return the strides of the levels: axes are halved down to 8 pixels, but none twice as coarse as the other.
 
     Examples
     --------
@@ -50,12 +54,12 @@ def strides_of(shape: MonaifbsShape) -> list[tuple[int, int]]:
     size, spacing, strides = np.array(shape.window), np.full(2, shape.pixel), [(1, 1)]
     while (step := np.where((spacing <= 2 * spacing.min()) & (size >= 8), 2, 1)).max() > 1:
         size, spacing = size // step, spacing * step
-        strides.append(tuple(map(int, step)))
+        strides.append(tuple(map(int, step)))  # type: ignore[arg-type]
     return strides
 
 
-def build_monaifbs(shape: MonaifbsShape):
-    """The network with weights as they start: one channel in, background and brain out."""
+def build_monaifbs(shape: MonaifbsShape) -> "Module":
+    """Build the network with initial weights: one channel in, background and brain out."""
     from monai.networks.nets import DynUNet
 
     strides = strides_of(shape)
@@ -71,15 +75,16 @@ def build_monaifbs(shape: MonaifbsShape):
     )
 
 
-def load_monaifbs(state: dict, path: str | Path) -> tuple:
-    """Network and shape from the weights of a checkpoint of MONAIfbs.
+def load_monaifbs(state: dict, path: str | Path) -> "tuple[Module, MonaifbsShape]":
+    """Load network and shape from the weights of a checkpoint of MONAIfbs.
 
     Parameters
     ----------
     state : dict of str to tensor
-        Of any version of MONAI: layers may come twice (``skip_layers``), and heads of the training may be there.
+        Weights of any version of MONAI: layers may come twice (``skip_layers``), and heads of the training may be
+        included.
     path : path-like
-        For the words of errors.
+        Path of the checkpoint, for error messages.
 
     Raises
     ------
@@ -94,7 +99,7 @@ def load_monaifbs(state: dict, path: str | Path) -> tuple:
 
 
 def converted(state: dict, wanted: dict, path: str | Path) -> dict:
-    """Weights of a checkpoint by the names that the network has today; see :func:`load_monaifbs`."""
+    """Rename the weights of a checkpoint to the names that the network has today; see :func:`load_monaifbs`."""
     own, names = (
         {name: tensor for name, tensor in each.items() if not name.startswith(NO_PART)} for each in (state, wanted)
     )
@@ -102,7 +107,7 @@ def converted(state: dict, wanted: dict, path: str | Path) -> dict:
 
 
 def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
-    """The brain in a stack as MONAIfbs finds it.
+    """Segment the brain in a stack as MONAIfbs does.
 
     The stack is resampled in the plane and brought to mean 0 and variance 1 as a whole; scores of four mirror images
     are averaged; of what is brain the largest region is kept, and brought back by the nearest voxel.
@@ -114,7 +119,7 @@ def segment_monaifbs(image: np.ndarray, spacing: tuple[float, float, float], kno
     spacing : tuple of float
         Voxel size, mm.
     known : MaskNetwork
-        With a network and a shape of :func:`load_monaifbs`.
+        Network and shape from :func:`load_monaifbs`.
 
     Returns
     -------

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mask network of the package: slice by slice, mirrored, made one across slices, judged as a whole."""
+"""The mask network of the package: slice by slice, mirrored, smoothed across slices, classified as a whole."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -10,25 +12,28 @@ from gsbids.imaging.masks import without_appendages
 from gsbids.masking.found import MaskNetwork, NetworkMask, with_confidence
 from gsbids.masking.judge import block_about, judge_block
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 ACROSS = 0.7  # slices; standard deviation of the smoothing across them: neighbours of interleaved stacks may have moved
 LEVEL = 0.4  # probability; under one half, as the Dice of an unsure edge is best there
 CANDIDATES = 3  # regions, the largest, that may be the brain
 MIRRORS = ((), (1,), (2,), (1, 2))  # axes of a block that are turned round
-LEAST_CONFIDENCE = 0.6  # below it, what is found is no brain
+LEAST_CONFIDENCE = 0.6  # below it, a region is taken for no brain
 
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """How a network is built and fed; stands in the file of its weights.
+    """Architecture and input of a network; stored in the file of its weights.
 
     Attributes
     ----------
     channels : tuple of int
         Features of the levels of a residual U-Net (Kerfoot et al. 2018, MONAI's ``UNet``).
     pixel : float
-        Side of the pixels that it sees, mm.
+        Side of the input pixels, mm.
     slices : int
-        How many neighbouring slices it sees, to mask the middle one: odd, 1 for one slice alone.
+        Number of neighbouring slices in the input, to mask the middle one: odd, 1 for one slice alone.
     side : int
         Pixels along an edge of the slices of its training; a smaller field of view is padded to them.
     """
@@ -39,13 +44,13 @@ class NetworkShape:
     side: int = 160
 
     def padding(self, size: int) -> int:
-        """Pixels that a field of view of so many along an edge lacks: it halves whole at every level."""
+        """Return the number of pixels by which a field of view is padded, so that every level halves it evenly."""
         multiple = 2 ** (len(self.channels) - 1)
         return max(self.side - size, 0) + -max(self.side, size) % multiple
 
 
-def build_network(shape: NetworkShape):
-    """A 2D U-Net with a channel in for each slice and one (a logit) out, weights as they start."""
+def build_network(shape: NetworkShape) -> "Module":
+    """Build a 2D U-Net with a channel in for each slice and one (a logit) out, with initial weights."""
     from monai.networks.nets import UNet
 
     return UNet(
@@ -61,7 +66,7 @@ def build_network(shape: NetworkShape):
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
-    """Intensities as the network sees them: 0 to 1 between two percentiles of what is not 0, slice by slice.
+    """Normalise intensities for the network: 0 to 1 between two percentiles of the non-zero pixels of a slice.
 
     Parameters
     ----------
@@ -70,7 +75,7 @@ def normalised(image: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray, (X, Y), float32
-        At most 1.5; 0 for a slice of less than 10 voxels that are not 0.
+        Intensities up to 1.5; 0 for a slice of less than 10 voxels that are not 0.
     """
     seen = image[image > 0]
     if seen.size < 10:
@@ -80,13 +85,13 @@ def normalised(image: np.ndarray) -> np.ndarray:
 
 
 def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskNetwork) -> NetworkMask:
-    """The brain in a stack.
+    """Segment the brain in a stack.
 
-    Probabilities of eight views (mirrored, and turned by a right angle) are averaged slice by slice; their logits are
-    smoothed a little across slices. Of the regions above a level the holes are filled, and what hangs on them by a neck
-    is cut off; a judge sees each of the largest with its surroundings, and a region is as sure as network and judge
-    are. Of those that are sure enough the one with the largest sum of probabilities, times the belief of the judge, is
-    kept.
+    Probabilities of eight views (mirrored, and rotated by a right angle) are averaged slice by slice; their logits are
+    smoothed a little across slices. Of the regions above a threshold the holes are filled, and parts that are connected
+    by a neck only are cut off; a classifier sees each of the largest with its surroundings, and the confidence of a
+    region is the product of that of the network and that of the classifier. Of the regions of sufficient confidence the
+    one with the largest sum of probabilities, times the confidence of the classifier, is kept.
 
     Parameters
     ----------
@@ -118,8 +123,8 @@ def segment(image: np.ndarray, spacing: tuple[float, float, float], known: MaskN
     return best
 
 
-def _belief(mask: np.ndarray, seen: np.ndarray, spacing, judge) -> float:
-    """1 where there is no judge or it takes a mask, (X, Y, Z), for a brain; less, the more it does not."""
+def _belief(mask: np.ndarray, seen: np.ndarray, spacing: Sequence[float], judge: "Module | None") -> float:
+    """Return the confidence of the classifier in a mask, (X, Y, Z); 1 where it is one half or more, or without one."""
     if judge is None:
         return 1.0
     scale = np.array([*np.divide(seen.shape[1:], mask.shape[:2]), 1])
@@ -128,14 +133,14 @@ def _belief(mask: np.ndarray, seen: np.ndarray, spacing, judge) -> float:
 
 
 def regions(probability: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where probabilities, (X, Y, Z), smoothed across slices, are above a level.
+    """Find the regions where probabilities, (X, Y, Z), smoothed across slices, are above a level.
 
     Returns
     -------
     labels : ndarray, (X, Y, Z), int32
         1 to N in N connected regions, 0 outside.
     sums : ndarray, (N,)
-        Of the probabilities in each.
+        Sum of the probabilities in each.
     """
     clipped = np.clip(probability, 1e-4, 1 - 1e-4)
     logit = ndimage.gaussian_filter1d(np.log(clipped / (1 - clipped)), ACROSS, axis=2, mode="nearest")
@@ -143,8 +148,8 @@ def regions(probability: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
     return labels, ndimage.sum_labels(probability, labels, np.arange(1, count + 1))
 
 
-def seen_slices(image: np.ndarray, spacing, pixel: float) -> np.ndarray:
-    """Slices, (Z, A, B), of a stack, (X, Y, Z), as the network sees them: by size of pixels and by intensities."""
+def seen_slices(image: np.ndarray, spacing: Sequence[float], pixel: float) -> np.ndarray:
+    """Resample and normalise the slices, (Z, A, B), of a stack, (X, Y, Z), as input of the network."""
     scale = np.array(spacing[:2]) / pixel
     return np.stack(
         [
@@ -154,8 +159,8 @@ def seen_slices(image: np.ndarray, spacing, pixel: float) -> np.ndarray:
     )
 
 
-def _probability(seen: np.ndarray, wanted, network, shape: NetworkShape) -> np.ndarray:
-    """Of brain in slices, (Z, A, B), on the wanted grid, (X, Y, Z)."""
+def _probability(seen: np.ndarray, wanted: Sequence[int], network: "Module", shape: NetworkShape) -> np.ndarray:
+    """Compute the probability of brain from slices, (Z, A, B), on the target grid, (X, Y, Z)."""
     count, *size = seen.shape
     beyond = [(shape.slices // 2,) * 2, *((0, shape.padding(n)) for n in size)]
     seen = np.pad(seen, beyond)
@@ -170,8 +175,8 @@ def _probability(seen: np.ndarray, wanted, network, shape: NetworkShape) -> np.n
     return found
 
 
-def _mirrored_mean(block: np.ndarray, network) -> np.ndarray:
-    """Probability, (A, B), in the middle slice of a block, (slices, A, B): the mean over its mirror images."""
+def _mirrored_mean(block: np.ndarray, network: "Module") -> np.ndarray:
+    """Return the probability, (A, B), in the middle slice of a block, (slices, A, B): mean of its mirror images."""
     import torch
 
     batch = torch.from_numpy(np.stack([np.flip(block, axes) for axes in MIRRORS]).copy())

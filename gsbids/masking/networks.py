@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask networks of all kinds: their files of weights, and the brain that they find in a stack."""
+"""Mask networks of all kinds: their files of weights, and the segmentation of a stack."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,16 +16,22 @@ from gsbids.masking.judge import build_judge
 from gsbids.masking.monaifbs import load_monaifbs, segment_monaifbs
 from gsbids.masking.network import NetworkShape, build_network, segment
 
-JUDGE = "judge."  # how names of its weights begin
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+JUDGE = "judge."  # prefix of the names of the weights of the classifier
 
 
 def weights_file(given: str | Path | None = None) -> Path:
-    """The file of weights to use: the one that is given, else the one of the package."""
+    """Return the file of weights to use: the one that is given, else the one of the package."""
     return Path(given) if given else Path(__file__).parent / "weights" / "fetal.safetensors"
 
 
 def save_network(path: str | Path, known: MaskNetwork) -> None:
-    """Weights as safetensors, those of a judge under :data:`JUDGE`; shape and facts in its header."""
+    """Write the weights as safetensors.
+
+    Those of the classifier are under :data:`JUDGE`; shape and facts are in the header.
+    """
     from safetensors.torch import save_file
 
     state = dict(known.network.state_dict())
@@ -35,12 +42,12 @@ def save_network(path: str | Path, known: MaskNetwork) -> None:
 
 
 def load_network(path: str | Path) -> MaskNetwork:
-    """A network from a file of weights: our own or, by its suffix, a checkpoint of MONAIfbs or Fetal-BET2.
+    """Read a network from a file of weights: our own or, by its suffix, a checkpoint of MONAIfbs or Fetal-BET2.
 
     Returns
     -------
     MaskNetwork
-        With a judge if there is one in the file.
+        Network, with a classifier (``judge``) if there is one in the file.
 
     Raises
     ------
@@ -81,15 +88,15 @@ def load_network(path: str | Path) -> MaskNetwork:
     return MaskNetwork(network.eval(), shape, judge, facts)
 
 
-def _from_elsewhere(path: str | Path) -> tuple:
-    """Network and shape from a checkpoint of another tool, which the names of its layers tell."""
+def _from_elsewhere(path: str | Path) -> "tuple[Module, object]":
+    """Load network and shape from a checkpoint of another tool, recognised by the names of its layers."""
     state = read_state(path)
     load = load_fetal_bet if any(name.startswith(FIRST) for name in state) else load_monaifbs
     return load(state, path)
 
 
 def segment_stack(image: np.ndarray, affine: np.ndarray, known: MaskNetwork) -> NetworkMask:
-    """The brain in a stack, whatever the axis of its slices.
+    """Segment the brain in a stack, whatever the axis of its slices.
 
     See :func:`segment`, :func:`gsbids.masking.monaifbs.segment_monaifbs`, and
     :func:`gsbids.masking.fetal_bet.segment_fetal_bet`.

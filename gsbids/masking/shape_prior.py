@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The brain mask of a reconstruction by the shape of an atlas, which is deformed until it fits."""
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -102,5 +104,5 @@ def lay_atlas(
     return ants.apply_transforms(fixed, mask, found["fwdtransforms"]).numpy()
 
 
-def _as_ants(image: np.ndarray, spacing: np.ndarray):
+def _as_ants(image: np.ndarray, spacing: np.ndarray) -> Any:
     return load_ants().from_numpy(np.ascontiguousarray(image, np.float32), spacing=list(map(float, spacing)))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brain masks of stacks: from a file, from zeros around the brain, from a network, from a threshold."""
+"""Brain masks of stacks: from a file, from the non-zero voxels, from a network, from a threshold."""
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,19 +31,23 @@ LARGEST_BRAIN = 2.5
 AIR, TOUCHED, SMALL_HEAD = 0.1, 0.1, 200.0
 
 
-class NoBrain(InputError):
-    """No mask could be made of a stack: what was found, and what to do; where there are others, it may be left out."""
+class NoBrain(InputError):  # noqa: N818 - its name says what was found
+    """No mask could be made of a stack, with the finding and the remedy.
 
-    def __init__(self, found: str, remedy: str):
+    Where there are other stacks, it may be left out.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
         super().__init__(found, remedy)
         self.found = found
 
     def __str__(self) -> str:
+        """Return the message: finding and remedy."""
         return "; ".join(self.args)
 
 
 class MadeMask(NamedTuple):
-    """A brain mask, (X, Y, Z) of bool; where it comes from, for the report; by which mode; and why it is doubtful."""
+    """A brain mask, (X, Y, Z) of bool, with its origin (for the report), the mode that made it, and its doubt."""
 
     mask: np.ndarray
     reason: str
@@ -57,21 +62,21 @@ def make_mask(
     mask_file: str | Path | None = None,
     weights: str | Path | None = None,
 ) -> MadeMask:
-    """Brain mask of a stack, and in words where it comes from.
+    """Make the brain mask of a stack, with a sentence on its origin.
 
     Parameters
     ----------
     mode : {"auto", "derivatives", "network", "nonzero", "otsu", "none"}
         ``auto`` takes the mask file where there is one; else the non-zero voxels of a stack whose skull was stripped
-        (:func:`is_stripped`); else what the network is sure of; else the threshold of Otsu for a head in air
-        (:func:`is_head_in_air`); else what the network finds in doubt; else the threshold of Otsu, as a last resort.
+        (:func:`is_stripped`); else the mask of the network, if its confidence is high; else the threshold of Otsu for a
+        head in air (:func:`is_head_in_air`); else the doubtful mask of the network; else the threshold of Otsu.
     image : ndarray, (X, Y, Z)
-        Made masks look at how it differs from its background (:func:`gsbids.imaging.intensity.above_background`).
+        Masks are made of its difference from the background (:func:`gsbids.imaging.intensity.above_background`).
     affine : ndarray, (4, 4)
     mask_file : path-like, optional
         Mask from a derivative dataset, on any grid.
     weights : path-like, optional
-        Of the network, in the place of those of the package.
+        Weights of the network, in the place of those of the package.
 
     Returns
     -------
@@ -88,7 +93,7 @@ def make_mask(
     image = above_background(image)
     chosen = choose_mode(mode, image, affine, mask_file)
     if chosen == "derivatives":
-        return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)
+        return MadeMask(*read_mask(mask_file, affine, image.shape), chosen)  # type: ignore[arg-type]
     if chosen == "none":
         return MadeMask(full_mask(image), "No mask: the whole stack is used.", chosen)
     if chosen == "nonzero":
@@ -105,7 +110,7 @@ def make_mask(
 
 
 def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | None = None) -> MadeMask:
-    """What the network finds, with its doubt.
+    """Segment the brain by the network, with its doubt.
 
     Raises
     ------
@@ -127,7 +132,7 @@ def network_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | No
 
 
 def _found_mask(image: np.ndarray, affine: np.ndarray, weights: str | Path | None) -> MadeMask:
-    """What ``auto`` makes of a stack without a mask whose skull is where it was."""
+    """Make the mask that ``auto`` chooses for a stack with its skull and without a mask file."""
     found = None
     if weights or weights_file().is_file():
         with contextlib.suppress(NoBrain):
@@ -167,12 +172,12 @@ def _check_made(mask: np.ndarray, affine: np.ndarray, mode: str) -> None:
 
 
 def litres(mask: np.ndarray, affine: np.ndarray) -> float:
-    """Volume of a mask."""
+    """Return the volume of a mask, litres."""
     return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1e6)
 
 
 def choose_mode(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str | Path | None) -> str:
-    """The mode that ``auto`` stands for with this stack, still ``auto`` where it has to be looked for; others are kept.
+    """Return the mode that ``auto`` stands for with this stack, ``auto`` where a mask must be made; keep others.
 
     Raises
     ------
@@ -194,7 +199,7 @@ def choose_mode(mode: str, image: np.ndarray, affine: np.ndarray, mask_file: str
 
 
 def is_stripped(image: np.ndarray, affine: np.ndarray) -> bool:
-    """Whether somebody has stripped the skull: a fifth of the stack is exactly 0, and no more is left than a brain.
+    """Return whether the skull was stripped: a fifth of the stack is exactly 0, the rest is at most a brain.
 
     Scanners, too, write zeros where they see air: around a mother, who has more than 2.5 litres.
     """
@@ -203,9 +208,9 @@ def is_stripped(image: np.ndarray, affine: np.ndarray) -> bool:
 
 
 def is_head_in_air(image: np.ndarray, affine: np.ndarray) -> bool:
-    """Whether a stack shows something no larger than a small head, with air around it but for one side (the neck).
+    """Return whether a stack shows a small head with air around it, but for one side (the neck).
 
-    A mother fills the field of view, or is wider than that.
+    A mother fills the field of view, or is wider than a small head.
 
     Parameters
     ----------
@@ -227,17 +232,17 @@ def is_head_in_air(image: np.ndarray, affine: np.ndarray) -> bool:
     return bool(sum(share > TOUCHED for share in sides) <= 1 and max(widths) <= SMALL_HEAD)
 
 
-def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndarray, str]:
-    """A mask file on the grid of a stack, resampled through the affines where its grid differs.
+def read_mask(mask_file: str | Path, affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, str]:
+    """Read a mask file on the grid of a stack, resampled through the affines where its grid differs.
 
     Parameters
     ----------
     mask_file : path-like
         See :func:`gsbids.imaging.masks.inside_of`.
     affine : ndarray, (4, 4)
-        Of the stack.
+        Affine of the stack.
     shape : tuple of int
-        Of the stack.
+        Shape of the stack.
 
     Returns
     -------
@@ -281,7 +286,7 @@ def read_mask(mask_file: str | Path, affine: np.ndarray, shape) -> tuple[np.ndar
 
 
 def nonzero_mask(image: np.ndarray) -> np.ndarray:
-    """Voxels that are not zero, with the holes inside every slice filled.
+    """Return the voxels that are not zero, with the holes inside every slice filled.
 
     Parameters
     ----------
@@ -295,7 +300,7 @@ def nonzero_mask(image: np.ndarray) -> np.ndarray:
 
 
 def otsu_mask(image: np.ndarray) -> np.ndarray:
-    """Largest connected region above the threshold of Otsu, holes filled in every slice.
+    """Return the largest connected region above the threshold of Otsu, holes filled in every slice.
 
     Parameters
     ----------
@@ -327,14 +332,14 @@ def otsu_mask(image: np.ndarray) -> np.ndarray:
 
 
 def full_mask(image: np.ndarray) -> np.ndarray:
-    """Every voxel, (X, Y, Z), bool."""
+    """Return a mask of all voxels, (X, Y, Z), bool."""
     return np.ones(np.shape(image), dtype=bool)
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """Holes inside the slices (third axis) filled."""
+    """Fill holes inside the slices (third axis)."""
     return np.stack([ndimage.binary_fill_holes(mask[..., k]) for k in range(mask.shape[2])], axis=2)
 
 
-def _size(shape) -> str:
+def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))

@@ -18,7 +18,7 @@ from gsbids.masking.stack_masks import is_stripped, nonzero_mask, otsu_mask, rea
 LOGGER = logging.getLogger("gsbids.masking")
 
 ATLAS = Path(__file__).parent / "atlas"  # made by training/atlas.py
-WEEKS = (22, 25, 28)
+WEEKS = (22, 25, 28)  # gestational age of the fetal templates
 LARGEST_FETAL = 700.0  # ml: larger brains are compared with that of an adult alone
 BRIGHTNESS = (1.0, 0.6, 0.4)  # of fluid, grey and white matter of an adult, T2-weighted
 
@@ -28,16 +28,16 @@ BRAIN = (1.0, 2500.0)  # ml
 
 @dataclass(frozen=True)
 class Template:
-    """A brain that others are turned to lie like.
+    """A brain to which others are aligned.
 
     Attributes
     ----------
     name : str
-        For people.
+        Name for people.
     reference : str
-        ``SpatialReference`` of an image that lies as it does.
+        ``SpatialReference`` of an image that is aligned to it.
     brain : Stack
-        Isotropic, with its mask.
+        Isotropic volume with its mask.
     """
 
     name: str
@@ -71,7 +71,7 @@ def adult_template(suffix: str) -> Template:
 
 
 def packaged_templates(suffix: str, millilitres: float) -> list[list[Template]]:
-    """Choose what a brain may be compared with: lists of templates, the next of which is for where none of one fits.
+    """Choose the templates for a brain: lists of templates, of which the next is used where none of one fits.
 
     Parameters
     ----------
@@ -92,13 +92,13 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
     path : path-like
         A 3D volume.
     mask_path : path-like, optional
-        Without it: the voxels that are not 0, where at least 20 % are 0; else the largest bright region, with a
+        If left out: the voxels that are not 0, where at least 20 % are 0; else the largest bright region, with a
         warning.
 
     Returns
     -------
     Stack
-        Its ``thickness`` is the voxel size.
+        Template, whose ``thickness`` is the voxel size.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def load_template(path: str | Path, mask_path: str | Path | None = None) -> Stac
     return Stack("template", image, mask, affine, float(np.linalg.norm(affine[:3, :3], axis=0).max()), offset)
 
 
-def _mask(path, image: np.ndarray, affine: np.ndarray, mask_path) -> np.ndarray:
+def _mask(path: str | Path, image: np.ndarray, affine: np.ndarray, mask_path: str | Path | None) -> np.ndarray:
     if mask_path is not None:
         try:
             return read_mask(mask_path, affine, image.shape)[0]

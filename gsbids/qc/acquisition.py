@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which order the slices of a stack were acquired: by their times, or as their motion suggests."""
+"""Acquisition order of the slices of a stack: by their times, or as their motion suggests."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-MOST_PASSES = 4
+MOST_PASSES = 4  # of an interleaved order that are looked for in the motion
 CLEARER = 0.7  # of the steps in array order: an interleaved order is presumed where its steps are smaller
 MOVED = 0.3  # mm: where slices hardly move, motion tells no order
 LEVER = 0.5  # mm that a degree moves the brain by, about
@@ -19,13 +19,13 @@ class SliceOrder:
     Attributes
     ----------
     moment : ndarray, (K,)
-        When each was acquired: seconds, or its place in the order.
+        Time of acquisition of each: seconds, or its place in the order.
     passes : ndarray, (K,), int
         Pass of the interleaving that each belongs to, from 0.
     label : str
-        What ``moment`` is, for an axis.
+        Label of ``moment``, for an axis.
     words : str
-        Where the order comes from.
+        Origin of the order.
     known : bool
         Whether it comes from ``SliceTiming``.
     """
@@ -50,14 +50,14 @@ class SliceOrder:
 def slice_order(
     index: np.ndarray, used: np.ndarray, motion: np.ndarray, times: tuple[float, ...] | None = None
 ) -> SliceOrder:
-    """The order of a stack's slices.
+    """Return the order of a stack's slices.
 
     Parameters
     ----------
     index : ndarray, (K,), int
         Slice indices, ascending.
     used : ndarray, (K,), bool
-        Slices whose motion is to be trusted.
+        Slices whose motion is reliable.
     motion : ndarray, (K, 6)
         Shift (mm) and rotation (degrees) of every slice.
     times : tuple of float, optional
@@ -89,7 +89,7 @@ def slice_order(
 
 
 def presumed_passes(index: np.ndarray, used: np.ndarray, motion: np.ndarray) -> int:
-    """Number of passes of an interleaved acquisition as the motion suggests it; 1 where it suggests none."""
+    """Return the number of passes of an interleaved acquisition as the motion suggests it; 1 where it suggests none."""
     place = np.asarray(motion, float) * [1, 1, 1, LEVER, LEVER, LEVER]
     where = {int(k): p for k, p, good in zip(index, place, used, strict=True) if good}
 
@@ -107,7 +107,7 @@ def presumed_passes(index: np.ndarray, used: np.ndarray, motion: np.ndarray) -> 
 
 
 def _passes_of(index: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Passes of known times: one ends where the order turns back."""
+    """Return the passes of known times: one ends where the order turns back."""
     times, group = np.unique(moment, return_inverse=True)  # slices acquired at once belong together
     first = np.full(len(times), np.iinfo(int).max)
     np.minimum.at(first, group, index)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the stacks agree with one another where the motion has put them, and what the slices saw of the brain.
+"""Agreement of the stacks with one another at their registered poses, and the coverage of the brain by slices.
 
-Similarity of acquired and simulated slices asks the fitted field; agreement asks the stacks alone, so that a field
-which has learnt everyone's mistakes does not hide that the stacks show different things.
+Similarity of acquired and simulated slices depends on the fitted field; agreement depends on the stacks alone, so that
+a field which has fitted all errors does not hide that the stacks show different things.
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ UNSEEN = 0.5  # slices: a voxel with fewer was not seen
 
 
 def agreement_metrics(result: SvrResult, stacks: list[Stack]) -> dict[str, float]:
-    """Agreement of the stacks (see ``METRIC_DESCRIPTIONS``).
+    """Compute the agreement of the stacks (see ``METRIC_DESCRIPTIONS``).
 
     Parameters
     ----------
     result : SvrResult
     stacks : list of Stack
-        Those that were fitted, in the order of ``result.stack_names``.
+        Fitted stacks, in the order of ``result.stack_names``.
     """
     table = pairwise_agreement(result, stacks)
     known = np.isfinite(table)
@@ -41,7 +41,7 @@ def agreement_metrics(result: SvrResult, stacks: list[Stack]) -> dict[str, float
 
 
 def coverage_metrics(coverage: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Slices that saw the voxels of the brain (see ``METRIC_DESCRIPTIONS``); both on the grid of the volume."""
+    """Compute the coverage of the brain (see ``METRIC_DESCRIPTIONS``); both on the grid of the volume."""
     inside = coverage[mask]
     if not inside.size:
         return {"coverage_mean": np.nan, "not_covered": np.nan}
@@ -49,7 +49,7 @@ def coverage_metrics(coverage: np.ndarray, mask: np.ndarray) -> dict[str, float]
 
 
 def pairwise_agreement(result: SvrResult, stacks: list[Stack]) -> np.ndarray:
-    """Normalised cross-correlation of every two stacks where both have brain, (N, N); NaN on the diagonal.
+    """Compute the normalised cross-correlation of every two stacks where both have brain, (N, N); NaN on the diagonal.
 
     The used slices of each stack are put into the anatomy by their poses, without their gains and bias fields, as an
     image with a blur as wide as the slices are thick: then stacks of different orientations show the same.
@@ -74,12 +74,12 @@ def pairwise_agreement(result: SvrResult, stacks: list[Stack]) -> np.ndarray:
     for a in range(count):
         for b in range(a):
             if images[a] is not None and images[b] is not None:
-                table[a, b] = table[b, a] = _correlation(images[a], images[b])
+                table[a, b] = table[b, a] = _correlation(images[a], images[b])  # type: ignore[arg-type]
     return table
 
 
 def _pixels(result: SvrResult, stack: Stack, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (P, 3) in the anatomy, world mm, and intensities (P,) of the brain in the used slices of a stack."""
+    """Return world positions (P, 3), mm, and intensities (P,) of the brain in the used slices of a stack."""
     rows = np.flatnonzero((result.stack_index == number) & ~result.rejected & (result.gain > 0))
     if not len(rows):
         return np.zeros((0, 3)), np.zeros(0)
@@ -95,8 +95,10 @@ def _pixels(result: SvrResult, stack: Stack, number: int) -> tuple[np.ndarray, n
     return np.einsum("pij,pj->pi", moves[row, :3], index), image[row, i, j]
 
 
-def _image(where: np.ndarray, value: np.ndarray, grid) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean intensity on the grid, and where the stack shows something; None without a pixel."""
+def _image(
+    where: np.ndarray, value: np.ndarray, grid: tuple[np.ndarray, tuple[int, ...], float]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the mean intensity on the grid, and where the stack has data; None without a pixel."""
     if not len(where):
         return None
     low, shape, sigma = grid
@@ -108,7 +110,7 @@ def _image(where: np.ndarray, value: np.ndarray, grid) -> tuple[np.ndarray, np.n
     return total / np.maximum(seen, 1e-9), seen > SEEN * np.median(seen[seen > 0.05 * seen.max()])
 
 
-def _correlation(one, other) -> float:
+def _correlation(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
     shared = one[1] & other[1]
     if shared.sum() < LEAST_VOXELS:
         return np.nan

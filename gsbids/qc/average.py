@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is without motion correction: the plain average of the stacks."""
+"""The reference without motion correction: the plain average of the stacks."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 def plain_average(
     stacks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], affine: np.ndarray, shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Mean of the stacks where the scanner put them, on one grid.
+    """Average the stacks at their scanner positions, on one grid.
 
     Every stack is divided by its median inside its mask, brought to the grid by linear interpolation, and counts where
     its field of view reaches.
@@ -20,7 +20,7 @@ def plain_average(
     stacks : iterable of (ndarray (X, Y, Z), ndarray (4, 4), ndarray (X, Y, Z) bool or None)
         Image, affine and brain mask of each; one stack is in memory at a time.
     affine, shape
-        The grid.
+        Affine and shape of the grid.
 
     Returns
     -------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far every slice moved, measured where the brain is."""
+"""Displacement of every slice, measured in the brain."""
 
 from dataclasses import dataclass
 
@@ -19,15 +19,15 @@ class SliceDisplacement:
     Attributes
     ----------
     point : ndarray, (S, 3)
-        That point in scanner space, world RAS+ mm.
+        Position of the point in scanner space, world RAS+ mm.
     shift : ndarray, (S, 3)
-        Where the slice's own pose puts the point, minus where the mean pose of its stack does: mm along
+        Position of the point by the slice's own pose, minus that by the mean pose of its stack: mm along
         R, A, S.
     turn : ndarray, (S, 3)
         Rotation vector from the mean pose of the stack to the slice's own, degrees about R, A, S.
     stack_shift, stack_turn : ndarray, (N, 3)
-        Where the mean pose takes each stack as a whole (mm, at the mean of its points; degrees); the shift of
-        a stack without slices is NaN.
+        Shift and rotation of each stack as a whole by its mean pose (mm, at the mean of its points; degrees);
+        the shift of a stack without slices is NaN.
     neighbours : ndarray, (P, 2), int
         Pairs of used slices that lie next to one another in a stack.
     step_shift, step_turn : ndarray, (P,)
@@ -45,7 +45,7 @@ class SliceDisplacement:
 
 
 def brain_middle(result: SvrResult) -> np.ndarray:
-    """Median centre of the Gaussians in world RAS+ mm, (3,); of the slices when the field is empty."""
+    """Return the median centre of the Gaussians in world RAS+ mm, (3,); of the slices when the field is empty."""
     if len(result.field):
         return np.median(result.field.mean, axis=0).astype(float) + result.field.origin
     return np.median(result.motion.translation, axis=0)
@@ -57,7 +57,7 @@ def transform_points(transforms: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def rotation_vectors(rotation: np.ndarray) -> np.ndarray:
-    """Rotation vectors in degrees, (S, 3), of (S, 3, 3) rotations."""
+    """Return the rotation vectors in degrees, (S, 3), of (S, 3, 3) rotations."""
     return np.degrees(Rotation.from_matrix(rotation).as_rotvec()) if len(rotation) else np.zeros((0, 3))
 
 
@@ -104,10 +104,10 @@ def _mean_shift(mean: np.ndarray, points: np.ndarray) -> np.ndarray:
     return transform_points(mean, middle) - middle
 
 
-def _stack_means(result: SvrResult, transforms, point) -> tuple[np.ndarray, np.ndarray]:
-    """Mean pose of the used slices of each stack, (N, 4, 4), and the stack each slice counts for (-1: none).
+def _stack_means(result: SvrResult, transforms: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean pose of the used slices of each stack, (N, 4, 4), and the stack each slice counts for.
 
-    Where all slices of a stack are rejected, all count.
+    The latter is -1 for none. Where all slices of a stack are rejected, all count.
     """
     means = np.tile(np.eye(4), (len(result.stack_names), 1, 1))
     counted = np.full(len(point), -1)
@@ -125,7 +125,7 @@ def _stack_means(result: SvrResult, transforms, point) -> tuple[np.ndarray, np.n
 
 
 def _neighbours(result: SvrResult) -> np.ndarray:
-    """Pairs of used slices of one stack whose indices differ by one, (P, 2)."""
+    """Return the pairs of used slices of one stack whose indices differ by one, (P, 2)."""
     order = np.lexsort((result.slice_index, result.stack_index))
     first, second = order[:-1], order[1:]
     adjacent = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slices and stacks have no part in the volume, and why, in words."""
+"""Slices and stacks that do not contribute to the volume, with the reasons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ UNLIKE = 0.8  # similarity under which a slice shows something else, or the same
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One slice, several, or a stack without a part in the volume.
+    """One slice, several, or a stack that does not contribute.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Exclusion:
 
 
 def excluded_stacks(result: SvrResult) -> list[Exclusion]:
-    """Stacks that were left out, or of which nothing is left."""
+    """List the stacks that were left out, or of which no slice is left."""
     out, choice = result.settings.get("excluded", []), result.mask_choice
     strange = (
         "It looks like no part of what the other stacks show: another subject, another contrast, or a mask that "
@@ -50,7 +50,7 @@ def excluded_stacks(result: SvrResult) -> list[Exclusion]:
 
 
 def rejected_slices(result: SvrResult) -> list[Exclusion]:
-    """Slices of the fit that were rejected, in the order of the stacks, each with what is wrong with it."""
+    """List the rejected slices of the fit, in the order of the stacks, each with the reason."""
     order = np.lexsort((result.slice_index, result.stack_index))
     return [
         Exclusion(
@@ -83,14 +83,14 @@ def rejection_cause(result: SvrResult, s: int) -> str:
 
 
 def empty_slices(result: SvrResult) -> list[Exclusion]:
-    """Slices that had no part in the fit, as they hold no information."""
+    """List the slices that had no part in the fit, as they hold no information."""
     return [
         Exclusion(name, *empty_words(numbers).split(": ", 1)) for name, numbers in result.mask_choice["empty"].items()
     ]
 
 
 def empty_words(slices: Sequence[int]) -> str:
-    """What is said of slices without information.
+    """Describe slices without information.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def empty_words(slices: Sequence[int]) -> str:
 
 
 def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | None:
-    """Slices of a stack that had no part in the fit, as no brain is in their mask; None if there are none.
+    """Return the slices of a stack without brain in their mask, which had no part in the fit; None if there are none.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | N
     fitted : sequence of int
         Slices that had a part, or that are left out for another reason.
     depth : int
-        Slices of the stack.
+        Number of slices of the stack.
     """
     left = sorted(set(range(depth)) - {int(k) for k in fitted})
     if not left or len(left) == depth:
@@ -122,7 +122,7 @@ def without_brain(name: str, fitted: Sequence[int], depth: int) -> Exclusion | N
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers with their runs drawn together.
+    """Format ascending numbers with their runs contracted.
 
     Examples
     --------

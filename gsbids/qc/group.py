@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which reconstructions of a group stand out, by a rule that a few bad ones cannot bend."""
+"""Outlying reconstructions of a group, by a robust rule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def least_spread(name: str, units: str = "") -> float:
 
 
 def axis_span(low: float, high: float, least: float) -> tuple[float, float]:
-    """Ends of an axis that holds values and is not shorter than ``least``; not below 0 where no value is.
+    """Return the ends of an axis that holds values and is not shorter than ``least``; not below 0 where no value is.
 
     Examples
     --------
@@ -90,14 +90,14 @@ RULE = (
 
 @dataclass(frozen=True)
 class Spread:
-    """How one metric is spread over a group.
+    """Spread of one metric over a group.
 
     Attributes
     ----------
     median : float
         NaN without values.
     low, high : float
-        Limits beyond which a value stands out; infinite on a side that is not bad.
+        Limits beyond which a value is an outlier; infinite on a side that is not bad.
     """
 
     median: float
@@ -105,19 +105,19 @@ class Spread:
     high: float
 
     def stands_out(self, value: float) -> bool:
-        """Whether a value is beyond the limits; NaN never is."""
+        """Return whether a value is beyond the limits; NaN never is."""
         return bool(value < self.low or value > self.high)
 
 
 def metric_spread(values: Sequence[float], side: str = "both", least: float = 0.0) -> Spread:
-    """Median and limits of one metric (see ``RULE``).
+    """Return median and limits of one metric (see ``RULE``).
 
     Parameters
     ----------
     values : sequence of float
         NaN for those that are not known.
     side : {"low", "high", "both"}
-        Where it is bad.
+        Side on which it is bad.
     least : float
         Smallest robust standard deviation.
 
@@ -144,7 +144,7 @@ def metric_spread(values: Sequence[float], side: str = "both", least: float = 0.
 
 
 def group_spreads(columns: Mapping[str, Mapping], rows: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    """Spread of every metric of a group.
+    """Return the spread of every metric of a group.
 
     Parameters
     ----------
@@ -164,5 +164,5 @@ def group_spreads(columns: Mapping[str, Mapping], rows: Sequence[Mapping[str, fl
 
 
 def outliers(spreads: Mapping[str, Spread], values: Mapping[str, float]) -> list[str]:
-    """Metrics by which one row stands out."""
+    """List the metrics in which one row is an outlier."""
     return [name for name, spread in spreads.items() if spread.stands_out(values.get(name, np.nan))]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that describe one reconstruction: one row of the QC table."""
+"""Quality metrics of one reconstruction: one row of the QC table."""
 
 import warnings
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +15,7 @@ from gsbids.recon.svr.result import SvrResult
 
 
 def column(name: str, units: str, description: str) -> dict[str, str]:
-    """BIDS description of a column."""
+    """Return the BIDS description of a column."""
     return {"LongName": name, "Units": units, "Description": description}
 
 
@@ -145,7 +146,7 @@ def reconstruction_metrics(
     coverage: np.ndarray | None = None,
     stacks: list[Stack] | None = None,
 ) -> dict[str, float]:
-    """One row of quality numbers of a reconstruction.
+    """Compute the row of quality metrics of a reconstruction.
 
     Parameters
     ----------
@@ -157,9 +158,9 @@ def reconstruction_metrics(
     spacing : array_like, (3,)
         Voxel size in mm.
     coverage : ndarray, (X, Y, Z), optional
-        Slices that saw each voxel.
+        Number of slices that cover each voxel.
     stacks : list of Stack, optional
-        Those that were fitted, in the order of ``result.stack_names``.
+        Fitted stacks, in the order of ``result.stack_names``.
 
     Returns
     -------
@@ -182,7 +183,7 @@ def reconstruction_metrics(
 
 
 def slice_metrics(result: SvrResult) -> dict[str, float]:
-    """Counts of slices, similarity and residual (see ``METRIC_DESCRIPTIONS``)."""
+    """Compute counts of slices, similarity and residual (see ``METRIC_DESCRIPTIONS``)."""
     stacks = [result.ncc[result.stack_index == stack] for stack in np.unique(result.stack_index)]
     medians = [_summary(np.median, values) for values in stacks]
     return {
@@ -198,7 +199,7 @@ def slice_metrics(result: SvrResult) -> dict[str, float]:
 
 
 def placing_metrics(result: SvrResult) -> dict[str, float]:
-    """How sure the places of the stacks are (see ``METRIC_DESCRIPTIONS``)."""
+    """Compute the reliability of the registration of the stacks (see ``METRIC_DESCRIPTIONS``)."""
     found = np.array([np.nan if value is None else value for value in result.settings.get("agreement", [])], float)
     margin = result.settings.get("placing_margin")
     lost = [change["lost"] for change in result.settings.get("mask_changes", {}).values()]
@@ -211,7 +212,7 @@ def placing_metrics(result: SvrResult) -> dict[str, float]:
 
 
 def crossing_angle(result: SvrResult) -> float:
-    """Largest angle (degrees, up to 90) between the mean slice normals of two stacks; NaN for a lone stack."""
+    """Return the largest angle (degrees, up to 90) between the mean slice normals of two stacks; else NaN."""
     normals = []
     for stack in np.unique(result.stack_index):
         each = result.motion.rotation[result.stack_index == stack][:, :, 2]
@@ -221,7 +222,7 @@ def crossing_angle(result: SvrResult) -> float:
 
 
 def motion_metrics(result: SvrResult, moved: SliceDisplacement) -> dict[str, float]:
-    """Motion within stacks and between neighbouring slices (see ``METRIC_DESCRIPTIONS``)."""
+    """Compute the motion within stacks and between neighbouring slices (see ``METRIC_DESCRIPTIONS``)."""
     shift = np.linalg.norm(moved.shift[~result.rejected], axis=1)
     turn = np.linalg.norm(moved.turn[~result.rejected], axis=1)
     return {
@@ -236,7 +237,7 @@ def motion_metrics(result: SvrResult, moved: SliceDisplacement) -> dict[str, flo
 
 
 def image_metrics(volume: np.ndarray, mask: np.ndarray, spacing: np.ndarray) -> dict[str, float]:
-    """Volume of the mask, sharpness and noise (see ``METRIC_DESCRIPTIONS``)."""
+    """Compute the volume of the mask, sharpness and noise (see ``METRIC_DESCRIPTIONS``)."""
     row = {"mask_volume": mask.sum() * np.prod(spacing) / 1000.0, "sharpness": np.nan, "noise": np.nan}
     inside = ndimage.binary_erosion(mask, iterations=2) if mask.any() else mask
     if not inside.any() or min(mask.shape) < 3:
@@ -255,8 +256,8 @@ def image_metrics(volume: np.ndarray, mask: np.ndarray, spacing: np.ndarray) -> 
     return row
 
 
-def _summary(function, values: np.ndarray) -> float:
-    """``function`` of the finite values, NaN when there are none."""
+def _summary(function: Callable[[np.ndarray], float], values: np.ndarray) -> float:
+    """Apply ``function`` to the finite values; NaN when there are none."""
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     if not finite.size:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that describe one super-resolved volume: one row of the QC table."""
+"""Quality metrics of one super-resolved volume: one row of the QC table."""
 
 import math
 
@@ -70,16 +70,16 @@ SR_METRIC_DESCRIPTIONS: dict[str, dict[str, str]] = {
 def super_resolution_metrics(
     volume: np.ndarray, interpolated: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, known: dict
 ) -> dict[str, float]:
-    """One row of quality numbers of a super-resolved volume.
+    """Compute the row of quality metrics of a super-resolved volume.
 
     Parameters
     ----------
     volume, interpolated : ndarray, (X, Y, Z)
-        The volume, and the cubic B-spline of its input on the same grid.
+        Volume, and the cubic B-spline of its input on the same grid.
     affine : ndarray, (4, 4)
     mask : ndarray, (X, Y, Z), bool, optional
     known : dict
-        What the fit said: ``hidden_gain``, ``hidden_error``, ``hidden_error_bspline``, ``data_misfit``, ``Blend``,
+        Values from the fit: ``hidden_gain``, ``hidden_error``, ``hidden_error_bspline``, ``data_misfit``, ``Blend``,
         ``NumberOfFields``, ``NumberOfGaussians``.
 
     Returns
@@ -109,6 +109,6 @@ def super_resolution_metrics(
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Voxels above a tenth of the 99th percentile of an image, (X, Y, Z), bool; all where 0 is no background."""
+    """Return the voxels above a tenth of the 99th percentile of an image, or all where 0 is no background."""
     low, high = np.percentile(image, (1, 99))
     return image > FOREGROUND * high if low > -FOREGROUND * high else np.ones(image.shape, bool)

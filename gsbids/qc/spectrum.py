@@ -8,7 +8,7 @@ MOST_LINES = 60000  # about so many are enough for a mean
 
 
 def axis_spectrum(volume: np.ndarray, spacing: float, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean power of the lines along one axis, under a Hann window, their means taken away.
+    """Compute the mean power of the lines along one axis, under a Hann window, with their means removed.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def axis_spectrum(volume: np.ndarray, spacing: float, axis: int) -> tuple[np.nda
 
 
 def energy_above(volume: np.ndarray, share: float = 0.5) -> float:
-    """Share of the energy (mean apart) at frequencies above ``share`` of the Nyquist frequency along some axis.
+    """Return the share of the energy (without the mean) above ``share`` of the Nyquist frequency along some axis.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a reconstruction may be used, as its own numbers say: one word, and the reasons for it in sentences."""
+"""Verdict on a reconstruction from its metrics: one level, and the reasons for it in sentences."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 USABLE, LOOK, DO_NOT_USE = "usable", "look at it", "do not use"
 
@@ -41,7 +42,7 @@ class Rule:
     level : str
         ``"do not use"`` or ``"look at it"``.
     words : str
-        A sentence with places for ``value`` and ``limit``.
+        Sentence with fields for ``value`` and ``limit``.
     """
 
     metric: str
@@ -51,13 +52,13 @@ class Rule:
     words: str
 
     def holds(self, value: float | None) -> bool:
-        """Whether a value is on the bad side of the limit; what is not known never is."""
+        """Return whether a value is on the bad side of the limit; an unknown one never is."""
         if not known(value):
             return False
         return value < self.limit if self.below else value > self.limit
 
     def sentence(self, value: float) -> str:
-        """The rule in words, with the value that it holds for.
+        """Return the sentence of the rule, with the value that it holds for.
 
         The value has two digits, and is rounded away from the limit where it would not be beyond it otherwise: no
         sentence says that 0.90 is below 0.90.
@@ -168,7 +169,7 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What :func:`judge` finds.
+    """Level and reasons, as :func:`judge` returns them.
 
     Attributes
     ----------
@@ -186,28 +187,28 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """The level, to begin a line with: ``Do not use``."""
+        """Level as the beginning of a sentence: ``Do not use``."""
         return self.level.capitalize()
 
     def fields(self) -> dict:
-        """The verdict as fields of a JSON sidecar."""
+        """Return the verdict as fields of a JSON sidecar."""
         return {"Verdict": self.level, "VerdictReasons": list(self.reasons)}
 
 
 def judge(metrics: Mapping[str, float | None]) -> Verdict:
-    """The verdict on a reconstruction.
+    """Return the verdict on a reconstruction.
 
     Parameters
     ----------
     metrics : mapping
-        Row of :func:`gsbids.qc.metrics.reconstruction_metrics`. On a metric that is missing, None or NaN, as the
-        agreement of a lone stack, its rules are silent.
+        Row of :func:`gsbids.qc.metrics.reconstruction_metrics`. Rules of a metric that is missing, None or NaN, as the
+        agreement of a lone stack, are not applied.
 
     Returns
     -------
     Verdict
-        The worst level of all rules that hold. Of two rules of one metric only the worse one speaks. Where no rule
-        has a number to look at, the volume is to be looked at.
+        Worst level of all rules that hold. Of two rules of one metric only the worse one counts. Where no rule can be
+        applied, the level is "look at it".
 
     Examples
     --------
@@ -226,11 +227,11 @@ def judge(metrics: Mapping[str, float | None]) -> Verdict:
     if not spoke:
         return Verdict(USABLE)
     worst = next(iter(spoke.values())).level
-    return Verdict(worst, tuple(rule.sentence(metrics[name]) for name, rule in spoke.items()), tuple(spoke))
+    return Verdict(worst, tuple(rule.sentence(metrics[name]) for name, rule in spoke.items()), tuple(spoke))  # type: ignore[arg-type]
 
 
 def verdict_of_fields(fields: Mapping[str, object]) -> Verdict | None:
-    """The verdict that a sidecar holds; None where it holds none that can be understood.
+    """Return the verdict that a sidecar holds; None where it holds no valid one.
 
     Examples
     --------
@@ -243,6 +244,6 @@ def verdict_of_fields(fields: Mapping[str, object]) -> Verdict | None:
     return Verdict(level, tuple(map(str, reasons)) if isinstance(reasons, list) else ())
 
 
-def known(value: float | None) -> bool:
-    """Whether there is a number."""
+def known(value: float | None) -> TypeGuard[float]:
+    """Return whether a value is a number and not NaN."""
     return isinstance(value, int | float) and not math.isnan(value)

@@ -2,13 +2,14 @@
 """The Gaussian field: an image made of anisotropic 3D Gaussians."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class GaussianField:
-    """A normalised field of J anisotropic Gaussians (DESIGN section 3; GSVR paper Eq. 2).
+    """A normalised field of J anisotropic Gaussians (GSVR paper Eq. 2).
 
     The image is ``I(x) = sum_j w_j c_j / (sum_j w_j + eps)`` with
     ``w_j = exp(l_j - (x - mu_j)^T Sigma_j^-1 (x - mu_j) / 2)`` and
@@ -41,13 +42,14 @@ class GaussianField:
     ARRAYS = (*PARAMETERS, "origin")
 
     def __len__(self) -> int:
+        """Return the number of Gaussians."""
         return len(self.mean)
 
     @property
-    def parameters(self) -> tuple[np.ndarray, ...]:
+    def parameters(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The arrays of the Gaussians, in the order of the renderer's arguments."""
         return tuple(getattr(self, name) for name in self.PARAMETERS)
 
-    def replace(self, **changes) -> "GaussianField":
-        """Copy with some arrays replaced."""
+    def replace(self, **changes: Any) -> "GaussianField":
+        """Return a copy with some arrays replaced."""
         return replace(self, **changes)

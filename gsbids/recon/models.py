@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved models of either kind: reading one without knowing which, the room it fills, and sampling it."""
+"""Saved models of SVR and SR: reading one of either kind, its field of view, and sampling it."""
 
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -17,7 +19,7 @@ from gsbids.recon.sr.sample import sample_sr
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.volume.sample import sample_result
 
-KINDS = {"gsbids-svr-2": SvrResult, SrResult.FORMAT: SrResult}
+KINDS: dict[str, Any] = {"gsbids-svr-2": SvrResult, SrResult.FORMAT: SrResult}
 ROOM = 1.5  # mm around the Gaussians of an SVR model, whose centres reach beyond the masks already
 
 
@@ -64,11 +66,11 @@ def load_model(path: str | Path) -> SvrResult | SrResult:
 
 
 class _DamageError(ValueError):
-    """What is wrong with a model, in words."""
+    """Description of what is wrong with a model."""
 
 
 def _check(model: SvrResult | SrResult) -> None:
-    """Refuse arrays and settings of other shapes or kinds than the samplers take, and numbers that are none."""
+    """Refuse arrays and settings of other shapes or kinds than the samplers take, and numbers that are not finite."""
     fields = model.fields if isinstance(model, SrResult) else (model.field,)
     arrays = {
         f"{name} of a field": (getattr(field, name), shape)
@@ -111,10 +113,10 @@ def _check(model: SvrResult | SrResult) -> None:
 def model_grid(
     model: SvrResult | SrResult, transform: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Affine and shape of the room that a model fills.
+    """Return affine and shape of the field of view of a model.
 
-    For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around
-    the Gaussians; along those of another world, where a rigid ``transform`` (4, 4) to it is given (SVR only).
+    For SR that is the grid of the volume; for SVR, which has no voxels, one of 1 mm along the world's axes around the
+    Gaussians; along those of another world, where a rigid ``transform`` (4, 4) to it is given (SVR only).
     """
     if isinstance(model, SrResult):
         return model.affine, model.volume.shape
@@ -127,42 +129,50 @@ def model_grid(
     shape = tuple(int(n) for n in np.ceil(high - low) + 1)
     affine = np.eye(4)
     affine[:3, 3] = (low + high) / 2 + origin - (np.array(shape) - 1) / 2
-    return affine, shape
+    return affine, shape  # type: ignore[return-value]
 
 
-def grid_of_spacing(affine: np.ndarray, shape, spacing) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The same field of view in voxels of exactly this size (mm, one number or three), centred in it."""
+def grid_of_spacing(
+    affine: np.ndarray, shape: Sequence[int], spacing: float | Sequence[float]
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Return a grid of the same field of view with voxels of exactly this size (mm, one number or three), centred."""
     own = np.linalg.norm(affine[:3, :3], axis=0)
     step = np.broadcast_to(np.asarray(spacing, float), 3) / own
     count = np.maximum(np.floor(np.array(shape) / step + 1e-3), 1)
     return _within(affine, shape, step, count)
 
 
-def grid_of_factor(affine: np.ndarray, shape, factor) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The same field of view, filled exactly by ``factor`` times as many voxels (one number or three)."""
+def grid_of_factor(
+    affine: np.ndarray, shape: Sequence[int], factor: float | Sequence[float]
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Return a grid that fills the same field of view with ``factor`` times as many voxels (one number or three)."""
     count = np.maximum(np.rint(np.array(shape) * np.broadcast_to(np.asarray(factor, float), 3)), 1)
     return _within(affine, shape, np.array(shape) / count, count)
 
 
 def sample_model(
-    model: SvrResult | SrResult, affine: np.ndarray, shape, mask: tuple | None = None, device: str = "cpu"
+    model: SvrResult | SrResult,
+    affine: np.ndarray,
+    shape: Sequence[int],
+    mask: tuple | None = None,
+    device: str = "cpu",
 ) -> np.ndarray:
-    """The image of a model at the voxel centres of a grid.
+    """Sample the image of a model at the voxel centres of a grid.
 
     Parameters
     ----------
     model : SvrResult or SrResult
     affine, shape
-        Of the grid.
+        Affine (4, 4) and shape (X, Y, Z) of the grid.
     mask : tuple of (ndarray, affine), optional
         Voxels farther out than the rim of the fit (SVR; none for SR) become 0.
     device : str
-        Where fields are rendered.
+        Device on which fields are rendered.
 
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In input intensities.
+        Image in input intensities.
 
     Raises
     ------
@@ -171,12 +181,12 @@ def sample_model(
     """
     is_sr = isinstance(model, SrResult)
     try:
-        image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)
+        image = (sample_sr if is_sr else sample_result)(model, affine, shape, device)  # type: ignore[arg-type]
     except FloatingPointError as error:
         raise InputError(f"the model cannot be sampled ({error}): make it again") from error
     if mask is None:
         return image
-    inside = resample_mask(*mask, affine, shape)
+    inside = resample_mask(*mask, affine, shape)  # type: ignore[call-arg]
     if not inside.any():
         raise InputError("--mask: no voxel of the grid is inside the mask; check that both are of one space")
     rim = 0.0 if is_sr else float(model.settings.get("rim", 0.0))
@@ -184,7 +194,9 @@ def sample_model(
     return image * (ndimage.distance_transform_edt(~inside, sampling=spacing) <= rim)
 
 
-def _within(affine, shape, step, count):
+def _within(
+    affine: np.ndarray, shape: Sequence[int], step: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, tuple[int, int, int]]:
     if np.prod(count) > MOST_VOXELS:
         raise InputError(
             f"the grid would have {' x '.join(f'{n:.0f}' for n in count)} voxels; at most "
@@ -192,4 +204,4 @@ def _within(affine, shape, step, count):
         )
     inner = np.diag([*step, 1.0])
     inner[:3, 3] = (np.array(shape) - 1) / 2 - step * (count - 1) / 2
-    return affine @ inner, tuple(int(n) for n in count)
+    return affine @ inner, tuple(int(n) for n in count)  # type: ignore[return-value]

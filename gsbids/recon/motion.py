@@ -26,13 +26,15 @@ class RigidMotion:
     translation: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of slices."""
         return len(self.rotation)
 
-    def __getitem__(self, which) -> "RigidMotion":
+    def __getitem__(self, which: slice | np.ndarray) -> "RigidMotion":
+        """Return the poses of some slices."""
         return RigidMotion(self.rotation[which], self.translation[which])
 
     def moved(self, transform: np.ndarray) -> "RigidMotion":
-        """The same slices carried along by rigid transforms.
+        """Move the slices by rigid transforms.
 
         Parameters
         ----------
@@ -44,7 +46,7 @@ class RigidMotion:
         return RigidMotion(turn @ self.rotation, moved + shift)
 
     def step(self, omega: np.ndarray, tau: np.ndarray) -> "RigidMotion":
-        """Retraction in the slice frame: ``R <- R exp([omega]x)``, ``t <- t + R tau``.
+        """Retract steps in the slice frame: ``R <- R exp([omega]x)``, ``t <- t + R tau``.
 
         Parameters
         ----------
@@ -58,7 +60,7 @@ class RigidMotion:
         return RigidMotion(self.rotation @ turn, self.translation + shift)
 
     def relative_to(self, nominal: "RigidMotion") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Motion of every slice with respect to its nominal pose.
+        """Return the motion of every slice with respect to its nominal pose.
 
         Returns
         -------
@@ -66,13 +68,13 @@ class RigidMotion:
         centre : ndarray, (S, 3)
             Nominal slice origin, mm.
         shift : ndarray, (S, 3)
-            So that ``x_anatomy = rotation @ (x_scanner - centre) + centre + shift``.
+            Shift in mm: ``x_anatomy = rotation @ (x_scanner - centre) + centre + shift``.
         """
         rotation = self.rotation @ np.swapaxes(nominal.rotation, 1, 2)
         return rotation, nominal.translation, self.translation - nominal.translation
 
     def as_affines(self, nominal: "RigidMotion") -> np.ndarray:
-        """World RAS+ transforms scanner -> anatomy of every slice, (S, 4, 4)."""
+        """Return the world RAS+ transforms scanner -> anatomy of every slice, (S, 4, 4)."""
         rotation, centre, shift = self.relative_to(nominal)
         affine = np.tile(np.eye(4), (len(self), 1, 1))
         affine[:, :3, :3] = rotation
@@ -88,7 +90,7 @@ def best_rigid(source: np.ndarray, target: np.ndarray, weight: np.ndarray | None
     source, target : ndarray, (P, 3)
         Points, mm; they may lie in a plane.
     weight : ndarray, (P,), optional
-        Equal without.
+        Weight of each point; equal if left out.
     """
     weight = np.full(len(source), 1 / len(source)) if weight is None else weight / weight.sum()
     a, b = weight @ source, weight @ target

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a field of Gaussians to an image on any grid."""
+"""Sampling of a field of Gaussians on any grid."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +16,7 @@ BLOCK = 32  # planes rendered at once: bounds the memory
 def sample_grid(
     field: GaussianField,
     affine: np.ndarray,
-    shape,
+    shape: Sequence[int],
     blur_fwhm: float = 0.0,
     options: ops.RenderOptions = ops.RenderOptions(),  # noqa: B008
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -48,8 +50,8 @@ def sample_grid(
             psf=np.full((count, 3), (blur_fwhm * FWHM_TO_SIGMA) ** 2),
             spacing=np.tile(spacing, (count, 1)),
             centre=np.tile((np.array(shape[:2]) - 1) / 2, (count, 1)),
-            extent=ops.full_extent(count, shape[:2]),
-            shape=tuple(shape[:2]),
+            extent=ops.full_extent(count, shape[:2]),  # type: ignore[arg-type]
+            shape=tuple(shape[:2]),  # type: ignore[arg-type]
         )
         planes.append(ops.render(*field.parameters, geometry, options))
-    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))
+    return tuple(np.ascontiguousarray(np.moveaxis(np.concatenate(p), 0, 2)) for p in zip(*planes, strict=True))  # type: ignore[return-value]

@@ -12,7 +12,7 @@ from gsbids.errors import GsbidsError, InputError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Options of the command."""
+    """Build the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m gsbids.simulate",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def _simulate(args) -> int:
+def _simulate(args: argparse.Namespace) -> int:
     from gsbids.simulate.acquire import Acquisition
     from gsbids.simulate.dataset import SimulationSettings, simulate_dataset
 
@@ -91,7 +91,7 @@ def _simulate(args) -> int:
     return 0
 
 
-def _score(args) -> int:
+def _score(args: argparse.Namespace) -> int:
     from gsbids.imaging.nifti import save_image
     from gsbids.simulate.compare import average_of_stacks, compare_to_truth
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Acquire thick slices from a moving phantom.
+"""Simulated acquisition of thick slices from a moving phantom.
 
 A slice voxel at the scanner position x sees the anatomy at ``T_s x``, integrated against a Gaussian
 point spread function that turns with the slice: full width at half maximum ``1.2 * in_plane`` in the
@@ -7,6 +7,7 @@ plane and ``thickness`` across it. ``T_s`` is a rigid world transform, scanner -
 reconstruction's own motion tables.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How one stack is acquired, the same for all stacks of a scan.
+    """Settings of the acquisition, the same for all stacks of a scan.
 
     Attributes
     ----------
@@ -57,13 +58,13 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class AcquiredStack:
-    """One simulated stack and everything that was done to it.
+    """One simulated stack with its true motion, gains and dropped slices.
 
     Attributes
     ----------
     image : ndarray, (X, Y, Z), float32
     mask : ndarray, (X, Y, Z), bool
-        Where at least half of the signal comes from the brain.
+        Voxels in which at least half of the signal comes from the brain.
     affine : ndarray, (4, 4)
         Scanner geometry, slices on the third axis.
     transforms : ndarray, (Z, 4, 4)
@@ -85,8 +86,10 @@ class AcquiredStack:
     dropped: np.ndarray
 
 
-def stack_grid(orientation: str, acquisition: Acquisition, extent, tilt=None) -> tuple[np.ndarray, tuple]:
-    """Grid of a stack that covers a box about world 0.
+def stack_grid(
+    orientation: str, acquisition: Acquisition, extent: Sequence[float] | np.ndarray, tilt: Rotation | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the grid of a stack that covers a box about world 0.
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ def stack_grid(orientation: str, acquisition: Acquisition, extent, tilt=None) ->
 
 
 def acquisition_order(slices: int, interleave: int) -> np.ndarray:
-    """Time index of every slice, (Z,): ``interleave`` passes, each ascending.
+    """Return the time index of every slice, (Z,): ``interleave`` passes, each ascending.
 
     >>> acquisition_order(5, 2).tolist()
     [0, 3, 1, 4, 2]
@@ -125,7 +128,7 @@ def acquisition_order(slices: int, interleave: int) -> np.ndarray:
 
 
 def draw_motion(slices: int, angle: float, shift: float, smooth: float, rng: np.random.Generator) -> np.ndarray:
-    """Rigid motion smooth in time: a low-passed random walk, clipped at its limits.
+    """Draw rigid motion smooth in time: a low-passed random walk, clipped at its limits.
 
     Parameters
     ----------
@@ -149,8 +152,8 @@ def draw_motion(slices: int, angle: float, shift: float, smooth: float, rng: np.
     return np.clip(walk / 2, -1, 1) * np.array([np.radians(angle)] * 3 + [shift] * 3)
 
 
-def rigid_about(centre, rotation_vector, shift) -> np.ndarray:
-    """World transforms that turn about ``centre`` and then shift, (..., 4, 4).
+def rigid_about(centre: np.ndarray, rotation_vector: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return world transforms that rotate about ``centre`` and then shift, (..., 4, 4).
 
     Parameters
     ----------
@@ -165,7 +168,7 @@ def rigid_about(centre, rotation_vector, shift) -> np.ndarray:
 
 
 class Scanner:
-    """Takes stacks of one phantom with one acquisition.
+    """Simulated scanner of one phantom with one acquisition.
 
     The PSF's covariance is ``a I + (b - a) n n^T`` with the slice normal n. Its first part does not
     depend on the motion: the phantom is blurred by it once. The rest is a line integral along the
@@ -177,7 +180,7 @@ class Scanner:
     acquisition : Acquisition
     """
 
-    def __init__(self, phantom: Phantom, acquisition: Acquisition):
+    def __init__(self, phantom: Phantom, acquisition: Acquisition) -> None:
         self.phantom, self.acquisition = phantom, acquisition
         in_plane = IN_PLANE_FWHM * acquisition.in_plane * FWHM_TO_SIGMA
         through = acquisition.thickness * FWHM_TO_SIGMA
@@ -193,8 +196,10 @@ class Scanner:
         weight = np.exp(-0.5 * (self._offsets / max(rest, 1e-6)) ** 2)
         self._weights = weight / weight.sum()
 
-    def ideal_slices(self, affine, shape, transforms) -> tuple[np.ndarray, np.ndarray]:
-        """Slices without noise, gain or loss.
+    def ideal_slices(
+        self, affine: np.ndarray, shape: Sequence[int], transforms: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Simulate slices without noise, gain or signal loss.
 
         Parameters
         ----------
@@ -231,8 +236,10 @@ class Scanner:
             mask[:, :, k] = ndimage.affine_transform(self._mask, order=1, **where) @ self._weights >= 0.5
         return np.clip(image, 0, None), mask
 
-    def acquire(self, affine, shape, transforms, rng: np.random.Generator) -> AcquiredStack:
-        """One stack with its receive field, slice gains, dropped slices and Rician noise.
+    def acquire(
+        self, affine: np.ndarray, shape: Sequence[int], transforms: np.ndarray, rng: np.random.Generator
+    ) -> AcquiredStack:
+        """Acquire one stack with its receive field, slice gains, dropped slices and Rician noise.
 
         Parameters
         ----------
@@ -254,8 +261,8 @@ class Scanner:
         return AcquiredStack(image, mask, np.asarray(affine), np.asarray(transforms), order, gain, dropped)
 
 
-def receive_field(affine, shape, amplitude: float) -> np.ndarray:
-    """Smooth intensity field fixed in the scanner, (X, Y, Z), mean about 1.
+def receive_field(affine: np.ndarray, shape: Sequence[int], amplitude: float) -> np.ndarray:
+    """Return a smooth intensity field fixed in the scanner, (X, Y, Z), mean about 1.
 
     Parameters
     ----------
@@ -270,8 +277,8 @@ def receive_field(affine, shape, amplitude: float) -> np.ndarray:
     return field.reshape(shape)
 
 
-def _draw_dropped(mask, part, rng):
-    """Which slices lose their signal, among those with brain."""
+def _draw_dropped(mask: np.ndarray, part: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw the slices that lose their signal, among those with brain."""
     dropped = np.zeros(mask.shape[2], bool)
     candidates = np.flatnonzero(mask.any(axis=(0, 1)))
     count = rng.binomial(len(candidates), part) if part > 0 else 0
@@ -279,8 +286,8 @@ def _draw_dropped(mask, part, rng):
     return dropped
 
 
-def _signal_loss(shape, rng):
-    """Factor on a slice hit by motion during its readout: lost all over, or on one side of a soft line."""
+def _signal_loss(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Return the factor on a slice hit by motion during its readout: lost all over, or on one side of a soft line."""
     left = rng.uniform(0.05, 0.4)
     if rng.random() < 0.5:
         return np.full(shape, left, np.float32)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare a reconstruction with the truth, and with doing nothing about motion."""
+"""Comparison of a reconstruction with the truth, and with no motion correction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ COVER, TURNED = 600, 2  # random rotations: one is within some 25 degrees of any
 
 @dataclass(frozen=True)
 class Comparison:
-    """How near a volume is to the truth, inside the brain.
+    """Similarity of a volume to the truth, inside the brain.
 
     A reconstruction is defined up to a rigid motion, a gain and an offset: these are fitted first.
     The outermost ``MARGIN`` mm of the mask are left out: there the volume's own mask, not the brain,
@@ -29,7 +30,7 @@ class Comparison:
     Attributes
     ----------
     psnr : float
-        dB; the peak is the truth's maximum in there.
+        Peak signal-to-noise ratio, dB; the peak is the truth's maximum inside the brain.
     ncc : float
         Normalised cross-correlation.
     coverage : float
@@ -49,7 +50,7 @@ def compare_to_truth(volume: str | Path, truth: str | Path, truth_mask: str | Pa
     volume : path-like
         Reconstruction on any grid, in any rigid frame, on any intensity scale.
     truth, truth_mask : path-like
-        The truth and its brain mask, on one grid.
+        Truth and its brain mask, on one grid.
 
     Returns
     -------
@@ -71,12 +72,12 @@ def compare_to_truth(volume: str | Path, truth: str | Path, truth_mask: str | Pa
 
 
 def score(volume: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """PSNR (dB) and NCC after the best gain and offset.
+    """Compute PSNR (dB) and NCC after the best gain and offset.
 
     Parameters
     ----------
     volume, truth : ndarray, (X, Y, Z)
-        On the same grid.
+        Images on the same grid.
     mask : ndarray, (X, Y, Z), bool
     """
     x, y = volume[mask].astype(float), truth[mask].astype(float)
@@ -89,12 +90,12 @@ def score(volume: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> tuple[floa
 
 
 def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The volume on the truth's grid, rigidly aligned to it inside the brain.
+    """Align a volume rigidly to the truth inside the brain, on the truth's grid.
 
-    Started where ANTs puts it, where it is, with the middle of its filled part on the middle of the brain, and so in
-    the likeliest of many rotations, as a volume may lie like an atlas; from each the cross-correlation in the mask is
-    climbed, and the best end wins. (For the blurred average of moving stacks ANTs alone ends far from the best, which
-    would be unfair to it.)
+    Starts: the registration of ANTs, the volume as it is, with the centre of its non-zero part on that of the brain,
+    and so in the likeliest of many rotations, as a volume may be aligned to an atlas; from each the cross-correlation
+    in the mask is maximised, and the best result is taken. (For the blurred average of moving stacks ANTs alone ends
+    far from the best, which would be unfair to it.)
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -
     -------
     image : ndarray, (X, Y, Z), float32
     filled : ndarray, (X, Y, Z), bool
-        Where the volume is not zero.
+        Voxels where the volume is not zero.
     """
     moving, moving_affine = load_image(volume)
     fixed, fixed_affine = load_image(truth)
@@ -117,7 +118,7 @@ def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -
     to_index = np.linalg.inv(moving_affine)
     few, values = points[chosen], fixed[mask][chosen].astype(float)
 
-    def cost(parameters):
+    def cost(parameters: np.ndarray) -> float:
         place = _rigid(parameters, centre)
         index = to_index @ place @ np.vstack([few.T, np.ones(len(few))])
         seen = ndimage.map_coordinates(moving, index[:3], order=1)
@@ -136,16 +137,16 @@ def align_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path) -
     return ndimage.affine_transform(moving, order=3, **where), filled
 
 
-def _rigid(parameters, centre):
-    """Transform (4, 4) that turns about ``centre`` (tenths of a radian) and then shifts (mm x 5).
+def _rigid(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Return the transform (4, 4) that rotates about ``centre`` (tenths of a radian) and then shifts (mm x 5).
 
     The units make steps of one size move the brain by about the same distance.
     """
     return rigid_about(centre, parameters[:3] / 10, 5 * parameters[3:])
 
 
-def _ants_rigid(volume, truth, truth_mask, centre):
-    """Parameters of :func:`_rigid` of the rigid registration of ANTs."""
+def _ants_rigid(volume: str | Path, truth: str | Path, truth_mask: str | Path, centre: np.ndarray) -> np.ndarray:
+    """Return the parameters of :func:`_rigid` of the rigid registration of ANTs."""
     import ants
 
     fixed, mask, moving = (ants.image_read(str(path)) for path in (truth, truth_mask, volume))
@@ -168,8 +169,10 @@ def _ants_rigid(volume, truth, truth_mask, centre):
     return np.r_[10 * Rotation.from_matrix(turn).as_rotvec(), at_centre / 5]
 
 
-def average_of_stacks(stacks, masks, resolution: float) -> tuple[np.ndarray, np.ndarray]:
-    """What a lab gets without motion correction: the masked stacks, interpolated and averaged.
+def average_of_stacks(
+    stacks: Sequence[str | Path], masks: Sequence[str | Path], resolution: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average the masked stacks without motion correction, interpolated to one grid.
 
     Each stack is divided by its median in the mask, put on one isotropic grid in scanner space by
     linear interpolation, and averaged where the masks reach.

@@ -4,6 +4,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -22,7 +23,7 @@ from gsbids.simulate.acquire import (
     rigid_about,
     stack_grid,
 )
-from gsbids.simulate.phantom import band_limited, fetal_phantom
+from gsbids.simulate.phantom import Phantom, band_limited, fetal_phantom
 
 MOTION_COLUMNS = {
     "slice": ("Index along the third array axis of the stack, from 0", None),
@@ -47,16 +48,16 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """Everything that determines a simulated subject.
+    """Settings that determine a simulated subject.
 
     Attributes
     ----------
     subject : str
         Label without ``sub-``.
     orientations : tuple of str
-        One stack each: ``axial``, ``coronal`` or ``sagittal``.
+        Orientation of each stack: ``axial``, ``coronal`` or ``sagittal``.
     seed : int
-        Of motion, noise, gains, drops and tilts.
+        Seed of motion, noise, gains, drops and tilts.
     phantom_voxel, brain_ml : float
         Voxel (mm) of the phantom that is scanned, and volume of its brain (ml).
     truth_resolution : float
@@ -89,16 +90,16 @@ class SimulationSettings:
 
 @dataclass(frozen=True)
 class SimulatedDataset:
-    """Where the files of a simulated subject are.
+    """Paths of the files of a simulated subject.
 
     Attributes
     ----------
     root, masks_root, truth_root : Path
-        The raw data set and its two derivative data sets.
+        Raw data set and its two derivative data sets.
     stacks, masks, motion : tuple of Path
         Per stack: image, brain mask, true motion table (TSV).
     truth, truth_mask : Path
-        The band-limited phantom and its brain mask.
+        Band-limited phantom and its brain mask.
     """
 
     root: Path
@@ -111,14 +112,14 @@ class SimulatedDataset:
     truth_mask: Path
 
 
-def simulate_stacks(settings: SimulationSettings, phantom=None) -> list[AcquiredStack]:
+def simulate_stacks(settings: SimulationSettings, phantom: Phantom | None = None) -> list[AcquiredStack]:
     """Acquire all stacks of a subject, in memory.
 
     Parameters
     ----------
     settings : SimulationSettings
     phantom : Phantom, optional
-        Scanned instead of the one that the settings name.
+        Phantom to scan instead of that of the settings.
 
     Returns
     -------
@@ -158,7 +159,7 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     Parameters
     ----------
     out_dir : path-like
-        The raw data set; another subject may be there already.
+        Raw data set; another subject may be in it already.
     settings : SimulationSettings, optional
 
     Returns
@@ -168,7 +169,7 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     Raises
     ------
     InputError
-        When the subject is there already, or a setting makes no sense.
+        The subject exists already, or a setting is invalid.
     """
     settings = settings or SimulationSettings()
     root, sub = Path(out_dir), f"sub-{settings.subject}"
@@ -194,12 +195,17 @@ def simulate_dataset(out_dir: str | Path, settings: SimulationSettings | None = 
     _write_json(Path(f"{name}_desc-brain_mask.json"), {"Type": "Brain", "SpatialReference": "orig"})
     _write_json(Path(f"{name}_desc-simulation_settings.json"), asdict(settings))
     _write_descriptions(root, masks_root, truth_root)
-    return SimulatedDataset(
-        root, masks_root, truth_root, *(tuple(f) for f in zip(*files, strict=True)), truth_file, mask_file
+    return SimulatedDataset(  # type: ignore[call-arg]
+        root,
+        masks_root,
+        truth_root,
+        *(tuple(f) for f in zip(*files, strict=True)),  # type: ignore[arg-type]
+        truth_file,
+        mask_file,
     )
 
 
-def _check(settings, subject_dir):
+def _check(settings: SimulationSettings, subject_dir: Path) -> None:
     if subject_dir.exists():
         raise InputError(f"{subject_dir}: this subject is there already; remove it or choose another label")
     if not settings.subject.isalnum():
@@ -209,8 +215,10 @@ def _check(settings, subject_dir):
         raise InputError(f"orientations {wrong or 'are missing'}: choose from {', '.join(ORIENTATIONS)}")
 
 
-def _write_stack(stack, run, root, sub, settings):
-    """Image, sidecar, mask and true motion of one stack; returns the three files."""
+def _write_stack(
+    stack: AcquiredStack, run: int, root: Path, sub: str, settings: SimulationSettings
+) -> tuple[Path, Path, Path]:
+    """Write image, sidecar, mask and true motion of one stack; return the paths of image, mask and motion."""
     name = f"{sub}_run-{run}"
     anat = root / sub / "anat"
     image = save_image(anat / f"{name}_T2w.nii.gz", stack.image, stack.affine, dtype="int16")
@@ -242,7 +250,7 @@ def _write_stack(stack, run, root, sub, settings):
 
 
 def write_motion_table(path: Path, stack: AcquiredStack) -> None:
-    """True motion of a stack as TSV, one row a slice, with a JSON that says what the columns mean.
+    """Write the true motion of a stack as TSV, one row a slice, with a JSON that describes the columns.
 
     Parameters
     ----------
@@ -267,8 +275,8 @@ def write_motion_table(path: Path, stack: AcquiredStack) -> None:
     _write_json(path.with_suffix(".json"), {"Convention": CONVENTION} | columns)
 
 
-def _write_descriptions(root, masks_root, truth_root):
-    """What makes the three folders BIDS data sets."""
+def _write_descriptions(root: Path, masks_root: Path, truth_root: Path) -> None:
+    """Write the files that make the three folders BIDS data sets."""
     maker = [{"Name": "gsbids simulate", "Version": gsbids.__version__}]
     about = "# Simulated fetal brain MRI\n\n{}\n\nMade by `python -m gsbids.simulate`; nobody was scanned.\n"
     for base, name, text in (
@@ -276,7 +284,7 @@ def _write_descriptions(root, masks_root, truth_root):
         (masks_root, "Brain masks of simulated stacks", "One mask per stack, on its grid."),
         (truth_root, "Truth of simulated stacks", "The head at rest; the true motion of each slice."),
     ):
-        description = {
+        description: dict[str, Any] = {
             "Name": name,
             "BIDSVersion": "1.10.1",
             "DatasetType": "raw",
@@ -297,9 +305,9 @@ def _write_descriptions(root, masks_root, truth_root):
     _write_text(root / "participants.tsv", "participant_id\n" + "".join(f"{s}\n" for s in subjects))
 
 
-def _write_json(path, content):
+def _write_json(path: Path, content: dict) -> None:
     _write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _write_text(path, text):
+def _write_text(path: Path, text: str) -> None:
     write_atomic(path, text.encode())

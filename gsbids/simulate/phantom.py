@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from gsbids.imaging.icbm152 import icbm152_maps
 
-FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))  # standard deviation over full width at half maximum
 
 # Signals of a T2-weighted fetal brain, fluid = 1: the cortex is dark, unmyelinated white matter is not.
 FLUID, GREY, WHITE = 1.0, 0.40, 0.64
@@ -50,7 +50,7 @@ class Phantom:
 
 
 def fetal_phantom(voxel: float = 0.5, brain_ml: float = 140.0, margin: float = 16.0) -> Phantom:
-    """Fetal-sized head with T2-like contrast: brain, fluid, skull rim, scalp, amniotic fluid.
+    """Make a fetal-sized head with T2-like contrast: brain, fluid, skull rim, scalp, amniotic fluid.
 
     Grey and white matter fractions and what is left of the brain as fluid are mixed with T2-like
     signals; what the T1 template says beyond them (deep nuclei) is added with its sign turned. Sulci
@@ -73,7 +73,7 @@ def fetal_phantom(voxel: float = 0.5, brain_ml: float = 140.0, margin: float = 1
     Raises
     ------
     GsbidsError
-        When nilearn, or the maps in it, are not there.
+        nilearn, or the maps in it, are missing.
     """
     grey, white, t1, _ = icbm152_maps()
     brain = ndimage.binary_fill_holes(t1 > 0.03)
@@ -92,8 +92,8 @@ def fetal_phantom(voxel: float = 0.5, brain_ml: float = 140.0, margin: float = 1
     return Phantom((1000 * image).astype(np.float32), mask, affine)
 
 
-def _tissue_signal(grey, white, t1):
-    """T2-like signal from fractions of grey and white matter and a T1-weighted image, each 0 to 1."""
+def _tissue_signal(grey: np.ndarray, white: np.ndarray, t1: np.ndarray) -> np.ndarray:
+    """Return a T2-like signal from fractions of grey and white matter and a T1-weighted image, each 0 to 1."""
     fluid = np.clip(1 - grey - white, 0, 1)
     tissue = 1 - fluid
     mixed = np.where(tissue > 1e-3, (GREY * grey + WHITE * white) / np.maximum(tissue, 1e-3), GREY)
@@ -104,7 +104,7 @@ def _tissue_signal(grey, white, t1):
 
 
 def band_limited(phantom: Phantom, resolution: float) -> Phantom:
-    """The phantom as an ideal scan would show it: blurred (FWHM = ``resolution``) and sampled there.
+    """Blur the phantom (FWHM = ``resolution``) and sample it, as an ideal scan would show it.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ def band_limited(phantom: Phantom, resolution: float) -> Phantom:
     return Phantom(np.clip(image, 0, None), mask, affine)
 
 
-def _rescale(data, size, voxel, shape, outside):
-    """``data`` (grid step ``size`` mm) on a grid of ``shape`` and step ``voxel`` mm about the same middle."""
+def _rescale(data: np.ndarray, size: float, voxel: float, shape: np.ndarray, outside: float) -> np.ndarray:
+    """Resample ``data`` (grid step ``size`` mm) to a grid of ``shape`` and step ``voxel`` mm about the same centre."""
     ratio = voxel / size
     if ratio > 1:
         sigma = FWHM_TO_SIGMA * np.sqrt(ratio**2 - 1)
@@ -134,8 +134,8 @@ def _rescale(data, size, voxel, shape, outside):
     return ndimage.affine_transform(data, ratio * np.eye(3), offset, tuple(shape), order=1, cval=outside)
 
 
-def _head_around(mask, voxel):
-    """Signal outside the brain: thin fluid, dark skull, scalp, amniotic fluid (fluid = 1)."""
+def _head_around(mask: np.ndarray, voxel: float) -> np.ndarray:
+    """Return the signal outside the brain: thin fluid, dark skull, scalp, amniotic fluid (fluid = 1)."""
     distance = _distance_from(mask, voxel)
     width = max(LAYER_BLUR, voxel / 4)
     signal = np.full(mask.shape, LAYERS[0][1])
@@ -145,6 +145,6 @@ def _head_around(mask, voxel):
     return signal
 
 
-def _distance_from(mask, voxel):
-    """Distance (mm) of voxel centres from the mask's surface, half a voxel beyond its last centres."""
+def _distance_from(mask: np.ndarray, voxel: float) -> np.ndarray:
+    """Return the distance (mm) of voxel centres from the mask's surface, half a voxel beyond its last centres."""
     return (ndimage.distance_transform_edt(~mask) - 0.5) * voxel

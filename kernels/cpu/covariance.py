@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""(log-scale, quaternion) -> covariance and its backward, for all Gaussians at once."""
+"""Covariances of all Gaussians from log-scales and quaternions, and the backward pass."""
 
 import math
 
@@ -9,6 +9,7 @@ import numpy as np
 
 @nb.njit(error_model="numpy", forceinline=True)
 def _matrix(q):
+    """Return the rotation matrix (9, row-major) of a quaternion, the quaternion of length 1 (4), and 1 / length."""
     n = 1.0 / math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
     w, x, y, z = q[0] * n, q[1] * n, q[2] * n, q[3] * n
     return (
@@ -31,7 +32,7 @@ def _matrix(q):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def covariance_of(log_scale, quaternion):
-    """:func:`covariances` of one Gaussian: six numbers, float64."""
+    """Return the covariance of one Gaussian, as :func:`covariances` does: six numbers, float64."""
     a, b, c, d, e, f, g, h, i, _, _, _, _, _ = _matrix(quaternion)
     p, q, r = math.exp(2.0 * log_scale[0]), math.exp(2.0 * log_scale[1]), math.exp(2.0 * log_scale[2])
     return (
@@ -57,18 +58,18 @@ def _covariances(log_scale, quaternion, out):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def triple(array, j):
-    """Row j of an array (J, 3) as float64 numbers."""
+    """Return row j of an array (J, 3) as float64 numbers."""
     return np.float64(array[j, 0]), np.float64(array[j, 1]), np.float64(array[j, 2])
 
 
 @nb.njit(error_model="numpy", forceinline=True)
 def quadruple(array, j):
-    """Row j of an array (J, 4) as float64 numbers."""
+    """Return row j of an array (J, 4) as float64 numbers."""
     return np.float64(array[j, 0]), np.float64(array[j, 1]), np.float64(array[j, 2]), np.float64(array[j, 3])
 
 
 def covariances(log_scale: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    """Covariances ``R(q) diag(exp(2 s)) R(q)^T``.
+    """Compute covariances ``R(q) diag(exp(2 s)) R(q)^T``.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def covariances(log_scale: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
 
 @nb.njit(error_model="numpy", forceinline=True)
 def covariance_backward_of(log_scale, quaternion, grad):
-    """:func:`covariances_backward` of one Gaussian: three and four numbers, float64."""
+    """Return the gradients of one Gaussian, as :func:`covariances_backward` does: three and four numbers, float64."""
     a, b, c, d, e, f, g, h, i, w, x, y, z, n = _matrix(quaternion)
     xx, xy, xz, yy, yz, zz = grad[0], 0.5 * grad[1], 0.5 * grad[2], grad[3], 0.5 * grad[4], grad[5]
     # G R, column by column, then R^T G R: the gradient in the Gaussian's own axes.
@@ -128,8 +129,10 @@ def _covariances_backward(log_scale, quaternion, grad, grad_scale, grad_quaterni
         _covariance_backward(log_scale, quaternion, grad[j], j, grad_scale[j], grad_quaternion[j])
 
 
-def covariances_backward(log_scale, quaternion, grad):
-    """Gradients with respect to log-scale (J, 3) and quaternion (J, 4).
+def covariances_backward(
+    log_scale: np.ndarray, quaternion: np.ndarray, grad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the gradients with respect to log-scale (J, 3) and quaternion (J, 4).
 
     Parameters
     ----------

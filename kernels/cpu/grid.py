@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussians on a regular grid: every plane of the grid is a slice with the same axes.
+"""Render Gaussians on a regular grid: every plane of the grid is a slice with the same axes.
 
 Axis 0 of the volume is the normal of the planes, so that rows and columns lie in memory as an image does. What
 :mod:`gsbids.kernels.cpu.projection` calculates for a pair (slice, Gaussian) belongs to the Gaussian alone here; along
@@ -36,7 +36,10 @@ SHARED = 16  # what all planes of a Gaussian share
 
 
 def padded(shape: tuple[int, int, int]) -> np.ndarray:
-    """New float32 volume with room for strips that overrun, and no power of 2 from plane to plane (cache sets)."""
+    """Allocate a float32 volume with padding.
+
+    It has room for strips that overrun, and no power of 2 from plane to plane (cache sets).
+    """
     return np.empty((shape[0], shape[1] + 1, shape[2] + PADDING), np.float32)
 
 
@@ -60,7 +63,10 @@ def plane_ranges(pose, spacing, planes, table, cut, ranges):
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def brick_keys(table, origin, axes, bricks, keys):
-    """Fill ``keys`` with the number of the brick that each mean lies in, or nearest; ``axes``: columns, per brick."""
+    """Fill ``keys`` with the number of the brick that each mean lies in, or of the nearest.
+
+    ``axes``: columns, per brick.
+    """
     for j in nb.prange(len(keys)):
         x, y, z = table[j, 0] - origin[0], table[j, 1] - origin[1], table[j, 2] - origin[2]
         key = 0
@@ -72,7 +78,7 @@ def brick_keys(table, origin, axes, bricks, keys):
 
 @nb.njit(error_model="numpy")
 def shared_terms(table, order, start, pose, pixels, mass_factor, shared, lanes):
-    """Project Gaussians side by side; what their planes share goes to ``shared`` (SHARED, lanes).
+    """Project Gaussians side by side; store what their planes share in ``shared`` (SHARED, lanes).
 
     Rows: centre at m_z = 0 along rows and columns (pixels) and its shift with m_z, m_z, 1 / S_zz, variances along
     rows and columns (pixels^2), columns 2 to 4 of the records, peak weight, intensity.
@@ -116,7 +122,7 @@ def shared_terms(table, order, start, pose, pixels, mass_factor, shared, lanes):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def column_of(shared, lane, step):
-    """What :func:`_share` wrote of one Gaussian."""
+    """Load what :func:`shared_terms` stored of one Gaussian."""
     return (
         load(shared, lane, DOUBLE),
         load(shared, step + lane, DOUBLE),
@@ -136,7 +142,7 @@ def column_of(shared, lane, step):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def plane_terms(gaussian, first, height, cut2, values, lanes):
-    """Planes first, first + 1, ... of one Gaussian: centre, constant and half sizes to ``values`` (5, lanes)."""
+    """Store centre, constant and half sizes of planes first, first + 1, ... of a Gaussian in ``values`` (5, lanes)."""
     mz = gaussian[4] - (ramp(lanes) + first) * height
     energy = mz * mz * gaussian[5]
     room, n = positive(cut2 - energy), width(lanes)
@@ -149,7 +155,7 @@ def plane_terms(gaussian, first, height, cut2, values, lanes):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def plane_place(gaussian, values, lane, step, plane, shape):
-    """Record of one plane, and its place in the volume as rows one below the other."""
+    """Return the record of one plane, and its place in the volume as rows one below the other."""
     xi, xj = load(values, lane, DOUBLE), load(values, step + lane, DOUBLE)
     half_i, half_j = load(values, 3 * step + lane, DOUBLE), load(values, 4 * step + lane, DOUBLE)
     i0, i1 = rows.ceiling(xi - half_i, 0, shape[0]), rows.ceiling(xi + half_i, 0, shape[0])
@@ -174,7 +180,10 @@ def plane_place(gaussian, values, lane, step, plane, shape):
 
 @nb.njit(error_model="numpy")
 def _splat_slab(pose, pixels, shape, table, order, count, ranges, slab, cut2, mass_factor, volumes, lanes):
-    """Add ``w c`` and ``w`` on the planes of ``slab``, [first, last). ``volumes``: addresses of both, and stride."""
+    """Add ``w c`` and ``w`` on the planes of ``slab``, [first, last).
+
+    ``volumes``: addresses of both, and stride.
+    """
     wide, least = width(doubles(lanes)), np.float32(HALF_LOG2E * cut2)
     space = np.empty((SHARED + 5, wide))
     shared = address(space)
@@ -197,7 +206,7 @@ def _splat_slab(pose, pixels, shape, table, order, count, ranges, slab, cut2, ma
 
 @nb.njit
 def _reaching(order, ranges, first, last):
-    """The Gaussians of ``order`` that reach the planes [first, last), and their number."""
+    """Return the Gaussians of ``order`` that reach the planes [first, last), and their number."""
     index = np.empty(len(order) + 1, order.dtype)
     count = 0
     for j in order[: len(order) - pairs.WIDEST]:
@@ -209,7 +218,7 @@ def _reaching(order, ranges, first, last):
 
 @nb.njit(fastmath=FAST, error_model="numpy")
 def _divide(numerator, weight, eps):
-    """Sums to I and D, in place."""
+    """Convert sums to I and D, in place."""
     for i in range(len(weight)):
         d = weight[i] + eps
         weight[i] = d
@@ -218,7 +227,7 @@ def _divide(numerator, weight, eps):
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def forward(pose, pixels, table, order, ranges, cut2, eps, mass_factor, lanes, image, weight):
-    """Fill ``image`` = I and ``weight`` = D, both from :func:`padded`; rubbish in the padding.
+    """Fill ``image`` = I and ``weight`` = D, both from :func:`padded`; the padding is left undefined.
 
     ``pose``: rotation (3, 3) with the axes of row, column and plane, position of voxel (0, 0, 0), PSF variances.
     ``pixels`` (5,): spacing (2), centre (2) of a plane, and the distance of planes. ``table``: see
@@ -253,5 +262,5 @@ def forward(pose, pixels, table, order, ranges, cut2, eps, mass_factor, lanes, i
 
 @nb.njit
 def as_tuples(pose, pixels):
-    """Pose and pixels as tuples of numbers."""
+    """Return pose and pixels as tuples of numbers."""
     return pose_of(pose[0], pose[1], pose[2]), ((pixels[0], pixels[1]), (pixels[2], pixels[3]), pixels[4])

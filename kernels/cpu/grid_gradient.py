@@ -38,7 +38,10 @@ def cotangents(grad, image, weight, h, k):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def _about_mean(m, gaussian, first, pixels, lanes):
-    """The ten moments about the mean, and ``sum w h``, of planes side by side, from those about their own centres."""
+    """Convert the moments of planes side by side from their own centres to the mean.
+
+    Returns the ten moments about the mean, and ``sum w h``.
+    """
     z = (ramp(lanes) + first) * pixels[2] - gaussian[4]
     u, v = z * (gaussian[2] * pixels[0][0]), z * (gaussian[3] * pixels[0][1])
     s0, su, sv = m[0], m[1] + u * m[0], m[2] + v * m[0]
@@ -59,7 +62,10 @@ def _about_mean(m, gaussian, first, pixels, lanes):
 
 @nb.njit(error_model="numpy")
 def _chain(p, m, mass_factor):
-    """Gradients with respect to mean (3) and S (6): P M1, and (P M2 P - mass M0 P) / 2, P = S^-1."""
+    """Return the gradients with respect to mean (3) and S (6).
+
+    P M1, and (P M2 P - mass M0 P) / 2, with P = S^-1.
+    """
     a, b, d = p[11], p[12], p[13]
     c, e = -(a * p[5] + b * p[7]) * p[17], -(b * p[5] + d * p[7]) * p[17]
     f = (1.0 - c * p[5] - e * p[7]) * p[17]
@@ -82,7 +88,10 @@ def _chain(p, m, mass_factor):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def _gather_planes(pixels, shape, gaussian, reach, cut2, images, space, lanes):
-    """Moments of one Gaussian from the planes ``reach``. ``space``: addresses of (5, lanes) and of the moments."""
+    """Gather the moments of one Gaussian from the planes ``reach``.
+
+    ``space``: addresses of (5, lanes) and of the moments.
+    """
     wide, least = width(doubles(lanes)), np.float32(HALF_LOG2E * cut2)
     ratio = gaussian[8] * pixels[0][0] / pixels[0][1]
     zero = spread(0.0, doubles(lanes))
@@ -149,7 +158,10 @@ def _moments_of(at, lanes):
 
 @nb.njit(error_model="numpy")
 def _moments_block(pose, pixels, shape, table, order, count, ranges, cut2, mass_factor, images, grad, lanes):
-    """Gradients of the first ``count`` Gaussians of ``order``, gathered from all their planes; all by address."""
+    """Compute the gradients of the first ``count`` Gaussians of ``order``, gathered from all their planes.
+
+    All arrays are given by address.
+    """
     wide = width(doubles(lanes))
     space, moments = np.zeros((SHARED + 5 + 11, wide)), np.zeros((8 * wide, pairs.STRIDE), np.float32)
     shared, sums = address(space), address(moments)

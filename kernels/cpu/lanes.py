@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several numbers side by side as one numba value.
+"""Lanes: several numbers side by side as one numba value.
 
 Rows of a splat are 7 to 17 pixels long: too short for LLVM's own vectoriser. ``LanesType`` is a numba type whose
 values are vectors of LLVM, on any processor (split into what it has: two registers on AVX2, four on NEON). Every
@@ -15,8 +15,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 VECTOR = np.int16(16)  # 16 float32: strips of pixels
-PLAIN = np.int8(1)
-DOUBLE = np.uint8(1)
+PLAIN = np.int8(1)  # one float32
+DOUBLE = np.uint8(1)  # one float64
 INTEGER = np.uint32(1)  # one int32, for load
 FAST = {"contract", "nsz", "arcp"}  # not reassoc: the rounding in exp2_above would be optimised away
 FUSED = ("contract",)  # of the vector operations: products and sums may fuse, nothing may be reordered
@@ -25,7 +25,7 @@ EXP2 = (0.00132779389, 0.009675757641, 0.05550709598, 0.2402211434, 0.6931469682
 
 
 class LanesType(types.Type):
-    """Type of ``count`` values of the numba type ``scalar``."""
+    """Numba type of ``count`` values of the numba type ``scalar``."""
 
     def __init__(self, scalar, count):
         self.scalar, self.count = scalar, count
@@ -56,7 +56,7 @@ def _backend(kind):
 
 
 def _constant(llvm, value):
-    """The same number in every lane; ``llvm`` is a vector or scalar type."""
+    """Return the same number in every lane; ``llvm`` is a vector or scalar type."""
     return ir.Constant(llvm, [value] * llvm.count if isinstance(llvm, ir.VectorType) else value)
 
 
@@ -65,11 +65,11 @@ def _mask(numbers):
 
 
 def narrow(lanes):
-    """The argument ``lanes`` for half as many float32 (or one)."""
+    """Return the argument ``lanes`` for half as many float32 (or one)."""
 
 
 def doubles(lanes):
-    """The argument ``lanes`` for as many float64 as fit two registers of AVX2 (or one)."""
+    """Return the argument ``lanes`` for as many float64 as fit two registers of AVX2 (or one)."""
 
 
 @overload(narrow)
@@ -84,13 +84,13 @@ def _doubles(lanes):
 
 @intrinsic
 def width(typingctx, lanes):
-    """Number of lanes, known to the compiler."""
+    """Return the number of lanes, known to the compiler."""
     count = getattr(KINDS[lanes], "count", 1)
     return types.int64(lanes), lambda context, builder, signature, args: ir.Constant(ir.IntType(64), count)
 
 
 def _spread(context, builder, value, given, kind):
-    """LLVM value of the type ``kind`` from one of the numba type ``given``: a number goes to every lane."""
+    """Return a value of the type ``kind`` from one of the numba type ``given``: a number goes to every lane."""
     if given == kind:
         return value
     scalar = context.cast(builder, value, given, getattr(kind, "scalar", kind))
@@ -102,7 +102,7 @@ def _spread(context, builder, value, given, kind):
 
 @intrinsic
 def spread(typingctx, value, lanes):
-    """``value`` in every lane."""
+    """Return ``value`` in every lane."""
     kind = KINDS[lanes]
 
     def codegen(context, builder, signature, args):
@@ -113,7 +113,7 @@ def spread(typingctx, value, lanes):
 
 @intrinsic
 def ramp(typingctx, lanes):
-    """0, 1, 2, ... in the lanes."""
+    """Return 0, 1, 2, ... in the lanes."""
     kind = KINDS[lanes]
 
     def codegen(context, builder, signature, args):
@@ -125,7 +125,7 @@ def ramp(typingctx, lanes):
 
 @intrinsic
 def widen(typingctx, values, lanes):
-    """``values`` of ``narrow(lanes)`` as the first of ``lanes``, zeros behind."""
+    """Return ``values`` of ``narrow(lanes)`` as the first of ``lanes``, zeros behind."""
     kind = KINDS[lanes]
 
     def codegen(context, builder, signature, args):
@@ -137,7 +137,7 @@ def widen(typingctx, values, lanes):
 
 
 def _recast(builder, value, scalar):
-    """Vector or scalar of LLVM in float32 or float64."""
+    """Convert a vector or scalar of LLVM to float32 or float64."""
     vector = isinstance(value.type, ir.VectorType)
     llvm = ir.VectorType(scalar, value.type.count) if vector else scalar
     if llvm == value.type:
@@ -147,7 +147,7 @@ def _recast(builder, value, scalar):
 
 @intrinsic
 def address(typingctx, array):
-    """Address of the first element of an array, which the caller keeps alive.
+    """Return the address of the first element of an array, which the caller keeps alive.
 
     Inner loops take addresses and tuples of numbers: an array costs them atomic counts of its references.
     """
@@ -159,14 +159,14 @@ def address(typingctx, array):
 
 
 def _place(builder, at, offset, llvm):
-    """Pointer to what lies ``offset`` numbers behind the address ``at``."""
+    """Return a pointer to what lies ``offset`` numbers behind the address ``at``."""
     size = 3 if isinstance(getattr(llvm, "element", llvm), ir.DoubleType) else 2
     return builder.inttoptr(builder.add(at, builder.shl(offset, ir.IntType(64)(size))), llvm.as_pointer())
 
 
 @intrinsic
 def load(typingctx, at, offset, lanes):
-    """The numbers from number ``offset`` on, counted from the address ``at``, of the type that ``lanes`` asks for."""
+    """Load the numbers from number ``offset`` on behind the address ``at``, in the type that ``lanes`` asks for."""
     kind = KINDS[lanes]
 
     def codegen(context, builder, signature, args):
@@ -188,7 +188,7 @@ def store(typingctx, at, offset, values):
 
 @intrinsic
 def single(typingctx, values):
-    """float64 lanes or number, rounded to float32."""
+    """Round float64 lanes, or a number, to float32."""
     kind = LanesType(types.float32, values.count) if isinstance(values, LanesType) else types.float32
 
     def codegen(context, builder, signature, args):
@@ -198,7 +198,7 @@ def single(typingctx, values):
 
 
 def _turned(builder, rows):
-    """Eight vectors of eight, rows for columns."""
+    """Exchange rows and columns of eight vectors of eight."""
     for half in (4, 2, 1):  # lanes of blocks of 2, 4, 8 rows change places
         turned = list(rows)
         for k in (k for k in range(8) if not k & half):
@@ -212,12 +212,12 @@ def _turned(builder, rows):
 
 @intrinsic
 def gather(typingctx, table, columns, index, start, column, lanes):
-    """Eight columns from ``column`` on of the rows ``index[start + lane]``, as a tuple of float64 lanes.
+    """Load eight columns from ``column`` on of the rows ``index[start + lane]``, as a tuple of float64 lanes.
 
     ``table`` and ``index``: addresses of float32 in rows of ``columns``, and of int32.
     """
     kind = KINDS[lanes]
-    result = types.UniTuple(kind, 8)
+    result = types.UniTuple(kind, 8)  # type: ignore[attr-defined]
 
     def codegen(context, builder, signature, args):
         table, columns, index, start, column = args[:5]
@@ -237,7 +237,7 @@ def gather(typingctx, table, columns, index, start, column, lanes):
 
 @intrinsic
 def scatter(typingctx, at, stride, values):
-    """Lane k of eight float64 lanes or numbers, as eight float32 one after the other, to ``at + k * stride``."""
+    """Store lane k of eight float64 lanes or numbers as eight consecutive float32 at ``at + k * stride``."""
 
     def codegen(context, builder, signature, args):
         parts = [_recast(builder, v, ir.FloatType()) for v in cgutils.unpack_tuple(builder, args[2], 8)]
@@ -258,7 +258,7 @@ def scatter(typingctx, at, stride, values):
 
 @intrinsic
 def exp2_above(typingctx, e, least):
-    """``2 ** e`` where ``e > least``, else 0; relative error under 2e-7 for e in [-126, 127].
+    """Return ``2 ** e`` where ``e > least``, else 0; relative error under 2e-7 for e in [-126, 127].
 
     ``e`` is split into its nearest integer and a rest r; 2 ** r is a polynomial, the integer goes to the exponent.
     """
@@ -282,7 +282,7 @@ def exp2_above(typingctx, e, least):
 
 @intrinsic
 def total(typingctx, values):
-    """Sum of the lanes, halves first: the same order on every processor."""
+    """Sum the lanes, halves first: the same order on every processor."""
 
     def codegen(context, builder, signature, args):
         vector = args[0]
@@ -299,7 +299,7 @@ def total(typingctx, values):
 
 
 def _join(builder, a, b, group):
-    """Sums of the halves of every ``group`` lanes of ``a``, then of ``b``."""
+    """Sum the halves of every ``group`` lanes of ``a``, then of ``b``."""
     starts = range(0, 2 * a.type.count, group)
     halves = ([k + c for k in starts for c in range(h, h + group // 2)] for h in (0, group // 2))
     return builder.fadd(*(builder.shuffle_vector(a, b, _mask(half)) for half in halves))
@@ -307,7 +307,7 @@ def _join(builder, a, b, group):
 
 @intrinsic
 def totals(typingctx, at, lanes):
-    """In lane k the sum of the k-th ``lanes`` float32 behind the address ``at``; of ``doubles(lanes)``."""
+    """Return in lane k the sum of the k-th ``lanes`` float32 behind the address ``at``; of ``doubles(lanes)``."""
     kind = KINDS[types.int32 if lanes == types.int16 else types.uint8]
     count = getattr(kind, "count", 1)
 
@@ -323,7 +323,7 @@ def totals(typingctx, at, lanes):
             builder.fadd(*(builder.shuffle_vector(v, v, _mask(range(k, k + half))) for k in (0, half))) for v in vectors
         ]
         while len(vectors) > 1:
-            vectors = [_join(builder, *vectors[k : k + 2], group) for k in range(0, len(vectors), 2)]
+            vectors = [_join(builder, *vectors[k : k + 2], group) for k in range(0, len(vectors), 2)]  # type: ignore[call-arg]
             group //= 2
         return _recast(builder, vectors[0], ir.DoubleType())
 
@@ -332,7 +332,7 @@ def totals(typingctx, at, lanes):
 
 @intrinsic
 def root(typingctx, values):
-    """Square root of every lane."""
+    """Return the square root of every lane."""
 
     def codegen(context, builder, signature, args):
         llvm = args[0].type
@@ -347,7 +347,7 @@ def root(typingctx, values):
 
 @intrinsic
 def positive(typingctx, values):
-    """The values where they are greater than 0, else 0."""
+    """Return the values where they are greater than 0, else 0."""
 
     def codegen(context, builder, signature, args):
         zero = _constant(args[0].type, 0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A field of Gaussians in the arrays of the CPU's kernels, and gradients back from them."""
+"""A field of Gaussians in the arrays of the CPU kernels, and gradients back from them."""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 
 from gsbids.errors import DeviceError
 from gsbids.kernels.cpu import covariance as chain
+from gsbids.kernels.problem import Array, RenderOptions
 
 TABLE = 16  # columns of the table of Gaussians: a cache line
 BLOCK = 1024  # Gaussians that a thread takes at a time
@@ -18,16 +19,16 @@ CELL = 4.0  # mm, of the cells whose Gaussians stand together
 
 @dataclass(frozen=True)
 class PackedField:
-    """Parameters as the kernels take them.
+    """Parameters of a field as the kernels take them.
 
     Attributes
     ----------
     log_scale, quaternion : ndarray, (J, 3), (J, 4), float32
-        As given.
+        Parameters as given.
     order : ndarray, (J,), int
-        Which Gaussian stands in each place of ``columns`` and ``table``.
+        Index of the Gaussian in each row of ``columns`` and ``table``.
     columns : ndarray, (4, J), float32
-        x, y, z and the largest variance: what tells which Gaussians come near a slice.
+        x, y, z and the largest variance, by which Gaussians near a slice are found.
     table : ndarray, (J, 16), float32
         A cache line a Gaussian: mean (3), covariance (6: xx, xy, xz, yy, yz, zz), intensity, and the factor of the
         exponential, ``exp(l)``, with the mass factor ``exp(l) sqrt(det Sigma)``.
@@ -40,7 +41,15 @@ class PackedField:
     table: np.ndarray
 
     @classmethod
-    def pack(cls, mean, log_scale, quaternion, intensity, log_weight, options):
+    def pack(
+        cls,
+        mean: Array,
+        log_scale: Array,
+        quaternion: Array,
+        intensity: Array,
+        log_weight: Array,
+        options: RenderOptions,
+    ) -> "PackedField":
         """Check the parameters and arrange them, neighbours in space together, and so in the caches.
 
         Raises
@@ -60,8 +69,16 @@ class PackedField:
         return cls(given.log_scale, given.quaternion, order, columns, table)
 
     @classmethod
-    def as_given(cls, mean, log_scale, quaternion, intensity, log_weight, options):
-        """Check the parameters; they keep their order.
+    def as_given(
+        cls,
+        mean: Array,
+        log_scale: Array,
+        quaternion: Array,
+        intensity: Array,
+        log_weight: Array,
+        options: RenderOptions,
+    ) -> "PackedField":
+        """Check the parameters and arrange them in the order given.
 
         Raises
         ------
@@ -88,14 +105,14 @@ class PackedField:
             raise FloatingPointError(_complaint(*arrays))
         return cls(arrays[1], arrays[2], np.arange(len(table)), columns, table)
 
-    def arrays(self):
-        """The tuple ``field`` of :mod:`gsbids.kernels.cpu.splat`."""
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tuple ``field`` of :mod:`gsbids.kernels.cpu.splat`."""
         return self.columns, self.table
 
-    def gradients(self, total, options):
-        """Gradients of the five parameters from those of the table's rows: mean, covariance, intensity, log-weight.
+    def gradients(self, total: np.ndarray, options: RenderOptions) -> tuple[np.ndarray, ...]:
+        """Compute the gradients of the five parameters from those of the rows of the table.
 
-        ``total``: (J, 11).
+        ``total`` (J, 11): mean, covariance, intensity, log-weight.
         """
         count = len(total)
         out = [np.empty((count, n) if n else count, np.float32) for n in (3, 3, 4, 0, 0)]
@@ -103,8 +120,10 @@ class PackedField:
         return tuple(out)
 
 
-def _complaint(mean, log_scale, quaternion, intensity, log_weight):
-    """What is wrong with the first Gaussian that no kernel can take."""
+def _complaint(
+    mean: np.ndarray, log_scale: np.ndarray, quaternion: np.ndarray, intensity: np.ndarray, log_weight: np.ndarray
+) -> str:
+    """Describe what is wrong with the first Gaussian that no kernel can take."""
     for name, array in (
         ("mean", mean),
         ("log_scale", log_scale),
@@ -126,11 +145,11 @@ def _complaint(mean, log_scale, quaternion, intensity, log_weight):
 
 @nb.njit(error_model="numpy")
 def _key(x, y, z):
-    """Place along a Z-curve through cells of ``CELL``, 32 by 32 by 32 of them that repeat."""
+    """Return the place along a Z-curve through cells of ``CELL``, 32 by 32 by 32 of them that repeat."""
     a, b, c = np.int64(np.floor(x / CELL)) & 31, np.int64(np.floor(y / CELL)) & 31, np.int64(np.floor(z / CELL)) & 31
     key = 0
     for bit in range(5):
-        key |= (((a >> bit) & 1) | ((b >> bit) & 1) << 1 | ((c >> bit) & 1) << 2) << (3 * bit)
+        key |= (((a >> bit) & 1) | ((b >> bit) & 1) << 1 | ((c >> bit) & 1) << 2) << (3 * bit)  # type: ignore[assignment]
     return key
 
 
@@ -150,7 +169,7 @@ def _arrange(order, columns, table, columns_out, table_out):
 
 @nb.njit(error_model="numpy")
 def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table):
-    """Fill a part of ``columns`` and ``table``; returns whether all numbers are finite."""
+    """Fill a part of ``columns`` and ``table``; return whether all numbers are finite."""
     nothing = np.float32(0.0)  # becomes NaN if one is not
     for j in range(first, last):
         s = chain.triple(log_scale, j)
@@ -174,7 +193,7 @@ def _pack_block(first, last, mean, log_scale, quaternion, intensity, log_weight,
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, columns, table, bad):
-    """Fill ``columns`` and ``table`` of :class:`PackedField`; ``bad`` tells the blocks with numbers of no use."""
+    """Fill ``columns`` and ``table`` of :class:`PackedField`; ``bad`` marks blocks with numbers that cannot be used."""
     for block in nb.prange(len(bad)):
         bad[block] = not _pack_block(
             block * BLOCK,
@@ -192,7 +211,7 @@ def _pack(mean, log_scale, quaternion, intensity, log_weight, mass_factor, colum
 
 @nb.njit(error_model="numpy")
 def _gradient(row, j, log_scale, quaternion, mass_factor, mean, scale, turn):
-    """Gradients of mean, log-scale and quaternion of Gaussian j."""
+    """Compute the gradients of mean, log-scale and quaternion of Gaussian j."""
     cov = (
         np.float64(row[3]),
         np.float64(row[4]),
@@ -210,7 +229,7 @@ def _gradient(row, j, log_scale, quaternion, mass_factor, mean, scale, turn):
 
 @nb.njit(parallel=True, cache=True, error_model="numpy")
 def _gradients(log_scale, quaternion, order, total, mass_factor, mean, scale, turn, intensity, log_weight):
-    """The five gradients from the eleven columns of ``total``."""
+    """Compute the five gradients from the eleven columns of ``total``."""
     for n in nb.prange(len(total)):
         j = order[n]
         _gradient(total[n], j, log_scale, quaternion, mass_factor, mean[j], scale[j], turn[j])

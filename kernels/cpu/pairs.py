@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of a slice and a Gaussian: which there are, what the rows need of them, and their chain rule.
+"""Pairs of a slice and a Gaussian: their search, what the rows need of them, and their chain rule.
 
 As many Gaussians as there are float64 lanes go side by side: their projections
 (:mod:`gsbids.kernels.cpu.projection`) and chain rules cost a fraction of one by one. A table (J, 16) float32 holds the
@@ -50,7 +50,7 @@ def _near(columns, normal, offset, thickness, cut2, near):
 
 @nb.njit(error_model="numpy")
 def candidates(columns, pose, cut2, near, index):
-    """Fill ``index`` with the Gaussians that may reach a slice; returns their number.
+    """Fill ``index`` with the Gaussians that may reach a slice; return their number.
 
     ``columns``: x, y, z and the largest variance, (J,) each. What stands behind the last one repeats it, as far as
     lanes go.
@@ -76,14 +76,14 @@ def fill(index, count):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def fetch(table, index, start, lanes):
-    """Mean (3), covariance (6), intensity and amplitude of the Gaussians index[start], index[start + 1], ..."""
+    """Load mean (3), covariance (6), intensity and amplitude of the Gaussians index[start], index[start + 1], ..."""
     a, b = gather(table, TABLE, index, start, 0, lanes), gather(table, TABLE, index, start, 8, lanes)
     return (a[0], a[1], a[2]), (a[3], a[4], a[5], a[6], a[7], b[0]), b[1], b[2]
 
 
 @nb.njit(error_model="numpy", forceinline=True)
 def peak(p, amplitude, mass_factor):
-    """Peak weight: ``amplitude``, over sqrt(det S) with the mass factor."""
+    """Return the peak weight: ``amplitude``, over sqrt(det S) with the mass factor."""
     if mass_factor:
         return amplitude * root(positive(p[11] * p[13] - p[12] * p[12]) * p[17])
     return amplitude
@@ -91,7 +91,10 @@ def peak(p, amplitude, mass_factor):
 
 @nb.njit(error_model="numpy")
 def _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, group, lanes):
-    """Records of Gaussians side by side, to addresses: centres (2, lanes) float64, group (lanes, RECORD) float32."""
+    """Write the records of Gaussians side by side, to addresses.
+
+    ``centres`` (2, lanes) float64, ``group`` (lanes, RECORD) float32.
+    """
     mean, cov, intensity, amplitude = fetch(table, index, start, lanes)
     p = project(pose[0], pose[1], pose[2], mean, cov)
     spacing, centre = pixels
@@ -104,7 +107,7 @@ def _write_group(table, index, start, pose, pixels, cut2, mass_factor, centres, 
 
 @nb.njit(error_model="numpy", forceinline=True)
 def _write_record(record, place, xi, xj, group, bounds, extent):
-    """Record and place of one of the group; returns whether it reaches pixels. All by address."""
+    """Write record and place of one of the group; return whether it reaches pixels. All by address."""
     i0, i1, j0, j1 = rows.box(
         xi, xj, np.float64(load(group, 6, PLAIN)), np.float64(load(group, 7, PLAIN)), bounds, extent
     )
@@ -121,7 +124,9 @@ def _write_record(record, place, xi, xj, group, bounds, extent):
 
 @nb.njit(error_model="numpy")
 def records(table, index, count, pose, pixels, extent, bounds, cut2, mass_factor, record, place, lanes):
-    """Fill ``record`` (J, RECORD) and ``place`` (J, 4); ``index`` keeps those that have pixels; returns their number.
+    """Fill ``record`` (J, RECORD) and ``place`` (J, 4) of the Gaussians that have pixels; return their number.
+
+    ``index`` keeps those Gaussians.
 
     Everything but ``pose``, ``pixels`` and ``bounds``, which are tuples of numbers, is given by address.
     """
@@ -151,7 +156,7 @@ def records(table, index, count, pose, pixels, extent, bounds, cut2, mass_factor
 
 @nb.njit(error_model="numpy", forceinline=True)
 def put(sums, lane, m, lanes):
-    """Moments of the Gaussian or plane ``lane`` to where :func:`centred` looks for them."""
+    """Store the moments of the Gaussian or plane ``lane`` where :func:`centred` looks for them."""
     at, step = lane * STRIDE, width(doubles(lanes)) * STRIDE
     store(sums, at, m[0])
     store(sums, at + step, m[1])
@@ -164,7 +169,7 @@ def put(sums, lane, m, lanes):
 
 @nb.njit(error_model="numpy")
 def centred(sums, spacing, ratio, top, lanes):
-    """Moments about the centre, in mm and with the peak weight ``top``, from those of :func:`rows.moments`.
+    """Return moments about the centre, in mm and with the peak weight ``top``, from those of :func:`rows.moments`.
 
     ``ratio`` is C_uv / C_vv. Returns S0, S1 (2), S2 (uu, uv, vv), ``sum w h``.
     """
@@ -178,7 +183,7 @@ def centred(sums, spacing, ratio, top, lanes):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def put_gradient(group, world, intensity, log_weight):
-    """The eleven gradients of Gaussians side by side, to the address ``group``: (lanes, TABLE) float32."""
+    """Store the eleven gradients of Gaussians side by side at the address ``group``: (lanes, TABLE) float32."""
     scatter(group, TABLE, (world[0], world[1], world[2], world[3], world[4], world[5], world[6], world[7]))
     none = intensity * 0.0
     scatter(group + 32, TABLE, (world[8], intensity, log_weight, none, none, none, none, none))
@@ -186,7 +191,7 @@ def put_gradient(group, world, intensity, log_weight):
 
 @nb.njit(error_model="numpy")
 def _group_gradient(table, kept, start, pose, pixels, mass_factor, sums, group, lanes):
-    """Gradients of Gaussians side by side to the address ``group``, and of the pose, lane by lane."""
+    """Store the gradients of Gaussians side by side at the address ``group``; return those of the pose by lane."""
     mean, cov, _, amplitude = fetch(table, kept, start, doubles(lanes))
     p = project(pose[0], pose[1], pose[2], mean, cov)
     m = centred(sums, pixels[0], p[15] * (1.0 / p[16]), peak(p, amplitude, mass_factor), lanes)
@@ -197,7 +202,7 @@ def _group_gradient(table, kept, start, pose, pixels, mass_factor, sums, group, 
 
 @nb.njit(error_model="numpy", forceinline=True)
 def _add_row(grad, row, seen, lanes):
-    """Add a row of gradients; nobody has cleared the place of a Gaussian that was not seen before."""
+    """Add a row of gradients, or store it where the Gaussian was not seen before (its place is not cleared)."""
     for c in range(0, TABLE, width(lanes)):
         if seen:
             store(grad, c, load(grad, c, lanes) + load(row, c, lanes))
@@ -209,7 +214,7 @@ def _add_row(grad, row, seen, lanes):
 def gradients(table, kept, count, pose, pixels, cut2, mass_factor, record, place, images, grad, touched, lanes):
     """Add the gradients of one slice to ``grad`` (J, TABLE) and return that of its pose, omega and tau.
 
-    Rows of ``grad`` are rubbish where ``touched`` (J,) is 0.
+    Rows of ``grad`` are undefined where ``touched`` (J,) is 0.
 
     The first eleven columns count. ``kept``, ``record``, ``place``: what :func:`records` left. ``images``: the
     cotangents h and k, and their stride.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the vectors of :mod:`gsbids.kernels.cpu.lanes` work on this processor?"""
+"""Test whether the vectors of :mod:`gsbids.kernels.cpu.lanes` work on this processor."""
 
 import functools
 
@@ -19,7 +19,7 @@ def _probe(array, lanes):
 
 @functools.cache
 def vectors_work() -> bool:
-    """Whether vectors compile and calculate here; if not, every kernel has its plain form."""
+    """Return whether vectors compile and calculate here; if not, every kernel has its plain form."""
     try:
         return int(_probe(np.ones(int(VECTOR), np.float32), VECTOR)) == 2 ** int(VECTOR) - 1
     except Exception:  # whatever a compiler of another processor may raise

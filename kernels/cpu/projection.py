@@ -7,8 +7,8 @@ slice's own axes, has ``S = R^T Sigma R + diag(psf)`` and mean ``m = R^T (mu - t
     E(x) = m_z^2 / S_zz + (x - xbar)^T C^-1 (x - xbar),
     xbar = m_b - s m_z / S_zz,   C = S_bb - s s^T / S_zz,   s = S_bz,
 
-so that S and its inverse belong to the pair (slice, Gaussian), and a pixel costs one exponential. Derivation:
-DESIGN section 3; the backward needs seven moments per pair.
+so that S and its inverse belong to the pair (slice, Gaussian), and a pixel costs one exponential. The backward needs
+seven moments per pair.
 
 Everything here takes float64 numbers, or lanes of them (:mod:`gsbids.kernels.cpu.lanes`): Gaussians side by side.
 """
@@ -18,7 +18,7 @@ import numba as nb
 
 @nb.njit(forceinline=True)
 def pose_of(rotation, translation, psf):
-    """Rotation (3 x 3), translation and PSF variances of a slice as tuples of numbers."""
+    """Return rotation (3 x 3), translation and PSF variances of a slice as tuples of numbers."""
     return (
         (
             (rotation[0, 0], rotation[0, 1], rotation[0, 2]),
@@ -32,7 +32,7 @@ def pose_of(rotation, translation, psf):
 
 @nb.njit
 def _rotated(r, cov):
-    """R^T Sigma R as uu, uv, uz, vv, vz, zz."""
+    """Return R^T Sigma R as uu, uv, uz, vv, vz, zz."""
     p0 = cov[0] * r[0][0] + cov[1] * r[1][0] + cov[2] * r[2][0]
     p1 = cov[1] * r[0][0] + cov[3] * r[1][0] + cov[4] * r[2][0]
     p2 = cov[2] * r[0][0] + cov[4] * r[1][0] + cov[5] * r[2][0]
@@ -54,9 +54,9 @@ def _rotated(r, cov):
 
 @nb.njit(error_model="numpy")
 def project(rotation, translation, psf, mean, cov):
-    """Mean and covariance in the slice frame, and the conditional 2D Gaussian.
+    """Return mean and covariance in the slice frame, and the conditional 2D Gaussian.
 
-    Returns m (3), S (6, with PSF), xbar (2), Q = C^-1 (3), C (uu, uv, vv), 1 / S_zz.
+    In this order: m (3), S (6, with PSF), xbar (2), Q = C^-1 (3), C (uu, uv, vv), 1 / S_zz.
     """
     y0, y1, y2 = mean[0] - translation[0], mean[1] - translation[1], mean[2] - translation[2]
     mu = rotation[0][0] * y0 + rotation[1][0] * y1 + rotation[2][0] * y2
@@ -92,7 +92,7 @@ def project(rotation, translation, psf, mean, cov):
 
 @nb.njit
 def chain(p, m, mass_factor):
-    """Gradients with respect to m (3) and S (6: full symmetric entries) from the moments ``m``."""
+    """Return the gradients with respect to m (3) and S (6: full symmetric entries) from the moments ``m``."""
     mz, suz, svz, over, quu, quv, qvv = p[2], p[5], p[7], p[17], p[11], p[12], p[13]
     s0, su, sv = m[0], m[1], m[2]
     xu, xv = quu * su + quv * sv, quv * su + qvv * sv  # gradient wrt xbar = Q S1
@@ -114,7 +114,7 @@ def chain(p, m, mass_factor):
 
 @nb.njit
 def to_world(r, g):
-    """World gradients: mean R g_m (3), covariance R G R^T (6: off-diagonals count twice)."""
+    """Return the gradients in the world: mean R g_m (3), covariance R G R^T (6: off-diagonals count twice)."""
     gu, gv, gz, uu, uv, uz, vv, vz, zz = g
     u0, u1, u2 = (
         r[0][0] * uu + r[0][1] * uv + r[0][2] * uz,
@@ -146,7 +146,7 @@ def to_world(r, g):
 
 @nb.njit
 def to_pose(p, psf, g):
-    """Gradient with respect to the slice-frame tangents omega (3) and tau (3)."""
+    """Return the gradient with respect to the slice-frame tangents omega (3) and tau (3)."""
     mu, mv, mz = p[0], p[1], p[2]
     uu, uv, uz, vv, vz, zz = p[3] - psf[0], p[4], p[5], p[6] - psf[1], p[7], p[8] - psf[2]
     gu, gv, gz, huu, huv, huz, hvv, hvz, hzz = g

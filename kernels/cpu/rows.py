@@ -42,12 +42,12 @@ from gsbids.kernels.cpu.lanes import (
 )
 from gsbids.kernels.cpu.probe import vectors_work
 
-HALF_LOG2E = -0.5 * 1.4426950408889634
+HALF_LOG2E = -0.5 * 1.4426950408889634  # energy to exponent of 2: exp(-E/2) = 2^(HALF_LOG2E E)
 PADDING = int(simd.VECTOR)  # columns that a strip may reach beyond the image
 
 
-def lanes():
-    """Lanes of the kernels: ``lanes.VECTOR`` or ``lanes.PLAIN``, see the module."""
+def lanes() -> np.integer:
+    """Return the lanes of the kernels: ``lanes.VECTOR`` or ``lanes.PLAIN``, see the module."""
     choice = os.environ.get("GSBIDS_ROWS", "")
     if choice not in ("", "plain", "vector"):
         raise ValueError(f"GSBIDS_ROWS is {choice!r}: use 'plain' or 'vector', or leave it out")
@@ -61,7 +61,7 @@ RECORD = 16  # columns
 
 @nb.njit(error_model="numpy", forceinline=True)
 def record_of(record, place, m):
-    """Record (columns 0 to 9) and place number m of the tables at these addresses, as tuples."""
+    """Load record (columns 0 to 9) and place number m of the tables at these addresses, as tuples."""
     at = RECORD * m
     return (
         (
@@ -87,7 +87,7 @@ def record_of(record, place, m):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def slopes_of(record, m):
-    """Columns 10 to 15 of record number m."""
+    """Load columns 10 to 15 of record number m."""
     at = RECORD * m + 10
     return (
         load(record, at, PLAIN),
@@ -101,7 +101,7 @@ def slopes_of(record, m):
 
 @nb.njit(error_model="numpy")
 def fit(p, spacing, cut2):
-    """Columns 2 to 7 of the records of projections ``p`` (:func:`gsbids.kernels.cpu.projection.project`)."""
+    """Return columns 2 to 7 of the records of projections ``p`` (:func:`gsbids.kernels.cpu.projection.project`)."""
     mz, quu, cuu, cuv, cvv = p[2], p[11], p[14], p[15], p[16]
     energy = mz * mz * p[17]
     room = positive(cut2 - energy)
@@ -118,9 +118,10 @@ def fit(p, spacing, cut2):
 
 @nb.njit(error_model="numpy")
 def slopes(p, spacing):
-    """Columns 10 to 15: of ``-grad E / 2`` (mm), what is per row and, along columns, per column, and a constant.
+    """Return columns 10 to 15 of the records: the parts of ``-grad E / 2`` (mm).
 
-    Along u and v of the ridge's distance, along z of it, then of a column along v and z, and z's constant.
+    What is per row and, along columns, per column, and a constant: along u and v of the ridge's distance, along z of
+    it, then of a column along v and z, and z's constant.
     """
     suz, svz, over, quu, quv, qvv = p[5], p[7], p[17], p[11], p[12], p[13]
     zu, zv, inverse = (quu * suz + quv * svz) * over, (quv * suz + qvv * svz) * over, 1.0 / p[16]
@@ -136,14 +137,17 @@ def slopes(p, spacing):
 
 @nb.njit(error_model="numpy", forceinline=True)
 def ceiling(x, low, high):
-    """First integer >= x, within [low, high]; no call into libm, which would spill every vector register."""
+    """Return the first integer >= x, within [low, high].
+
+    No call into libm, which would spill every vector register.
+    """
     x = min(max(x, low - 0.5), high + 0.5)
     return min(max(np.int64(x + 65536.999999) - 65536, low), high)
 
 
 @nb.njit(error_model="numpy", forceinline=True)
 def box(xi, xj, half_i, half_j, bounds, extent):
-    """Rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels.
+    """Return rows [i0, i1) and columns [j0, j1) of the bounding box, within ``bounds`` (4) and where there are pixels.
 
     ``extent``: address of int32, first and one-past-last column of every row.
     """
@@ -158,7 +162,7 @@ def box(xi, xj, half_i, half_j, bounds, extent):
 
 @nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _rows(f, least, count, along, place):
-    """First and one-past-last row of the box that the Gaussian reaches on ``count`` columns from ``along`` on."""
+    """Return the first and one-past-last row that the Gaussian reaches on ``count`` columns from ``along`` on."""
     rows = place[1] - place[0]
     if place[3] - place[2] > count:  # wider than a strip: the ellipse is shorter on most strips than its box
         left = f[1] + along
@@ -176,14 +180,17 @@ def _rows(f, least, count, along, place):
 
 @nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _columns(f, along, first, lanes):
-    """Constants of a strip: j - x_j, its part of the exponent, and the distance of its first row from the ridge."""
+    """Return the constants of a strip.
+
+    j - x_j, its part of the exponent, and the distance of its first row from the ridge.
+    """
     dj = ramp(lanes) + np.float32(f[1] + np.float32(along))
     return dj, f[4] * dj * dj + f[5], np.float32(f[0] + np.float32(first)) - f[2] * dj
 
 
 @nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _splat_strip(numerator, weight, stride, f, least, place, j, lanes):
-    """:func:`splat` on as many columns from j on as there are lanes."""
+    """Add what :func:`splat` adds, on as many columns from j on as there are lanes."""
     first, last = _rows(f, least, width(lanes), j - place[2], place)
     _, base, start = _columns(f, j - place[2], first, lanes)
     floor, row, one = spread(least, lanes), spread(np.float32(0.0), lanes), spread(np.float32(1.0), lanes)
@@ -214,7 +221,7 @@ def splat(numerator, weight, stride, f, least, place, lanes):
 
 @nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _moments_strip(h, k, stride, f, least, place, j, lanes):
-    """The seven moments of :func:`moments`, lane by lane, on one strip."""
+    """Return the seven moments of :func:`moments`, lane by lane, on one strip."""
     first, last = _rows(f, least, width(lanes), j - place[2], place)
     dj, base, start = _columns(f, j - place[2], first, lanes)
     zero, one = spread(np.float32(0.0), lanes), spread(np.float32(1.0), lanes)
@@ -239,7 +246,7 @@ def _moments_strip(h, k, stride, f, least, place, j, lanes):
 
 @nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def moments(h, k, stride, f, least, place, lanes):
-    """Moments of ``W = w (c h - k)`` of one Gaussian, and ``sum w h``, without the peak weight and in pixels.
+    """Return moments of ``W = w (c h - k)`` of one Gaussian, and ``sum w h``, without the peak weight and in pixels.
 
     Lane by lane: of 1, d, e, d d, d e, e e, with d the distance from the ridge, i - x_i - slope (j - x_j), and e the
     column, j - x_j; then ``sum w h``.
@@ -260,7 +267,7 @@ def moments(h, k, stride, f, least, place, lanes):
 
 @nb.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def _gradient_strip(image, out, stride, f, g, least, place, j, lanes):
-    """:func:`splat_gradient` on one strip."""
+    """Add what :func:`splat_gradient` adds, on one strip."""
     first, last = _rows(f, least, width(lanes), j - place[2], place)
     dj, base, start = _columns(f, j - place[2], first, lanes)
     floor, row, one = spread(least, lanes), spread(np.float32(0.0), lanes), spread(np.float32(1.0), lanes)

@@ -23,7 +23,7 @@ PARTS = 16  # parts the slices are shared out over; fixed, so that sums do not d
 
 @nb.njit(error_model="numpy")
 def _bounds(extent):
-    """Rows [i0, i1) and columns [j0, j1) of a slice that have pixels at all."""
+    """Return rows [i0, i1) and columns [j0, j1) of a slice that have pixels at all."""
     i0, i1, j0, j1 = len(extent), 0, np.int64(1 << 30), np.int64(0)
     for i in range(len(extent)):
         if extent[i, 1] > extent[i, 0]:
@@ -34,7 +34,7 @@ def _bounds(extent):
 
 @nb.njit
 def _shares(extent):
-    """First slice of every part: neighbours, which share most of their Gaussians, and about as much work for each."""
+    """Return the first slice of every part: neighbours, which share most of their Gaussians, and about equal work."""
     work = np.zeros(len(extent) + 1)
     for s in range(len(extent)):
         area = 0
@@ -60,14 +60,14 @@ def _add_block(parts, touched, grad, first, last):
 
 @nb.njit(parallel=True)
 def _add_up(parts, touched, grad):
-    """Sum of the parts, one after the other: the same bits for any number of threads."""
+    """Sum the parts, one after the other: the same bits for any number of threads."""
     for block in nb.prange(-(-len(grad) // BLOCK)):
         _add_block(parts, touched, grad, block * BLOCK, min((block + 1) * BLOCK, len(grad)))
 
 
 @nb.njit
 def _scratch(gaussians):
-    """Space for :func:`_list_pairs`: marks, indices, records, places."""
+    """Allocate the work space of :func:`_list_pairs`: marks, indices, records, places."""
     return (
         np.empty(gaussians, np.uint8),
         np.empty(gaussians + pairs.WIDEST + 1, np.int32),
@@ -78,7 +78,7 @@ def _scratch(gaussians):
 
 @nb.njit(error_model="numpy")
 def _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes):
-    """Pose and pixels of slice s; the records of its Gaussians go to ``scratch``, their number is returned."""
+    """Fill ``scratch`` with the records of slice s; return its pose, its pixels and the number of records."""
     rotation, translation, psf, spacing, centre, extent = geometry
     near, index, record, place = scratch
     pose = pose_of(rotation[s], translation[s], psf[s])
@@ -106,7 +106,7 @@ def _list_pairs(geometry, s, field, cut2, mass_factor, scratch, lanes):
 
 @nb.njit(error_model="numpy")
 def _splat_slice(record, place, count, cut2, numerator, weight, lanes):
-    """Sums of ``w c`` and ``w``; rubbish outside the extents."""
+    """Sum ``w c`` and ``w``; the values outside the extents are undefined."""
     numerator[:] = 0.0
     weight[:] = 0.0
     _splat_all(
@@ -154,7 +154,7 @@ def _take_back(field, scratch, count, pose, pixels, cut2, mass_factor, h, k, sum
 
 @nb.njit(fastmath=FAST, error_model="numpy")
 def _normalise(numerator, weight, extent, eps, image, total):
-    """I and D of one slice from the sums; 0 and eps outside the extents."""
+    """Compute I and D of one slice from the sums; 0 and eps outside the extents."""
     for i in range(len(image)):
         j0, j1 = extent[i]
         image[i] = 0.0
@@ -184,7 +184,7 @@ def forward(rotation, translation, psf, spacing, centre, extent, field, cut2, ep
 
 @nb.njit(fastmath=FAST, error_model="numpy")
 def _cotangents(grad, image, weight, extent, h, k):
-    """``h = g / D`` and ``k = h I`` within the extents, 0 elsewhere."""
+    """Compute ``h = g / D`` and ``k = h I`` within the extents, 0 elsewhere."""
     h[:] = 0.0
     k[:] = 0.0
     for i in range(len(grad)):
@@ -245,7 +245,7 @@ def backward(
 
 @nb.njit(fastmath=FAST, error_model="numpy")
 def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta, image):
-    """Loss of one slice and its image; turns the sums into the cotangents k (numerator) and h (weight)."""
+    """Return the loss of one slice, fill its image, turn the sums into the cotangents k (numerator) and h (weight)."""
     loss = 0.0
     for i in range(len(image)):
         j0, j1 = extent[i]
@@ -265,7 +265,7 @@ def _charbonnier(numerator, weight, extent, eps, target, importance, gain, delta
         weight[i, j1:] = 0.0
         numerator[i, :j0] = 0.0
         numerator[i, j1:] = 0.0
-        loss += part
+        loss += part  # type: ignore[assignment]
     return loss
 
 
@@ -291,7 +291,7 @@ def step(
     grad,
     grad_pose,
 ):
-    """Forward, Charbonnier loss and backward, slice by slice; see :func:`gsbids.kernels.ops.step_slices`."""
+    """Compute forward, Charbonnier loss and backward by slice; see :func:`gsbids.kernels.ops.step_slices`."""
     geometry, shares = (rotation, translation, psf, spacing, centre, extent), _shares(extent)
     parts, touched = np.empty((PARTS, len(grad), TABLE), np.float32), np.empty((PARTS, len(grad)), np.uint8)
     for part in nb.prange(PARTS):
@@ -322,7 +322,7 @@ def step(
 
 @nb.njit(error_model="numpy")
 def _gradient_slice(record, place, count, cut2, image, out, lanes):
-    """Sums of ``w (c - I) grad(-E / 2)``, (3, X, Y + PADDING)."""
+    """Sum ``w (c - I) grad(-E / 2)``, (3, X, Y + PADDING)."""
     out[:] = 0.0
     _gradient_all(
         address(record),

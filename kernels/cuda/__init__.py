@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Their twins for GPUs, and how they are launched."""
+"""Kernels for GPUs, twins of those for the CPU, and how they are launched."""

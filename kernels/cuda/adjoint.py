@@ -31,14 +31,14 @@ cuda = runtime.numba_cuda()
 WARP, PADDED = 32, 33  # lanes, and lanes with one more against bank conflicts
 PAIRS = 4  # pairs, so warps, a block in moments
 MOMENTS, PARTS, GRADIENTS = 7, 20, 11  # columns: moments, of a pair (17 used), of a Gaussian
-STAGED = 12
+STAGED = 12  # float32 of a staged entry: 8 of its record, 4 of its depth
 POSE_BLOCK = 192  # 6 columns x 32 rows
 NORMAL, NORMAL_BLOCK, GROUPS = 27, 128, 4  # 21 + 6 entries; pixels staged at a time; groups of 32 of them
 
 
 @cuda.jit(fastmath=True)
 def moments(record, box, pairs, rows, columns, h, k_image, out):
-    """``S0, S1 (2), S2 (3)`` of ``W = w (c h - k)`` about the centre, and ``sum w h``; one warp per pair.
+    """Compute ``S0, S1 (2), S2 (3)`` of ``W = w (c h - k)`` about the centre, and ``sum w h``; one warp per pair.
 
     Lanes stride over the box of the pair; the 7 sums of the 32 lanes meet in shared memory.
 
@@ -50,7 +50,7 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
     h, k_image : (S X Y,), flat: fewer registers
         ``h = g / D`` (0 where nothing is rendered) and ``k = h I``.
     out : (n, 7)
-        In pixels: ``1, di, dj, di^2, di dj, dj^2`` and the sum for the intensity.
+        Moments in pixels: ``1, di, dj, di^2, di dj, dj^2`` and the sum for the intensity.
     """
     shared = cuda.shared.array((PAIRS, MOMENTS, PADDED), float32)
     lane, warp = uint32(cuda.threadIdx.x % WARP), uint32(cuda.threadIdx.x // WARP)
@@ -102,7 +102,7 @@ def moments(record, box, pairs, rows, columns, h, k_image, out):
 
 @cuda.jit(fastmath=True)
 def chain_pairs(frame, gauss, pairs, moment, mass_factor, part):
-    """What each pair gives to its Gaussian and to its slice's pose; a thread per pair.
+    """Compute what each pair adds to the gradients of its Gaussian and of its slice's pose; a thread per pair.
 
     ``part`` (n, 20): gradients with respect to the mean (3) and covariance (6, off-diagonals count both entries)
     in the world, intensity, log-weight; then to the tangents omega (3) and tau (3) of the pose in the slice frame.
@@ -172,7 +172,10 @@ def reduce_poses(part, slice_start, pose):
 
 @cuda.jit(fastmath=True)
 def unpack_gradient(log_scale, quaternion, grad, mass_factor, grad_scale, grad_quaternion):
-    """From the covariance to log-scale (J, 3) and quaternion (J, 4); formulas: ``geometry.covariances_backward``."""
+    """Carry the gradient from the covariance to log-scale (J, 3) and quaternion (J, 4).
+
+    Formulas: :func:`gsbids.kernels.cpu.covariance.covariances_backward`.
+    """
     j = cuda.grid(1)
     if j >= grad.shape[0]:
         return
@@ -203,7 +206,10 @@ def unpack_gradient(log_scale, quaternion, grad, mass_factor, grad_scale, grad_q
 
 @cuda.jit(fastmath=True)
 def project_depth(frame, gauss, pairs, depth):
-    """``(z0, zi, zj, 0)`` (n, 4): derivative of -E/2 along the normal is ``z0 + zi di + zj dj`` per mm."""
+    """Fill ``depth`` (n, 4) with ``(z0, zi, zj, 0)``.
+
+    The derivative of -E/2 along the normal is ``z0 + zi di + zj dj`` per mm.
+    """
     n = cuda.grid(1)
     if n >= pairs.shape[0] or pairs[n, 0] < 0:
         return
@@ -218,7 +224,7 @@ def project_depth(frame, gauss, pairs, depth):
 
 @cuda.jit(fastmath=True)
 def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, image, weight, out):
-    """dI/dX (S, X, Y, 3) per mm along row, column and normal: ``sum w (c - I) grad(-E/2) / D``.
+    """Compute dI/dX (S, X, Y, 3) per mm along row, column and normal: ``sum w (c - I) grad(-E/2) / D``.
 
     Grid (tiles along j, tiles along i, S), block 64, a thread per pixel; records staged as in ``render_tiles``.
     """
@@ -265,7 +271,9 @@ def image_gradient_tiles(frame, record, depth, tile_start, tile_list, extent, im
 
 @cuda.jit(fastmath=True)
 def normal_equations(frame, gradient, residual, weight, gain, entry, out):
-    """Gauss-Newton system of each slice's pose, ``out`` (S, 27) = upper part of J^T W J, then J^T W r.
+    """Build the Gauss-Newton system of each slice's pose.
+
+    ``out`` (S, 27) = upper part of J^T W J, then J^T W r.
 
     J is the derivative of ``gain I`` with respect to the tangents (omega, tau): ``gain (x cross g, g)`` at pixel
     position x with image gradient g. A block of 128 per slice stages the rows of 128 pixels; a thread then adds

@@ -21,7 +21,7 @@ from gsbids.kernels.cuda import runtime
 
 cuda = runtime.numba_cuda()
 
-FRAME, GAUSS, RECORD = 20, 12, 8
+FRAME, GAUSS, RECORD = 20, 12, 8  # float32 of a slice frame, of a Gaussian, and of a pair of both
 TILE = 8  # pixels along the edge of a tile
 ALIGNED = None if runtime.is_simulator() else 16  # bytes, of staged records: read in fours; the simulator knows none
 ZERO, HALF, ONE, TWO, FOUR, TEN = (np.float32(x) for x in (0, 0.5, 1, 2, 4, 10))
@@ -31,7 +31,7 @@ HALF_LOG2E = np.float32(0.7213475204444817)
 
 @cuda.jit(device=True, fastmath=True)
 def ceil_between(x, last):
-    """Smallest integer not below x, within 0 and ``last``."""
+    """Return the smallest integer not below x, within 0 and ``last``."""
     x = min(max(x, ZERO), float32(last))
     n = int32(x)
     if float32(n) < x:
@@ -41,7 +41,7 @@ def ceil_between(x, last):
 
 @cuda.jit(device=True, fastmath=True)
 def floor_between(x, last):
-    """Largest integer not above x, within -1 and ``last``."""
+    """Return the largest integer not above x, within -1 and ``last``."""
     x = min(max(x, -ONE), float32(last))
     n = int32(x)
     if float32(n) > x:
@@ -51,7 +51,7 @@ def floor_between(x, last):
 
 @cuda.jit(device=True, fastmath=True)
 def reaches(f, g, cut2):
-    """Whether Gaussian ``g`` (row of ``gauss``) comes within the cut of the plane of slice ``f``."""
+    """Return whether Gaussian ``g`` (row of ``gauss``) comes within the cut of the plane of slice ``f``."""
     a, b, c = f[2], f[5], f[8]
     z = a * (g[0] - f[9]) + b * (g[1] - f[10]) + c * (g[2] - f[11])
     zeta = a * (a * g[3] + TWO * (b * g[4] + c * g[5])) + b * (b * g[6] + TWO * c * g[7]) + c * c * g[8] + f[14]
@@ -60,7 +60,7 @@ def reaches(f, g, cut2):
 
 @cuda.jit(device=True, fastmath=True)
 def rotated(r0, r1, r2, g, x, y, z):
-    """``r . (Sigma (x, y, z))`` with Sigma from row ``g``."""
+    """Return ``r . (Sigma (x, y, z))`` with Sigma from row ``g``."""
     return (
         r0 * (g[3] * x + g[4] * y + g[5] * z)
         + r1 * (g[4] * x + g[6] * y + g[7] * z)
@@ -70,9 +70,9 @@ def rotated(r0, r1, r2, g, x, y, z):
 
 @cuda.jit(device=True, fastmath=True)
 def project(f, g):
-    """Mean and covariance in the slice frame, and the conditional 2D Gaussian.
+    """Return mean and covariance in the slice frame, and the conditional 2D Gaussian.
 
-    Returns m (3), S (uu, uv, uz, vv, vz, zz, with PSF), xbar (2), Q = C^-1 (uu, uv, vv), C_uu, C_vv.
+    In this order: m (3), S (uu, uv, uz, vv, vz, zz, with PSF), xbar (2), Q = C^-1 (uu, uv, vv), C_uu, C_vv.
     """
     y0, y1, y2 = g[0] - f[9], g[1] - f[10], g[2] - f[11]
     mu = f[0] * y0 + f[3] * y1 + f[6] * y2
@@ -109,7 +109,7 @@ def project(f, g):
 
 @cuda.jit(device=True, fastmath=True)
 def bounds(p, f, cut2, rows, columns):
-    """Pixels that a projection ``p`` may reach: rows i0 to i1 - 1, columns j0 to j1 - 1; none if i1 <= i0."""
+    """Return the pixels that a projection ``p`` may reach: rows i0 to i1 - 1, columns j0 to j1 - 1, or none."""
     room = cut2 - p[2] * p[2] / p[8]
     if room <= ZERO:
         return int32(0), int32(0), int32(0), int32(0)
@@ -125,7 +125,7 @@ def bounds(p, f, cut2, rows, columns):
 
 @cuda.jit(device=True, fastmath=True)
 def peak(r, i0, i1, j0, j1):
-    """Largest ``e - k0`` (of record ``r``) over the rectangle of pixels i0..i1, j0..j1.
+    """Return the largest ``e - k0`` (of record ``r``) over the rectangle of pixels i0..i1, j0..j1.
 
     It is concave with its maximum 0 at (pi, pj): outside of it the largest value lies on an edge that faces it.
     """
@@ -147,10 +147,9 @@ def peak(r, i0, i1, j0, j1):
 
 @cuda.jit(device=True, fastmath=True)
 def chain(p, s0, su, sv, suu, suv, svv, mass_factor):
-    """Gradients with respect to m (3) and S (6, full symmetric entries) from the moments, in mm.
+    """Return the gradients with respect to m (3) and S (6, full symmetric entries) from the moments, in mm.
 
-    The moments are those of ``W = w (c h - k)`` about xbar; formulas: DESIGN section 3 and
-    ``gsbids.kernels.cpu.splat``.
+    The moments are those of ``W = w (c h - k)`` about xbar; formulas: ``gsbids.kernels.cpu.projection.chain``.
     """
     mz, suz_, svz_, szz, quu, quv, qvv = p[2], p[5], p[7], p[8], p[11], p[12], p[13]
     xu, xv = quu * su + quv * sv, quv * su + qvv * sv
@@ -172,7 +171,7 @@ def chain(p, s0, su, sv, suu, suv, svv, mass_factor):
 
 @cuda.jit(device=True, fastmath=True)
 def rotation_of(w, x, y, z):
-    """Rotation matrix (9, row-major) of a unit quaternion."""
+    """Return the rotation matrix (9, row-major) of a unit quaternion."""
     return (
         ONE - TWO * (y * y + z * z),
         TWO * (x * y - w * z),

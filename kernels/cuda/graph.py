@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that is the same at every turn of a loop, launched as one CUDA graph.
+"""CUDA graphs: work that is the same at every turn of a loop, launched with one call.
 
 An epoch of a fit is some twenty launches of a few microseconds each; launching them one by one takes longer than
 running them. A graph records the launches once and repeats them with one call.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ WARM_UP = 2  # plain calls before the capture: they compile kernels and make the
 
 
 class CapturedWork:
-    """Call it in place of ``work``: every call does the work once, the first ones plainly, later ones by a graph.
+    """Work that is done at every call, plainly at first and later by replaying a CUDA graph.
 
     Where there is no GPU, or where the capture fails (the work waits for the device, say, or copies from the host),
     every call is a plain one, and ``failure`` says why.
@@ -21,14 +22,14 @@ class CapturedWork:
     Parameters
     ----------
     work : callable
-        Without arguments and result: it reads and writes tensors that stay where they are, and it neither waits for
-        the device nor copies from the host. What it allocates comes from the graph's own pool of memory.
+        Function without arguments and result: it reads and writes tensors that stay where they are, and it neither
+        waits for the device nor copies from the host. What it allocates comes from the graph's own pool of memory.
     target : torch.device
     warm_up : int
         Plain calls, on the stream of the capture, before the capture.
     capture : callable, optional
         ``capture(work)`` records the work, does not do it, and returns what repeats it; raises if it cannot.
-        :func:`torch.cuda.graph` without.
+        :func:`torch.cuda.graph` if left out.
 
     Attributes
     ----------
@@ -37,13 +38,16 @@ class CapturedWork:
         Calls that a graph served.
     """
 
+    _replay: Any
+    capture: Any
+
     def __init__(
         self,
         work: Callable[[], None],
         target: torch.device,
         warm_up: int = WARM_UP,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
-    ):
+    ) -> None:
         self.work, self.warm_up, self.capture = work, warm_up, capture
         self.failure, self.replays, self._calls, self._replay = None, 0, 0, None
         self.stream = self.pool = None
@@ -68,10 +72,10 @@ class CapturedWork:
             self.replays += 1
 
     def renew(self) -> None:
-        """Forget the graph, because tensors that the work reads are no longer where they were."""
+        """Discard the graph, because tensors that the work reads are no longer where they were."""
         self._replay = None
 
-    def _plainly(self):
+    def _plainly(self) -> None:
         if self.stream is None or self.failure:
             self.work()
             return
@@ -80,7 +84,7 @@ class CapturedWork:
             self.work()
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
-    def _capture(self, work):
+    def _capture(self, work: Callable[[], None]) -> Callable[[], None]:
         # Other threads (a loader, a logger) may talk to the device meanwhile: only this one's errors count.
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):

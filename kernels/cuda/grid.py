@@ -8,7 +8,7 @@ per Gaussian. No atomics: the same bits at every run.
 ``frame`` (18,): rotation (9, row-major), position of voxel (0, 0, 0), PSF variances (3), spacing (3). ``record``
 (J, 12), in voxels and powers of 2: ``(pi, pj, pk, kii, kij, kik, kjj, kjk, kkk, k0, c, emin)`` with
 ``e = k0 + sum_{a<=b} k_ab d_a d_b`` and ``w = 2^e`` where ``e > emin``. ``gauss``: as in
-:mod:`gsbids.kernels.cuda.formulas`. Formulas: DESIGN section 3, SR grid.
+:mod:`gsbids.kernels.cuda.formulas`.
 """
 
 import math
@@ -31,6 +31,7 @@ from gsbids.kernels.cuda.formulas import (
 
 cuda = runtime.numba_cuda()
 
+# Voxels along a brick's edge; threads of a block; lanes of a warp, and one more against bank conflicts; warps.
 BRICK, BLOCK, WARP, PADDED, WARPS = 8, 128, 32, 33, 4
 BATCH, RECORD3, MOMENTS3 = 64, 12, 11  # Gaussians staged at a time, numbers in a record, moments
 SUB, LONG = float32(1.5), float32(3.5)  # half the distance of the outermost of 4 and 8 voxels
@@ -38,7 +39,10 @@ SUB, LONG = float32(1.5), float32(3.5)  # half the distance of the outermost of 
 
 @cuda.jit(device=True, fastmath=True)
 def in_grid(f, g):
-    """Mean (3) and covariance with the PSF (xx, xy, xz, yy, yz, zz) of row ``g`` of ``gauss`` along the grid's axes."""
+    """Return mean (3) and covariance with the PSF of row ``g`` of ``gauss`` along the axes of the grid.
+
+    Covariance: xx, xy, xz, yy, yz, zz.
+    """
     y0, y1, y2 = g[0] - f[9], g[1] - f[10], g[2] - f[11]
     return (
         f[0] * y0 + f[3] * y1 + f[6] * y2,
@@ -55,7 +59,7 @@ def in_grid(f, g):
 
 @cuda.jit(device=True, fastmath=True)
 def inverse(p):
-    """Inverse of the covariance p[3:9] (xx, xy, xz, yy, yz, zz), and 1 / det."""
+    """Return the inverse of the covariance p[3:9] (xx, xy, xz, yy, yz, zz), and 1 / det."""
     xx, xy, xz = p[6] * p[8] - p[7] * p[7], p[5] * p[7] - p[4] * p[8], p[4] * p[7] - p[5] * p[6]
     scale = ONE / (p[3] * xx + p[4] * xy + p[5] * xz)
     return (
@@ -71,7 +75,7 @@ def inverse(p):
 
 @cuda.jit(device=True, fastmath=True)
 def misses(r, i, j, k, bi, bj, bk):
-    """Whether no voxel of the box about (i, j, k) with half edges b can lie within the cut of record ``r``.
+    """Return whether no voxel of the box about (i, j, k) with half edges b can lie within the cut of record ``r``.
 
     With E = k0 - e = |y|^2 in whitened coordinates and y0 the centre of the box, no point of the box is nearer to the
     Gaussian's centre than ``(|y0|^2 - sum_a b_a |K d0|_a) / |y0|``: safe, and seldom wrong by much.
@@ -87,7 +91,7 @@ def misses(r, i, j, k, bi, bj, bk):
 
 @cuda.jit(fastmath=True)
 def project_grid(gauss, frame, cut2, mass_factor, ni, nj, nk, record, box):
-    """Records (J, 12) and boxes (J, 6: i0, i1, j0, j1, k0, k1) of Gaussians; a thread per Gaussian.
+    """Fill records (J, 12) and boxes (J, 6: i0, i1, j0, j1, k0, k1) of Gaussians; a thread per Gaussian.
 
     With the mass factor the exponent has ``-log(det S) / 2``, S the covariance with the PSF.
     """
@@ -114,10 +118,10 @@ def project_grid(gauss, frame, cut2, mass_factor, ni, nj, nk, record, box):
 
 @cuda.jit(fastmath=True)
 def bin_bricks(record, box, first, last, bricks_j, bricks_k, start, keys, values, write):
-    """Bricks of the layers ``first`` to ``last - 1`` that each Gaussian reaches; count first, then list.
+    """List the bricks of the layers ``first`` to ``last - 1`` that each Gaussian reaches; count first, then list.
 
-    A thread per Gaussian; ``start``, ``keys``, ``values``, ``write`` as in ``splat_cuda.bin_tiles``, bricks
-    numbered from the first layer on.
+    A thread per Gaussian; ``start``, ``keys``, ``values``, ``write`` as in :func:`gsbids.kernels.cuda.splat.bin_tiles`,
+    bricks numbered from the first layer on.
     """
     n = cuda.grid(1)
     if n >= record.shape[0]:
@@ -146,7 +150,7 @@ def bin_bricks(record, box, first, last, bricks_j, bricks_k, start, keys, values
 
 @cuda.jit(fastmath=True, **runtime.launch_bounds(BLOCK, 8))
 def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
-    """``I = sum w A / D``, ``D = sum w + eps`` (X, Y, Z); a block of 128 per brick, 4 voxels along k a thread.
+    """Render ``I = sum w A / D``, ``D = sum w + eps`` (X, Y, Z); a block of 128 per brick, 4 voxels along k a thread.
 
     Grid (bricks along k, along j, layers from ``first`` on).
     """
@@ -214,7 +218,7 @@ def render_bricks(record, brick_start, brick_list, first, eps, image, weight):
 
 @cuda.jit(fastmath=True)
 def moments_grid(record, box, rows, columns, h, k_image, out):
-    """Moments of ``W = w (A h - k)`` about each Gaussian's centre and ``sum w h``; one warp per Gaussian.
+    """Compute moments of ``W = w (A h - k)`` about each Gaussian's centre and ``sum w h``; one warp per Gaussian.
 
     ``out`` (J, 11), in voxels: 1, di, dj, dk, di^2, di dj, di dk, dj^2, dj dk, dk^2, and the intensity's.
     ``h = g / D`` and ``k = h I``, (X Y Z,) of ``rows`` = Y and ``columns`` = Z: flat, which takes fewer registers.
@@ -275,9 +279,10 @@ def moments_grid(record, box, rows, columns, h, k_image, out):
 
 @cuda.jit(fastmath=True)
 def chain_grid(gauss, frame, moment, mass_factor, grad):
-    """``G_m = P S1``, ``G_S = (P S2 P - mass S0 P) / 2`` with P = S^-1, turned to the world; a thread per Gaussian.
+    """Carry moments to gradients of mean and covariance in the world; a thread per Gaussian.
 
-    ``grad`` (J, 11): columns as in :func:`gsbids.kernels.cpu.splat.backward`, off-diagonals count both entries.
+    ``G_m = P S1``, ``G_S = (P S2 P - mass S0 P) / 2`` with P = S^-1. ``grad`` (J, 11): columns as in
+    :func:`gsbids.kernels.cpu.splat.backward`, off-diagonals count both entries.
     """
     n = cuda.grid(1)
     if n >= gauss.shape[0]:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grid renderer on tensors of a GPU, with gradients; the twin of :mod:`gsbids.kernels.cpu.grid_ops`."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +13,9 @@ from gsbids.kernels.cuda import grid as grid_cuda
 from gsbids.kernels.cuda import plan as plan_cuda
 from gsbids.kernels.cuda import runtime
 from gsbids.kernels.cuda.grid import BRICK
-from gsbids.kernels.cuda.ops import field_gradients
+from gsbids.kernels.cuda.passes import field_gradients
 from gsbids.kernels.cuda.splat import THREADS
-from gsbids.kernels.problem import DEFAULT
+from gsbids.kernels.problem import DEFAULT, FieldArrays, GridGeometry, RenderOptions
 
 BYTES_PER_ENTRY = 64  # of a list of bricks: key and Gaussian, before and after the sort, and its scratch
 
@@ -28,31 +30,31 @@ class BrickList:
     gaussians: torch.Tensor
 
 
-def bricks(shape) -> tuple[int, ...]:
-    """Bricks along each axis of a grid."""
+def bricks(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the number of bricks along each axis of a grid."""
     return tuple(runtime.blocks(n, BRICK) for n in shape)
 
 
 @dataclass(frozen=True)
 class DeviceGrid:
-    """:class:`gsbids.kernels.problem.GridGeometry` on the device: ``frame`` (18,) as the kernels take it, and shape."""
+    """A :class:`gsbids.kernels.problem.GridGeometry` on the device: its shape, and ``frame`` (18,) for the kernels."""
 
     frame: torch.Tensor
     shape: tuple[int, int, int]
 
 
-def on_device(geometry, target: torch.device) -> DeviceGrid:
-    """The geometry on the device, copied there if it is not there yet (a captured graph can copy nothing)."""
+def on_device(geometry: GridGeometry | DeviceGrid, target: torch.device) -> DeviceGrid:
+    """Copy the geometry to the device if it is not there yet (a captured graph can copy nothing)."""
     runtime.check_device(target)
     if isinstance(geometry, DeviceGrid):
         return geometry
     parts = (geometry.rotation, geometry.origin, geometry.psf, geometry.spacing)
     frame = np.concatenate([np.ravel(a) for a in parts]).astype(np.float32)
-    return DeviceGrid(torch.from_numpy(frame).to(target), tuple(geometry.shape))
+    return DeviceGrid(torch.from_numpy(frame).to(target), tuple(geometry.shape))  # type: ignore[arg-type]
 
 
-def _project(gauss, grid: DeviceGrid, cut: float, mass_factor: bool):
-    """Records (J, 12) and boxes (J, 6)."""
+def _project(gauss: torch.Tensor, grid: DeviceGrid, cut: float, mass_factor: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return records (J, 12) and boxes (J, 6) of the Gaussians."""
     record = gauss.new_empty((len(gauss), grid_cuda.RECORD3))
     box = gauss.new_empty((len(gauss), 6), dtype=torch.int32)
     runtime.launch(
@@ -70,8 +72,10 @@ def _project(gauss, grid: DeviceGrid, cut: float, mass_factor: bool):
     return record, box
 
 
-def brick_lists(record, box, shape, available: int):
-    """Lists for all layers of bricks, as many layers at a time as fit; yields :class:`BrickList`.
+def brick_lists(
+    record: torch.Tensor, box: torch.Tensor, shape: tuple[int, int, int], available: int
+) -> Iterator[BrickList]:
+    """Yield a :class:`BrickList` for all layers of bricks, as many layers at a time as fit.
 
     Parameters
     ----------
@@ -110,7 +114,16 @@ def brick_lists(record, box, shape, available: int):
         yield BrickList(first, last, plan_cuda.first_places(keys, (last - first) * along * across), values[order])
 
 
-def _bin(record, box, shape, layers, start, keys, values, write):
+def _bin(
+    record: torch.Tensor,
+    box: torch.Tensor,
+    shape: tuple[int, int, int],
+    layers: tuple[int, int],
+    start: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    write: bool,
+) -> None:
     runtime.launch(
         grid_cuda.bin_bricks,
         runtime.blocks(len(record), THREADS),
@@ -126,10 +139,15 @@ def _bin(record, box, shape, layers, start, keys, values, write):
     )
 
 
-def _forward(gauss, grid, options, lists):
-    """Image and weight (P, X, Y), records and boxes; with fewer layers at a time when memory runs out."""
+def _forward(
+    gauss: torch.Tensor, grid: DeviceGrid, options: RenderOptions, lists: list[BrickList] | None
+) -> tuple[torch.Tensor, ...]:
+    """Return image and weight (P, X, Y), records and boxes.
 
-    def work(available):
+    Fewer layers are rendered at a time when memory runs out.
+    """
+
+    def work(available: int) -> tuple[torch.Tensor, ...]:
         record, box = _project(gauss, grid, options.cut, options.mass_factor)
         image = gauss.new_empty(grid.shape)
         weight = torch.empty_like(image)
@@ -154,17 +172,22 @@ def _forward(gauss, grid, options, lists):
     return runtime.with_smaller_chunks(work, gauss.device)
 
 
-def plan_grid(field, geometry, options=DEFAULT, margin: float = 0.0) -> list[BrickList] | None:
-    """Lists of bricks for several renderings of Gaussians that move little; ``margin`` in standard deviations.
+def plan_grid(
+    field: FieldArrays,
+    geometry: GridGeometry | DeviceGrid,
+    options: RenderOptions = DEFAULT,
+    margin: float = 0.0,
+) -> list[BrickList] | None:
+    """List the bricks for several renderings of Gaussians that move little; ``margin`` in standard deviations.
 
-    None, "make them in turn", if they do not fit into the memory all at once. Parameters and errors as for
-    :func:`render_grid`.
+    None, which :func:`render_grid` takes for "make them in turn", if they do not fit into the memory all at once.
+    Parameters and errors as for :func:`render_grid`.
     """
     grid = on_device(geometry, field[0].device)
     gauss = plan_cuda.pack_field(*field, False)
     plan_cuda.check_finite(gauss)
 
-    def make(available):
+    def make(available: int) -> list[BrickList] | None:
         record, box = _project(gauss, grid, options.cut + margin, False)
         kept, held = [], 0
         for part in brick_lists(record, box, grid.shape, available):
@@ -177,8 +200,17 @@ def plan_grid(field, geometry, options=DEFAULT, margin: float = 0.0) -> list[Bri
     return runtime.with_smaller_chunks(make, gauss.device)
 
 
-def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, options=DEFAULT, lists=None):
-    """Field on a grid without gradients: ``I = sum w c / D``, ``D = sum w + eps``, ``w = exp(l - E / 2)``.
+def render_grid(
+    mean: torch.Tensor,
+    log_scale: torch.Tensor,
+    quaternion: torch.Tensor,
+    intensity: torch.Tensor,
+    log_weight: torch.Tensor,
+    geometry: GridGeometry | DeviceGrid,
+    options: RenderOptions = DEFAULT,
+    lists: list[BrickList] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Render a field on a grid without gradients: ``I = sum w c / D``, ``D = sum w + eps``, ``w = exp(l - E / 2)``.
 
     The field is turned into the grid's axes and widened by its PSF, Gaussian by Gaussian; what is left is a field on
     an upright grid.
@@ -190,7 +222,7 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
     geometry : GridGeometry or DeviceGrid
     options : RenderOptions
     lists : list of BrickList, optional
-        From :func:`plan_grid`.
+        Lists from :func:`plan_grid`.
 
     Returns
     -------
@@ -209,13 +241,24 @@ def render_grid(mean, log_scale, quaternion, intensity, log_weight, geometry, op
 
 
 class GridRenderCuda(torch.autograd.Function):
-    """A field on a grid with gradients: ``GridRenderCuda.apply(*field, geometry, options, lists)``, see render_grid.
+    """The operation :func:`render_grid` with gradients: ``GridRenderCuda.apply(*field, geometry, options, lists)``.
 
     dI/dc_j = w_j / D, and dI/dtheta_j = (c_j - I) / D dw_j/dtheta_j for all others.
     """
 
     @staticmethod
-    def forward(ctx, mean, log_scale, quaternion, intensity, log_weight, geometry, options, lists=None):
+    def forward(
+        ctx: Any,
+        mean: torch.Tensor,
+        log_scale: torch.Tensor,
+        quaternion: torch.Tensor,
+        intensity: torch.Tensor,
+        log_weight: torch.Tensor,
+        geometry: GridGeometry | DeviceGrid,
+        options: RenderOptions,
+        lists: list[BrickList] | None = None,
+    ) -> torch.Tensor:
+        """Render the field on the grid, and keep what the backward pass needs."""
         grid = on_device(geometry, mean.device)
         gauss = plan_cuda.pack_field(mean, log_scale, quaternion, intensity, log_weight, options.mass_factor)
         ctx.problem = grid, options.mass_factor
@@ -224,7 +267,8 @@ class GridRenderCuda(torch.autograd.Function):
         return tensors[0]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients with respect to the field."""
         log_scale, quaternion, gauss, image, weight, record, box = ctx.saved_tensors
         grid, mass_factor = ctx.problem
         h = (grad / weight).contiguous()

@@ -20,6 +20,7 @@ and rebuilt somewhat early.
 """
 
 import math
+from typing import Any
 
 import torch
 from numba import float32
@@ -28,8 +29,9 @@ from gsbids.kernels.cuda import ops as ops_cuda
 from gsbids.kernels.cuda import plan as plan_cuda
 from gsbids.kernels.cuda import runtime
 from gsbids.kernels.cuda.formulas import ONE, TWO, ZERO
+from gsbids.kernels.cuda.plan import DeviceGeometry, SlicePlan
 from gsbids.kernels.cuda.splat import THREADS
-from gsbids.kernels.problem import DEFAULT
+from gsbids.kernels.problem import DEFAULT, FieldArrays, RenderOptions, SliceGeometry
 
 cuda = runtime.numba_cuda()
 
@@ -39,7 +41,7 @@ SLACK = 0.15  # room in the lists for later, longer ones
 
 @cuda.jit(device=True, fastmath=True)
 def growth(a, b, p):
-    """Bound of the largest eigenvalue of ``A^-1 B`` less 1, and the Cholesky factor of A; A, B: rows + p I."""
+    """Bound the largest eigenvalue of ``A^-1 B`` less 1, with the Cholesky factor of A; A, B: rows + p I."""
     u = math.sqrt(a[3] + p)
     v, w = a[4] / u, a[5] / u
     x = math.sqrt(a[6] + p - v * v)
@@ -62,7 +64,7 @@ def growth(a, b, p):
 
 @cuda.jit(fastmath=True)
 def margin_used(before, after, low, moved, least, spread, cut, need):
-    """``need`` (J,) of the module's formula; a thread per Gaussian.
+    """Compute ``need`` (J,) of the module's formula; a thread per Gaussian.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ class KeptLists:
     Attributes
     ----------
     plans : list of SlicePlan, or None
-        For the functions of :mod:`gsbids.kernels.ops`; None, too, if they do not fit into the memory.
+        Lists for the functions of :mod:`gsbids.kernels.ops`; None, too, if they do not fit into the memory.
     used : tensor, ()
         Largest need of a Gaussian when :meth:`measure` last looked, in standard deviations.
     version : int
@@ -110,19 +112,23 @@ class KeptLists:
     rebuilds : int
     """
 
-    def __init__(self, options=DEFAULT, margin: float = 0.5):
+    plans: Any
+    used: Any
+    _before: Any
+
+    def __init__(self, options: RenderOptions = DEFAULT, margin: float = 0.5) -> None:
         self.options, self.margin = options, margin
         self.plans, self.used, self.version, self.rebuilds, self._before = None, None, 0, 0, None
 
-    def current(self, field, geometry) -> list:
-        """Lists that hold for this field and these slices; waits for the device.
+    def current(self, field: FieldArrays, geometry: SliceGeometry | DeviceGeometry) -> list[SlicePlan] | None:
+        """Return lists that hold for this field and these slices; wait for the device.
 
         Parameters
         ----------
         field : tuple of tensor
             mean, log_scale, quaternion, intensity, log_weight.
         geometry : SliceGeometry or DeviceGeometry
-            Of the same slices at every call; the poses may have moved.
+            Geometry of the same slices at every call; the poses may have moved.
         """
         geometry = ops_cuda.on_device(geometry, field[0].device)
         if self._before is not None:
@@ -132,11 +138,14 @@ class KeptLists:
         return self.plans
 
     def outdated(self) -> bool:
-        """Whether the last :meth:`measure` found the margin used up, or a NaN; waits for the device."""
+        """Return whether the last :meth:`measure` found the margin used up, or a NaN; wait for the device."""
         return self._before is None or self.plans is None or not float(self.used) <= self.margin - SAFETY
 
-    def measure(self, field, geometry) -> None:
-        """Fill ``used``. Waits for nothing, so that it may end an epoch that is captured in a graph."""
+    def measure(self, field: FieldArrays, geometry: DeviceGeometry) -> None:
+        """Fill ``used``.
+
+        Waits for nothing, so that it may end an epoch that is captured in a graph.
+        """
         before, low, frame, radius, least, spread = self._before
         after = plan_cuda.pack_field(*field, False)
         need = after.new_empty(len(after))
@@ -155,19 +164,19 @@ class KeptLists:
         )
         self.used.copy_(need.amax() if len(need) else need.sum())
 
-    def rebuild(self, field, geometry) -> None:
+    def rebuild(self, field: FieldArrays, geometry: SliceGeometry | DeviceGeometry) -> None:
         """Make the lists again, in place where there is room."""
         geometry = ops_cuda.on_device(geometry, field[0].device)
         plans = ops_cuda.plan(field, geometry, self.options, self.margin)
         kept = self.plans is not None and plans is not None and len(plans) == len(self.plans)
-        if not (kept and all(old.take(new) for old, new in zip(self.plans, plans, strict=True))):
+        if not (kept and all(old.take(new) for old, new in zip(self.plans, plans, strict=True))):  # type: ignore[arg-type]
             self.plans = plans and [part.with_room(SLACK) for part in plans]
             self.version += 1
         self.remember(field, geometry)
         self.rebuilds += 1
 
-    def remember(self, field, geometry):
-        """What the next measure compares with; tensors stay where they are once there are any."""
+    def remember(self, field: FieldArrays, geometry: DeviceGeometry) -> None:
+        """Store what the next measure compares with; tensors stay where they are once there are any."""
         gauss = plan_cuda.pack_field(*field, False)
         psf = geometry.frame[:, 12:15]
         least, most = (float(f(psf)) for f in (torch.min, torch.max)) if psf.numel() else (0.0, 0.0)
@@ -184,15 +193,15 @@ class KeptLists:
         self.version += 1
 
 
-def _radius(geometry) -> torch.Tensor:
-    """Largest distance (S,) mm of a rendered pixel from its slice's origin."""
+def _radius(geometry: DeviceGeometry) -> torch.Tensor:
+    """Return the largest distance (S,) mm of a rendered pixel from the origin of its slice."""
     frame, window = geometry.frame, geometry.window.float()
     ends = window.unflatten(1, (2, 2)) - frame[:, 17:19, None]
     return (ends.abs().amax(2) * frame[:, 15:17]).norm(dim=1)
 
 
-def _slices_moved(before, after, radius) -> torch.Tensor:
-    """Largest shift of a pixel (mm), and largest turn |R' - R|_2 of a slice, (2,)."""
+def _slices_moved(before: torch.Tensor, after: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Return the largest shift of a pixel (mm), and the largest turn |R' - R|_2 of a slice, (2,)."""
     if not len(before):
         return before.new_zeros(2)
     turn = (after[:, :9] - before[:, :9]).norm(dim=1) * math.sqrt(0.5)  # spectral: the two largest of three are equal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU renderer knows before it renders: geometry on the device, and lists of pairs and tiles."""
+"""Slice geometry on the device, and the lists of pairs and tiles that the GPU renderer runs over."""
 
 from dataclasses import dataclass, replace
 
@@ -9,6 +9,7 @@ import torch
 from gsbids.kernels.cuda import runtime
 from gsbids.kernels.cuda import splat as splat_cuda
 from gsbids.kernels.cuda.formulas import FRAME, GAUSS, RECORD, TILE
+from gsbids.kernels.problem import Array, SliceGeometry
 
 BYTES_PER_PAIR = 600  # working memory: pair, record, box, moments, parts, lists, and ~5 tiles with their sort
 BYTES_KEPT = 40  # of those, what a kept list holds: the pair, its place by Gaussian, ~5 tiles
@@ -19,7 +20,7 @@ DIVERGED = "a parameter of the Gaussian field is not finite: the fit has diverge
 
 @dataclass(frozen=True)
 class DeviceGeometry:
-    """:class:`gsbids.kernels.ops.SliceGeometry` on the device, float32.
+    """A :class:`gsbids.kernels.problem.SliceGeometry` on the device, float32.
 
     Attributes
     ----------
@@ -29,7 +30,7 @@ class DeviceGeometry:
     window : tensor, (S, 4), int32
         First and one-past-last row, and column, with anything to render.
     span : tensor, (S, tiles, 2), int32
-        The extents of the 8 rows of a tile, joined.
+        Extents of the 8 rows of a tile, joined.
     inside : tensor, (S, X, Y), bool
         Pixels that are rendered.
     shape : tuple of int
@@ -44,7 +45,7 @@ class DeviceGeometry:
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, geometry, target: torch.device) -> "DeviceGeometry":
+    def pack(cls, geometry: SliceGeometry, target: torch.device) -> "DeviceGeometry":
         """Copy a slice geometry to the device (once for many renderings: the poses alone may be moved)."""
         rows, columns = geometry.shape
         extent = np.ascontiguousarray(geometry.extent, np.int32).copy()
@@ -75,27 +76,29 @@ class DeviceGeometry:
         j = np.arange(columns)
         inside = (j >= extent[..., :1]) & (j < extent[..., 1:])
         arrays = (frames(geometry), extent, window, span, inside)
-        return cls(*(torch.from_numpy(a).to(target) for a in arrays), (rows, columns))
+        return cls(*(torch.from_numpy(a).to(target) for a in arrays), (rows, columns))  # type: ignore[arg-type, call-arg]
 
     def slices(self, start: int, stop: int) -> "DeviceGeometry":
-        """Some of the slices; views."""
-        return DeviceGeometry(
-            *(a[start:stop] for a in (self.frame, self.extent, self.window, self.span, self.inside)), self.shape
+        """Return some of the slices; views."""
+        return DeviceGeometry(  # type: ignore[call-arg]
+            *(a[start:stop] for a in (self.frame, self.extent, self.window, self.span, self.inside)),  # type: ignore[arg-type]
+            self.shape,
         )
 
-    def moved(self, rotation, translation) -> "DeviceGeometry":
-        """The same slices at other poses, (S, 3, 3) and (S, 3); no copy of anything else."""
+    def moved(self, rotation: Array, translation: Array) -> "DeviceGeometry":
+        """Return the same slices at other poses, (S, 3, 3) and (S, 3); no copy of anything else."""
         frame = self.frame.clone()
         for columns, pose in ((slice(0, 9), rotation), (slice(9, 12), translation)):
             frame[:, columns] = torch.as_tensor(pose, dtype=torch.float32, device=frame.device).reshape(len(frame), -1)
         return replace(self, frame=frame)
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Return the number of slices."""
         return len(self.frame)
 
 
-def frames(geometry) -> np.ndarray:
-    """Poses, PSF, spacing and centre as (S, 20) float32."""
+def frames(geometry: SliceGeometry) -> np.ndarray:
+    """Return poses, PSF, spacing and centre as (S, 20) float32."""
     frame = np.zeros((len(geometry.rotation), FRAME), np.float32)
     frame[:, :9] = np.reshape(geometry.rotation, (-1, 9))
     columns = (geometry.translation, geometry.psf, geometry.spacing, geometry.centre)
@@ -103,8 +106,15 @@ def frames(geometry) -> np.ndarray:
     return frame
 
 
-def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor: bool) -> torch.Tensor:
-    """Rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.cuda.splat.pack_field`."""
+def pack_field(
+    mean: torch.Tensor,
+    log_scale: torch.Tensor,
+    quaternion: torch.Tensor,
+    intensity: torch.Tensor,
+    log_weight: torch.Tensor,
+    mass_factor: bool,
+) -> torch.Tensor:
+    """Return the rows of ``gauss`` (J, 12); see :func:`gsbids.kernels.cuda.splat.pack_field`."""
     gauss = torch.empty((len(mean), GAUSS), device=mean.device)
     runtime.launch(
         splat_cuda.pack_field,
@@ -151,13 +161,13 @@ class SlicePlan:
     tiles: tuple[int, int]
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The lists."""
+        """Return the tensors of the lists."""
         return self.pairs, self.slice_start, self.list_start, self.pair_list, self.tile_start, self.tile_list
 
     def with_room(self, share: float) -> "SlicePlan":
-        """A copy with room for ``share`` more pairs and tiles, to be filled by :meth:`take`."""
+        """Return a copy with room for ``share`` more pairs and tiles, to be filled by :meth:`take`."""
 
-        def grown(list_, fill):
+        def grown(list_: torch.Tensor, fill: int) -> torch.Tensor:
             room = list_.new_full((int(len(list_) * (1 + share)) + ROOM, *list_.shape[1:]), fill)
             room[: len(list_)] = list_
             return room
@@ -173,7 +183,7 @@ class SlicePlan:
         )
 
     def take(self, other: "SlicePlan") -> bool:
-        """Copy another plan of the same slices into these very tensors; False, and nothing done, if it has no room.
+        """Copy another plan of the same slices into these very tensors; return False, unchanged, if it has no room.
 
         A captured graph that reads the tensors goes on with the new lists.
         """
@@ -188,14 +198,14 @@ class SlicePlan:
         return True
 
 
-def check_finite(gauss) -> None:
+def check_finite(gauss: torch.Tensor) -> None:
     """Wait for the device, and raise FloatingPointError if a parameter is not finite."""
     if not bool(torch.isfinite(gauss).all()):
         raise FloatingPointError(DIVERGED)
 
 
-def count_pairs(gauss, geometry: DeviceGeometry, cut: float) -> torch.Tensor:
-    """Pairs that each block of the culling finds, (S, chunks) int32."""
+def count_pairs(gauss: torch.Tensor, geometry: DeviceGeometry, cut: float) -> torch.Tensor:
+    """Count the pairs that each block of the culling finds, (S, chunks) int32."""
     check_finite(gauss)
     counts = gauss.new_zeros((len(geometry), runtime.blocks(len(gauss), splat_cuda.CULL_BLOCK)), dtype=torch.int32)
     none = gauss.new_empty((1, 2), dtype=torch.int32)
@@ -203,18 +213,20 @@ def count_pairs(gauss, geometry: DeviceGeometry, cut: float) -> torch.Tensor:
     return counts
 
 
-def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor, start: int = 0) -> SlicePlan:
+def make_plan(
+    gauss: torch.Tensor, geometry: DeviceGeometry, cut: float, counts: torch.Tensor, start: int = 0
+) -> SlicePlan:
     """List pairs, tiles and pairs by Gaussian.
 
     Parameters
     ----------
     gauss : tensor, (J, 12)
     geometry : DeviceGeometry
-        The slices ``start`` and following.
+        Slices ``start`` and following.
     cut : float
         Cut of the lists: that of the rendering, and a margin if they are to be kept.
     counts : tensor, (S, chunks)
-        From :func:`count_pairs` for these slices.
+        Counts from :func:`count_pairs` for these slices.
     """
     places = starts(counts.reshape(-1))
     pairs = gauss.new_empty((int(places[-1]), 2), dtype=torch.int32)
@@ -232,11 +244,13 @@ def make_plan(gauss, geometry: DeviceGeometry, cut: float, counts: torch.Tensor,
         order.to(torch.int32),
         tile_start,
         tile_list,
-        tiles,
+        tiles,  # type: ignore[arg-type]
     )
 
 
-def _cull(gauss, geometry, cut, start, pairs, write):
+def _cull(
+    gauss: torch.Tensor, geometry: DeviceGeometry, cut: float, start: torch.Tensor, pairs: torch.Tensor, write: bool
+) -> None:
     runtime.launch(
         splat_cuda.cull,
         (start.shape[1], start.shape[0]) if start.numel() else 0,
@@ -253,20 +267,22 @@ def _cull(gauss, geometry, cut, start, pairs, write):
 
 
 def starts(counts: torch.Tensor) -> torch.Tensor:
-    """Exclusive sums with the total at the end, int32."""
+    """Return exclusive cumulative sums with the total at the end, int32."""
     total = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
     total[1:] = torch.cumsum(counts, 0)
     return total
 
 
 def first_places(keys: torch.Tensor, count: int) -> torch.Tensor:
-    """First place of every key 0..count in the sorted keys, (count + 1,) int32."""
+    """Return the first place of every key 0..count in the sorted keys, (count + 1,) int32."""
     wanted = torch.arange(count + 1, dtype=torch.int32, device=keys.device)
     return torch.searchsorted(keys, wanted, out_int32=True)
 
 
-def project(gauss, geometry: DeviceGeometry, pairs, cut: float, mass_factor: bool):
-    """Records (n, 8) and boxes (n, 4) of pairs; see :func:`gsbids.kernels.cuda.splat.project_pairs`."""
+def project(
+    gauss: torch.Tensor, geometry: DeviceGeometry, pairs: torch.Tensor, cut: float, mass_factor: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return records (n, 8) and boxes (n, 4) of pairs; see :func:`gsbids.kernels.cuda.splat.project_pairs`."""
     record = gauss.new_empty((len(pairs), RECORD))
     box = gauss.new_empty((len(pairs), 4), dtype=torch.int32)
     runtime.launch(
@@ -285,13 +301,15 @@ def project(gauss, geometry: DeviceGeometry, pairs, cut: float, mass_factor: boo
     return record, box
 
 
-def _tiles(gauss, geometry, cut, pairs):
-    """Pairs by tile, in the order of the pairs within each."""
+def _tiles(
+    gauss: torch.Tensor, geometry: DeviceGeometry, cut: float, pairs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """Return the first places of the tiles, their pairs in the order of the pairs, and tiles along i and j."""
     tiles = tuple(runtime.blocks(n, TILE) for n in geometry.shape)
     record, box = project(gauss, geometry, pairs, cut, False)
     counts = torch.zeros(len(pairs), dtype=torch.int32, device=pairs.device)
 
-    def run(start, keys, values, write):
+    def run(start: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, write: bool) -> None:
         runtime.launch(
             splat_cuda.bin_tiles,
             runtime.blocks(len(pairs), splat_cuda.THREADS),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where kernels run: the choice of a backend, launches on torch's stream, and the memory that is free.
+"""Choice of a backend, launches on torch's stream, and the memory that is free.
 
 The CUDA kernels are those of the package ``numba-cuda``; numba's own, older ``numba.cuda`` is refused. With
 ``GSBIDS_BACKEND=sim`` they run in numba's simulator on tensors of the CPU: slow, for tests. The switch of the
@@ -10,6 +10,8 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ RESERVE = 0.2  # share of the free memory that is left to others
 
 
 def backend() -> str:
-    """The backend in use: ``GSBIDS_BACKEND``, else ``cuda`` where torch has a GPU, else ``cpu``.
+    """Return the backend in use: ``GSBIDS_BACKEND``, else ``cuda`` where torch has a GPU, else ``cpu``.
 
     Raises
     ------
@@ -35,8 +37,8 @@ def backend() -> str:
 
 
 @lru_cache(maxsize=1)
-def numba_cuda():
-    """The module ``numba.cuda``, from numba-cuda, with the simulator on where it was asked for.
+def numba_cuda() -> ModuleType:
+    """Return the module ``numba.cuda``, from numba-cuda, with the simulator on where it was asked for.
 
     Raises
     ------
@@ -58,24 +60,24 @@ def numba_cuda():
             "environment (a nested site directory does not run the redirection of numba-cuda)"
         )
     # Small problems are as good a use of a GPU as any: no warnings about them.
-    importlib.import_module("numba.cuda.core.config").CUDA_LOW_OCCUPANCY_WARNINGS = 0
+    importlib.import_module("numba.cuda.core.config").CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]
     if os.environ.get("GSBIDS_BACKEND") == "sim" and not is_simulator():
         raise DeviceError("numba was imported before GSBIDS_BACKEND=sim was set: set it in the environment")
     return module
 
 
 def is_simulator() -> bool:
-    """Whether numba runs CUDA kernels in its simulator."""
+    """Return whether numba runs CUDA kernels in its simulator."""
     return bool(importlib.import_module("numba.core.config").ENABLE_CUDASIM)
 
 
-def launch_bounds(threads: int, blocks: int) -> dict:
-    """Options of ``cuda.jit``: threads a block, and blocks a multiprocessor, that registers must leave room for."""
+def launch_bounds(threads: int, blocks: int) -> dict[str, tuple[int, int]]:
+    """Return options of ``cuda.jit``: threads a block, and blocks a multiprocessor that registers leave room for."""
     return {} if is_simulator() else {"launch_bounds": (threads, blocks)}  # the simulator does not know the option
 
 
-def takes(array) -> bool:
-    """Whether the CUDA kernels are meant: for a tensor of a GPU, and, with ``GSBIDS_BACKEND=sim``, for any tensor.
+def takes(array: Any) -> bool:
+    """Return whether an array is for the CUDA kernels: a tensor of a GPU, or, with ``GSBIDS_BACKEND=sim``, any tensor.
 
     Arrays of numpy always mean the CPU's kernels, so that a test may compare the two in one process.
     """
@@ -99,7 +101,7 @@ def check_device(device: torch.device) -> None:
         raise DeviceError(f"{device}: torch finds no GPU (a build without CUDA, or no driver); use --device cpu")
 
 
-def launch(kernel: Callable, grid: int | Sequence[int], block: int, *arguments) -> None:
+def launch(kernel: Any, grid: int | Sequence[int], block: int, *arguments: Any) -> None:
     """Run a kernel on torch's current stream, without copies.
 
     Parameters
@@ -136,18 +138,18 @@ def launch(kernel: Callable, grid: int | Sequence[int], block: int, *arguments) 
         )
 
 
-def _scalar(value):
-    """int and bool as int32, float as float32."""
+def _scalar(value: float) -> np.generic:
+    """Convert int and bool to int32, float to float32."""
     return np.float32(value) if isinstance(value, float | np.floating) else np.int32(value)
 
 
 def blocks(threads: int, block: int) -> int:
-    """Blocks of ``block`` threads that hold ``threads``."""
+    """Return the number of blocks of ``block`` threads that hold ``threads``."""
     return (threads + block - 1) // block
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory in bytes that may be taken: free on the GPU or held empty by torch, less a reserve.
+    """Return the memory in bytes that may be taken: free on the GPU or held empty by torch, less a reserve.
 
     ``GSBIDS_DEVICE_BYTES`` replaces it (for tests, and to leave room for others).
     """
@@ -161,7 +163,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def chunks(sizes: Sequence[int], bytes_each: int, available: int, what: str = "slice") -> list[tuple[int, int]]:
-    """Consecutive ranges of items that fit into memory, as few as the order allows.
+    """Split items into consecutive ranges that fit into memory, as few as the order allows.
 
     Parameters
     ----------
@@ -201,8 +203,8 @@ def chunks(sizes: Sequence[int], bytes_each: int, available: int, what: str = "s
     return ranges
 
 
-def with_smaller_chunks(run: Callable[[int], object], target: torch.device, attempts: int = 4):
-    """``run(bytes it may take)``, again with half of them each time torch runs out of memory.
+def with_smaller_chunks(run: Callable[[int], Any], target: torch.device, attempts: int = 4) -> Any:
+    """Call ``run(bytes it may take)``, again with half of them each time torch runs out of memory.
 
     Raises
     ------

@@ -4,7 +4,7 @@
 Twins of :mod:`gsbids.kernels.cpu.splat`. Pairs of (slice, Gaussian) are listed once; slices are cut into tiles of
 8 x 8 pixels, each with the list of its pairs; one warp renders a tile, two pixels a thread, with the records of 32
 pairs at a time in shared memory. No atomics anywhere: the same bits at every run.
-Layouts: :mod:`gsbids.kernels.cuda.formulas`. Design and counts: DESIGN section 3.
+Layouts: :mod:`gsbids.kernels.cuda.formulas`.
 """
 
 import math
@@ -36,12 +36,12 @@ cuda = runtime.numba_cuda()
 # The simulator pays for every thread, used or not; with small blocks a tiny problem has several of them.
 CULL_BLOCK = 8 if runtime.is_simulator() else 128
 THREADS = 32 if runtime.is_simulator() else 128  # a block, where a thread has a pair or a Gaussian to itself
-WARP = 32
+WARP = 32  # lanes
 
 
 @cuda.jit(fastmath=True)
 def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor, gauss):
-    """Rows of ``gauss``: ``Sigma = R(q) diag(exp(2 s)) R(q)^T``, and the log-amplitude ``l`` (+ sum s).
+    """Fill rows of ``gauss``: ``Sigma = R(q) diag(exp(2 s)) R(q)^T``, and the log-amplitude ``l`` (+ sum s).
 
     A thread per Gaussian; arrays (J, 3), (J, 3), (J, 4), (J,), (J,) -> (J, 12). With the mass factor the
     log-amplitude has ``log(det Sigma) / 2``, the sum of the log-scales.
@@ -69,7 +69,7 @@ def pack_field(mean, log_scale, quaternion, intensity, log_weight, mass_factor, 
 
 @cuda.jit(fastmath=True)
 def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
-    """Pairs (slice, Gaussian) whose footprint meets the slice's window; count first, then list.
+    """List the pairs (slice, Gaussian) whose footprint meets the window of the slice; count first, then list.
 
     Block (chunk, slice) tests ``CULL_BLOCK`` Gaussians and numbers those that stay by a scan in shared memory, so
     that the list is sorted by slice and then by Gaussian.
@@ -115,7 +115,7 @@ def cull(frame, gauss, window, cut2, rows, columns, start, pairs, write):
 
 @cuda.jit(fastmath=True)
 def project_pairs(frame, gauss, pairs, cut2, mass_factor, rows, columns, record, box):
-    """Record (n, 8) and box (n, 4: i0, i1, j0, j1) of every pair; a thread per pair.
+    """Fill record (n, 8) and box (n, 4: i0, i1, j0, j1) of every pair; a thread per pair.
 
     With the mass factor the exponent has ``-log(det S) / 2``, S the observed covariance. Pairs that only fill the
     list up (slice -1) get an empty box, and no record: no tile lists them.
@@ -149,7 +149,7 @@ def project_pairs(frame, gauss, pairs, cut2, mass_factor, rows, columns, record,
 
 @cuda.jit(fastmath=True)
 def bin_tiles(record, box, pairs, span, tiles_j, start, keys, values, write):
-    """Tiles that each pair reaches; count first, then list. A thread per pair.
+    """List the tiles that each pair reaches; count first, then list. A thread per pair.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def bin_tiles(record, box, pairs, span, tiles_j, start, keys, values, write):
 
 @cuda.jit(device=True, fastmath=True)
 def tile_sums(record, tile_list, start, stop, lane, fi, fj):
-    """Sums of ``w c`` and ``w`` over a tile's list, at the pixels (fi, fj) and (fi + 4, fj) of this lane."""
+    """Sum ``w c`` and ``w`` over the list of a tile, at the pixels (fi, fj) and (fi + 4, fj) of this lane."""
     stage = cuda.shared.array((WARP, RECORD), float32, ALIGNED)
     n0, n1, d0, d1 = ZERO, ZERO, ZERO, ZERO
     while start < stop:
@@ -220,7 +220,7 @@ def tile_sums(record, tile_list, start, stop, lane, fi, fj):
 
 @cuda.jit(fastmath=True)
 def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
-    """``I = sum w c / D`` and ``D = sum w + eps``, both (S, X, Y); a warp per tile of 8 x 8 pixels.
+    """Render ``I = sum w c / D`` and ``D = sum w + eps``, both (S, X, Y); a warp per tile of 8 x 8 pixels.
 
     Grid (tiles along j, tiles along i, S), block 32: a thread has the pixels (i, j) and (i + 4, j). Outside of
     the rows' extents the image is 0 and the weight eps.
@@ -253,7 +253,7 @@ def render_tiles(record, tile_start, tile_list, extent, eps, image, weight):
 
 @cuda.jit(fastmath=True)
 def step_tiles(record, tile_start, tile_list, extent, eps, delta, gain, target, importance, image, h, k_image, loss):
-    """Forward, Charbonnier loss and the cotangents of the backward in one pass; grid and block of ``render_tiles``.
+    """Compute forward, Charbonnier loss and the cotangents of the backward; grid and block of ``render_tiles``.
 
     ``loss = sum_p v_p (sqrt(r_p^2 + d^2) - d)`` of the tile with ``r = a_s I - y``; ``h = a v r / (sqrt(r^2 + d^2) D)``
     and ``k = h I``, 0 outside of the rows' extents.

@@ -4,11 +4,17 @@
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsbids import __version__
 from gsbids.cli.plan import check_place
 from gsbids.errors import InputError
+
+if TYPE_CHECKING:
+    from gsbids.bids.group import QcTable
+    from gsbids.qc.report.group_page import GroupContent, GroupRow
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _nothing_found(output_dir: Path, participants: tuple[str, ...], sessions: tuple[str, ...]) -> str:
-    """Say that there are no metrics, and of whom."""
+    """Return a line that there are no metrics, and of which participants."""
     chosen = "".join(
         f" of {prefix}-{f', {prefix}-'.join(labels)}"
         for prefix, labels in (("sub", participants), ("ses", sessions))
@@ -77,7 +83,7 @@ def _nothing_found(output_dir: Path, participants: tuple[str, ...], sessions: tu
     )
 
 
-def _tell(rows: list, troubles: list) -> None:
+def _tell(rows: "Sequence[GroupRow]", troubles: tuple) -> None:
     """Log how many reconstructions there are, and which are not to be used."""
     from gsbids.qc.verdict import DO_NOT_USE
 
@@ -87,8 +93,8 @@ def _tell(rows: list, troubles: list) -> None:
     LOGGER.info("%d reconstructions, %d marked, %d missing or broken", len(rows), marked, len(troubles))
 
 
-def _content(table, known: dict, bids_dir: Path, output_dir: Path):
-    """What the page shows: the rows, with their marks among their own kind and their pictures."""
+def _content(table: "QcTable", known: dict, bids_dir: Path, output_dir: Path) -> "GroupContent":
+    """Gather what the page shows: the rows, with their marks among their own kind and their pictures."""
     from gsbids.bids.description import dataset_name
     from gsbids.bids.group import GROUP_STEM
     from gsbids.qc.group import group_spreads, outliers

@@ -16,7 +16,7 @@ COMMAND = "mask"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments after ``gsbids mask``."""
+    """Parse the arguments after ``gsbids mask``."""
     parser = Parser(
         prog=f"gsbids {COMMAND}",
         allow_abbrev=False,
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, segment, write; 0, 1 where there is no brain, or an error that is one line."""
+    """Read, segment and write; return 0, or 1 where there is no brain."""
     for file in filter(None, (args.output, args.probability)):
         if not file.parent.is_dir():
             raise InputError(f"{file.parent}: there is no such folder; make it first")

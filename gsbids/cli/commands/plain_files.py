@@ -7,14 +7,19 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gsbids.errors import InputError
+
+if TYPE_CHECKING:
+    from gsbids.bids.task import StackFile
+    from gsbids.cli.plan import Plan
 
 LOGGER = logging.getLogger("gsbids.cli")
 
 
-def make_plan(args: argparse.Namespace, work: Path):
-    """The plan of one task: stacks in the order they were given, outputs in the work folder or ``--output-folder``.
+def make_plan(args: argparse.Namespace, work: Path) -> "Plan":
+    """Make the plan of one task: stacks in the given order, outputs in the work folder or ``--output-folder``.
 
     Returns
     -------
@@ -66,8 +71,8 @@ def make_plan(args: argparse.Namespace, work: Path):
     return Plan(config, (task,))
 
 
-def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list, Path | None]:
-    """Stacks in the order they were given, or put together from ``--input-slices`` with the poses of those."""
+def _stack_files(args: argparse.Namespace, work: Path, label: str) -> "tuple[list[StackFile], Path | None]":
+    """Return the stacks in the given order, or made of ``--input-slices`` with the poses of those."""
     from gsbids.bids.task import StackFile
 
     poses = None
@@ -92,9 +97,9 @@ def _stack_files(args: argparse.Namespace, work: Path, label: str) -> tuple[list
 
 
 def _thickness_of(args: argparse.Namespace, number: int, path: Path, metadata: dict) -> float:
-    """Slice thickness (mm) of a stack; NaN where nothing says it."""
+    """Return the slice thickness (mm) of a stack; NaN where it is not known."""
     if not args.slice_thickness:
-        value = metadata.get("SliceThickness")
+        value: Any = metadata.get("SliceThickness")
         usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
         return float(value) if usable else math.nan
     value = args.slice_thickness[number if len(args.slice_thickness) > 1 else 0]
@@ -111,7 +116,7 @@ def _thickness_of(args: argparse.Namespace, number: int, path: Path, metadata: d
 
 
 def _sidecar(path: Path) -> dict:
-    """The JSON file of the same name beside an image; empty where there is none."""
+    """Read the JSON file of the same name beside an image; empty where there is none."""
     from gsbids.bids.metadata import read_object
 
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``gsbids reconstruct``: stacks in, one volume out, plain files without BIDS; the same workflow behind it."""
+"""``gsbids reconstruct``: from stacks to one volume, plain files without BIDS, by the same workflow."""
 
 import argparse
 import logging
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gsbids.cli.argument_types import RESOLUTION_RANGE, between, with_dashes
 from gsbids.cli.commands.plain_files import make_plan
@@ -20,10 +21,13 @@ from gsbids.cli.places import writable_places
 from gsbids.config import AUTO, NONE
 from gsbids.errors import NOT_TO_BE_USED, InputError
 
+if TYPE_CHECKING:
+    from gsbids.cli.plan import Plan
+
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "reconstruct"
-INTERRUPTED = 130
-THICKNESS_RANGE = (0.1, 20.0)
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
+THICKNESS_RANGE = (0.1, 20.0)  # mm, of --slice-thickness
 
 #: Options for further outputs, and their kinds in ``gsbids.bids.names.KINDS``.
 EXTRA = {
@@ -36,7 +40,7 @@ EXTRA = {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments after ``gsbids reconstruct``."""
+    """Parse the arguments after ``gsbids reconstruct``."""
     parser = Parser(
         prog=f"gsbids {COMMAND}",
         allow_abbrev=False,
@@ -89,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _add_files(group) -> None:
+def _add_files(group: Any) -> None:
     given = group.add_mutually_exclusive_group(required=True)
     given.add_argument(
         "--input-stacks",
@@ -143,7 +147,7 @@ def _add_files(group) -> None:
     )
 
 
-def _add_method(group) -> None:
+def _add_method(group: Any) -> None:
     group.add_argument(
         "--output-resolution",
         type=between(*RESOLUTION_RANGE),
@@ -180,7 +184,7 @@ def _add_method(group) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the files, run the workflow of one task in a work folder, and copy what was asked for.
+    """Check the files, run the workflow of one task in a work folder, and copy the requested outputs.
 
     Returns
     -------
@@ -229,8 +233,8 @@ def _temporary_work() -> Path:
         ) from error
 
 
-def _execute(plan) -> bool:
-    """Run the workflow; whether it failed, which has been said then."""
+def _execute(plan: "Plan") -> bool:
+    """Run the workflow; return whether it failed, which has been logged then."""
     from gsbids.cli.running.locks import locked
     from gsbids.cli.running.outcome import find_crashes, report_outcome
     from gsbids.cli.running.run import build, environment, execute, prepare_folders
@@ -249,15 +253,15 @@ def _execute(plan) -> bool:
     return True
 
 
-def _tell_verdict(plan, volume: Path) -> int:
-    """Say what is to be thought of the volume; the exit code that follows."""
+def _tell_verdict(plan: "Plan", volume: Path) -> int:
+    """Log the verdict on the volume; return the exit code that follows."""
     from gsbids.cli.running.outcome import find_verdict, tell_verdict
 
     return NOT_TO_BE_USED if tell_verdict(str(volume), find_verdict(plan.config, plan.tasks[0])) else 0
 
 
-def _deliver(plan, outputs: dict[str, Path]) -> None:
-    """Copy what was asked for, each under a temporary name that is then renamed."""
+def _deliver(plan: "Plan", outputs: dict[str, Path]) -> None:
+    """Copy the requested outputs, each under a temporary name that is then renamed."""
     from gsbids.atomic import write_atomic
     from gsbids.bids.names import KINDS, derivative_path
     from gsbids.imaging.nifti import load_image, save_image
@@ -324,5 +328,5 @@ def _check_slice_folders(args: argparse.Namespace) -> None:
 
 
 def _thickness(text: str) -> float | None:
-    """A number of mm; None for ``header``."""
+    """Parse a number of mm; None for ``header``."""
     return None if text == "header" else between(*THICKNESS_RANGE)(text)

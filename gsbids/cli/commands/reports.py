@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--reports-only`` and ``--boilerplate-only``: what is said of a run, without the run."""
+"""``--reports-only`` and ``--boilerplate-only``: reports and methods text of a run, without the run."""
 
 import logging
 import sys
@@ -7,12 +7,17 @@ import tempfile
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsbids.bids.names import subject_folder
 from gsbids.cli.plan import Plan
 from gsbids.cli.running.outcome import find_crashes
 from gsbids.cli.running.run import environment
 from gsbids.errors import InputError
+
+if TYPE_CHECKING:
+    from gsbids.bids.task import ReconstructionTask
+    from gsbids.config import Config
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -60,8 +65,8 @@ def print_boilerplate(plan: Plan) -> int:
     return int(bool(plan.refused))
 
 
-def _remake(plan: Plan, task) -> tuple[Path | None, int, str]:
-    """The report of a task, and what there is to say of it."""
+def _remake(plan: Plan, task: "ReconstructionTask") -> tuple[Path | None, int, str]:
+    """Write the report of a task again; return it with the level and text of a message."""
     from gsbids.workflows.names import volume_path
     from gsbids.workflows.rebuild import rewrite_report, settings_of_last_run
 
@@ -84,8 +89,8 @@ def _remake(plan: Plan, task) -> tuple[Path | None, int, str]:
     return path, logging.INFO, f"{task.name}: report in {path}"
 
 
-def _last_crashes(config, task) -> list[str]:
-    """Texts of the crashes of a task in the last run that had any."""
+def _last_crashes(config: "Config", task: "ReconstructionTask") -> list[str]:
+    """Return the texts of the crashes of a task in the last run that had any."""
     logs = config.execution.output_dir / subject_folder(task.entities) / "log"
     for folder in sorted(logs.glob("*/"), reverse=True):
         run = replace(config, execution=replace(config.execution, run_uuid=folder.name))

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gsbids.cli.argument_types import OneOrThree
 from gsbids.cli.commands.super_resolve import by, positive
@@ -15,12 +16,16 @@ from gsbids.cli.parser import Parser
 from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "sample"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments after ``gsbids sample``."""
+    """Parse the arguments after ``gsbids sample``."""
     parser = Parser(
         prog=f"gsbids {COMMAND}",
         allow_abbrev=False,
@@ -63,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _add_grid(parser: Parser, size) -> None:
+def _add_grid(parser: Parser, size: Any) -> None:
     size.add_argument(
         "--spacing",
         type=positive,
@@ -89,7 +94,7 @@ def _add_grid(parser: Parser, size) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, sample, write under a temporary name, rename; 0, or an error that is one line."""
+    """Load, sample, write under a temporary name and rename; return 0."""
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output.parent}: there is no such folder; make it first")
     for given in filter(None, (args.like, args.mask, args.transform)):
@@ -133,7 +138,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _mask(path: Path) -> tuple:
-    """Voxels inside a mask, and its affine."""
+    """Return the voxels inside a mask, and its affine."""
     from gsbids.imaging.masks import inside_of
     from gsbids.imaging.nifti import load_image
 
@@ -147,8 +152,11 @@ def _mask(path: Path) -> tuple:
     return inside, affine
 
 
-def _transform(args: argparse.Namespace, model):
-    """World of the model -> world of the template, (4, 4); None without ``--transform``."""
+def _transform(args: argparse.Namespace, model: Any) -> "np.ndarray | None":
+    """Read the transform from the world of the model to that of the template, (4, 4).
+
+    None without ``--transform``.
+    """
     if not args.transform:
         return None
     from gsbids.imaging.itk import read_itk_transforms
@@ -171,8 +179,10 @@ def _transform(args: argparse.Namespace, model):
     return found[0]
 
 
-def _grid(args: argparse.Namespace, model, transform=None):
-    """Affine and shape of the grid that is asked for."""
+def _grid(
+    args: argparse.Namespace, model: Any, transform: "np.ndarray | None" = None
+) -> "tuple[np.ndarray, tuple[int, ...]]":
+    """Return affine and shape of the requested grid."""
     from gsbids.imaging.masks import check_overlap
     from gsbids.imaging.nifti import read_header
     from gsbids.recon.models import grid_of_factor, grid_of_spacing, model_grid

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices in and out of ``gsbids reconstruct``: folders as those of NeSVoR."""
+"""Folders of slices as input and output of ``gsbids reconstruct``, as those of NeSVoR."""
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsbids.errors import InputError
+
+if TYPE_CHECKING:
+    from gsbids.cli.plan import Plan
 
 #: Options for folders of slices, and whether what is written is simulated.
 FOLDERS = {"output_slices": False, "simulated_slices": True}
 
 
 def stacks_of_slices(args: argparse.Namespace, work: Path) -> tuple[list[tuple], Path]:
-    """Put the slices of ``--input-slices`` together to stacks, as files in the work folder.
+    """Combine the slices of ``--input-slices`` to stacks, as files in the work folder.
 
     Returns
     -------
@@ -51,8 +55,8 @@ def stacks_of_slices(args: argparse.Namespace, work: Path) -> tuple[list[tuple],
     return files, poses
 
 
-def write_slice_folders(plan, args: argparse.Namespace) -> list[Path]:
-    """Write the folders that were asked for, from what the steps left in the work folder."""
+def write_slice_folders(plan: "Plan", args: argparse.Namespace) -> list[Path]:
+    """Write the requested folders, from what the steps left in the work folder."""
     from gsbids.interfaces.base import read_stack
     from gsbids.recon.svr.result import SvrResult
     from gsbids.recon.volume.slice_folder import write_slices

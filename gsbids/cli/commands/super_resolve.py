@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``gsbids super-resolve``: one file in, one finer file out, no BIDS."""
+"""``gsbids super-resolve``: from one file to one finer file, without BIDS."""
 
 import argparse
 import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsbids.cli.argument_types import OneOrThree
 from gsbids.cli.devices import device_words, resolve_device
@@ -16,12 +17,15 @@ from gsbids.cli.parser import Parser
 from gsbids.cli.places import spare_places
 from gsbids.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "super-resolve"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments after ``gsbids super-resolve``."""
+    """Parse the arguments after ``gsbids super-resolve``."""
     parser = Parser(
         prog=f"gsbids {COMMAND}",
         allow_abbrev=False,
@@ -82,7 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, super-resolve, write under a temporary name, rename; 0, or an error that is one line."""
+    """Read, super-resolve, write under a temporary name and rename; return 0."""
     for file in filter(None, (args.output, args.model)):
         if not file.parent.is_dir():
             raise InputError(f"{file.parent}: there is no such folder; make it first")
@@ -136,8 +140,10 @@ def _super_resolve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _profile(args, spacing) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Profile and width of every axis."""
+def _profile(
+    args: argparse.Namespace, spacing: "np.ndarray"
+) -> tuple[tuple[str, str, str], tuple[float, float, float]]:
+    """Return profile and width of every axis."""
     from gsbids.recon.sr.target import is_thick, voxel_profile
 
     thickness = args.slice_thickness or _sidecar_thickness(args.input)
@@ -150,7 +156,7 @@ def _profile(args, spacing) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 
 def _sidecar_thickness(path: Path) -> float | None:
-    """``SliceThickness`` (mm) of the JSON file beside an image, if there is one."""
+    """Read ``SliceThickness`` (mm) from the JSON file beside an image, if there is one."""
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     if not sidecar.is_file():
         return None
@@ -162,7 +168,7 @@ def _sidecar_thickness(path: Path) -> float | None:
 
 
 def positive(text: str) -> float:
-    """A number above 0, for argparse."""
+    """Parse a number above 0, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -172,8 +178,8 @@ def positive(text: str) -> float:
     return value
 
 
-def by(numbers) -> str:
-    """Numbers as people write a size.
+def by(numbers: Iterable[float]) -> str:
+    """Format numbers as people write a size.
 
     >>> by((2, 1.5))
     '2 x 1.5'

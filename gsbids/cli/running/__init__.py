@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a workflow runs: processes, Slurm, locks, signals, progress, and what came of it."""
+"""Running a workflow: processes, Slurm, locks, signals, progress, and its outcome."""

@@ -7,12 +7,13 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
+from typing import Any
 
 LAST_WORDS = 10.0  # s; workers that were terminated are gone long before
 
 
 def start_worker(cwd: str) -> None:
-    """First thing in a worker: it leaves Ctrl-C to its parent, dies with it, and prints nothing but errors.
+    """Prepare a worker: it ignores Ctrl-C, ends with its parent, and prints nothing but errors.
 
     The standard output belongs to the command line; what libraries print goes to the standard error.
     """
@@ -24,52 +25,52 @@ def start_worker(cwd: str) -> None:
 
 
 def _die_with_parent() -> None:
-    """Else the workers of a killed run would go on writing into the working folder of the next one."""
-    parent_process().join()
+    """End this worker when its parent ends; else it would go on writing into the working folder of the next run."""
+    parent_process().join()  # type: ignore[union-attr]
     os._exit(1)
 
 
-def make_executor(plugin_args: dict):
-    """Nipype's MultiProc plugin with two repairs.
+def make_executor(plugin_args: dict) -> Any:
+    """Make nipype's MultiProc plugin with two repairs.
 
     A worker that dies (out of memory, say) breaks the whole pool, and the plugin would wait for ever
-    for what was running. Here the pool is made again, each step that was running is tried once more in
+    for the running steps. Here the pool is made again, each step that was running is tried once more in
     a process of its own, and the one whose process dies again has crashed like any other step.
 
     Parameters
     ----------
     plugin_args : dict
-        As for nipype's ``MultiProc``; ``workers`` is the number of processes, of ``n_procs`` without it. They are
+        Arguments of nipype's ``MultiProc``; ``workers`` is the number of processes, ``n_procs`` if left out. They are
         started by a fork server.
 
     Returns
     -------
     nipype.pipeline.plugins.MultiProcPlugin
-        With a method ``stop`` that ends the workers at once.
+        Plugin with a method ``stop`` that ends the workers at once.
     """
     from nipype.pipeline.plugins import multiproc
 
     # Nipype takes the name of the plugin from the name of its class.
     class MultiProcPlugin(multiproc.MultiProcPlugin):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(plugin_args)
             self._workers = plugin_args.get("workers", self.processors)
-            self.pool = make_pool(self._workers, self._cwd)
-            self._own_pools = {}
-            self._jobs = {}
+            self.pool = make_pool(self._workers, self._cwd)  # type: ignore[arg-type]
+            self._own_pools: dict[int, ProcessPoolExecutor] = {}
+            self._jobs: dict[int, tuple] = {}
 
-        def _submit_job(self, node, updatehash=False):
+        def _submit_job(self, node: Any, updatehash: bool = False) -> int:
             self._taskid += 1
             self._jobs[self._taskid] = (multiproc.run_node, node, updatehash, self._taskid)
             try:
                 future = self.pool.submit(*self._jobs[self._taskid])
             except BrokenProcessPool:
-                self.pool = make_pool(self._workers, self._cwd)
+                self.pool = make_pool(self._workers, self._cwd)  # type: ignore[arg-type]
                 future = self.pool.submit(*self._jobs[self._taskid])
             self._task_obj[self._taskid] = future
             return self._taskid
 
-        def _get_result(self, taskid):
+        def _get_result(self, taskid: int) -> dict | None:
             future = self._task_obj[taskid]
             if not future.done():
                 return None
@@ -88,13 +89,13 @@ def make_executor(plugin_args: dict):
             self._task_obj[taskid] = self._own_pools[taskid].submit(*self._jobs[taskid])
             return None
 
-        def _clear_task(self, taskid):
+        def _clear_task(self, taskid: int) -> None:
             super()._clear_task(taskid)
             del self._jobs[taskid]
             if taskid in self._own_pools:
                 self._own_pools.pop(taskid).shutdown(wait=False)
 
-        def stop(self):
+        def stop(self) -> None:
             for pool in (self.pool, *self._own_pools.values()):
                 # The processes are known to the pool alone, and are forgotten by its shutdown.
                 manager = pool._executor_manager_thread
@@ -103,18 +104,18 @@ def make_executor(plugin_args: dict):
                 pool.shutdown(wait=False, cancel_futures=True)
                 # Python's exit writes to the pool's pipe, without a lock, while this thread may be closing it.
                 if manager is not None:
-                    manager.join(LAST_WORDS)
+                    manager.join(LAST_WORDS)  # type: ignore[attr-defined]
 
     return MultiProcPlugin()
 
 
 def make_pool(workers: int, cwd: str) -> ProcessPoolExecutor:
-    """A pool of processes from a fork server."""
+    """Make a pool of processes from a fork server."""
     return ProcessPoolExecutor(
         max_workers=workers, initializer=start_worker, initargs=(cwd,), mp_context=get_context("forkserver")
     )
 
 
 def _failure(taskid: int, text: str) -> dict:
-    """What nipype expects of a step that failed."""
+    """Return what nipype expects of a step that failed."""
     return {"result": None, "traceback": [f"{text}\n"], "taskid": taskid}

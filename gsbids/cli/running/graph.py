@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would do, in words and drawn: ``--dry-run`` and ``--write-graph``."""
+"""Description and drawing of what a run would do: ``--dry-run`` and ``--write-graph``."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gsbids.cli.plan import Plan
 from gsbids.workflows.names import volume_path, workflow_name
@@ -19,13 +20,13 @@ GRAPHS = {"orig": "orig", "flat": "flat", "hierarchical": "colored"}
 LAYOUT_SECONDS = 120  # a graph that takes graphviz longer is too large to look at
 
 
-def write_graphs(workflow, plan: Plan) -> list[Path]:
+def write_graphs(workflow: Any, plan: Plan) -> list[Path]:
     """Write the graphs of the workflow, one set for all tasks of one method and one number of stacks.
 
     Parameters
     ----------
     workflow : nipype.pipeline.engine.Workflow
-        Of all tasks.
+        Workflow of all tasks.
     plan : Plan
 
     Returns
@@ -54,8 +55,8 @@ def write_graphs(workflow, plan: Plan) -> list[Path]:
     return made + drawn
 
 
-def _write_dot(workflow, kind: str, path: Path) -> Path:
-    """The source of one graph, written by nipype."""
+def _write_dot(workflow: Any, kind: str, path: Path) -> Path:
+    """Write the source of one graph by nipype."""
     # The simple names of nipype get brackets wrong below the top.
     workflow.write_graph(dotfilename=str(path), graph2use=kind, format="dot", simple_form=kind != "flat")
     # Nipype writes a second one that names every input of every node.
@@ -64,7 +65,7 @@ def _write_dot(workflow, kind: str, path: Path) -> Path:
 
 
 def _draw(dot: Path) -> Path | None:
-    """The picture of a graph; None where graphviz does not come to an end."""
+    """Draw a graph; None where graphviz fails or takes too long."""
     drawn, temporary = dot.with_suffix(".svg"), dot.with_name(f".{dot.stem}.{os.getpid()}.svg")
     try:
         subprocess.run(
@@ -86,8 +87,8 @@ def _draw(dot: Path) -> Path | None:
     return drawn
 
 
-def describe_plan(plan: Plan, workflow) -> str:
-    """What would be done: tasks with their images, and the nodes with their threads and memory."""
+def describe_plan(plan: Plan, workflow: Any) -> str:
+    """Describe what would be done: tasks with their images, and the nodes with their threads and memory."""
     nodes = {name: workflow.get_node(name) for name in workflow.list_node_names()}
     # Those that only pass things on are taken out before anything runs.
     nodes = {name: node for name, node in nodes.items() if type(node.interface).__name__ != "IdentityInterface"}

@@ -6,11 +6,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from gsbids.atomic import sweep
 from gsbids.bids.names import subject_folder
@@ -18,20 +18,23 @@ from gsbids.cli.plan import Plan
 from gsbids.errors import InputError
 from gsbids.workflows.names import workflow_name
 
+if TYPE_CHECKING:
+    from gsbids.bids.task import ReconstructionTask
+
 LOGGER = logging.getLogger("gsbids.cli")
 
 
 @contextmanager
 def locked(plan: Plan) -> Iterator[Plan]:
-    """Keep other runs off the reconstructions of a plan, and remove what killed runs have half written.
+    """Lock the reconstructions of a plan against other runs, and remove files that killed runs have half written.
 
-    Runs of other subjects into the same folder go on beside this one. Where the file system has no locks, nobody
-    is kept off.
+    Runs of other subjects into the same folder go on beside this one. Where the file system has no locks, other runs
+    are not locked out.
 
     Yields
     ------
     Plan
-        Without the tasks that another run works on; those are refused, each with a line that is logged.
+        Plan without the tasks that another run works on; those are refused, each with a line that is logged.
 
     Raises
     ------
@@ -68,7 +71,13 @@ def locked(plan: Plan) -> Iterator[Plan]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; BlockingIOError where another process does. It is gone when the block has ended."""
+    """Hold a lock file, which is removed when the block has ended.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it.
+    """
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below: the lock ends with it
         if _acquire(file) and not _is(file, path):
@@ -87,7 +96,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _acquire(file: TextIO) -> bool:
-    """Lock an open file; False where the file system cannot."""
+    """Lock an open file; return False where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -113,7 +122,7 @@ def _holder(path: Path) -> str:
         return "it has just ended"
 
 
-def _sweep(output_dir: Path, tasks) -> None:
+def _sweep(output_dir: Path, tasks: "Sequence[ReconstructionTask]") -> None:
     subjects = {output_dir / subject_folder(task.entities) for task in tasks}
     below = [folder for subject in sorted(subjects) for folder in subject.rglob("*/")]
     for path in sweep([output_dir, output_dir / "logs", *below]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After the run: which tasks have their outputs, which crashed, which volumes not to use, and what people are told."""
+"""After the run: which tasks have their outputs, which crashed, which volumes not to use, and the messages about it."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gsbids.bids.description import FILE
 from gsbids.bids.names import derivative_path, log_folder, sidecar_path
+from gsbids.bids.task import ReconstructionTask
 from gsbids.config import Config
 from gsbids.errors import NOT_TO_BE_USED
 from gsbids.qc.report.crashes import crash_summary
@@ -21,8 +22,8 @@ LOGGER = logging.getLogger("gsbids.cli")
 FAILED = 1
 
 
-def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int = 0) -> int:
-    """Say what became of every task and what is to be thought of its volume; write the report of those that crashed.
+def report_outcome(config: Config, tasks: Sequence[ReconstructionTask], finished: bool, refused: int = 0) -> int:
+    """Log the outcome of every task and the verdict on its volume; write the report of those that crashed.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int
     Returns
     -------
     int
-        The exit code: ``FAILED`` where any task failed or was not begun, else ``NOT_TO_BE_USED`` where a volume is not
+        Exit code: ``FAILED`` where any task failed or was not begun, else ``NOT_TO_BE_USED`` where a volume is not
         to be used, else 0.
     """
     done = [task for task in tasks if _report_task(config, task)]
@@ -55,13 +56,13 @@ def report_outcome(config: Config, tasks: Sequence, finished: bool, refused: int
     return NOT_TO_BE_USED if spoilt else 0
 
 
-def find_verdict(config: Config, task) -> Verdict | None:
-    """The verdict on the volume of a task, as its sidecar says; None where it says none (super-resolution)."""
+def find_verdict(config: Config, task: ReconstructionTask) -> Verdict | None:
+    """Return the verdict on the volume of a task, from its sidecar; None where there is none (super-resolution)."""
     return verdict_of_fields(_sidecar(config, task))
 
 
-def _sidecar(config: Config, task) -> dict:
-    """Fields of the sidecar of a volume; none where it cannot be read."""
+def _sidecar(config: Config, task: ReconstructionTask) -> dict:
+    """Read the sidecar of a volume; empty where it cannot be read."""
     path = sidecar_path(config.execution.output_dir / volume_path(config, task))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +72,7 @@ def _sidecar(config: Config, task) -> dict:
 
 
 def volume_line(path: Path, fields: dict) -> str:
-    """Where a volume is, what it was made of, and what is to be thought of it.
+    """Describe where a volume is, what it was made of, and its verdict.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def volume_line(path: Path, fields: dict) -> str:
 
 
 def tell_verdict(name: str, verdict: Verdict | None) -> bool:
-    """Say what is to be thought of a volume, unless it is usable; whether it is not to be used."""
+    """Log the verdict on a volume, unless it is usable; return whether it is not to be used."""
     reasons = " ".join(verdict.reasons) if verdict else ""
     if verdict and verdict.level == DO_NOT_USE:
         LOGGER.error("%s: do not use this volume: %s", name, reasons)
@@ -95,8 +96,8 @@ def tell_verdict(name: str, verdict: Verdict | None) -> bool:
     return False
 
 
-def find_crashes(config: Config, task) -> list[Path]:
-    """Crash files of a task in this run.
+def find_crashes(config: Config, task: ReconstructionTask) -> list[Path]:
+    """List the crash files of a task in this run.
 
     Tasks of one subject share a folder; each file says which node it is about.
     """
@@ -110,8 +111,8 @@ def find_crashes(config: Config, task) -> list[Path]:
     return found
 
 
-def _report_task(config: Config, task) -> bool:
-    """Whether the task has succeeded."""
+def _report_task(config: Config, task: ReconstructionTask) -> bool:
+    """Log the outcome of a task; return whether it has succeeded."""
     output_dir = config.execution.output_dir
     crashes = find_crashes(config, task)
     for path in crashes:
@@ -141,14 +142,14 @@ def _report_task(config: Config, task) -> bool:
     return False
 
 
-def _written(config: Config, task) -> list[Path]:
-    """What this run has noted as written for the subject of a task, and the description that goes with it."""
+def _written(config: Config, task: ReconstructionTask) -> list[Path]:
+    """List the files that this run has recorded as written for the subject of a task, and the description with them."""
     root, subject = config.execution.output_dir, f"sub-{task.entities['sub']}"
     notes = sorted(registry_folder(config).glob(f"{subject}[_.]*"))
     return [root.joinpath(*note.name.split("__")) for note in notes] + ([root / FILE] if notes else [])
 
 
-def _write_report(config: Config, task, crashes: Sequence[Path]) -> None:
+def _write_report(config: Config, task: ReconstructionTask, crashes: Sequence[Path]) -> None:
     try:
         from gsbids.workflows.report import write_crash_report
 

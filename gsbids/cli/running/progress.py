@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is doing: a line for every step that is done, and on a terminal one that is kept up to date."""
+"""Progress of a run: a line for every finished step, and on a terminal one that is kept up to date."""
 
 import logging
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 LOGGER = logging.getLogger("gsbids.cli")
 
@@ -19,13 +20,13 @@ NOTE = "progress.txt"
 REDRAW = 0.5  # s
 
 
-def is_step(node) -> bool:
-    """Whether a node does something that people want to read about."""
+def is_step(node: Any) -> bool:
+    """Return whether a node does something that people want to read about."""
     return type(node.interface).__name__ not in _TRIVIAL and not node.run_without_submitting
 
 
 class Progress:
-    """Callback for nipype's plugins.
+    """Callback for nipype's plugins that counts steps.
 
     Parameters
     ----------
@@ -34,17 +35,17 @@ class Progress:
     total : int
         Number of steps.
     all_start : bool
-        The plugin says of every step that it starts, also of one that is kept from before: what ends without a start
-        was not run, because a step before it had failed.
+        The plugin reports the start of every step, also of one that is kept from before: a step that ends without a
+        start was not run, because a step before it had failed.
 
     Attributes
     ----------
     interrupted : bool
-        Set by whoever was told to stop: a step in this process takes an interrupt for a failure of its own, and the
-        next call goes no further.
+        Set when the run was interrupted: a step in this process reports an interrupt as its failure, and the
+        next call stops the run.
     """
 
-    def __init__(self, names: Mapping[str, str], total: int, all_start: bool = False):
+    def __init__(self, names: Mapping[str, str], total: int, all_start: bool = False) -> None:
         self._names = names
         self._total = total
         self._all_start = all_start
@@ -54,7 +55,8 @@ class Progress:
         self._done: set[str] = set()
         self.interrupted = False
 
-    def __call__(self, node, status: str) -> None:
+    def __call__(self, node: Any, status: str) -> None:
+        """Count and log a step whose status has changed."""
         if self.interrupted:
             raise KeyboardInterrupt
         if not is_step(node):
@@ -75,10 +77,10 @@ class Progress:
         self._done.add(node.fullname)
 
     def line(self, width: int) -> str:
-        """What is going on, in one line: how many steps are done, and which are at work for how long."""
+        """Describe the state in one line: how many steps are done, and which are running for how long."""
         now, steps = time.monotonic(), []
         for name, node in list(self._running.items()):
-            share = fraction_done(Path(node.output_dir()))
+            share = fraction_done(Path(node.output_dir()))  # type: ignore[attr-defined]
             done = "" if share is None else f" {share:.0%}"
             steps.append(f"{step_name(name, self._names)}{done} {clock(now - self._started[name])}")
         head = f"{len(self._done)} of {self._total} steps, {clock(now - self._began)}"
@@ -92,7 +94,7 @@ class Progress:
 
 
 def fraction_done(folder: Path) -> float | None:
-    """How far a step is, by the note in its folder; None where there is none that can be read."""
+    """Return the share of a step that is done, by the note in its folder; None where there is none that can be read."""
     try:
         done, total = map(int, (folder / NOTE).read_text(encoding="ascii").split())
     except (OSError, ValueError):
@@ -101,7 +103,7 @@ def fraction_done(folder: Path) -> float | None:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any.
+    """Format minutes and seconds, with hours where there are any.
 
     >>> clock(75), clock(3675)
     ('1:15', '1:01:15')
@@ -112,7 +114,7 @@ def clock(seconds: float) -> str:
 
 
 def step_name(fullname: str, names: Mapping[str, str]) -> str:
-    """Readable name of a node.
+    """Return a readable name of a node.
 
     >>> step_name("gsbids_wf.sub_01_T2w_wf.run_1_wf.conform", {"sub_01_T2w_wf": "sub-01_T2w"})
     'sub-01_T2w run_1 conform'
@@ -122,13 +124,13 @@ def step_name(fullname: str, names: Mapping[str, str]) -> str:
 
 
 class TerminalHandler(logging.StreamHandler):
-    """Messages to a stream; on a terminal with a last line that is drawn again below them.
+    """Handler of messages to a stream; on a terminal with a last line that is drawn again below them.
 
     Use :meth:`watching` around a run. Where the stream is no terminal, or one that knows no escape codes, there is
     no such line, and nothing but the messages is written.
     """
 
-    def __init__(self, stream):
+    def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._progress: Progress | None = None
         self._drawn = False
@@ -156,15 +158,15 @@ class TerminalHandler(logging.StreamHandler):
         threading.Thread(target=self._loop, daemon=True).start()
 
     def rest(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self._ended.set()
-        with self.lock:
+        with self.lock:  # type: ignore[union-attr]
             self._progress = None
             self._clear()
 
     def _loop(self) -> None:
         while not self._ended.wait(REDRAW):
-            with self.lock:
+            with self.lock:  # type: ignore[union-attr]
                 self._draw()
 
     def _draw(self) -> None:
@@ -191,20 +193,20 @@ class TerminalHandler(logging.StreamHandler):
 
 
 class RunLog(logging.Handler):
-    """Messages into ``gsbids.log`` of every subject of a run: plain lines with the time.
+    """Handler of messages to ``gsbids.log`` of every subject of a run: plain lines with the time.
 
-    What is said before it is known where to write is kept until then. Messages that begin with the name of a task go to
-    its subject alone, all others to every subject.
+    Messages before the files are known are kept until then. Messages that begin with the name of a task go to its
+    subject alone, all others to every subject.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._waiting: list[logging.LogRecord] = []
         self._files: dict[str, Path] | None = None
 
     def open(self, files: Mapping[str, Path]) -> None:
-        """Write from now on, and what was said before.
+        """Write earlier and later messages to files.
 
         Parameters
         ----------
@@ -230,5 +232,5 @@ class RunLog(logging.Handler):
 
 
 def handlers(kind: type) -> list:
-    """Handlers of a kind, of the messages of gsbids."""
+    """Return the handlers of a kind that the logger of gsbids has."""
     return [handler for handler in logging.getLogger("gsbids").handlers if isinstance(handler, kind)]

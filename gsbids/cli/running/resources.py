@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many worker processes, and how much memory for steps, fit into ``--mem``."""
+"""Number of worker processes, and memory for steps, that fit into ``--mem``."""
 
 import logging
 import math
@@ -18,12 +18,12 @@ MAIN_GB, WAITING_GB = 0.4, 0.6
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run with worker processes is planned with.
+    """Worker processes and memory that a run is planned with.
 
     Attributes
     ----------
     workers : int
-        Processes.
+        Number of processes.
     memory_gb : float
         Memory for the steps that run at one time.
     """
@@ -33,7 +33,7 @@ class Budget:
 
 
 def plan_budget(options: NipypeOptions, nodes: Iterable) -> Budget:
-    """Share the memory out to the main process, to workers that wait, and to steps.
+    """Divide the memory between the main process, workers that wait, and steps.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def plan_budget(options: NipypeOptions, nodes: Iterable) -> Budget:
     Returns
     -------
     Budget
-        As many workers as there may be threads, or fewer, where the memory of those that wait were missing in the
+        As many workers as there may be threads, or fewer, where the memory of those that wait would be missing in the
         largest step.
 
     Raises

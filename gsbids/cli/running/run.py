@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the workflow, run it, and tell what came of it."""
+"""Building the workflow, running it, and reporting the outcome."""
 
 import logging
 import os
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 from gsbids.atomic import write_atomic
 from gsbids.bids.description import write_description
@@ -48,13 +49,13 @@ stop_on_first_crash = {stop}
 
 
 class MissingCommandError(GsbidsError):
-    """A command that the plugin needs is not there (exit code 127)."""
+    """Error of a command that the plugin needs and that is not there (exit code 127)."""
 
     exit_code = 127
 
 
 def run_plan(plan: Plan) -> int:
-    """Carry out a plan.
+    """Run a plan.
 
     Returns
     -------
@@ -95,8 +96,8 @@ def run_plan(plan: Plan) -> int:
             return report_outcome(config, free.tasks, finished, len(free.refused))
 
 
-def build(plan: Plan):
-    """The workflow of all tasks.
+def build(plan: Plan) -> Any:
+    """Build the workflow of all tasks.
 
     Raises
     ------
@@ -118,10 +119,10 @@ def build(plan: Plan):
         ) from error
 
 
-def execute(workflow, plan: Plan) -> bool:
-    """Run all nodes; whether nipype says that all went well.
+def execute(workflow: Any, plan: Plan) -> bool:
+    """Run all nodes; return whether nipype reports no error.
 
-    What failed is found out from crash files and outputs, task by task: see
+    Failures are determined from crash files and outputs, task by task: see
     :func:`gsbids.cli.running.outcome.report_outcome`.
     """
     options = plan.config.nipype
@@ -139,8 +140,8 @@ def execute(workflow, plan: Plan) -> bool:
             {
                 "n_procs": options.nprocs,
                 "raise_insufficient": False,
-                "workers": budget.workers,
-                "memory_gb": budget.memory_gb,
+                "workers": budget.workers,  # type: ignore[union-attr]
+                "memory_gb": budget.memory_gb,  # type: ignore[union-attr]
                 **one_gpu(plan.config),
                 **arguments,
             }
@@ -174,29 +175,29 @@ def execute(workflow, plan: Plan) -> bool:
 
 
 def _local_plugin(options: NipypeOptions) -> str:
-    """The plugin that "auto" means."""
+    """Return the plugin that "auto" means."""
     if options.plugin == "auto":
         return "MultiProc" if options.nprocs > 1 else "Linear"
     return options.plugin
 
 
-def _budget(config: Config, workflow) -> Budget | None:
-    """What steps on this machine share; None where another machine's batch system sees to it."""
+def _budget(config: Config, workflow: Any) -> Budget | None:
+    """Return the budget of steps on this machine; None where the batch system of other machines plans it."""
     if _local_plugin(config.nipype) in ("Linear", "MultiProc"):
         return plan_budget(config.nipype, workflow._get_all_nodes())
     return None
 
 
 def one_gpu(config: Config) -> dict[str, int]:
-    """Arguments of MultiProc: steps on a GPU go one after the other, as all go to the same one."""
+    """Return arguments of MultiProc: steps on a GPU go one after the other, as all go to the same one."""
     return {} if config.workflow.device == "cpu" else {"n_gpu_procs": 1}
 
 
 @contextmanager
 def _noted_interrupts(progress: Progress) -> Iterator[None]:
-    """Interrupts are noted as well as raised: nipype takes one that meets a step in this process for its failure."""
+    """Record interrupts as well as raise them: nipype takes one during a step in this process for its failure."""
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: Any) -> None:
         progress.interrupted = True
         raise KeyboardInterrupt
 
@@ -208,7 +209,7 @@ def _noted_interrupts(progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def environment(config: Config) -> Iterator[None]:
-    """Environment of the run, as :func:`wanted_environment` says; afterwards it is as before."""
+    """Set the environment of the run, as :func:`wanted_environment` returns it; restore it afterwards."""
     wanted = wanted_environment(config)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted | _numba_as_it_is())
@@ -223,10 +224,10 @@ def environment(config: Config) -> Iterator[None]:
 
 
 def wanted_environment(config: Config) -> dict[str, str]:
-    """Threads of a step, nothing sent anywhere, nipype's own folder.
+    """Return the environment of a run: threads of a step, no telemetry, nipype's own folder.
 
-    Only numba works with several threads by itself. Torch is told in the step, as is scikit-learn; of BLAS, OpenMP
-    and ITK, whose sums change with the number of threads, all steps want one.
+    Only numba has its threads set here. Those of torch and scikit-learn are set in the step; BLAS, OpenMP and ITK,
+    whose sums change with the number of threads, have one in all steps.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     return dict.fromkeys(names, "1") | {
@@ -238,13 +239,16 @@ def wanted_environment(config: Config) -> dict[str, str]:
 
 
 def _numba_as_it_is() -> dict[str, str]:
-    """The number of threads that numba has, where it is loaded: it reads the variable again, and refuses another."""
+    """Return the number of threads that numba has, where it is loaded.
+
+    It reads the variable again, and refuses another value.
+    """
     numba = sys.modules.get("numba")
     return {"NUMBA_NUM_THREADS": str(numba.config.NUMBA_NUM_THREADS)} if numba else {}
 
 
 def prepare_folders(plan: Plan) -> None:
-    """Folders and settings of the run, written before anything is computed."""
+    """Write folders and settings of the run, before anything is computed."""
     config = plan.config
     execution = config.execution
     try:
@@ -283,7 +287,7 @@ def _nipype_cfg(config: Config) -> str:
 
 
 def _configure_nipype(config: Config) -> None:
-    """The same settings here as workers read from nipype.cfg, also when nipype is loaded already."""
+    """Apply the settings here that workers read from nipype.cfg, also when nipype is loaded already."""
     import configparser
 
     from nipype import config as nipype_config

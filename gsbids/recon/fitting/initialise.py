@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the Gaussians start: content-adaptive sampling of the slices (GSVR paper, Eq. 6)."""
+"""Start positions of the Gaussians: content-adaptive sampling of the slices (GSVR paper, Eq. 6)."""
 
 import numpy as np
 from scipy import ndimage
@@ -10,14 +10,14 @@ from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.motion import RigidMotion
 
 SPREAD = 0.6  # standard deviation of a Gaussian over the distance to its neighbours
-NEIGHBOURS = 4
+NEIGHBOURS = 4  # nearest Gaussians, whose mean distance counts
 
 
 def sampling_probability(slices: SliceSet, edge_share: float) -> np.ndarray:
-    """Probability of every pixel to become the centre of a Gaussian.
+    """Return the probability of every pixel to become the centre of a Gaussian.
 
     ``P = edge_share |grad I| / sum |grad I| + (1 - edge_share) / N`` over the N pixels of the region; the gradient
-    is per millimetre, and taken one pixel inside the region, where its edge has no say.
+    is per millimetre, and taken one pixel inside the region, where the edge of the region does not count.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def initial_field(
     gain: np.ndarray | None = None,
     weight: np.ndarray | None = None,
 ) -> GaussianField:
-    """Field of ``count`` Gaussians at sampled pixels, moved at random within the pixel and the slice distance.
+    """Place ``count`` Gaussians at sampled pixels, shifted at random within the pixel and the slice distance.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ def initial_field(
         See :func:`sampling_probability`.
     seed : int
     motion : RigidMotion, optional
-        Poses of the slices; their ``start`` poses without.
+        Poses of the slices; their ``start`` poses if left out.
     gain, weight : ndarray, (S,), optional
-        Intensity factor of each slice, and its trust: slices without any lend no Gaussian.
+        Intensity factor of each slice, and its weight: slices of weight 0 get no Gaussian.
 
     Returns
     -------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SvrOptions:
-    """Everything that steers :func:`gsbids.recon.svr.fit.fit_svr`; the defaults are the measured ones.
+    """Options of :func:`gsbids.recon.svr.fit.fit_svr`; the defaults were chosen by measurement.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class SvrOptions:
     learning_rate : float
         Adam's step for positions (mm), log-scales, quaternions and intensities.
     detail_iterations, detail_learning_rate, detail_pose_every
-        The same of the fields after the coarse one; poses move in the first of them only.
+        The same for the fields after the coarse one; poses move in the first of them only.
     rim : float
         Width (mm) of the rim around the masks that is fitted as well.
     edge_share : float
@@ -66,7 +66,7 @@ class SvrOptions:
     threads : int
         CPU threads; the result does not depend on it.
     device : str
-        Where the fit is computed: ``cpu``, ``cuda`` or ``cuda:N``; the result is the same within float32 rounding.
+        Device of the fit: ``cpu``, ``cuda`` or ``cuda:N``; the result is the same within float32 rounding.
     """
 
     n_gaussians: int | None = None

@@ -9,23 +9,25 @@ import numpy as np
 from scipy import ndimage
 
 from gsbids.kernels import backend
+from gsbids.kernels.problem import Array
 
-MAD_TO_SIGMA = 1.4826
+MAD_TO_SIGMA = 1.4826  # standard deviation over median absolute deviation of a normal distribution
 SLICE_TOLERANCE = 3.0  # robust standard deviations before a slice loses weight
 LEAST_SPREAD = 0.3  # of the median: slices that are all alike must not reject one another
-PIXEL_TOLERANCE = 4.0
-GAIN_LIMITS = (0.05, 5.0)
-SIGNAL_LIMITS = (0.05, 3.0)
+PIXEL_TOLERANCE = 4.0  # robust standard deviations at which a pixel keeps 0.6 of its weight
+GAIN_LIMITS = (0.05, 5.0)  # gain of a slice
+SIGNAL_LIMITS = (0.05, 3.0)  # local signal of a slice, over the expected one
 TRUSTED = 0.5  # weight of a slice that is like others
 GAIN_SPREAD = 0.3  # standard deviation of gains as expected: the pull to 1
 ALIKE = 50.0  # pixels whose residuals go together: less evidence than their number says
 SIGNAL_PRIOR = 1e-4  # pull of the kept signal to 1, as a share of the slice's median evidence
 
 
-def slice_gains(values, simulated, weight) -> np.ndarray:
-    """Gain of every slice, ``values ~ gain * simulated``: least squares, drawn to 1 as far as residuals leave it open.
+def slice_gains(values: Array, simulated: Array, weight: Array) -> np.ndarray:
+    """Estimate the gain of every slice, ``values ~ gain * simulated``, by least squares with a pull to 1.
 
-    The pull is that of a normal prior, and fades as the volume gets sharp: then small and deep drops are real.
+    The pull is that of a normal prior, as strong as the residuals leave the gain open; it fades as the volume gets
+    sharp: then small and deep drops are real.
 
     Parameters
     ----------
@@ -34,7 +36,7 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
     Returns
     -------
     ndarray, (S,)
-        With geometric mean 1 over the slices, weighted by their evidence.
+        Gains with geometric mean 1 over the slices, weighted by their evidence.
     """
     cross = backend.to_host((weight * values * simulated).sum((1, 2), dtype=float))
     power = backend.to_host((weight * simulated * simulated).sum((1, 2), dtype=float))
@@ -46,18 +48,17 @@ def slice_gains(values, simulated, weight) -> np.ndarray:
     return gain / np.exp(np.average(np.log(gain), weights=power + 1e-12))
 
 
-def slice_residuals(residual, mask) -> np.ndarray:
-    """Mean absolute residual of every slice inside its mask, (S,)."""
+def slice_residuals(residual: Array, mask: Array) -> np.ndarray:
+    """Return the mean absolute residual of every slice inside its mask, (S,)."""
     total = backend.to_host((abs(residual) * mask).sum((1, 2), dtype=float))
     return total / np.maximum(backend.to_host(mask.sum((1, 2))), 1)
 
 
-def slice_weights(residual, mask) -> np.ndarray:
-    """Welsch weights of slices from how far their residual stands out, (S,) in [0, 1].
+def slice_weights(residual: Array, mask: Array) -> np.ndarray:
+    """Return Welsch weights of slices by how far their residuals are outliers, (S,) in [0, 1].
 
-    ``w = exp(-(max(z, 0) / tolerance)^2 / 2)``, z the slice's mean absolute residual in robust standard
-    deviations (median absolute deviation) above the median of all slices. Never more than half of the slices
-    lose their say.
+    ``w = exp(-(max(z, 0) / tolerance)^2 / 2)``, z the slice's mean absolute residual in robust standard deviations
+    (median absolute deviation) above the median of all slices. At least half of the slices keep their weight.
     """
     level = slice_residuals(residual, mask)
     pixels = backend.to_host(mask.sum((1, 2)))
@@ -69,11 +70,13 @@ def slice_weights(residual, mask) -> np.ndarray:
     return weight if np.median(weight) > 0.1 else np.ones_like(weight)
 
 
-def kept_signal_and_weights(values, simulated, mask, width) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of slices, after those that lost signal in a part (spin history, motion while it was read) got it back.
+def kept_signal_and_weights(
+    values: Array, simulated: Array, mask: Array, width: np.ndarray
+) -> tuple[Array, np.ndarray]:
+    """Estimate local signal loss (spin history, motion during readout), and the slices' weights after its correction.
 
-    A slice that stands out is compared with what it should be in averages of some millimetres:
-    ``kept_signal = sum w y I / sum w I^2``. If with this smooth factor it is a slice like others, it keeps it; if not,
+    An outlying slice is compared with its expected values in averages of some millimetres:
+    ``kept_signal = sum w y I / sum w I^2``. If with this smooth factor it is no outlier, it keeps it; if it still is,
     it is rejected.
 
     Parameters
@@ -86,7 +89,7 @@ def kept_signal_and_weights(values, simulated, mask, width) -> tuple[np.ndarray,
     Returns
     -------
     kept_signal : ndarray, (S, X, Y), float32
-        Share of the signal that is there.
+        Share of the signal that a slice has kept.
     weight : ndarray, (S,)
         See :func:`slice_weights`.
     """
@@ -104,16 +107,18 @@ def kept_signal_and_weights(values, simulated, mask, width) -> tuple[np.ndarray,
     return backend.like(kept_signal, values), np.where(helped, with_kept, weight)
 
 
-def pixel_weights(residual, mask) -> np.ndarray:
-    """Welsch weights of pixels, (S, X, Y) in [0, 1]; the scale is each slice's robust deviation, but never
-    under that of the typical slice."""
+def pixel_weights(residual: Array, mask: Array) -> Array:
+    """Return Welsch weights of pixels, (S, X, Y) in [0, 1].
+
+    The scale is each slice's robust deviation, but never under that of the typical slice.
+    """
     scale = MAD_TO_SIGMA * backend.medians(abs(residual), mask)
-    scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]
+    scale = np.maximum(scale, max(np.median(scale), 1e-6))[:, None, None]  # type: ignore[call-overload]
     return backend.exp(-0.5 * (residual / backend.like(PIXEL_TOLERANCE * scale, residual)) ** 2)
 
 
-def slice_ncc(values, simulated, mask) -> np.ndarray:
-    """Normalised cross-correlation of every slice inside its mask, (S,); 0 where either is flat."""
+def slice_ncc(values: np.ndarray, simulated: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the normalised cross-correlation of every slice inside its mask, (S,); 0 where either is flat."""
     count = np.maximum(mask.sum((1, 2), keepdims=True), 1)
     a = (values - (values * mask).sum((1, 2), keepdims=True) / count) * mask
     b = (simulated - (simulated * mask).sum((1, 2), keepdims=True) / count) * mask

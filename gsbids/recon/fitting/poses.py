@@ -2,36 +2,41 @@
 """Poses of the slices by Levenberg-Marquardt: six unknowns a slice, all slices at once."""
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gsbids.kernels import backend, ops
+from gsbids.kernels.problem import Array, FieldArrays
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting.neighbours import OFFSETS, Pull, lengths, pull_of, tangents
 from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.motion import RigidMotion, best_rigid
 
+if TYPE_CHECKING:
+    from gsbids.kernels.cuda.plan import DeviceGeometry
+
 MAX_TURN = 0.08  # rad in one step
 MAX_SHIFT = 2.0  # mm in one step
 LOWER, RAISE = 0.25, 6.0  # damping after a step that was kept, and one that was not
-DAMPING_LIMITS = (1e-6, 1e4)
-FIRST_DAMPING = 1e-2
-ASTRAY, LEAST_ASTRAY = 3.0, 1.5  # times the median, and mm: further from their neighbours, slices are taken back
-NO_WORSE = 2.0  # times their cost there: the field has been fitted to them where they are
-BETTER = 0.99  # of a slice's cost: less is no reason to leave its place
+DAMPING_LIMITS = (1e-6, 1e4)  # Levenberg-Marquardt, over the diagonal of the normal matrix
+FIRST_DAMPING = 1e-2  # of the first step
+ASTRAY, LEAST_ASTRAY = 3.0, 1.5  # times the median, and mm: further from their neighbours, slices are moved back
+NO_WORSE = 2.0  # times the cost, to which they are moved back: the field has been fitted to them where they are
+BETTER = 0.99  # of a slice's cost: above that it keeps its pose
 CHARBONNIER = 0.03  # residual, in units of the intensity range, from which on the cost grows linearly
 
 
 @dataclass(frozen=True)
 class PoseState:
-    """Poses and what their next step needs.
+    """Poses, and the damping and information that their next step needs.
 
     Attributes
     ----------
     motion : RigidMotion
     damping : ndarray, (S,)
     information : ndarray, (6,)
-        What the data of the median slice say about each unknown: diagonal of J^T W J at the last step; 0 before.
+        Information of the median slice on each unknown: diagonal of J^T W J at the last step; 0 before.
     """
 
     motion: RigidMotion
@@ -39,7 +44,7 @@ class PoseState:
     information: np.ndarray = field(default_factory=lambda: np.zeros(6))
 
     def where(self, chosen: np.ndarray, other: "PoseState") -> "PoseState":
-        """These poses where ``chosen`` (S,), the others elsewhere."""
+        """Return these poses where ``chosen`` (S,), the others elsewhere."""
         turn = np.where(chosen[:, None, None], self.motion.rotation, other.motion.rotation)
         shift = np.where(chosen[:, None], self.motion.translation, other.motion.translation)
         return PoseState(RigidMotion(turn, shift), np.where(chosen, self.damping, other.damping), self.information)
@@ -47,23 +52,23 @@ class PoseState:
 
 @dataclass(frozen=True)
 class PoseProblem:
-    """Slices and the field that they are placed in, on the device of the options.
+    """Slices and the field that they are registered to, on the device of the options.
 
     Attributes
     ----------
     parameters : tuple of array
         mean, log_scale, quaternion, intensity, log_weight of the field.
     slices : SliceSet
-        Their ``values`` are on the device.
+        Slices, whose ``values`` are on the device.
     weight : array, (S, X, Y)
         Weight of each pixel; 0 outside the region.
     gain : array, (S,)
     options : RenderOptions
     tie : float
-        Pull to the neighbours' motion, as a share of what the median slice's data say.
+        Pull to the neighbours' motion, as a share of the information of the median slice.
     """
 
-    parameters: tuple
+    parameters: FieldArrays
     slices: SliceSet
     weight: np.ndarray
     gain: np.ndarray
@@ -72,49 +77,58 @@ class PoseProblem:
 
     @classmethod
     def of(
-        cls, field: GaussianField, slices: SliceSet, weight, gain, options: ops.RenderOptions, tie: float = 0.0
+        cls,
+        field: GaussianField,
+        slices: SliceSet,
+        weight: Array,
+        gain: Array,
+        options: ops.RenderOptions,
+        tie: float = 0.0,
     ) -> "PoseProblem":
-        """The problem of placing ``slices`` in ``field``; arrays and tensors are taken to the device of the options."""
+        """Build the problem of registering ``slices`` to ``field``.
+
+        Arrays and tensors are moved to the device of the options.
+        """
         *parameters, values, weight, gain = (
             backend.to_device(a, options.device)
             for a in (*field.parameters, slices.values, weight, np.asarray(gain, np.float32))
         )
         return cls(tuple(parameters), slices.with_values(values), weight, gain, options, tie)
 
-    def geometry(self, motion: RigidMotion):
-        """The slices under given poses, for the renderer."""
+    def geometry(self, motion: RigidMotion) -> "ops.SliceGeometry | DeviceGeometry":
+        """Return the geometry of the slices under given poses, for the renderer."""
         return self.slices.geometry(motion, self.options.device)
 
-    def residual(self, image):
-        """Acquired minus simulated, (S, X, Y)."""
+    def residual(self, image: Array) -> Array:
+        """Return acquired minus simulated, (S, X, Y)."""
         return self.slices.values - self.gain[:, None, None] * image
 
     def cost(self, motion: RigidMotion, pull: Pull) -> np.ndarray:
-        """Charbonnier cost of every slice with its pull, (S,)."""
+        """Return the Charbonnier cost of every slice with its pull, (S,)."""
         return self.data_cost(motion) + pull.cost(motion)
 
     def data_cost(self, motion: RigidMotion) -> np.ndarray:
-        """Charbonnier cost of every slice, (S,)."""
+        """Return the Charbonnier cost of every slice, (S,)."""
         image, _ = ops.render(*self.parameters, self.geometry(motion), self.options)
         return robust_cost(self.residual(image), self.weight)
 
     def with_means(self, mean: np.ndarray) -> "PoseProblem":
-        """The same with the Gaussians in other places (N, 3)."""
+        """Return the same problem with the Gaussians at other positions (N, 3)."""
         return replace(self, parameters=(backend.to_device(mean, self.options.device), *self.parameters[1:]))
 
     def pull(self, state: PoseState) -> Pull:
-        """Pull to the neighbours as they are now."""
+        """Return the pull to the neighbours as they are now."""
         return pull_of(state.motion, self.slices, self.tie * state.information)
 
 
-def robust_cost(residual, weight) -> np.ndarray:
-    """Charbonnier cost of every slice, (S,) array: ``sum weight (sqrt(r^2 + d^2) - d)``."""
+def robust_cost(residual: Array, weight: Array) -> np.ndarray:
+    """Return the Charbonnier cost of every slice, (S,) array: ``sum weight (sqrt(r^2 + d^2) - d)``."""
     cost = weight * (backend.sqrt(residual**2 + CHARBONNIER**2) - CHARBONNIER)
     return backend.to_host(cost.sum((1, 2), dtype=float))
 
 
-def linearised(problem: PoseProblem, motion: RigidMotion):
-    """The slices' simulated values as they change with the poses, the field fixed.
+def linearised(problem: PoseProblem, motion: RigidMotion) -> tuple[np.ndarray, np.ndarray, Array, Array, Array]:
+    """Linearise the simulated values of the slices in the poses, the field fixed.
 
     Returns
     -------
@@ -138,7 +152,7 @@ def linearised(problem: PoseProblem, motion: RigidMotion):
 
 
 def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) -> tuple[PoseState, np.ndarray]:
-    """One Levenberg-Marquardt step of every slice against a fixed field.
+    """Take one Levenberg-Marquardt step of every slice against a fixed field.
 
     Solves ``(J^T W J + P + damping diag) delta = J^T W r + P step`` with the weights of the Charbonnier cost and the
     pull P to the neighbours, and keeps the step of a slice only where its own cost falls.
@@ -148,7 +162,7 @@ def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) 
     problem : PoseProblem
     state : PoseState
     pull : Pull, optional
-        To the neighbours as they are in ``state`` without.
+        Pull to the neighbours; to where they are in ``state`` if left out.
 
     Returns
     -------
@@ -168,19 +182,19 @@ def pose_step(problem: PoseProblem, state: PoseState, pull: Pull | None = None) 
 
 
 def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tuple[PoseState, np.ndarray]:
-    """Let every slice try the motion of its neighbours in the stack: brings lost slices back.
+    """Let every slice try the motion of its neighbours in the stack, which recovers misregistered slices.
 
-    A slice whose own pose went astray (a small one at the end of the stack, most often) is started again from
-    the motion of the slices one and two places away, refined by ``steps`` steps, and keeps the best by its own
-    cost. Neighbours two places away are the ones acquired next in interleaved stacks. Slices that are much further
-    from where their neighbours are than others are taken back there, unless that costs twice as much or more: a field
-    that has been fitted to a slice in a wrong place says that it fits there.
+    A slice whose own pose is wrong (a small one at the end of the stack, most often) is started again from the motion
+    of the slices one and two places away, refined by ``steps`` steps, and keeps the best by its own cost. Neighbours
+    two places away are the ones acquired next in interleaved stacks. Slices that are much further from their
+    neighbours' motion than others are moved back to it, unless that costs twice as much or more: a field that was
+    fitted to a misregistered slice matches it where it is.
 
     Parameters and returns as for :func:`pose_step`; ``kept`` are the slices that changed to a neighbour's motion.
     """
     pull, slices = problem.pull(state), problem.slices
 
-    def refined(candidate):
+    def refined(candidate: PoseState) -> PoseState:
         for _ in range(steps):
             candidate, _ = pose_step(problem, candidate, pull)
         return candidate
@@ -202,15 +216,15 @@ def try_neighbours(problem: PoseProblem, state: PoseState, steps: int = 2) -> tu
 
 
 def astray(motion: RigidMotion, expected: RigidMotion, slices: SliceSet) -> np.ndarray:
-    """Slices much further from where their neighbours are than other slices are from theirs, (S,), bool."""
+    """Return which slices are much further from their neighbours' motion than others are from theirs, (S,), bool."""
     size = lengths(tangents(motion, expected))
     pixels = slices.mask.sum((1, 2))
     typical = np.median(size[pixels >= np.median(pixels)])
     return (size > max(ASTRAY * typical, LEAST_ASTRAY)) & (pixels >= np.median(pixels) / 4)
 
 
-def _solve(matrix, vector, damping):
-    """Damped steps (S, 6), no longer than the limits; slices without evidence stay."""
+def _solve(matrix: np.ndarray, vector: np.ndarray, damping: np.ndarray) -> np.ndarray:
+    """Return damped steps (S, 6), no longer than the limits; slices without evidence stay."""
     diagonal = np.einsum("saa->sa", matrix)
     floor = 1e-9 + 1e-6 * diagonal.max(axis=1, keepdims=True)
     system = matrix + np.einsum("sa,ab->sab", damping[:, None] * diagonal + floor, np.eye(6))
@@ -221,13 +235,13 @@ def _solve(matrix, vector, damping):
 
 
 def mean_correction(motion: RigidMotion, start: RigidMotion, weight: np.ndarray) -> np.ndarray:
-    """Rigid transform (4, 4) that best carries the start poses onto the present ones: the gauge.
+    """Find the rigid transform (4, 4) that best carries the start poses onto the present ones: the gauge.
 
     Found over the corners of the slices' frames (Kabsch), 30 mm out, weighted by ``weight`` (S,).
     """
     corners = 30.0 * np.array([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
 
-    def points(poses):
+    def points(poses: RigidMotion) -> np.ndarray:
         return (np.einsum("sij,kj->ski", poses.rotation, corners) + poses.translation[:, None]).reshape(-1, 3)
 
     return best_rigid(points(start), points(motion), np.repeat(weight, len(corners)))

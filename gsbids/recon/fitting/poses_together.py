@@ -2,8 +2,8 @@
 """One step of the poses of all slices at once, as if the field went along with them.
 
 Slices that shift smoothly along with those that cross them stay consistent with one another: every slice alone is
-held in its place by a field that has been fitted to all of them where they are, and steps slice by slice
-(:func:`gsbids.recon.fitting.poses.pose_step`) take them back by a few per cent at a time. Where the field shows the
+held in its position by a field that has been fitted to all of them where they are, and steps slice by slice
+(:func:`gsbids.recon.fitting.poses.pose_step`) correct the shift by a few per cent at a time. Where the field shows the
 mean of the slices that pass through a point, it moves by their mean displacement; with that in the derivative, one
 step goes nearly the whole way.
 """
@@ -29,7 +29,7 @@ TOLERANCE, ROUNDS = 1e-2, 200  # of conjugate gradients
 def step_together(
     problem: PoseProblem, state: PoseState, trust: np.ndarray, rng: np.random.Generator
 ) -> tuple[PoseState, np.ndarray]:
-    """Gauss-Newton step of all poses, the field carried along by the mean displacement of the slices at every point.
+    """Take a Gauss-Newton step of all poses, the field moved by the mean displacement of the slices at every point.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def step_together(
     -------
     PoseState
     shift : ndarray, (N, 3), float32
-        By which the N Gaussians of the field move, mm.
+        Shift of the N Gaussians of the field, mm.
     """
     matrix, vector, gradient, robust, residual = linearised(problem, state.motion)
     cost = robust_cost(residual, problem.weight).sum()
@@ -70,7 +70,7 @@ class _System:
     weight: np.ndarray
 
     def solution(self, damping: float) -> np.ndarray:
-        """Steps of the slice frames (S, 6), by conjugate gradients; none longer than those of a slice alone."""
+        """Solve for steps of the slice frames (S, 6) by conjugate gradients; none longer than for a slice alone."""
         diagonal = np.einsum("saa->sa", self.matrix)
         added = damping * (diagonal + np.median(diagonal, axis=0)) + 1e-9
         inverse = np.linalg.inv(self.matrix + np.eye(6) * added[:, None])
@@ -85,21 +85,21 @@ class _System:
 
 
 class _Nearby:
-    """Which slices pass through a point."""
+    """The slices that pass through a point."""
 
-    def __init__(self, slices: SliceSet, motion: RigidMotion, trust: np.ndarray):
+    def __init__(self, slices: SliceSet, motion: RigidMotion, trust: np.ndarray) -> None:
         self.slices, self.motion, self.trust = slices, motion, np.maximum(trust, LEAST_TRUST)
 
-    def through(self, points: np.ndarray):
-        """Pairs of points (P, 3) and slices whose region they lie in, within the distance of slices.
+    def through(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Find the slices in whose region points (P, 3) lie, within the distance of slices.
 
         Returns
         -------
         point, row : ndarray, (M,), int
         local : ndarray, (M, 3)
-            The points in the frames of the slices, mm.
+            Points in the frames of the slices, mm.
         share : ndarray, (M,)
-            Of the slice in the mean at the point; those of a point sum to 1.
+            Share of the slice in the mean at the point; those of a point sum to 1.
         """
         slices, motion = self.slices, self.motion
         frames = zip(motion.rotation, motion.translation, slices.slice_gap, strict=True)
@@ -116,7 +116,7 @@ class _Nearby:
         return point, row, local, share / np.maximum(np.bincount(point, share, len(points)), 1e-9)[point]
 
     def displacement(self, passing: tuple, count: int, step: np.ndarray) -> np.ndarray:
-        """Mean displacement (mm) of the slices at points by steps (S, 6) of their frames, (P, 3), float32.
+        """Return the mean displacement (mm) of the slices at points by steps (S, 6) of their frames, (P, 3), float32.
 
         ``passing``: of :meth:`through` for the points; ``count``: P.
         """
@@ -126,8 +126,10 @@ class _Nearby:
         return np.stack(mean, 1).astype(np.float32)
 
 
-def _jacobian(near: _Nearby, gradient, robust, gain, rng) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Derivative of pixels with respect to all poses, (P, 6 S), and the weights (P,) that stand for all pixels."""
+def _jacobian(
+    near: _Nearby, gradient: np.ndarray, robust: np.ndarray, gain: np.ndarray, rng: np.random.Generator
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return the derivative of pixels with respect to all poses, (P, 6 S), and the weights (P,) for all pixels."""
     slices, motion = near.slices, near.motion
     pixels = np.flatnonzero(robust)
     drawn = np.sort(rng.choice(pixels, min(PIXELS, len(pixels)), replace=False))

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -12,8 +13,12 @@ from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.masks import bounding_box
 from gsbids.imaging.stack import Stack, centred, seen_from
 from gsbids.kernels import ops
+from gsbids.kernels.problem import Array
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.psf import slice_psf
+
+if TYPE_CHECKING:
+    from gsbids.kernels.cuda.plan import DeviceGeometry
 
 REFERENCE_PERCENTILE = 99.0  # of the masked intensities of a stack: brought to 1
 
@@ -65,10 +70,11 @@ class SliceSet:
     corner: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of slices."""
         return len(self.values)
 
-    def geometry(self, motion: RigidMotion, device: str = "cpu"):
-        """Where the pixels are under given poses, rendered within the region's rows only.
+    def geometry(self, motion: RigidMotion, device: str = "cpu") -> "ops.SliceGeometry | DeviceGeometry":
+        """Return the geometry of the pixels under given poses, rendered within the region's rows only.
 
         What is the same under all poses is copied to a GPU once, and stays there as long as the slices do.
 
@@ -96,19 +102,22 @@ class SliceSet:
         """Geometry on devices other than the CPU, by their names."""
         return {}
 
-    def with_values(self, values) -> "SliceSet":
-        """The same slices with other intensities (S, X, Y), arrays or tensors; what has been found of them is kept."""
+    def with_values(self, values: Array) -> "SliceSet":
+        """Return the same slices with other intensities (S, X, Y), arrays or tensors.
+
+        Cached properties are kept.
+        """
         other = replace(self, values=values)
         vars(other).update(extent=self.extent, _placed=self._placed)
         return other
 
     @cached_property
     def extent(self) -> np.ndarray:
-        """Rows of the region, see :func:`row_extent`: found once, asked for in every iteration."""
+        """Rows of the region, see :func:`row_extent`; computed once, as every iteration needs them."""
         return row_extent(self.region)
 
-    def in_plane(self, row, index: np.ndarray) -> np.ndarray:
-        """Find where pixels lie in the planes of their slices, mm from the slice origins.
+    def in_plane(self, row: int | np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Return the position of pixels in the planes of their slices, mm from the slice origins.
 
         Parameters
         ----------
@@ -131,7 +140,7 @@ class SliceSet:
 
     @property
     def reach(self) -> float:
-        """How far (mm) the pixels of any slice go from its origin, along rows or columns."""
+        """Largest distance (mm) of a pixel of any slice from its origin, along rows or columns."""
         ends = np.stack([self.centre, np.array(self.values.shape[1:]) - 1 - self.centre])
         return float((ends * self.spacing).max())
 
@@ -145,7 +154,7 @@ class SliceSet:
         return start.as_affines(nominal)
 
     def neighbour(self, offset: int) -> np.ndarray:
-        """Row of the slice ``offset`` places away in the same stack, (S,), int; a slice's own row where none is."""
+        """Return the row of the slice ``offset`` places away in the same stack, (S,), int; else its own row."""
         row = {key: s for s, key in enumerate(zip(self.stack_index, self.slice_index, strict=True))}
         return np.array([row.get((n, k + offset), s) for (n, k), s in row.items()])
 
@@ -196,15 +205,15 @@ class SliceSet:
 
 
 def row_extent(mask: np.ndarray) -> np.ndarray:
-    """First and one-past-last masked pixel of every row, (S, X, 2), int32; empty rows give (0, 0)."""
+    """Return the first and one-past-last masked pixel of every row, (S, X, 2), int32; empty rows give (0, 0)."""
     filled = mask.any(2)
     first = mask.argmax(2)
     last = mask.shape[2] - mask[:, :, ::-1].argmax(2)
-    return np.where(filled[..., None], np.stack([first, last], -1), 0).astype(np.int32)
+    return np.where(filled[..., None], np.stack([first, last], -1), 0).astype(np.int32)  # type: ignore[index]
 
 
 def _slices_of(stack: Stack, rim: float, min_pixels: int) -> dict:
-    """Arrays of one stack's slices, positions as its affine has them."""
+    """Return the arrays of the slices of one stack, positions by its affine."""
     used = np.setdiff1d(np.flatnonzero(stack.mask.sum((0, 1)) >= min_pixels), stack.empty)
     if not len(used):
         raise InputError(f"{stack.name}: its mask is empty: give a mask with the brain in it, or leave the stack out")

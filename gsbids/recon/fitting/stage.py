@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gsbids.kernels import backend, ops
+from gsbids.kernels.problem import Array
 from gsbids.recon.field import GaussianField
 from gsbids.recon.fitting import outliers, poses
 from gsbids.recon.fitting.initialise import initial_field
@@ -18,15 +20,18 @@ from gsbids.recon.fitting.poses_together import step_together
 from gsbids.recon.fitting.slices import SliceSet
 from gsbids.recon.fitting.stack_bias import BiasBasis, StackBias, fit_bias, lattice
 
+if TYPE_CHECKING:
+    from gsbids.kernels.cuda.kept_lists import KeptLists
+
 PARAMETERS = GaussianField.PARAMETERS[:-1]  # the log-weights stay
-REWEIGHT_EVERY = 10
-SIGNAL_WIDTH = 3.0  # mm: standard deviation of the averages that tell how much signal a slice has kept
+REWEIGHT_EVERY = 10  # iterations between two updates of gains, weights and bias
+SIGNAL_WIDTH = 3.0  # mm: standard deviation of the averages by which signal loss of a slice is estimated
 FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage does, and for how long.
+    """Settings of one stage: number of Gaussians, length, learning rate, and the iterations of its steps.
 
     Attributes
     ----------
@@ -35,13 +40,13 @@ class Stage:
     learning_rate : float
         Adam's step for positions (mm), log-scales, quaternions and intensities at the start; it falls as a cosine.
     seed : int
-        Of the places where the Gaussians start.
+        Seed of the random start positions of the Gaussians.
     pose_turns, neighbour_turns : frozenset of int
         Iterations that begin with a step of the poses, and those of them at which slices also try their neighbours'.
     robust_from : int
         Iteration from which on outliers lose weight.
     bias_from : int
-        Iteration from which on stacks have a bias: a slice in a wrong place is none.
+        Iteration from which on stacks have a bias; before, it would fit misregistered slices.
     together : frozenset of int
         Iterations that begin with a step of all slices and the field at once, instead.
     """
@@ -59,13 +64,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class FitProblem:
-    """What all stages share; arrays of numpy, and, with :meth:`on_device`, the same where it is computed with.
+    """Data and options that all stages share, as numpy arrays and, with :meth:`on_device`, on the device of the fit.
 
     Attributes
     ----------
     slices : SliceSet
     train, held : ndarray, (S, X, Y), bool
-        Pixels that are fitted, and pixels that only judge.
+        Pixels that are fitted, and pixels held out for validation.
     options : SvrOptions
     render : RenderOptions
     """
@@ -86,7 +91,7 @@ class FitProblem:
 
     @cached_property
     def on_device(self) -> "DevicePixels":
-        """The pixels on the device of the fit, copied once."""
+        """Pixels on the device of the fit, copied once."""
         values, train, held, inner = (
             backend.to_device(a, self.options.device)
             for a in (self.slices.values, self.train, self.held, self.train & self.slices.mask)
@@ -95,24 +100,24 @@ class FitProblem:
 
     @cached_property
     def nodes(self) -> np.ndarray:
-        """Where the wide Gaussians of the stacks' bias are, (M, 3)."""
+        """Centres of the wide Gaussians of the stacks' bias, (M, 3)."""
         return lattice(self.slices.nominal, self.slices.reach)
 
     @cached_property
     def basis(self) -> BiasBasis:
-        """What the slices see of them."""
+        """Bias basis on the slices."""
         slices = self.slices
         return BiasBasis.seen(self.nodes, slices.nominal, slices.spacing, slices.centre, slices.values.shape[1:])
 
     @cached_property
     def basis_on_device(self) -> BiasBasis:
-        """The same on the device of the fit."""
+        """Bias basis on the device of the fit."""
         return BiasBasis(*(backend.to_device(a, self.options.device) for a in (self.basis.along, self.basis.across)))
 
 
 @dataclass(frozen=True)
 class DevicePixels:
-    """Slices whose ``values`` are on the device, and there the pixels (S, X, Y), bool, of :class:`FitProblem`.
+    """Slices whose ``values`` are on the device, and the pixels (S, X, Y), bool, of :class:`FitProblem` on it.
 
     ``inner``: those that are fitted and in the mask.
     """
@@ -125,14 +130,14 @@ class DevicePixels:
 
 @dataclass(frozen=True)
 class Compared:
-    """What the next steps are compared with: the same until gains and weights are renewed; on the device.
+    """Data that the next steps are compared with, on the device: the same until gains and weights are renewed.
 
     Attributes
     ----------
     slices : SliceSet
-        With the signal that they have lost, and without their stacks' bias.
+        Slices corrected for signal loss and for their stacks' bias.
     acquired : ops.Acquired
-        Their values, the weights of the pixels, and the gains.
+        Values of the slices, weights of the pixels, and gains.
     total : float
         Sum of the weights.
     seen : array, (S, X, Y)
@@ -147,7 +152,7 @@ class Compared:
 
 @dataclass
 class FitState:
-    """What changes from one iteration to the next.
+    """State of a fit, which changes from one iteration to the next.
 
     Within a stage, images and parameters are on the device of the fit; between stages, images are arrays of numpy.
 
@@ -164,13 +169,13 @@ class FitState:
     bias : ndarray, (S, X, Y), float32
         Factor by which stacks are brighter than the volume, smooth (:mod:`gsbids.recon.fitting.stack_bias`).
     log_bias : ndarray, (N, M)
-        Its coefficients.
+        Coefficients of the bias.
     image : ndarray, (S, X, Y)
-        The slices as last simulated, before gain.
+        Slices as last simulated, before gain.
     held_out : float
         Mean absolute residual on the pixels held out.
     compared : Compared or None
-        See there; None: to be found.
+        See :class:`Compared`; None: to be computed.
     """
 
     parameters: dict[str, torch.Tensor]
@@ -190,7 +195,7 @@ class FitState:
 
     @classmethod
     def start(cls, slices: SliceSet) -> "FitState":
-        """No field yet; slices at their start poses, with gain 1 and full weight."""
+        """Return a state without a field, slices at their start poses, with gain 1 and full weight."""
         ones = np.ones(len(slices))
         return cls(
             {},
@@ -201,31 +206,31 @@ class FitState:
             *np.ones((3, *slices.values.shape), np.float32),
         )
 
-    def field(self, origin) -> GaussianField:
-        """The field as arrays (on the CPU, views of the parameters)."""
+    def field(self, origin: np.ndarray) -> GaussianField:
+        """Return the field as arrays (on the CPU, views of the parameters)."""
         arrays = {k: backend.to_host(v) for k, v in self.parameters.items()}
         return GaussianField(log_weight=np.zeros(len(arrays["mean"]), np.float32), origin=origin, **arrays)
 
     def at(self, device: str) -> "FitState":
-        """The same with its images on a device."""
-        images = {name: getattr(self, name) for name in self.IMAGES}
+        """Return the same state with its images on a device."""
+        images: Any = {name: getattr(self, name) for name in self.IMAGES}
         return replace(
             self,
             compared=None,
-            **{name: image if image is None else backend.to_device(image, device) for name, image in images.items()},
+            **{name: image if image is None else backend.to_device(image, device) for name, image in images.items()},  # type: ignore[arg-type]
         )
 
-    def pixel_weights(self, pixels):
-        """Weights of some pixels (a mask) of the slices as restored, float32: each its own times its slice's."""
+    def pixel_weights(self, pixels: Array) -> Array:
+        """Return weights of some pixels (a mask) of the corrected slices, float32: each its own times its slice's."""
         weight = backend.like(self.slice_weight[:, None, None], self.pixel_weight) * self.pixel_weight
         return backend.as_float32(pixels * weight * (self.kept_signal * self.bias) ** 2)
 
     def restored(self, slices: SliceSet) -> SliceSet:
-        """The slices with the signal that they have lost, and without their stacks' bias."""
+        """Return the slices corrected for signal loss and for their stacks' bias."""
         return slices.with_values(slices.values / (self.kept_signal * self.bias))
 
     def compare(self, pixels: DevicePixels) -> Compared:
-        """What the next step is compared with."""
+        """Return the data that the next step is compared with."""
         if self.compared is None:
             clean, weight = self.restored(pixels.slices), self.pixel_weights(pixels.train)
             gain = backend.like(self.gain, clean.values)
@@ -234,16 +239,16 @@ class FitState:
             self.compared = Compared(clean, acquired, float(weight.sum(dtype=float)), seen)
         return self.compared
 
-    def residual(self, slices: SliceSet):
-        """Acquired minus simulated slices, (S, X, Y)."""
+    def residual(self, slices: SliceSet) -> Array:
+        """Return acquired minus simulated slices, (S, X, Y)."""
         return slices.values - self.kept_signal * self.simulated(self.image)
 
-    def simulated(self, image):
-        """Rendered slices (S, X, Y) with the gains and the bias of the acquired ones."""
+    def simulated(self, image: Array) -> Array:
+        """Return rendered slices (S, X, Y) with the gains and the bias of the acquired ones."""
         return self.bias * backend.like(self.gain[:, None, None].astype(np.float32), image) * image
 
     def stack_bias(self, nodes: np.ndarray) -> StackBias | None:
-        """The bias of the stacks on nodes (M, 3); None where none was looked for."""
+        """Return the bias of the stacks on nodes (M, 3); None where none was fitted."""
         return None if self.log_bias is None else StackBias(nodes, self.log_bias)
 
 
@@ -281,7 +286,7 @@ def fit_stage(problem: FitProblem, before: FitState, stage: Stage, watch: Callab
 
 
 def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: int) -> float:
-    """A step of the poses, where one is due; returns the share of slices that took it, NaN without."""
+    """Take a step of the poses, where one is due; return the share of slices that took it, NaN if none is due."""
     if iteration not in stage.pose_turns | stage.together:
         return math.nan
     compared = state.compare(problem.on_device)
@@ -306,7 +311,7 @@ def _move_slices(problem: FitProblem, state: FitState, stage: Stage, iteration: 
 
 
 def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitState:
-    """State with a field that starts from the slices as they are placed now, on the device of the fit."""
+    """Return a state with a field that starts from the slices at their present poses, on the device of the fit."""
     device = problem.options.device
     field = initial_field(
         before.restored(problem.slices),
@@ -326,31 +331,33 @@ def _with_new_field(problem: FitProblem, before: FitState, stage: Stage) -> FitS
 
 
 def _scale_floor(problem: FitProblem, gaussians: int) -> float:
-    """Logarithm of the standard deviation (mm) under which Gaussians are drawn back: a share of their distance."""
+    """Return the logarithm of the standard deviation (mm) under which Gaussians are drawn back."""
     return math.log(problem.options.scale_floor * (problem.slices.volume / gaussians) ** (1 / 3))
 
 
-def _field_step(problem: FitProblem, state: FitState, settings: tuple[float, float], lists) -> float:
-    """One Adam step of the field, with a rate and the floor of the log-scales; returns the loss.
+def _field_step(
+    problem: FitProblem, state: FitState, settings: tuple[float, float], lists: "KeptLists | None"
+) -> float:
+    """Take one Adam step of the field, with a rate and the floor of the log-scales; return the loss.
 
     Renews the simulated slices and the residual on the pixels held out. ``lists``: of :func:`ops.kept_lists`.
     """
     options, (rate, floor) = problem.options, settings
-    for group in state.optimiser.param_groups:
+    for group in state.optimiser.param_groups:  # type: ignore[union-attr]
         group["lr"] = rate
-    state.optimiser.zero_grad(set_to_none=True)
+    state.optimiser.zero_grad(set_to_none=True)  # type: ignore[union-attr]
     p, compared = state.parameters, state.compare(problem.on_device)
-    field = [backend.to_device(p[k], options.device) for k in PARAMETERS]
+    field: Any = [backend.to_device(p[k], options.device) for k in PARAMETERS]
     field.append(backend.to_device(np.zeros(len(field[0]), np.float32), options.device))
     geometry = problem.slices.geometry(state.pose.motion, options.device)
-    step = ops.step_slices(
+    step = ops.step_slices(  # type: ignore[call-arg]
         *field, geometry, compared.acquired, problem.render, lists and lists.current(field, geometry)
     )
     for name, gradient in zip(PARAMETERS, step.gradients, strict=False):
         p[name].grad = torch.as_tensor(gradient / np.float32(compared.total))
     narrow = torch.relu(floor - p["log_scale"])
     (options.scale_weight * (narrow**2).mean()).backward()
-    state.optimiser.step()
+    state.optimiser.step()  # type: ignore[union-attr]
     with torch.no_grad():
         p["quaternion"] /= p["quaternion"].norm(dim=1, keepdim=True)
     state.image = step.image
@@ -360,7 +367,10 @@ def _field_step(problem: FitProblem, state: FitState, settings: tuple[float, flo
 
 
 def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -> None:
-    """Gains; once the volume is more than a blur, weights of slices and pixels; then, in their places, stacks' bias."""
+    """Renew the gains, the weights of slices and pixels (``robust``), and the bias of the stacks (``biased``).
+
+    Weights are renewed once the volume is more than a blur, the bias once the slices are registered.
+    """
     pixels, compared = problem.on_device, state.compare(problem.on_device)
     slices, train = pixels.slices, pixels.train
     state.gain = outliers.slice_gains(compared.acquired.values, state.image, compared.acquired.weight)
@@ -380,7 +390,7 @@ def _reweigh(problem: FitProblem, state: FitState, robust: bool, biased: bool) -
 
 
 def _has_settled(held_out: list[float], patience: int) -> bool:
-    """Whether the held-out residual has not fallen by 0.1 % for ``patience`` iterations."""
+    """Return whether the held-out residual has not fallen by 0.1 % for ``patience`` iterations."""
     if not patience or len(held_out) <= 2 * patience:
         return False
     return min(held_out[-patience:]) > 0.999 * min(held_out[:-patience])

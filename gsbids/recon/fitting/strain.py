@@ -4,8 +4,8 @@
 A uniform strain E of the brain (symmetric, 3 x 3) is followed exactly by slices that stay rigid where E changes no
 length within their planes. The slices of two stacks with normals a and b leave one such strain, ``a b^T + b a^T``: the
 angle between the stacks can change, and each slice still meets all those of the other stack. Parallel stacks leave
-three. Only the tilts of single slices and their thickness speak against it, so that a fit comes to rest anywhere on
-the floor of a flat valley: here the floor is walked along.
+three. Only the tilts of single slices and their thickness determine it, so that a fit may end anywhere along a flat
+valley of the cost: here that valley is searched.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ FREE = 0.05  # mean square change of length in the planes of the slices, for a s
 STEP = 0.03  # norm of the strains that are tried on both sides
 LONGEST = 0.06  # norm of a step
 SETTLED = 0.004  # norm of a step after which no other is tried
-ROUNDS = 4
+ROUNDS = 4  # steps at most
 ITERATIONS = 60  # of the field that is fitted for each trial
 POSE_TURNS = frozenset(range(20, 36, 4))  # the slices' other motion follows
 
@@ -60,7 +60,7 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
     motion : RigidMotion
         S poses.
     strain : ndarray, (3, 3)
-        About the middle of all slices; dimensionless.
+        Strain about the middle of all slices; dimensionless.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def strained(slices: SliceSet, motion: RigidMotion, strain: np.ndarray) -> Rigid
 def settle_strains(
     slices: SliceSet, state: FitState, coarse: Stage, run: Callable[[FitState, Stage], tuple[FitState, float]]
 ) -> tuple[FitState, float]:
-    """Move along the one strain that the slices leave free to where a field explains the slices best.
+    """Search along the one strain that the slices leave free for where a field explains the slices best.
 
     Fields are fitted to the slices as they are and strained to both sides, while the slices follow; the parabola
     through the three losses says how far to go, until that is hardly anywhere.
@@ -91,16 +91,16 @@ def settle_strains(
     ----------
     slices : SliceSet
     state : FitState
-        After the coarse stage.
+        State after the coarse stage.
     coarse : Stage
-        That stage: fields like its own are fitted for the trials.
+        Coarse stage; fields like its own are fitted for the trials.
     run : callable
         ``run(state, stage)`` fits a stage, and returns its state and its last loss.
 
     Returns
     -------
     FitState
-        The same where no strain is free, or more than one.
+        State that was given where no strain is free, or more than one.
     amount : float
         Norm of the sum of all strains that were taken; 0 where none was.
     """
@@ -122,12 +122,14 @@ def settle_strains(
 
 
 def _followed(slices: SliceSet, state: FitState, strain: np.ndarray) -> FitState:
-    """A state whose slices follow a strain."""
+    """Return a state whose slices follow a strain."""
     return replace(state, pose=replace(state.pose, motion=strained(slices, state.pose.motion, strain)))
 
 
 def lowest(before: float, here: float, after: float) -> float:
-    """Where a parabola through values at -1, 0 and 1 is lowest, within the longest step; its lower side if it has none.
+    """Return where a parabola through values at -1, 0 and 1 is lowest, within the longest step.
+
+    Its lower side if it has no minimum.
 
     Examples
     --------

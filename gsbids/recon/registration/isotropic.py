@@ -38,12 +38,12 @@ class Volume:
         return self.points.mean(axis=0)
 
     def sample(self, array: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """An array of this grid at world points (P, 3), linear, 0 outside."""
+        """Sample an array of this grid at world points (P, 3), linear, 0 outside."""
         return ndimage.map_coordinates(array, ((points - self.origin) / self.step).T, order=1)
 
 
 def isotropic_volume(stack: Stack, step: float, fwhm: float | None = None) -> Volume:
-    """A masked stack, blurred to the same resolution along all axes and sampled on a cubic grid.
+    """Blur a masked stack to the same resolution along all axes, and sample it on a cubic grid.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def isotropic_volume(stack: Stack, step: float, fwhm: float | None = None) -> Vo
     step : float
         Grid step, mm.
     fwhm : float, optional
-        Resolution aimed at, mm; the slice thickness (at least ``step``) without it.
+        Target resolution, mm; the slice thickness (at least ``step``) if left out.
     """
     spacing = stack.spacing
     box = bounding_box(stack.mask, np.ceil(8.0 / spacing).astype(int))
@@ -77,7 +77,7 @@ def isotropic_volume(stack: Stack, step: float, fwhm: float | None = None) -> Vo
 
 
 def even_slices(stack: Stack) -> np.ndarray:
-    """The image with dark and bright slices (signal drops, spin history) brought to the level of their neighbours.
+    """Scale dark and bright slices (signal loss, spin history) to the intensity level of their neighbours.
 
     The level of a slice is the median in its mask, that of its neighbours the running median of those.
     """

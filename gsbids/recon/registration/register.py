@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rigid co-registration of whole stacks: where every stack starts before its slices move apart.
+"""Rigid co-registration of whole stacks: start poses before slices are moved one by one.
 
 Stacks of different orientation share no resolution, so each is blurred in the plane until it is as
 soft there as through the slices, and sampled on an isotropic grid. All similarities are normalised
 cross-correlations over the overlap of what the stacks show of the masks and a rim around them. The rim
-counts as 0: outlines say where a brain is when its slices have moved apart and their detail says little.
+counts as 0: outlines determine the position of a brain whose slices have moved apart, where its detail does not.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ LEAST_OVERLAP = 0.5
 TURN_COST = 0.15
 # Rotation (degrees) under which a stack lies about as the scanner says.
 NEAR = 45.0
-LOW_SIMILARITY = 0.5
+LOW_SIMILARITY = 0.5  # below which the report asks to look at the stack
 # Voxels of the grid inside the brain: at most about this many, and at least those.
 POINTS, LEAST_POINTS = 60_000, 10
 
@@ -34,7 +34,7 @@ class StackRegistration:
     Attributes
     ----------
     template : int
-        The stack that stays where it is.
+        Index of the stack that stays where it is.
     transforms : ndarray, (N, 4, 4)
         World RAS+ mm, scanner -> template (moving points).
     similarity_before, similarity_after : ndarray, (N,)
@@ -44,7 +44,7 @@ class StackRegistration:
     accepted : ndarray, (N,), bool
         False where registration made nothing better and the stack stays in the scanner's space.
     reason : tuple of str
-        In words, for the report.
+        Reason as a sentence for the report.
     """
 
     template: int
@@ -82,7 +82,7 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
     transforms = np.tile(np.eye(4), (count, 1, 1))
     others = [k for k in range(count) if k != template]
 
-    def start(k):
+    def start(k: int) -> np.ndarray:
         return _multi_start(coarse[template], coarse[k], fine[template], fine[k])
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -97,13 +97,13 @@ def register_stacks(stacks: list[Stack], threads: int = 1) -> StackRegistration:
 
 
 def search_step(stacks: list[Stack]) -> float:
-    """Voxel size (mm) of the fine grid on which stacks are compared: at least 2, more for larger brains."""
+    """Return the voxel size (mm) of the fine grid on which stacks are compared: at least 2, more for larger brains."""
     cubic_mm = max(float(np.sum(s.mask) * abs(np.linalg.det(s.affine[:3, :3]))) for s in stacks)
     return max(2.0, float(np.cbrt(cubic_mm / POINTS)))
 
 
 def choose_template(stacks: list[Stack]) -> int:
-    """The stack that shows most brain with the least motion.
+    """Choose the stack that shows most brain with the least motion.
 
     Returns the index of the largest product of masked volume and agreement of neighbouring slices
     (mean normalised cross-correlation over their common mask).
@@ -125,7 +125,7 @@ def choose_template(stacks: list[Stack]) -> int:
 
 
 def mean_volume(volumes: list[Volume], transforms: np.ndarray, skip: int = -1) -> Volume:
-    """Weighted mean of registered volumes.
+    """Compute the weighted mean of registered volumes.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def mean_volume(volumes: list[Volume], transforms: np.ndarray, skip: int = -1) -
 
 
 def similarity(fixed: Volume, moving: Volume, transform: np.ndarray) -> float:
-    """Normalised cross-correlation over the overlap of two masks.
+    """Compute the normalised cross-correlation over the overlap of two masks.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def similarity(fixed: Volume, moving: Volume, transform: np.ndarray) -> float:
 
 
 def refine(fixed: Volume, moving: Volume, transform: np.ndarray, iterations: int = 20) -> tuple[np.ndarray, float]:
-    """Levenberg-Marquardt on the squared differences; a step is taken if the similarity rises.
+    """Register by Levenberg-Marquardt on the squared differences; a step is taken if the similarity rises.
 
     Parameters
     ----------
@@ -205,28 +205,29 @@ def refine(fixed: Volume, moving: Volume, transform: np.ndarray, iterations: int
 
 
 class _Pair:
-    """A fixed and a moving volume with what is used again and again."""
+    """A fixed and a moving volume, with the quantities that every evaluation needs."""
 
-    def __init__(self, fixed: Volume, moving: Volume):
+    def __init__(self, fixed: Volume, moving: Volume) -> None:
         self.moving = moving
         self.points = fixed.points
         self.value = fixed.value[fixed.weight > 0.5]
         self.smaller = min(len(self.points), int(np.sum(moving.weight > 0.5)))
         self.gradient = np.gradient(moving.value, moving.step)
 
-    def _seen(self, transform):
+    def _seen(self, transform: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         place = _apply(transform, self.points)
         moving = self.moving
         return place, moving.sample(moving.value, place), moving.sample(moving.weight, place)
 
-    def similarity(self, transform) -> float:
+    def similarity(self, transform: np.ndarray) -> float:
+        """Return the normalised cross-correlation under a transform; 0 where the overlap is too small."""
         _, value, weight = self._seen(transform)
         if np.sum(weight > 0.5) < LEAST_OVERLAP * self.smaller or self.smaller < LEAST_POINTS:
             return 0.0
         return correlation(self.value, value, weight)
 
-    def normal_equations(self, transform):
-        """J^T W J (6, 6) and J^T W r (6,) of a small rotation and shift about ``centre``."""
+    def normal_equations(self, transform: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return J^T W J (6, 6) and J^T W r (6,) of a small rotation and shift about ``centre``, and ``centre``."""
         place, value, weight = self._seen(transform)
         total = max(float(weight.sum()), 1e-9)
         mean, aim = (weight * value).sum() / total, (weight * self.value).sum() / total
@@ -241,9 +242,9 @@ class _Pair:
 
 
 def rotation_cover(degrees: float) -> np.ndarray:
-    """Rotations that leave no rotation much further than ``degrees`` from one of them, (K, 3, 3).
+    """Return rotations (K, 3, 3) that cover all rotations to about ``degrees``.
 
-    Directions on a Fibonacci sphere, each with equally spaced turns about it.
+    Directions on a Fibonacci sphere, each with equally spaced rotations about it.
     """
     count = round(4 * np.pi / np.radians(degrees) ** 2)
     height = 1 - (2 * np.arange(count) + 1) / count
@@ -254,7 +255,7 @@ def rotation_cover(degrees: float) -> np.ndarray:
 
 
 def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndarray | None = None) -> list[np.ndarray]:
-    """Transforms under which one volume looks like another, the best first.
+    """Find transforms under which one volume looks like another, the best first.
 
     Refined from where the volumes are, from their centroids, and from the best of a cover of all rotations by
     about 30 degrees about the centroids; those within 10 degrees of a better one are left out.
@@ -265,7 +266,7 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndar
     turns : int
         Rotations of the cover that are refined.
     target : ndarray, (3,), optional
-        Where the middle of the fixed volume comes to, mm; without it, the middle of the moving one.
+        Target of the middle of the fixed volume, mm; the middle of the moving one if left out.
 
     Returns
     -------
@@ -281,7 +282,7 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndar
     starts = [np.eye(4), about(np.eye(3), middle, target)]
     starts += [cover[k] for k in np.argsort(-promise, kind="stable")[:turns]]
     found = sorted((refine(fixed, moving, start) for start in starts), key=_merit, reverse=True)
-    different = []
+    different: list[np.ndarray] = []
     for transform, _ in found:
         if all(_angle(transform @ _invert(other)) > 10.0 for other in different):
             different.append(transform)
@@ -289,7 +290,7 @@ def likely_places(fixed: Volume, moving: Volume, turns: int = 8, target: np.ndar
 
 
 def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Volume) -> np.ndarray:
-    """Scanner -> template transform of one stack, the best of many starts."""
+    """Return the scanner -> template transform of one stack, the best of many starts."""
     places = likely_places(coarse_fixed, coarse)
     if not places:
         return np.eye(4)
@@ -299,13 +300,13 @@ def _multi_start(coarse_fixed: Volume, coarse: Volume, fixed: Volume, moving: Vo
 
 
 def _merit(candidate: tuple[np.ndarray, float]) -> float:
-    """Similarity less a little for large rotations: brains look alike upside down."""
+    """Return the similarity less a penalty on large rotations: brains look alike upside down."""
     transform, value = candidate
     return value - TURN_COST * _angle(transform) / 180.0
 
 
 def _judged(volumes: list[Volume], transforms: np.ndarray, template: int) -> StackRegistration:
-    """Compare every stack with the mean of the others, and send back what did not gain."""
+    """Compare every stack with the mean of the others, and reset transforms that gained nothing."""
     count = len(volumes)
     before, after = np.ones(count), np.ones(count)
     accepted, reason = np.ones(count, dtype=bool), []
@@ -331,7 +332,10 @@ def _judged(volumes: list[Volume], transforms: np.ndarray, template: int) -> Sta
 
 
 def correlation(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted normalised cross-correlation; sums without BLAS, whose order depends on its threads."""
+    """Compute the weighted normalised cross-correlation.
+
+    Sums without BLAS, whose order depends on its threads.
+    """
     total = weight.sum()
     if total <= 0:
         return 0.0
@@ -345,18 +349,18 @@ def _apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def about(turn: np.ndarray, centre: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotation about ``centre``, which goes to ``target``."""
+    """Return the rotation about ``centre``, which goes to ``target``, as a transform (4, 4)."""
     transform = np.eye(4)
     transform[:3, :3], transform[:3, 3] = turn, target - turn @ centre
     return transform
 
 
 def _invert(transform: np.ndarray) -> np.ndarray:
-    """Inverse of a rigid transform, rotation kept proper to rounding."""
+    """Invert a rigid transform, rotation kept proper to rounding."""
     turn = transform[:3, :3].T
     return about(turn, transform[:3, 3], np.zeros(3))
 
 
 def _angle(transform: np.ndarray) -> float:
-    """Rotation angle in degrees."""
+    """Return the rotation angle in degrees."""
     return float(np.degrees(np.linalg.norm(Rotation.from_matrix(transform[:3, :3]).as_rotvec())))

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hidden voxels decide: how to fit, how to mix with the linear solutions, how much to smooth; and the mixing.
+"""Choice of the settings of SR by hidden voxels: schedule, blend with the linear solutions, and smoothing.
 
-A trial on a part of the volume hides a share of the coarse voxels, does everything with the others, and asks which
-way predicts the hidden ones best. Nothing but the data at hand takes part.
+A trial on a part of the volume hides a share of the coarse voxels, does everything with the others, and takes the
+settings that predict the hidden ones best. Nothing but the data at hand is used.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, optimize
@@ -25,15 +27,15 @@ NOISES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the Sobolev solution
 NOISY, NOISY_FACTOR = 0.1, 3.0
 UNTRIED = (0.5, 0.5, 0.0)  # blend where nothing can be chosen
 STRENGTHS = (0.0, 0.02, 0.03, 0.045, 0.07, 0.1)  # of non-local means, in [0, 1] of the data
-PLAUSIBLE = 0.997  # of the error of the simpler way: what a more elaborate one must come under
+PLAUSIBLE = 0.997  # of the error of the simpler setting: a more elaborate one must be below
 NARROW_SHARE = 0.45  # of the strength that hidden voxels choose, where the profile is narrow
 HOPELESS = 1.02  # of the least error
-DEEP = 3  # coarse voxels from the background, from where on it has no say
+DEEP = 3  # coarse voxels from the background, from where on it has no influence
 
 
 @dataclass(frozen=True)
 class Deep:
-    """Settings for what lies far from the background; attributes as of :class:`SrChoice`."""
+    """Settings far from the background; attributes as of :class:`SrChoice`."""
 
     blend: tuple[float, float, float]
     smoothing: float
@@ -51,18 +53,18 @@ class SrChoice:
     smoothing : float
         Strength of non-local means, in [0, 1] of the data; 0: none.
     noise : float
-        Of the Sobolev solution, see :func:`gsbids.recon.sr.sobolev.sobolev`.
+        Noise parameter of the Sobolev solution, see :func:`gsbids.recon.sr.sobolev.sobolev`.
     noise_ratio : float
-        Of the projection, see :meth:`gsbids.recon.sr.sampling_operator.SamplingOperator.project`.
+        Ratio for the projection, see :meth:`gsbids.recon.sr.sampling_operator.SamplingOperator.project`.
     errors : dict
         Root mean squared error of every candidate at the hidden voxels, in [0, 1] of the data.
     edge : bool
-        The edge was sharpened, see :mod:`gsbids.recon.sr.edge`.
+        Whether the edge was sharpened, see :mod:`gsbids.recon.sr.edge`.
     deep : Deep or None
-        Blend and smoothing far from the background, where there is one: near it the edge decides, which wants others.
+        Blend and smoothing far from the background, where there is one: near it the edge asks for others.
     """
 
-    schedule: Schedule
+    schedule: Schedule | None
     blend: tuple[float, float, float]
     smoothing: float
     noise: float
@@ -72,7 +74,7 @@ class SrChoice:
     deep: Deep | None = None
 
     def settings(self) -> dict:
-        """As plain numbers, for files."""
+        """Return the settings as plain numbers, for files."""
         named = asdict(self) | {"blend": dict(zip(EXPERTS, self.blend, strict=True))}
         if self.deep:
             named["deep"] = asdict(self.deep) | {"blend": dict(zip(EXPERTS, self.deep.blend, strict=True))}
@@ -80,24 +82,24 @@ class SrChoice:
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """The largest that each expert has anywhere."""
-        return tuple(map(max, self.blend, self.deep.blend)) if self.deep else self.blend
+        """Largest weight that each expert has anywhere."""
+        return tuple(map(max, self.blend, self.deep.blend)) if self.deep else self.blend  # type: ignore[return-value]
 
 
 def candidates(problem: SrProblem) -> tuple[Schedule, ...]:
-    """Schedules to choose among."""
+    """Return the schedules to choose among."""
     if problem.options.schedules is not None:
         return problem.options.schedules
     return NARROW_SCHEDULES if problem.forward_model()[1] is None else EXACT_SCHEDULES
 
 
 def choose(problem: SrProblem) -> SrChoice:
-    """Settings for a volume, by a trial on its middle.
+    """Choose the settings for a volume, by a trial on its middle.
 
     Returns
     -------
     SrChoice
-        Where none are to be hidden, the first schedule and its Gaussians alone; where too few can be, half of them
+        If no voxels are to be hidden, the first schedule and its Gaussians alone; if too few can be, half of them
         and half of the Sobolev solution.
     """
     first = SrChoice(candidates(problem)[0], (1.0, 0.0, 0.0), 0.0, 0.0, 0.0, {})
@@ -106,14 +108,14 @@ def choose(problem: SrProblem) -> SrChoice:
     trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
     if trial.held.sum() < LEAST_HELD:
         return replace(first, blend=UNTRIED)
-    errors = {}
+    errors: dict[str, float] = {}
     narrow = trial.forward_model()[1] is None
     # Under a narrow profile a hidden voxel leaves a gap twice as wide as those of the real task: it would ask for more
     # smoothing than these need.
     noise = 0.0 if narrow else _best_noise(trial, errors)
     linear = linear_solution(trial, noise)
     known = bridge(trial.coarse, trial.held, noise)
-    experts = [None, linear, bspline_solution(trial)]
+    experts: list[Any] = [None, linear, bspline_solution(trial)]
     schedule, best = first.schedule, np.inf
     for candidate in candidates(problem):
         fine = render_fine(trial, fit_member(trial, known, candidate, problem.options.seed).field)
@@ -133,6 +135,7 @@ def choose(problem: SrProblem) -> SrChoice:
     share = NARROW_SHARE if narrow else 1
     among, deep = trial.held & deep_inside(trial), None
     if LEAST_HELD <= among.sum() < trial.held.sum():
+        found: dict[str, float]
         weights, found = _best_blend(trial, experts, among), {}
         deep = Deep(weights, share * _best_smoothing(trial, mix(experts, weights), ratio, found, among))
         errors |= {f"deep {name}": error for name, error in found.items()}
@@ -140,14 +143,14 @@ def choose(problem: SrProblem) -> SrChoice:
 
 
 def choose_linear(problem: SrProblem) -> SrChoice:
-    """Settings of the Sobolev solution alone: how noisy the data are, by a trial on their middle."""
+    """Choose the settings of the Sobolev solution alone: the noise of the data, by a trial on their middle."""
     plain = SrChoice(None, (0.0, 1.0, 0.0), 0.0, 0.0, 0.0, {})
     if not problem.options.held_out or problem.forward_model()[1] is None:
         return plain
     trial = problem.part(central_box(problem.filled, problem.options.trial_voxels))[0].hide()
     if trial.held.sum() < LEAST_HELD:
         return plain
-    errors = {}
+    errors: dict[str, float] = {}
     noise = _best_noise(trial, errors)
     if noise < NOISY:  # what is hidden is predicted better by a little; the fine volume is not
         return plain
@@ -156,39 +159,39 @@ def choose_linear(problem: SrProblem) -> SrChoice:
 
 
 def deep_inside(problem: SrProblem) -> np.ndarray:
-    """Coarse voxels that are far from the background."""
+    """Return the coarse voxels that are far from the background."""
     return ndimage.binary_erosion(problem.filled, iterations=DEEP, border_value=1)
 
 
 def held_error(problem: SrProblem, fine: np.ndarray, among: np.ndarray | None = None) -> float:
-    """Root mean squared error at the hidden voxels, or at some of them."""
+    """Return the root mean squared error at the hidden voxels, or at some of them."""
     miss = (problem.operator(fine) - problem.coarse)[problem.held if among is None else among]
     return float(np.sqrt(np.mean(miss.astype(float) ** 2)))
 
 
 def linear_solution(problem: SrProblem, noise: float) -> np.ndarray:
-    """The Sobolev solution; what is hidden is bridged in its way."""
+    """Compute the Sobolev solution; hidden voxels are bridged in its way."""
     return sobolev(bridge(problem.coarse, problem.held, noise), problem.operator, noise)
 
 
 def bspline_solution(problem: SrProblem) -> np.ndarray:
-    """Cubic B-spline interpolation; what is hidden is bridged as a spline would, by the least curvature."""
+    """Interpolate by cubic B-splines; hidden voxels are bridged as a spline would, by the least curvature."""
     return interpolate(bridge(problem.coarse, problem.held, exponent=2.0), problem.axes, "bspline")
 
 
-def mix(experts, blend) -> np.ndarray:
-    """Weighted mean of the experts that have a weight."""
+def mix(experts: Sequence[Any], blend: Sequence[float]) -> np.ndarray:
+    """Return the weighted mean of the experts that have a weight."""
     return sum(np.float32(w) * e for w, e in zip(blend, experts, strict=True) if w > 0)
 
 
 def refine(problem: SrProblem, fine: np.ndarray, choice: SrChoice) -> np.ndarray:
-    """True to the data, smoothed where like meets like, nothing in the background, nothing below 0.
+    """Project on the data, smooth by non-local means, and clip the background and values below 0.
 
     Parameters
     ----------
     problem : SrProblem
     fine : ndarray
-        The blend.
+        Blend of the experts.
     choice : SrChoice
 
     Returns
@@ -197,7 +200,7 @@ def refine(problem: SrProblem, fine: np.ndarray, choice: SrChoice) -> np.ndarray
     """
     inside = problem.fine_inside
 
-    def project(x):
+    def project(x: np.ndarray) -> np.ndarray:
         x = np.where(inside, np.maximum(x, 0), 0)
         miss = problem.seen_only(problem.coarse - problem.operator(x))
         return np.where(inside, x + problem.operator.correction(miss, choice.noise_ratio), 0)
@@ -209,7 +212,7 @@ def refine(problem: SrProblem, fine: np.ndarray, choice: SrChoice) -> np.ndarray
 
 
 def noise_level(coarse: np.ndarray, filled: np.ndarray) -> float:
-    """Standard deviation of the noise, from the highest frequencies along all three axes (Coupe et al. 2010).
+    """Estimate the standard deviation of the noise from the highest frequencies along all axes (Coupe et al. 2010).
 
     Median absolute deviation of the product of second-order differences over the voxels well inside; anatomy has
     little there, yet what it has counts as noise.
@@ -226,31 +229,35 @@ def noise_level(coarse: np.ndarray, filled: np.ndarray) -> float:
 
 
 def _best_noise(trial: SrProblem, errors: dict) -> float:
-    """Noise of the Sobolev solution: 0 unless another predicts clearly better."""
+    """Choose the noise of the Sobolev solution: 0 unless another predicts clearly better."""
     found = {noise: held_error(trial, linear_solution(trial, noise)) for noise in NOISES}
     errors |= {f"sobolev noise {noise:g}": error for noise, error in found.items()}
-    best = min(found, key=found.get)
+    best = min(found, key=found.get)  # type: ignore[arg-type]
     return best if found[best] < PLAUSIBLE * found[0.0] else 0.0
 
 
-def _best_blend(trial: SrProblem, experts, among: np.ndarray | None = None) -> tuple[float, float, float]:
-    """Convex weights that predict the hidden voxels best, or some of them."""
+def _best_blend(
+    trial: SrProblem, experts: Sequence[np.ndarray], among: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Find the convex weights that predict the hidden voxels best, or some of them."""
     among = trial.held if among is None else among
     predictions = np.stack([trial.operator(expert)[among] for expert in experts], 1).astype(float)
     truth = trial.coarse[among].astype(float)
     heavy = 1e3 * np.sqrt(len(truth)) * max(np.abs(truth).max(), 1e-3)  # makes the weights sum to 1
     weights, _ = optimize.nnls(np.vstack([predictions, np.full(3, heavy)]), np.append(truth, heavy))
-    return tuple(float(w) for w in np.round(weights / weights.sum(), 4))
+    return tuple(float(w) for w in np.round(weights / weights.sum(), 4))  # type: ignore[return-value]
 
 
 def _noise_ratio(trial: SrProblem, error: float) -> float:
-    """Variance of the noise over that of the error of a fine voxel, by what is left at the hidden voxels."""
+    """Estimate the variance of the noise over that of the error of a fine voxel, by the error at the hidden voxels."""
     noise = noise_level(trial.coarse, trial.filled) ** 2
     return trial.operator.energy * noise / max(error**2 - noise, 0.05 * error**2, 1e-12)
 
 
-def _best_smoothing(trial: SrProblem, mixed: np.ndarray, ratio: float, errors: dict, among=None) -> float:
-    """Strength of non-local means: 0 unless another predicts clearly better."""
+def _best_smoothing(
+    trial: SrProblem, mixed: np.ndarray, ratio: float, errors: dict, among: np.ndarray | None = None
+) -> float:
+    """Choose the strength of non-local means: 0 unless another predicts clearly better."""
     if not trial.options.nonlocal_steps:
         return 0.0
     found = {}
@@ -260,5 +267,5 @@ def _best_smoothing(trial: SrProblem, mixed: np.ndarray, ratio: float, errors: d
         if found[strength] > HOPELESS * min(found.values()):
             break
     errors |= {f"smoothing {strength:g}": error for strength, error in found.items()}
-    best = min(found, key=found.get)
+    best = min(found, key=found.get)  # type: ignore[arg-type]
     return best if found[best] < PLAUSIBLE * found[0.0] else 0.0

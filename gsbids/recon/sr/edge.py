@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The edge of a volume that was cut out by a mask: what the voxels between tissue and nothing most likely were.
+"""Sharp edge of a volume that was cut out by a mask: the most likely values between tissue and background.
 
-Super-resolution makes a ramp of a cut, and most of its squared error lies there. What stood where there is a ramp is
-learned from the volume itself: its edge is made a cut, the cut volume is put aside by single fine voxels, so that the
-coarse voxels divide it otherwise, made coarse, and solved for linearly. What comes of it beside what it was made of
-teaches how to tell a voxel from its surroundings (:mod:`gsbids.recon.sr.edge_model`).
+Super-resolution makes a ramp of a cut, and most of its squared error lies there. The values on the ramp are learned
+from the volume itself: its edge is made a cut, the cut volume is shifted by single fine voxels, so that the coarse
+voxels divide it otherwise, downsampled, and solved for linearly. The pairs of solution and truth train a model that
+predicts a voxel from its surroundings (:mod:`gsbids.recon.sr.edge_model`).
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ LEAST_NEAR = 1e-3  # share of such an average that must be tissue
 SHARES = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the tissue nearby, from which on a voxel may be tissue
 ALMOST = 1.1  # of the least misfit
 BORDER = 1.5  # coarse voxels: standard deviation of the averages of the outermost voxels
-DIVIDED = (0.05, 0.95)  # shares of tissue in the coarse voxels that tell how bright the outermost voxels are
+DIVIDED = (0.05, 0.95)  # shares of tissue in the coarse voxels from which the brightness of the outermost is estimated
 LEAST_VOXELS = 2000  # on the ramp of a copy: with less there is nothing to learn from
 ENOUGH_VOXELS = 300_000  # on the ramps of all copies: no more are made
 BRIGHTEST = 1.5  # of the tissue nearby
@@ -33,14 +33,14 @@ MOST_MISFIT = 1.65
 
 @dataclass(frozen=True)
 class CutCopy:
-    """The volume with an edge that is a cut, put aside and made coarse as it was.
+    """The volume with an edge that is a cut, shifted and downsampled as the data were.
 
     Attributes
     ----------
     problem : SrProblem
-        To make a fine volume again of what was made coarse.
+        Problem of reconstructing a fine volume from the downsampled one.
     truth : ndarray, fine shape of the problem, float32
-        What should come out.
+        Fine volume that should come out.
     """
 
     problem: SrProblem
@@ -48,7 +48,7 @@ class CutCopy:
 
 
 def at_edge(problem: SrProblem) -> tuple[np.ndarray, np.ndarray]:
-    """Intensity of the tissue nearby, and which fine voxels may be on the ramp: both of the fine shape."""
+    """Return the intensity of the tissue nearby, and which fine voxels may be on the ramp: both of the fine shape."""
     deep = ndimage.binary_erosion(problem.filled, border_value=1)
     share = ndimage.gaussian_filter(deep.astype(np.float32), NEAR)
     total = ndimage.gaussian_filter(np.where(deep, problem.coarse, 0).astype(np.float32), NEAR)
@@ -59,7 +59,7 @@ def at_edge(problem: SrProblem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
-    """Copies of a volume whose edge is a cut; none where it has no background, or too little edge.
+    """Make copies of a volume whose edge is a cut; none where it has no background, or too little edge.
 
     None either where the profile is narrow: coarse voxels are then samples of single fine ones, and do not tell how
     much of what is around them is tissue.
@@ -67,9 +67,9 @@ def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
     Parameters
     ----------
     problem : SrProblem
-        Nothing hidden.
+        Problem without hidden voxels.
     fine : ndarray
-        Its fine volume, true to the data.
+        Fine volume of the problem, projected on the data.
     """
     if problem.filled.all() or problem.forward_model()[1] is None:
         return []
@@ -95,7 +95,7 @@ def cut_copies(problem: SrProblem, fine: np.ndarray) -> list[CutCopy]:
 
 
 def cut_volume(problem: SrProblem, fine: np.ndarray) -> np.ndarray:
-    """The fine volume with nothing on its ramp but tissue and background.
+    """Make a fine volume that has nothing on its ramp but tissue and background.
 
     What exceeds a share of the tissue nearby is tissue. Its outermost voxels are as bright as it takes to make of
     them, where they fill coarse voxels in part, what these have. Of the shares, the largest with which the data are
@@ -115,7 +115,7 @@ def _cut_at(problem: SrProblem, fine: np.ndarray, share: float, level: np.ndarra
 
 
 def _border_level(problem: SrProblem, tissue: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """How bright the outermost voxels of the tissue nearby are, by the coarse voxels that they fill in part."""
+    """Return the brightness of the outermost voxels of the tissue, by the coarse voxels that they fill in part."""
     share = problem.operator(tissue.astype(np.float32))
     divided = (share > DIVIDED[0]) & (share < DIVIDED[1])
     has, fills = (
@@ -128,13 +128,13 @@ def _border_level(problem: SrProblem, tissue: np.ndarray, level: np.ndarray) -> 
 
 
 def learn_edge(copies: list[CutCopy], linear: list[np.ndarray]) -> EdgeModel:
-    """What a voxel on the ramp is, learned from copies.
+    """Train a model of the voxels on the ramp from copies.
 
     Parameters
     ----------
     copies : list of CutCopy
     linear : list of ndarray
-        Linear solutions of their problems: they cost little, and the ramp of an elaborate one tells no more.
+        Linear solutions of their problems: they are fast, and more elaborate ones have much the same ramp.
     """
     seen, true, weight = [], [], []
     for copy, fine in zip(copies, linear, strict=True):
@@ -147,13 +147,13 @@ def learn_edge(copies: list[CutCopy], linear: list[np.ndarray]) -> EdgeModel:
 
 
 def sharpen_edge(problem: SrProblem, fine: np.ndarray, linear: np.ndarray, model: EdgeModel) -> np.ndarray:
-    """The volume with the expected values on its ramp.
+    """Return the volume with the expected values on its ramp.
 
     Parameters
     ----------
     problem : SrProblem
     fine, linear : ndarray
-        The volume, and the linear solution, which the model knows.
+        Volume to sharpen, and the linear solution, on which the model was trained.
     model : EdgeModel
     """
     level, edge = at_edge(problem)
@@ -163,34 +163,34 @@ def sharpen_edge(problem: SrProblem, fine: np.ndarray, linear: np.ndarray, model
 
 
 def explains(problem: SrProblem, sharp: np.ndarray, copy: CutCopy, its: np.ndarray) -> bool:
-    """Whether a volume with a sharp edge explains its data about as well as a copy, which has such an edge, does.
+    """Return whether a volume with a sharp edge explains its data about as well as a copy with such an edge does.
 
     Parameters
     ----------
     problem : SrProblem
     sharp : ndarray
-        From :func:`sharpen_edge`.
+        Volume from :func:`sharpen_edge`.
     copy : CutCopy
     its : ndarray
-        The same of the copy.
+        Sharpened volume of the copy.
     """
     return _misfit(problem, sharp) < MOST_MISFIT * _misfit(copy.problem, its)
 
 
 def _shifts(problem: SrProblem, draw: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Fine voxels to put a copy aside by: all that divide it otherwise, in random order."""
+    """Return shifts in fine voxels for the copies: all that divide it otherwise, in random order."""
     phases = [range(1 if axis.step == 1 else max(2, round(1 / axis.step))) for axis in problem.axes]
     shifts = [shift for shift in product(*phases) if any(shift)]
     return [shifts[i] for i in draw.permutation(len(shifts))]
 
 
 def _put_aside(volume: np.ndarray, shift: tuple[int, int, int]) -> np.ndarray:
-    """The volume moved by whole voxels; its first planes are repeated."""
+    """Shift the volume by whole voxels; its first planes are repeated."""
     return volume[np.ix_(*(np.maximum(np.arange(n) - s, 0) for n, s in zip(volume.shape, shift, strict=True)))]
 
 
 def _misfit(problem: SrProblem, fine: np.ndarray) -> float:
-    """Root mean squared residual at the coarse voxels next to the background, over their root mean square."""
+    """Return the root mean squared residual next to the background, over the root mean square of the data there."""
     rim = problem.filled & ~ndimage.binary_erosion(problem.filled, border_value=1)
     miss = (problem.operator(fine) - problem.coarse)[rim]
     return float(np.sqrt(np.mean(miss**2) / np.mean(problem.coarse[rim] ** 2)))

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to tell what a voxel at the edge of tissue is from what is around it: boosted trees on its surroundings."""
+"""Prediction of a voxel at the edge of tissue from its surroundings, by boosted trees."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from gsbids.recon.sr.problem import SrProblem
 
-AROUND = tuple(product((-1, 0, 1), repeat=3))
+AROUND = tuple(product((-1, 0, 1), repeat=3))  # offsets in voxels: the voxel and its 26 neighbours
 BEYOND = tuple(tuple(int(s) for s in way) for way in 2 * np.vstack([np.eye(3), -np.eye(3)]).astype(int))
 REACH = 2  # voxels, of the farthest of these
-TREES, RATE, LEAST_LEAF, PULL = 100, 0.15, 40, 1.0
+TREES, RATE, LEAST_LEAF, PULL = 100, 0.15, 40, 1.0  # boosted trees, learning rate, voxels of a leaf, L2 penalty
 
 
 @dataclass(frozen=True)
 class EdgeModel:
-    """Expected share of the tissue nearby that a voxel has.
+    """Model of the expected share of the tissue nearby that a voxel has.
 
     Attributes
     ----------
@@ -24,20 +26,20 @@ class EdgeModel:
     threads : int
     """
 
-    trees: object
+    trees: Any
     threads: int
 
     def __call__(self, seen: np.ndarray) -> np.ndarray:
-        """Expected shares, of rows of :func:`describe`."""
+        """Return the expected shares, of rows of :func:`describe`."""
         with _at_most(self.threads):
             return self.trees.predict(seen).astype(np.float32)
 
 
 def describe(problem: SrProblem, fine: np.ndarray, level: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """What surrounds the voxels of an edge, as shares of the tissue nearby.
+    """Describe the surroundings of the voxels of an edge, as shares of the tissue nearby.
 
     Surroundings are mirrored, so that the middle of the coarse voxel always lies on the same side: 27 fine voxels, six
-    two voxels away, the 27 coarse ones, and how far the voxel is from the middle of its own.
+    two voxels away, the 27 coarse ones, and the distance of the voxel from the middle of its own.
 
     Parameters
     ----------
@@ -65,14 +67,14 @@ def describe(problem: SrProblem, fine: np.ndarray, level: np.ndarray, edge: np.n
 
 
 def train(seen: np.ndarray, true: np.ndarray, weight: np.ndarray, seed: int, threads: int) -> EdgeModel:
-    """Boosted trees for the weighted squared error.
+    """Train boosted trees for the weighted squared error.
 
     Parameters
     ----------
     seen : ndarray, (N, 63)
         Rows of :func:`describe`.
     true, weight : ndarray, (N,)
-        Shares, and what an error of each counts.
+        Shares, and the weight of an error of each.
     seed, threads : int
     """
     from sklearn.ensemble import HistGradientBoostingRegressor  # not on a bare GPU machine, which fits no edges
@@ -89,13 +91,13 @@ def train(seen: np.ndarray, true: np.ndarray, weight: np.ndarray, seed: int, thr
         return EdgeModel(trees.fit(seen, true, sample_weight=weight), threads)
 
 
-def _at_most(threads: int):
+def _at_most(threads: int) -> Any:
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     return threadpool_limits(threads)
 
 
-def _values(volume: np.ndarray, at: np.ndarray, side: np.ndarray, offsets) -> np.ndarray:
-    """Values at offsets from places, each axis mirrored by its side, (N, offsets)."""
+def _values(volume: np.ndarray, at: np.ndarray, side: np.ndarray, offsets: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Return values at offsets from voxels, each axis mirrored by its side, (N, offsets)."""
     padded = np.pad(volume, REACH, mode="edge")
     return np.stack([padded[tuple((at + REACH + side * np.array(offset)).T)] for offset in offsets], 1)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot super-resolution of one volume: Gaussians, the linear solution, and what hidden voxels make of them."""
+"""Zero-shot super-resolution of one volume: Gaussians and linear solutions, blended as hidden voxels ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numba
 import numpy as np
@@ -13,6 +14,7 @@ from gsbids.errors import InputError
 from gsbids.imaging.intensity import background
 from gsbids.imaging.masks import bounding_box
 from gsbids.kernels import backend
+from gsbids.recon.field import GaussianField
 from gsbids.recon.sr.choice import (
     SrChoice,
     bspline_solution,
@@ -32,6 +34,7 @@ from gsbids.recon.sr.options import SrOptions
 from gsbids.recon.sr.problem import SrProblem
 from gsbids.recon.sr.result import SrResult
 
+# Fields of the ensemble: with the exact forward model, and with the PSF in the Gaussians.
 MEMBERS, CHEAP_MEMBERS = 2, 12
 LEAST_VOXELS = 64  # with less, there is nothing to fit Gaussians to
 QUALITIES = ("full", "fast")
@@ -39,7 +42,7 @@ QUALITIES = ("full", "fast")
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is put together of the parts."""
+    """Parts of the result."""
 
     fine: np.ndarray | None
     fields: tuple = ()
@@ -54,7 +57,7 @@ def super_resolve(
     options: SrOptions = SrOptions(),  # noqa: B008
     watch: Callable[[str], None] | None = None,
 ) -> SrResult:
-    """Make a finer volume from one volume alone.
+    """Reconstruct a finer volume from one volume alone.
 
     Gaussians are fitted so that D(render) is the volume (:mod:`gsbids.recon.sr.member`), as an ensemble; hidden
     voxels choose how, and how the mean is mixed with the Sobolev solution and the cubic B-spline
@@ -68,10 +71,10 @@ def super_resolve(
     affine : ndarray, (4, 4)
         Voxel indices to world RAS+ mm.
     grid : SrGrid
-        From :func:`gsbids.recon.sr.grid.grid_by_factor` or its neighbours, for this volume.
+        Grid for this volume, from :func:`gsbids.recon.sr.grid.grid_by_factor` or the like.
     options : SrOptions
     watch : callable, optional
-        Called with a line of words at every step.
+        Called with one line of text at every step.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def super_resolve(
         problem, fine_box = whole.part(box)
         quick = options.quality == "fast" or problem.filled.sum() < LEAST_VOXELS
         fit = _fast(problem) if quick else _full(problem, say)
-        fine[fine_box] = without_bias(fit.fine, noise)
+        fine[fine_box] = without_bias(fit.fine, noise)  # type: ignore[arg-type]
         fit = replace(fit, fields=tuple(to_world(_moved(f, box), affine) for f in fit.fields))
     settings = asdict(options) | {"factor": [1 / a.step for a in grid.axes], "device": backend.describe(options.device)}
     settings.pop("threads")  # the result does not depend on it
@@ -113,7 +116,7 @@ def super_resolve(
         scale,
         fit.history or {},
         settings,
-        fit.choice.weights[0] if fit.fields else 0.0,
+        fit.choice.weights[0] if fit.fields else 0.0,  # type: ignore[union-attr]
         np.array(affine, float),
         whole.filled,
         background(data),
@@ -143,30 +146,32 @@ def _checked(volume: np.ndarray, grid: SrGrid, options: SrOptions) -> np.ndarray
 
 
 def _intensities(data: np.ndarray) -> tuple[float, float]:
-    """Offset and scale that bring the data to [0, 1]; 0 stays 0 where nothing is negative."""
+    """Return offset and scale that bring the data to [0, 1]; 0 stays 0 where nothing is negative."""
     low = min(float(data.min()), 0.0)
     scale = float(data.max()) - low
     return low, scale if scale > 0 else 1.0
 
 
 def _fast(problem: SrProblem) -> _Fit:
-    """The Sobolev solution, projected on the data as far as these are not noise."""
+    """Compute the Sobolev solution, projected on the data as far as these are not noise."""
     choice = choose_linear(problem)
     return _Fit(refine(problem, linear_solution(problem, choice.noise), choice))
 
 
 def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
-    """Trial, ensemble, blend, projection, non-local means."""
+    """Run trial, ensemble, blend, projection and non-local means."""
     choice = choose(problem)
     say(
-        f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "
+        f"chosen by hidden voxels: sigma {choice.schedule.width:g} voxels, {choice.schedule.iterations} iterations, "  # type: ignore[union-attr]
         f"blend {_shares(choice.blend)}, smoothing {choice.smoothing:g}"
         + (f"; far from the background {_shares(choice.deep.blend)}, {choice.deep.smoothing:g}" if choice.deep else "")
     )
     count = problem.options.members or (CHEAP_MEMBERS if problem.forward_model()[1] is None else MEMBERS)
+    mean: Any
+    history: dict[str, list]
     mean, fields, history = 0.0, [], {"member": [], "iteration": [], "loss": []}
     for member in range(count if choice.weights[0] > 0 else 0):
-        fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed + member)
+        fit = fit_member(problem, problem.coarse, choice.schedule, problem.options.seed + member)  # type: ignore[arg-type]
         mean = mean + render_fine(problem, fit.field) / np.float32(count)
         fields.append(fit.field)
         history["member"] += [member] * len(fit.history["loss"])
@@ -179,7 +184,7 @@ def _full(problem: SrProblem, say: Callable[[str], None]) -> _Fit:
 
 
 def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> np.ndarray:
-    """The mean of the fields with the linear solutions, true to the data and smoothed."""
+    """Blend the mean of the fields with the linear solutions, project on the data and smooth."""
     experts = [
         mean,
         linear_solution(problem, choice.noise) if choice.weights[1] > 0 else None,
@@ -194,8 +199,10 @@ def _blended(problem: SrProblem, mean: np.ndarray | None, choice: SrChoice) -> n
     return refine(problem, share * inner + (1 - share) * fine, replace(choice, smoothing=0.0))
 
 
-def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Callable[[str], None]):
-    """The volume with a sharp edge; None where it was not cut out."""
+def _sharp_edged(
+    problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """Return the volume with a sharp edge; None where it was not cut out."""
     copies = cut_copies(problem, fine)
     if not copies:
         return None
@@ -208,10 +215,10 @@ def _sharp_edged(problem: SrProblem, fine: np.ndarray, choice: SrChoice, say: Ca
     return refine(problem, sharp, replace(choice, smoothing=0.0))
 
 
-def _shares(blend) -> str:
+def _shares(blend: Sequence[float]) -> str:
     return " / ".join(f"{weight:.2f}" for weight in blend)
 
 
-def _moved(field, box):
-    """A field of a box in the coordinates of the whole volume."""
+def _moved(field: GaussianField, box: tuple[slice, ...]) -> GaussianField:
+    """Move a field of a box to the coordinates of the whole volume."""
     return field.replace(mean=field.mean + np.array([cut.start for cut in box], np.float32))

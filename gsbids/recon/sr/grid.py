@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid that super-resolution makes: by factor, by voxel size, or by shape, aligned with the field of view."""
+"""The fine grid of super-resolution: by factor, by voxel size, or by shape, aligned with the field of view."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -9,8 +11,8 @@ from scipy import ndimage
 from gsbids.errors import InputError
 from gsbids.recon.sr.sampling_operator import AxisGrid
 
-LARGEST_FACTOR = 16.0
-MOST_VOXELS = 5e8
+LARGEST_FACTOR = 16.0  # coarse voxels over fine ones, along an axis
+MOST_VOXELS = 5e8  # of a volume
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,27 @@ class SrGrid:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Number of fine voxels along each axis."""
-        return tuple(axis.fine for axis in self.axes)
+        return tuple(axis.fine for axis in self.axes)  # type: ignore[return-value]
 
     @classmethod
-    def of_axes(cls, axes, affine: np.ndarray) -> "SrGrid":
-        """The grid of three axes in a coarse volume with this affine."""
+    def of_axes(cls, axes: Sequence[AxisGrid], affine: np.ndarray) -> "SrGrid":
+        """Return the grid of three axes in a coarse volume with this affine."""
         inner = np.diag([*(a.step for a in axes), 1.0])
         inner[:3, 3] = [a.start for a in axes]
-        return cls(tuple(axes), np.asarray(affine, float) @ inner)
+        return cls(tuple(axes), np.asarray(affine, float) @ inner)  # type: ignore[arg-type]
 
 
-def grid_by_shape(shape, affine: np.ndarray, target) -> SrGrid:
-    """``target`` voxels along each axis that fill the field of view exactly (half-pixel aligned).
+def grid_by_shape(shape: Sequence[int], affine: np.ndarray, target: Sequence[int]) -> SrGrid:
+    """Return a grid of ``target`` voxels along each axis that fill the field of view exactly (half-pixel aligned).
 
     Parameters
     ----------
     shape : tuple of int
         (A, B, C) of the coarse volume.
     affine : ndarray, (4, 4)
-        Its voxel indices to world RAS+ mm.
+        Voxel indices of the coarse volume to world RAS+ mm.
     target : sequence of int
-        Shape wanted; at least ``shape``.
+        Target shape; at least ``shape``.
 
     Raises
     ------
@@ -69,8 +71,8 @@ def grid_by_shape(shape, affine: np.ndarray, target) -> SrGrid:
     return SrGrid.of_axes([AxisGrid.same_extent(m, n) for m, n in zip(shape, target, strict=True)], affine)
 
 
-def grid_by_factor(shape, affine: np.ndarray, factor) -> SrGrid:
-    """``factor`` times as many voxels along each axis, rounded to whole voxels.
+def grid_by_factor(shape: Sequence[int], affine: np.ndarray, factor: Any) -> SrGrid:
+    """Return a grid of ``factor`` times as many voxels along each axis, rounded to whole voxels.
 
     Parameters
     ----------
@@ -92,8 +94,10 @@ def grid_by_factor(shape, affine: np.ndarray, factor) -> SrGrid:
     return grid_by_shape(shape, affine, np.maximum(np.rint(np.array(shape) * factor).astype(int), shape))
 
 
-def grid_by_spacing(shape, affine: np.ndarray, spacing) -> SrGrid:
-    """Voxels of exactly this size, centred in the field of view; axes that are finer already keep their voxels.
+def grid_by_spacing(shape: Sequence[int], affine: np.ndarray, spacing: float | Sequence[float] | np.ndarray) -> SrGrid:
+    """Return a grid of voxels of exactly this size, centred in the field of view.
+
+    Axes that are finer already keep their voxels.
 
     Parameters
     ----------
@@ -126,7 +130,7 @@ def grid_by_spacing(shape, affine: np.ndarray, spacing) -> SrGrid:
     )
 
 
-def _check_size(factor, target) -> None:
+def _check_size(factor: np.ndarray | Sequence[float], target: np.ndarray | Sequence[float]) -> None:
     if np.max(factor) > LARGEST_FACTOR:
         raise InputError(
             f"the volume would be {_by(factor)} times finer; at most {LARGEST_FACTOR:g} along an axis is supported"
@@ -138,12 +142,12 @@ def _check_size(factor, target) -> None:
         )
 
 
-def _by(numbers) -> str:
+def _by(numbers: np.ndarray | Sequence[float]) -> str:
     return " x ".join(f"{n:.4g}" if n != int(n) else f"{int(n)}" for n in np.asarray(numbers, float))
 
 
-def grid_like(shape, affine: np.ndarray, like_shape, like_affine: np.ndarray) -> SrGrid:
-    """The grid of another image if it fills this field of view, else one as fine, to resample from.
+def grid_like(shape: Sequence[int], affine: np.ndarray, like_shape: Sequence[int], like_affine: np.ndarray) -> SrGrid:
+    """Return the grid of another image if it fills this field of view, else one as fine, to resample from.
 
     Parameters
     ----------
@@ -162,8 +166,8 @@ def grid_like(shape, affine: np.ndarray, like_shape, like_affine: np.ndarray) ->
     return grid_by_spacing(shape, affine, steps * np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
 
 
-def resampled(volume: np.ndarray, affine: np.ndarray, shape, target: np.ndarray) -> np.ndarray:
-    """A volume on another grid: cubic B-spline between voxels, the nearest voxel outside, float32."""
+def resampled(volume: np.ndarray, affine: np.ndarray, shape: Sequence[int], target: np.ndarray) -> np.ndarray:
+    """Resample a volume to another grid: cubic B-spline between voxels, the nearest voxel outside, float32."""
     index = np.linalg.inv(affine) @ target
     found = ndimage.affine_transform(volume, index[:3, :3], index[:3, 3], tuple(shape), order=3, mode="nearest")
     return np.clip(found, volume.min(), volume.max()).astype(np.float32)

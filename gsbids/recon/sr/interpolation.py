@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classical interpolation as one matrix per axis: what super-resolution is compared with, and falls back on."""
+"""Classical interpolation as one matrix per axis: the reference for super-resolution, and its fallback."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -12,8 +14,8 @@ LOBES = 3  # of Lanczos' kernel
 KEYS = -0.5  # slope of Keys' cubic
 
 
-def interpolate(coarse: np.ndarray, axes, kernel: str = "bspline") -> np.ndarray:
-    """Values of a coarse volume at the voxels of a fine grid.
+def interpolate(coarse: np.ndarray, axes: Sequence[AxisGrid], kernel: str = "bspline") -> np.ndarray:
+    """Interpolate a coarse volume at the voxels of a fine grid.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ def interpolate(coarse: np.ndarray, axes, kernel: str = "bspline") -> np.ndarray
 
 
 def interpolation_matrix(axis: AxisGrid, kernel: str) -> np.ndarray:
-    """Weights of the coarse voxels in each fine voxel along one axis, (fine, coarse), float64.
+    """Return the weights of the coarse voxels in each fine voxel along one axis, (fine, coarse), float64.
 
     Raises
     ------

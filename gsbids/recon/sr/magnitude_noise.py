@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise of magnitude images: found by what it makes of air, and its mean taken out of the result.
+"""Noise of magnitude images: its estimation from air, and the removal of its mean from the result.
 
 A magnitude m of a signal S with Gaussian noise of sigma in both channels has a Rice distribution. Where there is no
 signal that is Rayleigh's: mean 1.253 sigma, standard deviation 0.655 sigma; averaging does not take that mean away.
@@ -22,7 +22,7 @@ TABLE = np.linspace(0, 8, 2001)  # signals, in sigma
 
 
 def rician_mean(signal: np.ndarray) -> np.ndarray:
-    """Mean magnitude of a signal in noise, both in units of the noise (Rice 1945).
+    """Return the mean magnitude of a signal in noise, both in units of the noise (Rice 1945).
 
     ``sqrt(pi / 2) L(-S^2 / 2)``, L the Laguerre function of order 1/2, by Bessel functions of S^2 / 4.
     """
@@ -31,7 +31,7 @@ def rician_mean(signal: np.ndarray) -> np.ndarray:
 
 
 def signal_of(mean: np.ndarray) -> np.ndarray:
-    """The signal that has a mean magnitude, in units of the noise; 0 below the mean of noise alone.
+    """Return the signal that has a mean magnitude, in units of the noise; 0 below the mean of noise alone.
 
     By a table up to 8 sigma, by ``sqrt(m^2 - 1)`` beyond, where the two differ by less than 0.001.
     """
@@ -41,7 +41,7 @@ def signal_of(mean: np.ndarray) -> np.ndarray:
 
 
 def noise_of_air(volume: np.ndarray) -> float:
-    """Sigma of the noise of a magnitude image, from patches of air.
+    """Estimate sigma of the noise of a magnitude image, from patches of air.
 
     Patches whose deviation and mean are as Rayleigh's distribution has them, and rough as noise, vote for a mean; the
     darkest on which many agree, and which few other patches have, is that of air.
@@ -53,7 +53,7 @@ def noise_of_air(volume: np.ndarray) -> float:
     Returns
     -------
     float
-        In the unit of the volume; 0 where no air with such noise is found: it was masked, cropped away, or filtered.
+        Sigma in the unit of the volume; 0 where no air with such noise is found: masked, cropped away, or filtered.
     """
     if min(volume.shape) < PATCH:
         return 0.0
@@ -82,16 +82,16 @@ def noise_of_air(volume: np.ndarray) -> float:
 
 
 def without_bias(fine: np.ndarray, sigma: float) -> np.ndarray:
-    """A volume that shows mean magnitudes, as the signals that have them.
+    """Convert mean magnitudes to the signals that have them: remove the Rician bias.
 
-    What noise is left in it would make signals of air, by the curve of :func:`signal_of`; so the bias is that of the
-    mean of voxels that look alike, as far as they are dark.
+    The noise that is left in the volume would make signals of air, by the curve of :func:`signal_of`; so the bias is
+    that of the mean of voxels that look alike, as far as they are dark.
 
     Parameters
     ----------
     fine : ndarray, (A, B, C)
     sigma : float
-        Of the noise, in the unit of the volume.
+        Sigma of the noise, in the unit of the volume.
 
     Returns
     -------

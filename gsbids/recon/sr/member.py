@@ -19,12 +19,12 @@ FINAL_RATE = 0.05  # of the learning rate, at the end of the cosine
 
 @dataclass(frozen=True)
 class MemberFit:
-    """What one fit found.
+    """Field and history of one fit.
 
     Attributes
     ----------
     field : GaussianField
-        In coarse voxels of the problem.
+        Field in coarse voxels of the problem.
     history : dict of str to list
         ``loss`` and ``held_out``: mean squared residuals of every iteration.
     """
@@ -34,17 +34,17 @@ class MemberFit:
 
 
 def start_field(problem: SrProblem, known: np.ndarray, width: float, seed: int) -> GaussianField:
-    """A round Gaussian for every voxel of ``inside``, on a shifted lattice with jitter.
+    """Place a round Gaussian at every voxel of ``inside``, on a shifted lattice with jitter.
 
     Parameters
     ----------
     problem : SrProblem
     known : ndarray, (A, B, C)
-        The data, with guesses for what is hidden: the amplitudes, interpolated.
+        Data, with guesses for the hidden voxels: the amplitudes, interpolated.
     width : float
         Sigma, coarse voxels.
     seed : int
-        Of shift and jitter.
+        Seed of shift and jitter.
     """
     rng = np.random.default_rng(seed)
     index = np.argwhere(problem.inside)
@@ -90,7 +90,7 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
     floor = math.log(options.scale_floor * min(a.step for a in problem.axes))
     grid, operator = problem.forward_model()
     coarse, held = (backend.to_device(a, options.device) for a in (problem.coarse, problem.held))
-    history = {"loss": [], "held_out": []}
+    history: dict[str, list] = {"loss": [], "held_out": []}
     for iteration in range(schedule.iterations):
         fall = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * iteration / schedule.iterations))
         for group, full in zip(optimiser.param_groups, rates, strict=True):
@@ -113,12 +113,12 @@ def fit_member(problem: SrProblem, known: np.ndarray, schedule: Schedule, seed: 
 
 
 def render_fine(problem: SrProblem, field: GaussianField) -> np.ndarray:
-    """The field at the fine voxels, float32."""
+    """Render the field at the fine voxels, float32."""
     return np.ascontiguousarray(ops.render_grid(*field.parameters, problem.fine_grid, problem.render_options)[0])
 
 
-def _optimiser(parameters: dict, options: SrOptions):
-    """Adam, and the full rate of each of its groups."""
+def _optimiser(parameters: dict[str, torch.Tensor], options: SrOptions) -> tuple[torch.optim.Optimizer, list[float]]:
+    """Return Adam, and the full rate of each of its groups."""
     rates = {
         "mean": options.mean_rate,
         "log_scale": options.scale_rate,
@@ -137,14 +137,14 @@ def _optimiser(parameters: dict, options: SrOptions):
 
 
 def to_world(field: GaussianField, affine: np.ndarray) -> GaussianField:
-    """The same field in world coordinates: ``mu' = A mu + t``, ``Sigma' = A Sigma A^T``.
+    """Transform a field to world coordinates: ``mu' = A mu + t``, ``Sigma' = A Sigma A^T``.
 
     Parameters
     ----------
     field : GaussianField
-        In voxels of some volume.
+        Field in voxels of some volume.
     affine : ndarray, (4, 4)
-        Its voxel indices to world RAS+ mm; any linear part that can be inverted.
+        Voxel indices of that volume to world RAS+ mm; any linear part that can be inverted.
 
     Returns
     -------

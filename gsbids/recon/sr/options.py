@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one field of Gaussians is fitted.
+    """Start width, learning rate and length of the fit of one field of Gaussians.
 
     Attributes
     ----------
@@ -23,6 +23,7 @@ class Schedule:
     iterations: int
 
 
+#: Schedules to choose among with the exact forward model.
 EXACT_SCHEDULES = (
     Schedule(1.0, 1.0, 25),
     Schedule(1.0, 1.0, 40),
@@ -30,6 +31,7 @@ EXACT_SCHEDULES = (
     Schedule(1.2, 1.5, 80),
     Schedule(1.2, 1.5, 160),
 )
+#: The same with the PSF in the Gaussians, which narrow profiles allow.
 NARROW_SCHEDULES = (
     Schedule(1.0, 1.5, 40),
     Schedule(1.2, 1.0, 40),
@@ -41,14 +43,14 @@ NARROW_SCHEDULES = (
 
 @dataclass(frozen=True)
 class SrOptions:
-    """Everything that steers :func:`gsbids.recon.sr.fit.super_resolve`; the defaults are the measured ones.
+    """Options of :func:`gsbids.recon.sr.fit.super_resolve`; the defaults were chosen by measurement.
 
     Attributes
     ----------
     quality : str
         ``full``: Gaussians; ``fast``: the linear Sobolev solution alone.
     profile : str or tuple of str
-        How a coarse voxel comes from fine ones, for all axes or each, see
+        Sampling profile of a coarse voxel, for all axes or each, see
         :func:`gsbids.recon.sr.sampling_operator.profile_matrix`.
     profile_width : tuple of float
         Width of the profile along each axis, in coarse voxels.
@@ -57,10 +59,10 @@ class SrOptions:
     members : int or None
         Fields of the ensemble, each on another lattice; None: 2, or 12 where they are cheap.
     held_out : float
-        Share of the coarse voxels that judge schedule, blend and smoothing in the trial; 0: the first schedule and
-        its field alone.
+        Share of the coarse voxels that are hidden in the trial, to choose schedule, blend and smoothing; 0: the first
+        schedule and its field alone.
     trial_voxels : int
-        About so many non-empty coarse voxels take part in the trial.
+        Approximate number of non-empty coarse voxels in the trial.
     forward : str
         ``exact``: D(render); ``psf``: rendered on the coarse grid, the profile folded into the Gaussians; ``point``:
         the same without a profile (as in the paper); ``auto``: ``psf`` where the profile is narrow.
@@ -71,11 +73,11 @@ class SrOptions:
     nonlocal_steps : int
         Passes of non-local means with projection after the fit; 0: none.
     noise_aware : bool
-        Project with a weight by the noise that is found in the data.
+        Project with a weight by the noise that is estimated from the data.
     magnitude : bool
-        Where air shows the noise of a magnitude image, take its mean out of the result.
+        Remove the mean of the noise of a magnitude image from the result, where air shows such noise.
     sharp_edge : bool
-        Where the volume was cut out by a mask, make its edge a cut.
+        Make the edge a cut where the volume was cut out by a mask.
     mean_rate, scale_rate, amplitude_rate, proxy_rate : float
         Adam's steps for positions (coarse voxels), for log-scales and quaternions, for amplitudes (of the range) and
         for the log-weights.
@@ -91,7 +93,7 @@ class SrOptions:
     threads : int
         CPU threads; the result does not depend on it.
     device : str
-        Where fields are fitted and rendered: ``cpu``, ``cuda`` or ``cuda:N``; the rest is computed on the CPU.
+        Device for the fit and rendering of fields: ``cpu``, ``cuda`` or ``cuda:N``; the rest is computed on the CPU.
     """
 
     quality: str = "full"

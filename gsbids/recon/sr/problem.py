@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fitted in super-resolution: data in [0, 1], the fine grid, the operator between them, and the background."""
+"""The inverse problem of super-resolution: data in [0, 1], the fine grid, the operator, and the background."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,20 +18,20 @@ EMPTY_SHARE = 0.01  # of the voxels that must have the lowest value exactly for 
 
 @dataclass(frozen=True)
 class SrProblem:
-    """Data and geometry, all in coarse voxels: nothing depends on the voxel size or on where the volume lies.
+    """Data and geometry, all in coarse voxels: nothing depends on the voxel size or the position of the volume.
 
     Attributes
     ----------
     coarse : ndarray, (A, B, C), float32
-        The data, in [0, 1]; the background, if there is one, is 0.
+        Data in [0, 1]; the background, if there is one, is 0.
     axes : tuple of AxisGrid
-        The fine grid.
+        Fine grid along each axis.
     operator : SamplingOperator
-        From the fine grid to the data.
+        Operator from the fine grid to the data.
     filled : ndarray, (A, B, C), bool
         Coarse voxels that are not background.
     held : ndarray, (A, B, C), bool
-        Coarse voxels that are hidden from the fit, to judge it.
+        Coarse voxels that are hidden from the fit, to validate it.
     options : SrOptions
     """
 
@@ -42,16 +43,16 @@ class SrProblem:
     options: SrOptions
 
     @classmethod
-    def pose(cls, coarse: np.ndarray, axes, options: SrOptions) -> "SrProblem":
-        """The whole volume, nothing hidden; where many voxels have exactly the value 0, they are background."""
+    def pose(cls, coarse: np.ndarray, axes: Sequence[AxisGrid], options: SrOptions) -> "SrProblem":
+        """Set up the whole volume, nothing hidden; where many voxels have exactly the value 0, they are background."""
         profiles = (options.profile,) * 3 if isinstance(options.profile, str) else options.profile
         # Along an axis that stays as it is, voxels are what they are.
-        profiles = tuple("trilinear" if axis.step == 1 else p for axis, p in zip(axes, profiles, strict=True))
+        profiles = tuple("trilinear" if axis.step == 1 else p for axis, p in zip(axes, profiles, strict=True))  # type: ignore[assignment]
         operator = SamplingOperator.of(axes, profiles, options.profile_width)
         filled = coarse != 0
         if (~filled).mean() < EMPTY_SHARE:
             filled = np.ones(coarse.shape, bool)
-        return cls(coarse, tuple(axes), operator, filled, np.zeros(coarse.shape, bool), options)
+        return cls(coarse, tuple(axes), operator, filled, np.zeros(coarse.shape, bool), options)  # type: ignore[arg-type]
 
     @property
     def inside(self) -> np.ndarray:
@@ -69,20 +70,20 @@ class SrProblem:
 
     @property
     def fine_grid(self) -> ops.GridGeometry:
-        """The fine voxels, for the renderer."""
+        """Grid of the fine voxels, for the renderer."""
         return ops.GridGeometry(
-            tuple(a.fine for a in self.axes),
+            tuple(a.fine for a in self.axes),  # type: ignore[arg-type]
             np.array([a.step for a in self.axes]),
             np.array([a.start for a in self.axes]),
         )
 
     @property
     def render_options(self) -> ops.RenderOptions:
-        """Weights without a mass factor: ``w = exp(l - E / 2)``."""
+        """Options of weights without a mass factor: ``w = exp(l - E / 2)``."""
         return ops.RenderOptions(cut=self.options.cut, mass_factor=False, device=self.options.device)
 
     def forward_model(self) -> tuple[ops.GridGeometry, SamplingOperator | None]:
-        """How a field becomes coarse voxels: the grid that is rendered, and the operator from it, if any."""
+        """Return the grid on which a field is rendered, and the operator from it to coarse voxels, if any."""
         mean, largest = self.operator.spread * np.array([a.step for a in self.axes]) ** 2
         way = self.options.forward
         if way == "auto":
@@ -93,7 +94,7 @@ class SrProblem:
         return ops.GridGeometry(self.coarse.shape, np.ones(3), np.zeros(3), psf=psf), None
 
     def part(self, box: tuple[slice, slice, slice]) -> tuple["SrProblem", tuple[slice, slice, slice]]:
-        """The problem of a box of coarse voxels, and the box of fine voxels that make them."""
+        """Return the problem of a box of coarse voxels, and the box of fine voxels that contribute to them."""
         axes, matrices, fine_box = [], [], []
         for axis, matrix, cut in zip(self.axes, self.operator.matrices, box, strict=True):
             rows = matrix[cut]
@@ -107,12 +108,12 @@ class SrProblem:
         part = replace(
             self,
             coarse=np.ascontiguousarray(self.coarse[box]),
-            axes=tuple(axes),
-            operator=SamplingOperator(tuple(matrices)),
+            axes=tuple(axes),  # type: ignore[arg-type]
+            operator=SamplingOperator(tuple(matrices)),  # type: ignore[arg-type]
             filled=self.filled[box],
             held=self.held[box],
         )
-        return part, tuple(fine_box)
+        return part, tuple(fine_box)  # type: ignore[return-value]
 
     def hide(self) -> "SrProblem":
         """Hide a random share of the voxels that are not background."""
@@ -120,12 +121,12 @@ class SrProblem:
         return replace(self, held=self.filled & (draw < self.options.held_out))
 
     def seen_only(self, miss: np.ndarray) -> np.ndarray:
-        """Residuals with 0 at the hidden voxels."""
+        """Set residuals at the hidden voxels to 0."""
         return np.where(self.held, np.float32(0), miss)
 
 
 def central_box(mask: np.ndarray, wanted: int) -> tuple[slice, slice, slice]:
-    """Box around the middle of a mask that grows on all sides until it holds so many of its voxels."""
+    """Return a box around the middle of a mask that grows on all sides until it holds ``wanted`` of its voxels."""
     whole = bounding_box(mask, 1)
     if mask.sum() <= 1.3 * wanted:
         return whole
@@ -138,4 +139,4 @@ def central_box(mask: np.ndarray, wanted: int) -> tuple[slice, slice, slice]:
         box = tuple(slice(max(a, l), min(b, h)) for a, b, l, h in zip(first, last, low, high, strict=True))
         if mask[box].sum() >= wanted:
             break
-    return box
+    return box  # type: ignore[return-value]

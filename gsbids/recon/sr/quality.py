@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a super-resolution says of itself: how true it is to the data, and how well it predicted hidden voxels."""
+"""Quality of a super-resolution: its misfit to the data, and the prediction of hidden voxels."""
 
 import math
 
@@ -13,19 +13,19 @@ from gsbids.recon.sr.result import SrResult
 
 
 def data_misfit(volume: np.ndarray, grid: SrGrid, options: SrOptions, result: SrResult) -> float:
-    """Root mean squared difference of D x and the data where there is no background, over the range of the data.
+    """Return the root mean squared difference of D x and the data over the range of the data, background excluded.
 
     Where the mean of the noise was taken out, that of D x with such noise is compared.
 
     Parameters
     ----------
     volume : ndarray, (A, B, C)
-        The data.
+        Data.
     grid : SrGrid
     options : SrOptions
-        With the profile that the result was made with.
+        Options with the profile that the result was made with.
     result : SrResult
-        On that grid.
+        Result on that grid.
     """
     coarse = np.asarray(volume, float).reshape(result.filled.shape)
     operator = SrProblem.pose(coarse, grid.axes, options).operator
@@ -35,7 +35,9 @@ def data_misfit(volume: np.ndarray, grid: SrGrid, options: SrOptions, result: Sr
 
 
 def hidden_gain(result: SrResult) -> dict[str, float]:
-    """Error at the hidden voxels of the trial (over the range of the data), and the gain over the B-spline in dB.
+    """Return the error at the hidden voxels of the trial, and the gain over the B-spline in dB.
+
+    Errors are over the range of the data.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def hidden_gain(result: SrResult) -> dict[str, float]:
 
 
 def choice_rows(result: SrResult) -> tuple[tuple[str, str], ...]:
-    """What was chosen, as labels and values for people."""
+    """List what was chosen, as labels and values for people."""
     settings, choice = result.settings, result.settings.get("choice")
     rows = [
         ("Quality", "full" if choice else "linear solution alone (fast)"),

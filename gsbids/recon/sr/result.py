@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What super-resolution returns, and its file (npz without pickle)."""
+"""The result of super-resolution, and its file (npz without pickle)."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,16 +13,17 @@ from gsbids.recon.field import GaussianField
 
 @dataclass(frozen=True)
 class SrResult:
-    """A volume on a finer grid, and the fields of Gaussians behind it.
+    """A volume on a finer grid, and the fields of Gaussians it was made from.
 
     Attributes
     ----------
     volume : ndarray, (X, Y, Z), float32
-        In the units of the input.
+        Volume in the units of the input.
     affine : ndarray, (4, 4), float64
         Voxel indices to world RAS+ mm.
     fields : tuple of GaussianField
-        The members, in world RAS+ mm; their mean is the Gaussians' share of the volume. Empty without a fit.
+        Members of the ensemble, in world RAS+ mm; their mean is the Gaussians' share of the volume. Empty without a
+        fit.
     intensity_offset, intensity_scale : float
         Input intensity = offset + scale * field intensity.
     history : dict of str to list
@@ -31,12 +32,12 @@ class SrResult:
     settings : dict
         Options, what was chosen by the hidden voxels, and their errors.
     share : float
-        Weight of the mean of the fields in the volume; the rest is what the linear solutions, the projection on the
-        data and non-local means made.
+        Weight of the mean of the fields in the volume; the rest comes from the linear solutions, the projection on the
+        data and non-local means.
     coarse_affine : ndarray, (4, 4), float64
-        Of the volume that was given.
+        Affine of the input volume.
     filled : ndarray, (A, B, C), bool
-        Its voxels that are not background.
+        Voxels of the input volume that are not background.
     background : float
         Intensity beyond the field of view (:func:`gsbids.imaging.intensity.background`).
     """
@@ -57,7 +58,7 @@ class SrResult:
     IMAGES = ("volume", "affine", "coarse_affine", "filled")
 
     def save(self, path: str | Path) -> Path:
-        """Write as ``.npz`` under a temporary name, then rename."""
+        """Write an ``.npz`` file under a temporary name, then rename it."""
         path = Path(path)
         arrays = {f"field_{n}_{k}": getattr(f, k) for n, f in enumerate(self.fields) for k in GaussianField.ARRAYS}
         arrays |= {k: getattr(self, k) for k in self.IMAGES}

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A super-resolved volume on any grid: Gaussians are evaluated again, what they do not explain is interpolated."""
+"""Sampling of a super-resolved volume on any grid: Gaussians are evaluated, the remainder is interpolated."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -15,8 +17,8 @@ ORTHOGONAL = 1e-3  # largest cosine of two in-plane axes of a grid that is rende
 AT_ONCE = 1 << 17  # points
 
 
-def sample_sr(result: SrResult, affine: np.ndarray, shape, device: str = "cpu") -> np.ndarray:
-    """The volume of a result on any grid, without another fit.
+def sample_sr(result: SrResult, affine: np.ndarray, shape: Sequence[int], device: str = "cpu") -> np.ndarray:
+    """Sample the volume of a result on any grid, without another fit.
 
     The volume is ``share`` times the mean of the fields, and a remainder (of the linear solutions, the projection on
     the data and non-local means). The fields are evaluated at the voxel centres, exactly; the remainder is
@@ -32,12 +34,12 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape, device: str = "cpu") 
     shape : tuple of int
         (X, Y, Z).
     device : str
-        Where the fields are rendered (sheared grids: always on the CPU).
+        Device on which the fields are rendered (sheared grids: always on the CPU).
 
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In the units of the input.
+        Image in the units of the input.
     """
     shape = tuple(int(n) for n in shape)
     if same_grid(shape, affine, result.volume.shape, result.affine, 1e-4):
@@ -51,16 +53,18 @@ def sample_sr(result: SrResult, affine: np.ndarray, shape, device: str = "cpu") 
     return np.where(_in_view(result, affine, shape), image, result.background).astype(np.float32)
 
 
-def _gaussians(result: SrResult, affine: np.ndarray, shape, options: ops.RenderOptions) -> np.ndarray:
-    """The Gaussians' share of a volume in [0, 1]."""
+def _gaussians(result: SrResult, affine: np.ndarray, shape: tuple[int, ...], options: ops.RenderOptions) -> np.ndarray:
+    """Render the Gaussians' share of a volume in [0, 1]."""
     total = np.zeros(shape, np.float32)
     for field in result.fields:
         total += _rendered(field, affine, shape, options)
     return total * np.float32(result.share / max(len(result.fields), 1))
 
 
-def _rendered(field: GaussianField, affine: np.ndarray, shape, options: ops.RenderOptions) -> np.ndarray:
-    """One field at the voxel centres: slice by slice, or point by point where the axes are sheared."""
+def _rendered(
+    field: GaussianField, affine: np.ndarray, shape: tuple[int, ...], options: ops.RenderOptions
+) -> np.ndarray:
+    """Render one field at the voxel centres: slice by slice, or point by point where the axes are sheared."""
     axes = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
     if abs(axes[:, 0] @ axes[:, 1]) <= ORTHOGONAL:
         return sample_grid(field, affine, shape, options=options)[0]
@@ -74,8 +78,8 @@ def _rendered(field: GaussianField, affine: np.ndarray, shape, options: ops.Rend
     return out.reshape(shape)
 
 
-def _near_filled(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
-    """Voxels with a voxel of the input that is not background less than one voxel away."""
+def _near_filled(result: SrResult, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the voxels with a voxel of the input that is not background less than one voxel away."""
     index = np.linalg.inv(result.coarse_affine) @ affine
     return (
         ndimage.affine_transform(
@@ -85,8 +89,8 @@ def _near_filled(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
     )
 
 
-def _in_view(result: SrResult, affine: np.ndarray, shape) -> np.ndarray:
-    """Voxels in the field of view of the input."""
+def _in_view(result: SrResult, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the voxels in the field of view of the input."""
     index = np.linalg.inv(result.coarse_affine) @ affine
     inside = np.ones(shape, bool)
     # Half a voxel beyond the outermost centres still is the field of view.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a coarse volume comes from a fine one: one small matrix per axis, its pseudo-inverse, and what is true to it.
+"""Sampling of a fine volume to a coarse one: one small matrix per axis, its pseudo-inverse, and the projection.
 
 Coordinates along an axis are counted in coarse voxels: coarse voxel i is centred at i, fine voxel j at
 ``start + step * j``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,7 @@ import torch
 
 from gsbids.errors import InputError
 from gsbids.kernels import backend
+from gsbids.kernels.problem import Array
 from gsbids.recon.psf import FWHM_TO_SIGMA
 
 PROFILES = ("trilinear", "box", "gaussian", "kspace")
@@ -39,7 +41,7 @@ class AxisGrid:
 
     @classmethod
     def same_extent(cls, coarse: int, fine: int) -> "AxisGrid":
-        """Fine voxels that fill the same field of view: half-pixel aligned, as torch's ``align_corners=False``."""
+        """Return fine voxels that fill the same field of view, half-pixel aligned (torch: ``align_corners=False``)."""
         step = coarse / fine
         return cls(coarse, fine, 0.5 * step - 0.5, step)
 
@@ -50,7 +52,7 @@ class AxisGrid:
 
 
 def profile_matrix(axis: AxisGrid, profile: str, width: float = 1.0) -> np.ndarray:
-    """Weights with which fine voxels make coarse ones along one axis.
+    """Return the weights of fine voxels in coarse ones along one axis.
 
     Parameters
     ----------
@@ -97,7 +99,7 @@ def _linear(axis: AxisGrid) -> np.ndarray:
 
 
 def _periodic_sinc(turns: np.ndarray, count: int) -> np.ndarray:
-    """Sum of ``count`` cosines of the lowest frequencies, the Nyquist frequency of an even count halved."""
+    """Sum ``count`` cosines of the lowest frequencies, the Nyquist frequency of an even count halved."""
     highest = count // 2
     share = np.ones(highest + 1)
     share[1:] = 2
@@ -108,7 +110,7 @@ def _periodic_sinc(turns: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SamplingOperator:
-    """The linear map D from fine to coarse volumes, separable: ``y = (D0 x D1 x D2) x``.
+    """Linear map D from fine to coarse volumes, separable: ``y = (D0 x D1 x D2) x``.
 
     Attributes
     ----------
@@ -119,10 +121,15 @@ class SamplingOperator:
     matrices: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     @classmethod
-    def of(cls, axes, profiles, widths=(1.0, 1.0, 1.0)) -> "SamplingOperator":
-        """Operator of three :class:`AxisGrid`, with a profile and a width for each; see :func:`profile_matrix`."""
+    def of(
+        cls, axes: Sequence[AxisGrid], profiles: Sequence[str], widths: Sequence[float] = (1.0, 1.0, 1.0)
+    ) -> "SamplingOperator":
+        """Build the operator of three :class:`AxisGrid`, with a profile and a width for each.
+
+        See :func:`profile_matrix`.
+        """
         return cls(
-            tuple(profile_matrix(*given).astype(np.float32) for given in zip(axes, profiles, widths, strict=True))
+            tuple(profile_matrix(*given).astype(np.float32) for given in zip(axes, profiles, widths, strict=True))  # type: ignore[arg-type]
         )
 
     @property
@@ -147,19 +154,19 @@ class SamplingOperator:
         return np.array(out).T
 
     def __call__(self, fine: np.ndarray) -> np.ndarray:
-        """``D x``."""
+        """Return ``D x``."""
         return along_axes(self.matrices, fine)
 
     def transpose(self, coarse: np.ndarray) -> np.ndarray:
-        """``D^T y``."""
+        """Return ``D^T y``."""
         return along_axes(tuple(m.T for m in self.matrices), coarse)
 
     def inverse(self, coarse: np.ndarray) -> np.ndarray:
-        """``D^+ y``, the shortest x with ``D x = y``."""
+        """Return ``D^+ y``, the shortest x with ``D x = y``."""
         return along_axes(self._inverses, coarse)
 
     def project(self, fine: np.ndarray, coarse: np.ndarray, noise_ratio: float = 0.0) -> np.ndarray:
-        """The volume nearest to ``fine`` that is true to the data, or a compromise where the data are noisy.
+        """Project ``fine`` on the data, or, where the data are noisy, find a compromise of both.
 
         ``argmin |x - fine|^2 / e^2 + |D x - y|^2 / sigma^2 = fine + D^T (D D^T + r)^-1 (y - D fine)``. With
         ``r = 0`` the projection on ``{x: D x = y}``: it cannot take ``fine`` farther from any x that is true to y.
@@ -174,7 +181,7 @@ class SamplingOperator:
         return fine + self.correction(coarse - self(fine), noise_ratio)
 
     def correction(self, miss: np.ndarray, noise_ratio: float = 0.0) -> np.ndarray:
-        """``D^T (D D^T + r)^-1 miss``: what :meth:`project` adds for residuals ``y - D x``."""
+        """Return ``D^T (D D^T + r)^-1 miss``: what :meth:`project` adds for residuals ``y - D x``."""
         if noise_ratio <= 0:
             return self.inverse(miss)
         turns, values = zip(*self._modes, strict=True)
@@ -183,19 +190,19 @@ class SamplingOperator:
         return self.transpose(along_axes(turns, back / (scale + np.float32(noise_ratio))))
 
     @cached_property
-    def _inverses(self):
+    def _inverses(self) -> tuple[np.ndarray, ...]:
         return tuple(np.linalg.pinv(m.astype(float), rcond=WEAKEST).astype(np.float32) for m in self.matrices)
 
     @cached_property
-    def _modes(self):
-        """Per axis the eigenvectors of ``D D^T`` in columns, and their values."""
+    def _modes(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Eigenvectors of ``D D^T`` in columns, and their values, per axis."""
         found = (np.linalg.eigh(m.astype(float) @ m.T.astype(float)) for m in self.matrices)
         return tuple(
             (vectors.astype(np.float32), np.maximum(values, 0).astype(np.float32)) for values, vectors in found
         )
 
 
-def along_axes(matrices, volume):
+def along_axes(matrices: Sequence[np.ndarray], volume: Array) -> Array:
     """Apply a matrix along each of the three axes, float32; a tensor of a GPU gives a tensor there."""
     if torch.is_tensor(volume):
         first, second, third = (backend.like(np.ascontiguousarray(m), volume) for m in matrices)

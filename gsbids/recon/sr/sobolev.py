@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smoothest volume that is true to the data: the best linear super-resolution, in seconds."""
+"""The smoothest volume that agrees with the data: the best linear super-resolution, in seconds."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import fft
 
 from gsbids.recon.sr.sampling_operator import SamplingOperator
 
-EXPONENT = 2.5
+EXPONENT = 2.5  # p: the roughness grows with |f|^(2 p)
 LEAST = 1e-6  # of the roughness at the coarse Nyquist frequency: the mean has a price too, or it would be free
 TOLERANCE = 1e-3  # of the residual over the data
-MOST_ITERATIONS = 60
+MOST_ITERATIONS = 60  # of the conjugate gradients
 
 
 def sobolev(
@@ -18,9 +20,9 @@ def sobolev(
     """Minimise ``sum |f|^(2 p) |X(f)|^2`` over the volumes x with ``D x = y``.
 
     X is the cosine transform of x, f counts in coarse Nyquist frequencies of each axis (``p = 2``: thin plates).
-    With ``noise`` the data may be missed: ``|D x - y|^2 / noise + sum |f|^(2 p) |X|^2`` is minimised (a Wiener
-    filter). Solved for the multipliers, ``x = R^-1 D^T u`` with ``(D R^-1 D^T + noise) u = y``, by conjugate gradients,
-    preconditioned by R at the coarse frequencies: some 10 iterations.
+    With ``noise`` the data are fitted approximately: ``|D x - y|^2 / noise + sum |f|^(2 p) |X|^2`` is minimised (a
+    Wiener filter). Solved for the multipliers, ``x = R^-1 D^T u`` with ``(D R^-1 D^T + noise) u = y``, by conjugate
+    gradients, preconditioned by R at the coarse frequencies: some 10 iterations.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def sobolev(
     volume = 1.0 / ratio.prod()
     guide = volume / (_inverse_roughness(coarse.shape, np.ones(3), exponent) + np.float32(noise * volume))
 
-    def apply(u):
+    def apply(u: np.ndarray) -> np.ndarray:
         return operator(_filtered(operator.transpose(u), power)) + np.float32(noise) * u
 
     multipliers = _conjugate_gradients(apply, lambda r: _filtered(r, guide), coarse - level)
@@ -53,9 +55,9 @@ def sobolev(
 
 
 def bridge(coarse: np.ndarray, hidden: np.ndarray, noise: float = 0.0, exponent: float = EXPONENT) -> np.ndarray:
-    """The volume with its hidden voxels replaced as is smoothest, ``sum |f|^(2 p) |Y|^2 / (1 + noise |f|^(2 p))``.
+    """Replace hidden voxels by the smoothest values: the least ``sum |f|^(2 p) |Y|^2 / (1 + noise |f|^(2 p))``.
 
-    What :func:`sobolev` says of voxels that it has not seen, aliasing apart.
+    They are the values of :func:`sobolev` at voxels that it has not seen, aliasing apart.
 
     Parameters
     ----------
@@ -70,15 +72,15 @@ def bridge(coarse: np.ndarray, hidden: np.ndarray, noise: float = 0.0, exponent:
     roughness = 1 / (_inverse_roughness(coarse.shape, np.ones(3), exponent) + np.float32(noise))
     rest = np.where(hidden, 0, coarse - level).astype(np.float32)
 
-    def apply(u):
+    def apply(u: np.ndarray) -> np.ndarray:
         return np.where(hidden, _filtered(u, roughness), 0)
 
     found = _conjugate_gradients(apply, lambda r: r, np.where(hidden, -_filtered(rest, roughness), 0))
     return np.where(hidden, found + level, coarse).astype(np.float32)
 
 
-def _inverse_roughness(shape, ratio, exponent) -> np.ndarray:
-    """1 / |f|^(2 p) of the cosine transform, f in units of the coarse Nyquist frequency."""
+def _inverse_roughness(shape: Sequence[int], ratio: np.ndarray, exponent: float) -> np.ndarray:
+    """Return 1 / |f|^(2 p) of the cosine transform, f in units of the coarse Nyquist frequency."""
     axes = np.ix_(*((np.arange(n) / n * r) ** 2 for n, r in zip(shape, ratio, strict=True)))
     squared = sum(a.astype(np.float32) for a in axes)
     return 1 / (squared ** np.float32(exponent) + np.float32(LEAST))
@@ -90,7 +92,9 @@ def _filtered(volume: np.ndarray, response: np.ndarray) -> np.ndarray:
     return fft.idctn(found, type=2, norm="ortho", overwrite_x=True)
 
 
-def _conjugate_gradients(apply, precondition, target) -> np.ndarray:
+def _conjugate_gradients(
+    apply: Callable[[np.ndarray], np.ndarray], precondition: Callable[[np.ndarray], np.ndarray], target: np.ndarray
+) -> np.ndarray:
     """Solve ``apply(u) = target`` for a symmetric positive operator."""
     u, residual = np.zeros_like(target), target.copy()
     direction = precondition(residual)

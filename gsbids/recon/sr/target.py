@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what people ask for to what super-resolution takes: thick slices or not, profile of the voxels, grid."""
+"""Target grid and sampling profile of super-resolution: thick slices or not, profile of the voxels, grid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +15,16 @@ WIDTHS = (0.1, 3.0)  # of slice profiles, in slice distances
 
 @dataclass(frozen=True)
 class SrTarget:
-    """The grid that is asked for, in one of three ways; in none of them: :func:`default_spacing`, or factor 2.
+    """The target grid, given in one of three ways; if in none, :func:`default_spacing`, or factor 2.
 
     Attributes
     ----------
     factor : tuple of float
-        How many times finer, one number or one for each array axis.
+        Factor by which it is finer, one number or one for each array axis.
     spacing : tuple of float
         Voxel size in mm, one number or one for each array axis.
     like : tuple of (shape, affine), or None
-        The grid of another image.
+        Shape and affine of another image.
     """
 
     factor: tuple[float, ...] = ()
@@ -31,15 +32,15 @@ class SrTarget:
     like: tuple | None = None
 
 
-def is_thick(spacing, thickness: float | None = None) -> bool:
-    """Whether voxels are thick slices: 1.5 times as long along one side, or the slices are as thick as that.
+def is_thick(spacing: Sequence[float] | np.ndarray, thickness: float | None = None) -> bool:
+    """Return whether voxels are thick slices: 1.5 times as long along one side, or slices of such thickness.
 
     Parameters
     ----------
     spacing : array_like, (3,)
         Voxel size in mm.
     thickness : float, optional
-        Of the slices in mm (they may overlap); NaN where it is not known.
+        Slice thickness in mm (slices may overlap); NaN where it is not known.
 
     Examples
     --------
@@ -51,9 +52,9 @@ def is_thick(spacing, thickness: float | None = None) -> bool:
 
 
 def voxel_profile(
-    spacing, thickness: float | None = None, profile: str = "auto"
+    spacing: Sequence[float] | np.ndarray, thickness: float | None = None, profile: str = "auto"
 ) -> tuple[tuple[str, str, str], tuple[float, float, float]]:
-    """How a voxel comes from finer ones along every axis: names of profiles and their widths in voxels.
+    """Return the sampling profile of a voxel along every axis: names of profiles and their widths in voxels.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def voxel_profile(
     thickness : float, optional
         Slice thickness in mm; without it (or with NaN) slices are as thick as they are apart.
     profile : str
-        For all axes; ``auto``: the mean over the voxel, and across thick slices a Gaussian slice profile.
+        Profile for all axes; ``auto``: the mean over the voxel, and across thick slices a Gaussian slice profile.
     """
     spacing = np.asarray(spacing, float)
     names, widths = ["box" if profile == "auto" else profile] * 3, [1.0, 1.0, 1.0]
@@ -72,11 +73,11 @@ def voxel_profile(
             names[across] = "gaussian"
         if thickness and np.isfinite(thickness):
             widths[across] = float(np.clip(thickness / spacing[across], *WIDTHS))
-    return tuple(names), tuple(widths)
+    return tuple(names), tuple(widths)  # type: ignore[return-value]
 
 
-def default_spacing(spacing) -> tuple[float, ...]:
-    """Voxel size that is made where none is asked for: thick slices as fine as in their plane, else half.
+def default_spacing(spacing: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    """Return the default voxel size: thick slices as fine as in their plane, else half of the input.
 
     Examples
     --------
@@ -88,13 +89,15 @@ def default_spacing(spacing) -> tuple[float, ...]:
     return tuple(float(s) for s in wanted)
 
 
-def target_grid(shape, affine: np.ndarray, target: SrTarget) -> tuple[SrGrid, tuple | None]:
-    """The grid to compute on, and shape and affine of the one to sample the result on, where that is another.
+def target_grid(shape: Sequence[int], affine: np.ndarray, target: SrTarget) -> tuple[SrGrid, tuple | None]:
+    """Return the grid to compute on, and the one to sample the result on, where that is another.
+
+    The latter is given by its shape and affine.
 
     Parameters
     ----------
     shape, affine
-        Of the volume.
+        Shape and affine of the volume.
     target : SrTarget
 
     Raises

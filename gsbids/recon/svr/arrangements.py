@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrangements of three or more stacks at once, found from how each pair of them looks alike.
+"""Arrangements of three or more stacks at once, found from the similarity of each pair of them.
 
-Where two of three stacks are turned wrongly, no single one can be put right against the mean of the others: that mean
-shows nothing. Each pair has a few likely places; the arrangements that most pairs agree on are tried as wholes.
+Where two of three stacks are rotated wrongly, no single one can be corrected against the mean of the others: that mean
+shows nothing. Each pair has a few likely poses; the arrangements that most pairs agree on are tried as wholes.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ TRIED = 4  # complete ones that are tried
 
 @dataclass(frozen=True)
 class _Arrangement:
-    """Places of some stacks.
+    """Poses of some stacks.
 
     Attributes
     ----------
     places : dict of int to ndarray, (4, 4)
-        Scanner -> common space, by stack.
+        Pose of each stack: scanner -> common space.
     alike : float
         Sum of the similarities of all pairs.
     """
@@ -38,24 +38,24 @@ class _Arrangement:
     alike: float
 
     def as_transforms(self) -> np.ndarray:
-        """Places of all stacks, (N, 4, 4)."""
+        """Return the poses of all stacks, (N, 4, 4)."""
         return np.array([self.places[k] for k in sorted(self.places)])
 
 
 def try_arrangements(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray], Placed]) -> Placed:
-    """Place the slices from other arrangements of the stacks, where one stack or more does not agree with the others.
+    """Register the slices from other arrangements of the stacks, where some stack does not agree with the others.
 
     Parameters
     ----------
     stacks : list of Stack
     first : Placed
     place : callable
-        ``place(transforms)`` places all slices from other starts of the stacks.
+        ``place(transforms)`` registers all slices from other starts of the stacks.
 
     Returns
     -------
     Placed
-        The one in which the stacks agree most.
+        Result in which the stacks agree most.
     """
     sure = SURE_OF_THREE if len(stacks) == 3 else SURE  # one of more that is turned stands out against the others
     if len(stacks) < 3 or np.nanmin(first.agreement, initial=1.0) >= sure:
@@ -67,10 +67,10 @@ def try_arrangements(stacks: list[Stack], first: Placed, place: Callable[[np.nda
 
 
 def likely_arrangements(images: StackImages, transforms: np.ndarray) -> list[np.ndarray]:
-    """Find the arrangements in which all pairs of stacks look most alike, but for the present one and worse ones.
+    """Find the arrangements in which all pairs of stacks are most similar, but for the present one and worse ones.
 
-    Stacks are added one by one where they look like one of those that have a place already; the similarity with all
-    of these decides which arrangements are gone on with.
+    Stacks are added one by one where they are similar to one of those that have a pose already; the similarity with all
+    of these decides which arrangements are continued.
 
     Parameters
     ----------
@@ -107,14 +107,14 @@ def likely_arrangements(images: StackImages, transforms: np.ndarray) -> list[np.
 
 
 def _places_of_pair(images: StackImages, a: int, b: int) -> list[tuple[np.ndarray, float]]:
-    """Likely transforms (4, 4) of points of stack a to stack b, with the similarity there, the most alike first."""
+    """Return likely transforms (4, 4) of points of stack a to stack b, with their similarity, the best first."""
     starts = likely_places(images.coarse[a], images.coarse[b], TURNS)
     found = [refine(images.fine[a], images.fine[b], start) for start in starts]
     return sorted(found, key=lambda pair: pair[1], reverse=True)[:PLACES]
 
 
 def _places_of(k: int, arrangement: _Arrangement, pairs: dict) -> list[np.ndarray]:
-    """Places (4, 4) for stack k, by each of the stacks that have one."""
+    """Return poses (4, 4) for stack k, by each of the stacks that have one."""
     places = []
     for a, there in arrangement.places.items():
         forth = pairs.get((min(a, k), max(a, k)), ())
@@ -123,14 +123,14 @@ def _places_of(k: int, arrangement: _Arrangement, pairs: dict) -> list[np.ndarra
 
 
 def _with(images: StackImages, arrangement: _Arrangement, k: int, place: np.ndarray) -> _Arrangement:
-    """An arrangement with one more stack."""
+    """Return an arrangement with one more stack."""
     back = np.linalg.inv(place)
     alike = sum(similarity(images.fine[a], images.fine[k], back @ there) for a, there in arrangement.places.items())
     return _Arrangement(arrangement.places | {k: place}, arrangement.alike + alike)
 
 
 def _different(found: list[_Arrangement]) -> list[_Arrangement]:
-    """Arrangements that are turned apart, the most alike first."""
+    """Return arrangements that are rotated against one another, the most similar first."""
     kept: list[_Arrangement] = []
     for each in sorted(found, key=lambda each: each.alike, reverse=True):
         if all(turned_apart(each.as_transforms(), other.as_transforms()) > ELSEWHERE for other in kept):

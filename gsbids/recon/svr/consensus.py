@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head as the stacks agree on it: what moves with the slices is head, and what does not is something else.
+"""Region of the head by agreement of the stacks: what moves with the slices is head, other tissue is not.
 
-Where the slices have been placed, every stack shows the head in one space. A region that one mask holds and the
-others do not, or in which the stacks show different things though the brain between them agrees, lies still in the
-scanner while the head moves: amniotic fluid, wall of the womb, the mother. It leaves the masks. What the other
-stacks call brain, and this one shows alike, joins them.
+With registered slices, every stack shows the head in one space. A region that one mask holds and the others do not, or
+in which the stacks show different things though the brain between them agrees, lies still in the scanner while the head
+moves: amniotic fluid, wall of the womb, the mother. It is removed from the masks. What the other stacks call brain, and
+this one shows alike, is added to its mask.
 """
 
 from dataclasses import dataclass, replace
@@ -24,11 +24,11 @@ SEEN = 0.1  # weight of a voxel, over that of the usual one, under which a stack
 SPREAD = 0.75  # of the slice distance: standard deviation with which slices fill the space between them
 VOTE = 0.3  # mean of the masks of those stacks that show a voxel, from which on it can be head
 SHARED = 0.7  # the same, under which stacks must look alike for other masks to grow there
-CORE = 0.8  # of every mask: what all agree on tells how much stacks differ where nothing is amiss
+CORE = 0.8  # of every mask: the region that all agree on gives the usual difference of the stacks
 ALIKE = 2.5  # times that difference, up to which stacks look alike
 UNLIKE = 5.0  # times that difference, from which on a voxel does not move with the head
 OPENING = 3.0  # mm: what hangs on the head by less than twice that is no part of it
-LEAST_SHARED = 100  # voxels of the core that a stack must show to have a say
+LEAST_SHARED = 100  # voxels of the core that a stack must show to be counted
 SLACK = 1.5  # mm: masks that are so near to the region that stacks agree on stay as they are
 VOLUMES = (0.4, 2.0)  # of the region, over that of the usual mask, within which it is believed
 
@@ -40,11 +40,11 @@ class HeadRegion:
     Attributes
     ----------
     inside : ndarray, (X, Y, Z), bool
-        What may be head.
+        Voxels that may be head.
     sure : ndarray, (X, Y, Z), bool
-        What masks that do not hold it should hold.
+        Voxels that masks that do not hold them should hold.
     foreign : ndarray, (X, Y, Z), bool
-        Where the stacks show different things: not head.
+        Voxels where the stacks show different things: not head.
     affine : ndarray, (4, 4)
         Voxel indices to mm, in the space of the motion-corrected slices.
     """
@@ -56,34 +56,34 @@ class HeadRegion:
 
     @cached_property
     def depths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distances (mm) from the borders of what may be head and of what surely is, positive inside."""
-        return tuple(_depth(region, self.affine) for region in (self.inside, self.sure))
+        """Distances (mm) from the borders of ``inside`` and ``sure``, positive inside."""
+        return tuple(_depth(region, self.affine) for region in (self.inside, self.sure))  # type: ignore[return-value]
 
     def depths_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same at points (P, 3), mm; far outside of the grid they are -1000."""
+        """Return the depths at points (P, 3), mm; far outside of the grid they are -1000."""
         index = self._index(points)
         return tuple(ndimage.map_coordinates(depth, index, order=1, cval=-1000.0) for depth in self.depths)
 
     def foreign_at(self, points: np.ndarray) -> np.ndarray:
-        """Whether points (P, 3), mm, lie where the stacks show different things."""
+        """Return whether points (P, 3), mm, lie where the stacks show different things."""
         return ndimage.map_coordinates(self.foreign.astype(np.uint8), self._index(points), order=0) > 0
 
-    def _index(self, points):
+    def _index(self, points: np.ndarray) -> np.ndarray:
         to_voxel = np.linalg.inv(self.affine)
         return (points @ to_voxel[:3, :3].T + to_voxel[:3, 3]).T
 
 
 def find_head(stacks: list[Stack], moves: list[np.ndarray], levels: list[np.ndarray]) -> HeadRegion | None:
-    """The region that the stacks agree on.
+    """Find the region that the stacks agree on.
 
     Parameters
     ----------
     stacks : list of Stack
-        N stacks; their masks are what is believed so far.
+        N stacks with their present masks.
     moves : list of ndarray, (Z, 4, 4)
         World transforms scanner -> anatomy of every slice of each stack.
     levels : list of ndarray, (Z,)
-        Intensity of every slice that stands for 1; 0 for slices that have no say.
+        Intensity of every slice that stands for 1; 0 for slices that are not counted.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def find_head(stacks: list[Stack], moves: list[np.ndarray], levels: list[np.ndar
 
 
 def refined(stacks: list[Stack], moves: list[np.ndarray], head: HeadRegion) -> list[Stack]:
-    """Stacks whose masks follow a region, but for what lies so near to its border that either may be right.
+    """Return stacks whose masks follow a region, except within an uncertain distance from its border.
 
     Parameters
     ----------
@@ -144,13 +144,13 @@ def refined(stacks: list[Stack], moves: list[np.ndarray], head: HeadRegion) -> l
 
 
 def places(index: np.ndarray, stack: Stack, moves: np.ndarray) -> np.ndarray:
-    """Where voxels (P, 3) of a stack are in the anatomy, (P, 3), mm."""
+    """Return the positions of voxels (P, 3) of a stack in the anatomy, (P, 3), mm."""
     full = np.c_[index, np.ones(len(index))]
     return np.einsum("pij,pj->pi", (moves @ stack.affine)[index[:, 2], :3], full)
 
 
-def _look(stack: Stack, moves: np.ndarray, level: np.ndarray):
-    """Places, intensities and masks of a stack's voxels in and around its mask."""
+def _look(stack: Stack, moves: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions, intensities and masks of a stack's voxels in and around its mask."""
     box = bounding_box(stack.mask, np.ceil(AROUND / stack.spacing).astype(int))
     used = np.zeros(stack.mask.shape, bool)
     used[box] = True
@@ -159,8 +159,10 @@ def _look(stack: Stack, moves: np.ndarray, level: np.ndarray):
     return places(index, stack, moves), stack.image[used] / level[index[:, 2]], stack.mask[used]
 
 
-def _image(points, value, mask, grid):
-    """Where a stack shows something, (X, Y, Z), its mean intensity, and its mean mask."""
+def _image(
+    points: np.ndarray, value: np.ndarray, mask: np.ndarray, grid: tuple[np.ndarray, tuple[int, ...], float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where a stack has data, (X, Y, Z), its mean intensity, and its mean mask."""
     low, shape, sigma = grid
     voxel = np.ravel_multi_index(np.rint(points / STEP - low).astype(int).T, shape)
     seen, total, vote = (
@@ -172,7 +174,7 @@ def _image(points, value, mask, grid):
 
 
 def _difference(value: np.ndarray, seen: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """How much the stacks differ about each voxel, in averages of some millimetres; 0 where fewer than two show it."""
+    """Return the difference of the stacks about each voxel, locally averaged; 0 where fewer than two show it."""
     mean = (value * seen).sum(0) / np.maximum(count, 1)
     both = count >= 2
     spread = (np.abs(value - mean) * seen).sum(0) / np.maximum(count - 1, 1) * both
@@ -181,14 +183,14 @@ def _difference(value: np.ndarray, seen: np.ndarray, count: np.ndarray) -> np.nd
 
 
 def _depth(region: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Distance (mm) from the border of a region, positive inside."""
+    """Return the distance (mm) from the border of a region, positive inside."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     within, outside = (ndimage.distance_transform_edt(a, spacing) for a in (region, ~region))
     return np.where(region, within - spacing[0] / 2, spacing[0] / 2 - outside)
 
 
 def _opened(inside: np.ndarray) -> np.ndarray:
-    """The largest region without what hangs on it by a neck, holes filled."""
+    """Return the largest region without parts that are connected by a neck only, holes filled."""
     wide = largest_region(ndimage.distance_transform_edt(inside) * STEP > OPENING)
     if not wide.any():
         return wide

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks that look like no part of what the others show: they are left out, and named."""
+"""Exclusion of outlying stacks, which are dissimilar to all others."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ AT_ODDS, LESS, AT_ONE = 0.65, 0.15, 0.75
 
 
 def outlying_stacks(similarity: np.ndarray) -> np.ndarray:
-    """Stacks that do not belong to the others, (N,), bool: at most one at a time, and none of two.
+    """Return which stacks are outliers by similarity, (N,), bool: at most one at a time, and none of two.
 
     Parameters
     ----------
     similarity : ndarray, (N,)
-        Of acquired and simulated slices, by stack; NaN where there is none.
+        Similarity of acquired and simulated slices, by stack; NaN where there is none.
     """
     found = np.zeros(len(similarity), bool)
     known = np.isfinite(similarity)
@@ -35,16 +36,17 @@ def outlying_stacks(similarity: np.ndarray) -> np.ndarray:
 
 
 def apart_from_all(agreement: np.ndarray, rest: float) -> np.ndarray:
-    """Stacks that do not agree with the others, which agree with one another, (N,), bool: at most one, and none of two.
+    """Return which stacks disagree with the others while these agree with one another, (N,), bool.
 
-    A stack of another subject, bent slice by slice until it fits the others here and there, is similar to the field.
+    At most one, and none of two. A stack of another subject, deformed slice by slice until it fits the others here and
+    there, is similar to the field.
 
     Parameters
     ----------
     agreement : ndarray, (N,)
         See :func:`gsbids.recon.svr.misplaced.stack_agreement`.
     rest : float
-        The least of the others, with the worst stack left out; NaN where there are not enough.
+        Least agreement of the others, with the worst stack left out; NaN where there are not enough.
     """
     found = np.zeros(len(agreement), bool)
     if rest > AT_ONE:
@@ -54,14 +56,14 @@ def apart_from_all(agreement: np.ndarray, rest: float) -> np.ndarray:
 
 
 def with_excluded(result: SvrResult, names: tuple[str, ...], starts: np.ndarray, out: np.ndarray) -> SvrResult:
-    """A result of some stacks as one of all: those left out have no slices in it.
+    """Convert a result of some stacks to one of all: those left out have no slices in it.
 
     Parameters
     ----------
     result : SvrResult
-        Of the stacks that are not ``out``.
+        Result of the stacks that are not ``out``.
     names : tuple of str
-        Of all N stacks.
+        Names of all N stacks.
     starts : ndarray, (N, 4, 4)
         Transforms scanner -> common space that those left out keep.
     out : ndarray, (N,), bool
@@ -90,19 +92,19 @@ def with_excluded(result: SvrResult, names: tuple[str, ...], starts: np.ndarray,
 
 
 def registered_without(found: StackRegistration, out: np.ndarray, words: str) -> StackRegistration:
-    """The registration of some stacks as one of all: those left out stay where the scanner put them.
+    """Convert the registration of some stacks to one of all: those left out stay at their scanner position.
 
     Parameters
     ----------
     found : StackRegistration
-        Of the stacks that are not ``out``.
+        Registration of the stacks that are not ``out``.
     out : ndarray, (N,), bool
     words : str
-        Said of those.
+        Reason for those.
     """
     kept = np.flatnonzero(~out)
 
-    def spread(values, rest):
+    def spread(values: np.ndarray, rest: Any) -> np.ndarray:
         every = np.array([rest] * len(out))
         every[kept] = values
         return every

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice-to-volume reconstruction: poses with a coarse field, then detail, then an ensemble of fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -30,7 +31,7 @@ from gsbids.recon.svr.result import SvrResult
 
 ROBUST_FROM = 0.25  # share of the coarse stage after which outliers lose weight: before, all is misplaced
 BIAS_FROM = 0.5  # the same for the stacks' bias: slices are in their places by then
-LEAST_GAUSSIANS = 500
+LEAST_GAUSSIANS = 500  # of a field
 SETTLING, SETTLED = 3, 0.2  # fields of the first detail at most, and mm that slices must have moved for another
 # Held-out residual of a field over that of one half as dense, under which it is taken, and a denser one tried.
 DENSER_IF, DENSER_AGAIN_IF = 0.99, 0.9
@@ -82,7 +83,7 @@ def fit_svr(
     given, slices = stacks, SliceSet.from_stacks(stacks, transforms, options.rim)
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
-    log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}
+    log, pose, notes = _Log(options, progress, observe), None, {"placed_anew": []}  # type: ignore[var-annotated]
     fit = partial(fit_svr, options=options, progress=progress)
     if options.motion_correction and options.place and np.ndim(transforms) == 3:  # else every slice has its place
         placed = place_slices(stacks, transforms, options, lambda now, record: log.add(record, None))
@@ -91,10 +92,10 @@ def fit_svr(
         stacks, slices, pose, notes = placed.stacks, placed.slices, placed.pose, _notes(placed, given, transforms)
     problem = FitProblem.pose(slices, options)
 
-    def result(state, fields):
+    def result(state: FitState, fields: list[GaussianField]) -> SvrResult:
         return _finish(problem, state, fields, stacks, notes | {"history": log.history})
 
-    def stage_of(before, state, stage):
+    def stage_of(before: Iterable[GaussianField], state: FitState, stage: Stage) -> FitState:
         return fit_stage(
             problem,
             state,
@@ -102,7 +103,7 @@ def fit_svr(
             lambda now, record: log.add(record, lambda: result(now, [*before, now.field(slices.origin)])),
         )
 
-    def with_loss(state, stage):
+    def with_loss(state: FitState, stage: Stage) -> tuple[FitState, float]:
         return stage_of((), state, stage), log.history["loss"][-1]
 
     state, coarse = FitState.start(slices), _coarse_stage(slices, options)
@@ -111,7 +112,7 @@ def fit_svr(
     if options.motion_correction and (out := outlying_stacks(stack_similarity(slices, state))).any():
         return _without(out, given, transforms, fit, observe)
     if options.motion_correction and options.free_strains and not _first_look(options):
-        state, notes["strain"] = settle_strains(slices, state, coarse, with_loss)
+        state, notes["strain"] = settle_strains(slices, state, coarse, with_loss)  # type: ignore[assignment]
     state, count = _densify(problem, state, coarse.gaussians, lambda *stage: stage_of((), *stage))
     fields = [state.field(slices.origin)]
     for member in range(1, options.members):
@@ -127,7 +128,7 @@ def _without(
     fit: Callable[..., SvrResult],
     observe: Callable[[int, Callable[[], SvrResult]], None] | None,
 ) -> SvrResult:
-    """The result of :func:`fit_svr` (``fit``) for all stacks but some (``out``, (N,), bool), as one of all."""
+    """Run :func:`fit_svr` (``fit``) on all stacks but some (``out``, (N,), bool); return it as a result of all."""
     kept = np.flatnonzero(~out)
     starts, names = transforms.reshape(len(stacks), -1, 4, 4)[:, 0], tuple(stack.name for stack in stacks)
 
@@ -139,24 +140,24 @@ def _without(
 
 
 def _coarse_stage(slices: SliceSet, options: SvrOptions) -> Stage:
-    """Few Gaussians, and many steps of the poses."""
+    """Return the stage of few Gaussians and many steps of the poses."""
     count = options.n_gaussians or max(LEAST_GAUSSIANS, round(slices.region.sum() / options.pixels_per_gaussian))
     turns = range(options.pose_start, options.iterations, options.pose_every) if options.motion_correction else ()
     neighbours = (options.pose_start + options.pose_every * turn for turn in options.neighbour_turns)
-    return Stage(
+    return Stage(  # type: ignore[call-arg]
         count,
         options.iterations,
         options.learning_rate,
         options.seed,
         frozenset(turns),
         frozenset(neighbours),
-        *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),
+        *(int(share * options.iterations) for share in (ROBUST_FROM, BIAS_FROM)),  # type: ignore[arg-type]
         _together(turns, options),
     )
 
 
 def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bool = True) -> Stage:
-    """A field of full detail; the poses are near their places, and take their last steps when it is no blur."""
+    """Return a stage of full detail; the poses are nearly right, and take their last steps when it is no blur."""
     last = options.detail_iterations
     turns = range(last // 4, last, options.detail_pose_every) if with_poses and options.motion_correction else ()
     return Stage(
@@ -164,22 +165,25 @@ def _detail_stage(gaussians: int, options: SvrOptions, seed: int, with_poses: bo
     )
 
 
-def _together(turns: range | tuple, options: SvrOptions) -> frozenset[int]:
-    """Iterations at which all slices and the field move at once: among those at which slices move."""
+def _together(turns: Any, options: SvrOptions) -> frozenset[int]:
+    """Return the iterations at which all slices and the field move at once: among those at which slices move."""
     shares = options.together if turns else ()
     return frozenset(int(share * turns.stop) for share in shares if share * turns.stop >= turns.start)
 
 
-def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]):
+def _densify(
+    problem: FitProblem, state: FitState, count: int, run: Callable[[FitState, Stage], FitState]
+) -> tuple[FitState, int]:
     """Fit fields of twice as many Gaussians each, as long as that predicts the held-out pixels better.
 
-    Noise decides how many are worth it; the first has as many as the coarse one, so that detail is judged against
-    detail, and is fitted again while slices still move. A field that gained little over the one before is the last.
+    The useful number depends on the noise. The first field has as many as the coarse one, so that fine fields are
+    compared with one another, and is fitted again while slices still move. A field that gained little over the one
+    before is the last.
 
     Returns
     -------
     FitState, int
-        The best field, and its number of Gaussians.
+        State with the best field, and its number of Gaussians.
     """
     options = problem.options
     if _first_look(options):
@@ -201,19 +205,19 @@ def _densify(problem: FitProblem, state: FitState, count: int, run: Callable[[Fi
 
 
 def _first_look(options: SvrOptions) -> bool:
-    """Whether the coarse field is all that is wanted."""
+    """Return whether the coarse field alone is wanted."""
     return options.doublings == 0 and options.members == 1
 
 
 def moved(slices: SliceSet, before: RigidMotion, after: RigidMotion) -> float:
-    """By how much (mm, turns counted 20 mm out) the median slice has moved, but for what all have in common."""
+    """Return how far (mm, rotations counted 20 mm out) the median slice has moved, without the common motion."""
     pixels = slices.mask.sum((1, 2)).astype(float)
     common = poses.mean_correction(after, before, pixels)
     return float(np.median(lengths(tangents(before.moved(common), after))))
 
 
 def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> float:
-    """Residual of one state over that of another on the pixels held out, in slices that both trust as they are."""
+    """Return the ratio of two states' residuals on the held-out pixels, in slices that both give full weight."""
     whole = [(state.kept_signal == 1).all((1, 2)) * state.slice_weight for state in (one, other)]
     seen = problem.held * np.minimum(*whole)[:, None, None]
     mine, others = ((np.abs(state.residual(problem.slices)) * seen).sum(dtype=float) for state in (one, other))
@@ -221,16 +225,21 @@ def _held_out_ratio(problem: FitProblem, one: FitState, other: FitState) -> floa
 
 
 class _Log:
-    """The history of a fit, and those who watch it."""
+    """History of a fit, and the callbacks that watch it."""
 
-    def __init__(self, options: SvrOptions, progress, observe):
-        self.history = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
+    def __init__(
+        self,
+        options: SvrOptions,
+        progress: Callable[[int, int, dict], None] | None,
+        observe: Callable[[int, Callable[[], SvrResult]], None] | None,
+    ) -> None:
+        self.history: dict[str, list] = {"iteration": [], "loss": [], "held_out": [], "poses_kept": []}
         self.progress, self.observe, self.observed = progress, observe, 0
         places = sum(level.iterations for level in LEVELS) if options.motion_correction and options.place else 0
         self.expected = places + options.iterations + options.detail_iterations * options.members
 
-    def add(self, record: dict, result: Callable[[], SvrResult]) -> None:
-        """Note one iteration."""
+    def add(self, record: dict, result: Callable[[], SvrResult] | None) -> None:
+        """Record one iteration."""
         count = len(self.history["loss"]) + 1
         for key, value in {"iteration": count - 1, **record}.items():
             self.history[key].append(value)
@@ -242,7 +251,7 @@ class _Log:
 
 
 def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
-    """What the search for the slices' places has changed, and how sure of it one can be."""
+    """Return what the initial registration of the slices has changed, and how reliable it is."""
     starts = placed.slices.starts
     moved = [stack.name for stack, turned in zip(given, turned_elsewhere(starts, transforms), strict=True) if turned]
     changes = {}
@@ -256,13 +265,15 @@ def _notes(placed: Placing, given: list[Stack], transforms: np.ndarray) -> dict:
 
 
 def merge_fields(fields: list[GaussianField]) -> GaussianField:
-    """The fields of an ensemble as one: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
-    return GaussianField(
+    """Merge the fields of an ensemble: the mean of their images, weighted by ``D = sum_j w_j`` of each."""
+    return GaussianField(  # type: ignore[misc]
         *(np.concatenate(a) for a in zip(*(f.parameters for f in fields), strict=True)), origin=fields[0].origin
     )
 
 
-def _finish(problem, state, fields, stacks, notes) -> SvrResult:
+def _finish(
+    problem: FitProblem, state: FitState, fields: list[GaussianField], stacks: list[Stack], notes: dict[str, Any]
+) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice."""
     slices, options, render, state = problem.slices, problem.options, problem.render, state.at(backend.CPU)
     field, motion = merge_fields(fields), state.pose.motion
@@ -303,7 +314,7 @@ def _finish(problem, state, fields, stacks, notes) -> SvrResult:
 
 
 def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
-    """Field carried along by a rigid transform (4, 4) about its own origin."""
+    """Move a field by a rigid transform (4, 4) about its own origin."""
     turn = Rotation.from_matrix(transform[:3, :3])
     quaternion = (turn * Rotation.from_quat(field.quaternion[:, [1, 2, 3, 0]])).as_quat()[:, [3, 0, 1, 2]]
     mean = field.mean @ transform[:3, :3].T + transform[:3, 3]
@@ -316,7 +327,7 @@ def move_field(field: GaussianField, transform: np.ndarray) -> GaussianField:
 
 
 def _plain(options: SvrOptions) -> dict:
-    """Options as JSON knows them, without what does not change the result, and with the device by its name."""
+    """Convert options for JSON, without those that do not change the result, and with the device by its name."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k != "threads"}
     return plain | {"device": backend.describe(options.device)}
 

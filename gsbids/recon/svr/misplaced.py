@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks that went to a wrong place as a whole: other places are tried, and judged by the agreement of the stacks."""
+"""Misregistered stacks: other poses of whole stacks are tried, and compared by the agreement of the stacks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,10 +17,10 @@ from gsbids.recon.motion import RigidMotion
 from gsbids.recon.registration.isotropic import Volume, isotropic_volume
 from gsbids.recon.registration.register import about, correlation, likely_places, mean_volume, refine, search_step
 
-SURE = 0.85  # agreement of a stack from which on it is not looked for elsewhere
+SURE = 0.85  # agreement of a stack from which on no other pose of it is searched
 LESS, HOPELESS = 0.1, 4  # of agreement, by which a stack agrees less in so many other places that no more are tried
 GAIN, GAIN_OF_HALF_TURN = 0.01, 0.02  # of agreement, that a stack moves for; and more, by the angle that it is turned
-TRIALS = 12
+TRIALS = 12  # other poses that are fitted, of all stacks together
 PLACES = 6  # tried for every stack
 TURNS = 16  # rotations of the cover that are refined
 REREGISTERED = 15.0  # degrees by which a stack is turned against the others to be called re-registered
@@ -33,7 +33,7 @@ LEAST_WEIGHT = 0.05  # of a slice in that image
 
 
 def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
-    """Normalised cross-correlation of acquired and simulated slices with their outlines, by stack, (N,).
+    """Return the normalised cross-correlation of acquired and simulated slices with their outlines, by stack, (N,).
 
     The median of the slices with much brain; NaN for a stack without.
     """
@@ -45,20 +45,20 @@ def stack_similarity(slices: SliceSet, state: FitState) -> np.ndarray:
 
 
 def stack_agreement(slices: SliceSet, state: FitState, step: float, left_out: int | None = None) -> np.ndarray:
-    """Normalised cross-correlation of every stack's brain with that of the others where the slices are, (N,).
+    """Return the normalised cross-correlation of every stack's brain with that of the others at the slice poses, (N,).
 
-    The fitted field has no part in it: one that has learnt two brains laid across each other explains both, and is
+    The fitted field has no part in it: one that has fitted two brains laid across each other explains both, and is
     similar to all slices; the stacks themselves do not agree then.
 
     Parameters
     ----------
     slices : SliceSet
     state : FitState
-        Placed slices.
+        Registered slices.
     step : float
         Voxel size (mm) of the images that are compared.
     left_out : int, optional
-        A stack that counts among the others of none.
+        Stack that counts among the others of none.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def stack_agreement(slices: SliceSet, state: FitState, step: float, left_out: in
 
 
 def _agreement(one: Volume, other: Volume) -> float:
-    """Correlation where both images show something, less where they share little of the smaller one."""
+    """Return the correlation where both images have data, reduced where they share little of the smaller one."""
     points = one.points
     shared = other.sample(other.weight, points) > 0.5
     share = shared.sum() / max(min(len(points), np.sum(other.weight > 0.5)), 1)
@@ -87,7 +87,7 @@ def _agreement(one: Volume, other: Volume) -> float:
 
 @dataclass(frozen=True)
 class Placed:
-    """Slices where they have been placed from given starts.
+    """Slices as they were registered from given starts.
 
     Attributes
     ----------
@@ -96,11 +96,11 @@ class Placed:
     agreement : ndarray, (N,)
         See :func:`stack_agreement`.
     transforms : ndarray, (N, 4, 4)
-        World, scanner -> common space: where the stacks started.
+        World, scanner -> common space: start poses of the stacks.
     runner_up : float
-        Largest mean agreement of other places that were tried; 0 where none was.
+        Largest mean agreement of other poses that were tried; 0 where none was.
     rival : Placed, optional
-        The other place in which the stacks agree most.
+        Other result in which the stacks agree most.
     """
 
     slices: SliceSet
@@ -117,20 +117,20 @@ class Placed:
 
     @property
     def margin(self) -> float:
-        """By how much the stacks agree more than in the best other place that was tried; NaN where none was."""
+        """Difference of agreement to the best other result that was tried; NaN where none was."""
         return self.mean - self.runner_up if self.runner_up > 0 else np.nan
 
     @property
     def means(self) -> np.ndarray:
-        """World transforms scanner -> common space, (N, 4, 4), of the stacks by the mean of where their slices are."""
+        """World transforms scanner -> common space, (N, 4, 4), of the stacks by the mean of their slice poses."""
         return settled(self.slices, self.state, range(len(self.transforms))).starts
 
     def apart(self, other: "Placed") -> float:
-        """Largest angle (degrees) between how a stack lies against the first one here and in another placing."""
+        """Return the largest angle (degrees) of a stack's pose against the first one, to that in another result."""
         return turned_apart(self.means, other.means)
 
     def better(self, other: "Placed") -> "Placed":
-        """The one in which the stacks agree more, clearly so if it is turned far; the other one is its runner-up."""
+        """Return the result in which the stacks agree more, clearly so if rotated far; the other is its runner-up."""
         angle = self.apart(other)
         lead = GAIN + GAIN_OF_HALF_TURN * angle / 180
         best, rest = (other, self) if other.mean > self.mean + lead else (self, other)
@@ -147,9 +147,11 @@ class Placed:
         )
 
 
-def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:
-    """Slices, some of whose stacks (numbers) start from the mean of where their slices are: the gauge of the fit
-    follows the starts."""
+def settled(slices: SliceSet, state: FitState, stacks: Iterable[int]) -> SliceSet:
+    """Return slices whose stacks (numbers) start from the mean of their slice poses.
+
+    The gauge of the fit follows the starts.
+    """
     start = slices.start
     for stack in stacks:
         own = slices.stack_index == stack
@@ -163,18 +165,19 @@ def settled(slices: SliceSet, state: FitState, stacks) -> SliceSet:
 
 
 def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray], Placed]) -> Placed:
-    """Try other places for stacks that do not agree with the others, the worst first; the best agreement wins.
+    """Try other poses for stacks that do not agree with the others, the worst first.
 
     Parameters
     ----------
     stacks : list of Stack
     first : Placed
     place : callable
-        ``place(transforms)`` places all slices from other starts of the stacks.
+        ``place(transforms)`` registers all slices from other starts of the stacks.
 
     Returns
     -------
     Placed
+        Result with the best agreement.
     """
     best, left, images = first, TRIALS, None
     for k in np.argsort(first.agreement)[: 1 if len(stacks) == 2 else None]:
@@ -198,12 +201,12 @@ def look_again(stacks: list[Stack], first: Placed, place: Callable[[np.ndarray],
 
 @dataclass(frozen=True)
 class StackImages:
-    """Stacks as they were scanned, on isotropic grids, in which they are looked for.
+    """Stacks as acquired, on isotropic grids, for the search of their poses.
 
     Attributes
     ----------
     coarse, fine : list of Volume
-        Of every stack.
+        Volumes of every stack.
     origin : ndarray, (3,)
         World RAS+ mm that is 0 in them.
     """
@@ -223,22 +226,23 @@ class StackImages:
         )
 
     def other_places(self, transforms: np.ndarray, k: int) -> list[np.ndarray]:
-        """Other places where a stack looks like the rest about as much as where it is, the best first.
+        """Find other poses in which a stack is about as similar to the rest as where it is, the best first.
 
-        Looked for among all rotations, and, as brains look alike upside down, among those by 180 degrees about the
-        long axes of the stack's brain where it is.
+        All rotations are searched, and, as brains look alike upside down, those by 180 degrees about the long axes of
+        the stack's brain where it is.
 
         Parameters
         ----------
         transforms : ndarray, (N, 4, 4)
             World, scanner -> common space, of all stacks.
         k : int
+            Number of the stack.
 
         Returns
         -------
         list of ndarray, (4, 4)
-            World, scanner -> common space; each turned by more than :data:`ELSEWHERE` against the others and the place
-            that the stack has.
+            World, scanner -> common space; each rotated by more than :data:`ELSEWHERE` against the others and the
+            present pose of the stack.
         """
         here = seen_from(transforms, self.origin)
         coarse, fine = (mean_volume(each, here, skip=k) for each in (self.coarse, self.fine))
@@ -256,38 +260,41 @@ class StackImages:
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
-    """Angle (degrees) between two transforms."""
+    """Return the angle (degrees) between two transforms."""
     return float(np.degrees(Rotation.from_matrix(one[:3, :3].T @ other[:3, :3]).magnitude()))
 
 
 def turned_apart(one: np.ndarray, other: np.ndarray) -> float:
-    """Largest angle (degrees) between how a stack lies against the first one in two arrangements (N, 4, 4)."""
+    """Return the largest angle (degrees) between a stack's pose against the first one in two arrangements (N, 4, 4)."""
     mine, others = (np.linalg.inv(each[0]) @ each for each in (one, other))
     return max(_apart(a, b) for a, b in zip(mine, others, strict=True))
 
 
 def turned_elsewhere(now: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Which stacks lie turned by more than :data:`REREGISTERED` against most others as they lay before, (N,), bool."""
+    """Return which stacks are rotated by more than :data:`REREGISTERED` against most others since before.
+
+    An array (N,) of bool.
+    """
     change = now @ np.linalg.inv(before)
     apart = np.array([[_apart(one, other) for other in change] for one in change])
     return apart[np.argmin(np.median(apart, axis=1))] > REREGISTERED
 
 
 def half_turns(points: np.ndarray) -> list[np.ndarray]:
-    """Rotations (4, 4) by 180 degrees about the principal axes of points (P, 3) through their middle."""
+    """Return rotations (4, 4) by 180 degrees about the principal axes of points (P, 3) through their middle."""
     middle = points.mean(0)
     axes = np.linalg.eigh(np.cov((points - middle).T))[1].T
     return [about(Rotation.from_rotvec(np.pi * axis).as_matrix(), middle, middle) for axis in axes]
 
 
 def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: RigidMotion, step: float) -> Volume:
-    """Weighted mean of slices with their outlines on a grid, where poses put them.
+    """Average slices with their outlines on a grid, at given poses.
 
     Parameters
     ----------
     slices : SliceSet
     state : FitState
-        For gains and weights.
+        State with gains and weights.
     chosen : ndarray, (S,), bool
     motion : RigidMotion
         S poses.
@@ -297,7 +304,7 @@ def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: Rigi
     Returns
     -------
     Volume
-        Its positions are those of the poses.
+        Volume in the space of the poses.
     """
     row, i, j = np.nonzero(slices.region & chosen[:, None, None])
     local = slices.in_plane(row, np.stack([i, j], 1))
@@ -308,7 +315,7 @@ def image_of(slices: SliceSet, state: FitState, chosen: np.ndarray, motion: Rigi
     weight = np.maximum(state.slice_weight[row], LEAST_WEIGHT)
     value = state.restored(slices).values[row, i, j] / state.gain[row]
 
-    def spread(array):
+    def spread(array: np.ndarray) -> np.ndarray:
         return ndimage.gaussian_filter(np.bincount(voxel, array, np.prod(shape)).reshape(shape), SPREAD)
 
     seen, total = spread(weight), spread(weight * value)

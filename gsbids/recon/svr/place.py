@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where slices are before the fit proper: the best of several places for the stacks, and the slices about them.
+"""Initial registration of slices before the fit proper: the best of several start poses for the stacks.
 
-Slices are placed from blurred images and outlines (:mod:`gsbids.recon.svr.place_search`), stacks that do not agree with
-the others are looked for elsewhere (:mod:`gsbids.recon.svr.misplaced`), and the best places are carried on with more
-detail. Once slices are about in their places, the stacks show which of what the masks hold moves with the head
-(:mod:`gsbids.recon.svr.consensus`): the masks can follow that, and the slices are placed again.
+Slices are registered by blurred images and outlines (:mod:`gsbids.recon.svr.place_search`), other poses are tried for
+stacks that do not agree with the others (:mod:`gsbids.recon.svr.misplaced`), and the best results are continued with
+more detail. Once slices are roughly registered, the stacks show which tissue in the masks moves with the head
+(:mod:`gsbids.recon.svr.consensus`): the masks can follow that, and the slices are re-registered.
 """
 
 from collections.abc import Callable
@@ -33,21 +33,21 @@ ROUNDS = 2  # of stacks in other places and masks that follow
 
 @dataclass(frozen=True)
 class Placing:
-    """Slices in their places.
+    """Registered slices, and how reliable their poses are.
 
     Attributes
     ----------
     stacks : list of Stack
-        With the masks that are fitted: those given, refined by what moves with the head.
+        Stacks with the masks that are fitted: those given, refined by what moves with the head.
     slices : SliceSet
-        Their slices, with the rim that is fitted; ``start`` has other poses for stacks that had been in a wrong place.
+        Slices of these, with the fitted rim; ``start`` has other poses for stacks that had been misregistered.
     pose : PoseState
     agreement : ndarray, (N,)
-        Of every stack's brain with the others, see :func:`gsbids.recon.svr.misplaced.stack_agreement`.
+        Agreement of every stack's brain with the others, see :func:`gsbids.recon.svr.misplaced.stack_agreement`.
     rest : float
         Least agreement of the other stacks with one another where the one that agrees least is left out; NaN for two.
     margin : float
-        By how much the stacks agreed more than in the best other place that was tried for one; NaN where none was.
+        Difference of agreement to the best other result that was tried; NaN where none was.
     """
 
     stacks: list[Stack]
@@ -61,13 +61,13 @@ class Placing:
 def place_slices(
     stacks: list[Stack], transforms: np.ndarray, options: SvrOptions, watch: Callable[[FitState, dict], None]
 ) -> Placing:
-    """Poses of all slices from their outlines and coarse features, level by level, and masks that suit them.
+    """Register all slices by outlines and coarse features, level by level, and refine the masks if asked for.
 
     Parameters
     ----------
     stacks : list of Stack
     transforms : ndarray, (N, 4, 4)
-        From the co-registration of the stacks.
+        Transforms from the co-registration of the stacks.
     options : SvrOptions
     watch : callable
         See :func:`gsbids.recon.fitting.stage.fit_stage`.
@@ -119,8 +119,10 @@ def place_slices(
 
 
 def _rivals(best: Placed, first: Placed) -> list[Placed]:
-    """The best placing, and others that are turned against it: the first one, and one in which the stacks agree as much
-    but for :data:`CLOSE`."""
+    """Return the best result, and others that are rotated against it.
+
+    The first one, and one in which the stacks agree as much but for :data:`CLOSE`.
+    """
     found = [best]
     if first.apart(best) > ELSEWHERE:
         found.append(first)
@@ -131,10 +133,10 @@ def _rivals(best: Placed, first: Placed) -> list[Placed]:
 
 
 def anchored(slices: SliceSet, state: FitState, transforms: np.ndarray, begun: np.ndarray) -> tuple[SliceSet, FitState]:
-    """All slices carried along so that stacks start where the co-registration put them (``transforms``).
+    """Move all slices so that stacks start where the co-registration put them (``transforms``).
 
-    Those that were placed from elsewhere (``begun``) start from the mean of where their slices are. The gauge of the
-    fit follows the starts.
+    Those that were registered from elsewhere (``begun``) start from the mean of their slice poses. The gauge of the fit
+    follows the starts.
     """
     means = settled(slices, state, range(len(transforms))).starts
     stayed = ~turned_elsewhere(begun, transforms)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coarse fits from many starts, and how well the stacks agree in each.
+"""Coarse fits from many starts, and the agreement of the stacks in each.
 
-A sharp field explains slices wherever they are, and holds wrong poses fast. A field of some hundred Gaussians cannot:
-it sees the brain as a blob with a few features, and slices that are a centimetre and fifteen degrees astray slide
-into it. Outside of the masks, within a wide rim, slices count as 0 here, so that outlines take part; where the stacks
-do not agree then, what is seen there takes part instead.
+A sharp field explains slices wherever they are, and keeps wrong poses. A field of some hundred Gaussians cannot: it
+sees the brain as a blob with a few features, and slices that are a centimetre and fifteen degrees off slide into it.
+Outside of the masks, within a wide rim, slices count as 0 here, so that outlines take part; where the stacks do not
+agree then, the intensities there take part instead.
 """
 
 from collections.abc import Callable
@@ -22,19 +22,22 @@ from gsbids.recon.registration.register import register_stacks
 from gsbids.recon.svr.misplaced import Placed, stack_agreement
 
 RIM = 6.0  # mm around the masks that count as 0
-VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are looked for
-TIE = 0.02  # pull to the neighbours' motion while slices are looked for, see SvrOptions.neighbour_tie
-SAME = 3.0  # mm: a place so near is no other one
-REPEATS, HIGHER = 3, 0.005  # times that slices are placed again, for so much more of agreement
-DOUBTFUL = 0.75  # mean agreement below which slices are also placed without outlines
-INNER = 0.8, 0.6  # of the pixels of every slice of a mask: inner parts, in which stacks are looked for
-POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12
+VOXEL = 0.75  # pixels of the first level: size of the voxels in which stacks are compared
+TIE = 0.02  # pull to the neighbours' motion during the search, see SvrOptions.neighbour_tie
+SAME = 3.0  # mm: a pose so near is no other one
+REPEATS, HIGHER = 3, 0.005  # times that slices are re-registered, and gain of agreement for each
+DOUBTFUL = 0.75  # mean agreement below which slices are also registered without outlines
+INNER = 0.8, 0.6  # of the pixels of every slice of a mask: inner parts, in which stacks are registered
+POSE_START, POSE_EVERY, NEIGHBOURS_EVERY = 6, 2, 12  # iterations: first pose step, between two, with neighbours
 
 
 @dataclass(frozen=True)
 class Level:
-    """Pixel size (mm, of a fetal brain), pixels for each Gaussian, iterations, and after which shares of these all
-    slices and the field step at once."""
+    """One level of the search.
+
+    Pixel size (mm, of a fetal brain), pixels for each Gaussian, iterations, and after which shares of these all slices
+    and the field step at once.
+    """
 
     pixel: float
     pixels_per_gaussian: float
@@ -42,11 +45,12 @@ class Level:
     together: tuple[float, ...] = ()
 
 
+# Two levels, coarse to fine.
 LEVELS = (Level(4.0, 60.0, 100), Level(3.0, 25.0, 60, (0.4, 0.6, 0.8)))
 
 
 def coarser(slices: SliceSet, factor: int, outlined: bool = True) -> SliceSet:
-    """Slices blurred and taken at every ``factor``-th pixel; the region outside the masks is 0 if ``outlined``.
+    """Blur slices and take every ``factor``-th pixel; the region outside the masks is 0 if ``outlined``.
 
     Poses keep their meaning: the origin of a slice stays where it is.
     """
@@ -70,7 +74,7 @@ def coarser(slices: SliceSet, factor: int, outlined: bool = True) -> SliceSet:
 
 
 def inside(stack: Stack, share: float) -> Stack:
-    """A stack whose mask has, in every slice, the pixels furthest from its edge: the given share of them."""
+    """Return a stack whose mask has, in every slice, the given share of pixels that are furthest from its edge."""
     inner = np.zeros_like(stack.mask)
     for k in np.flatnonzero(stack.mask.any((0, 1))):
         mask = stack.mask[..., k]
@@ -81,45 +85,48 @@ def inside(stack: Stack, share: float) -> Stack:
 
 @dataclass(frozen=True)
 class Search:
-    """Coarse fits of a brain so large (over the usual one)."""
+    """Coarse fits of a brain of relative ``size`` (over the usual one)."""
 
     size: float
     options: SvrOptions
     watch: Callable[[FitState, dict], None]
 
     def coarse(self, fine: SliceSet, level: Level = LEVELS[0], outlined: bool = True) -> SliceSet:
-        """Slices of the level's pixels, with their outlines, or as they are in the masks and around them."""
+        """Return slices of the level's pixels, with their outlines, or with the intensities in and around the masks."""
         return coarser(fine, max(2, round(level.pixel * self.size / float(np.median(fine.spacing)))), outlined)
 
     def fitted(self, slices: SliceSet, before: FitState, level: Level = LEVELS[0]) -> FitState:
-        """A new field of few Gaussians for coarse slices, and poses that go on from where they are."""
+        """Fit a new field of few Gaussians to coarse slices, and continue the poses."""
         problem = FitProblem.pose(slices, replace(self.options, patience=0, neighbour_tie=TIE))
         return fit_stage(problem, _on_pixels_of(before, slices), _stage(slices, level, self.options.seed), self.watch)
 
     def agreement(
         self, fine: SliceSet, state: FitState, left_out: int | None = None, outlined: bool = False
     ) -> np.ndarray:
-        """Of the stacks with one another, by what is within their masks: outlines agree in wrong places too."""
+        """Return the agreement of the stacks within their masks: outlines agree in wrong poses too."""
         small = self.coarse(fine, outlined=outlined)
         return stack_agreement(small, _on_pixels_of(state, small), VOXEL * LEVELS[0].pixel * self.size, left_out)
 
     def agreement_of_rest(self, fine: SliceSet, state: FitState) -> tuple[np.ndarray, float]:
-        """Agreement of all stacks (N,), and the least of the others where the one that agrees least is left out."""
+        """Return the agreement of all stacks (N,), and the least of the others without the one that agrees least."""
         every = self.agreement(fine, state)
         if np.isfinite(every).sum() < 3:
             return every, np.nan
         return every, float(np.nanmin(self.agreement(fine, state, int(np.nanargmin(every)))))
 
     def placed(self, fine: SliceSet, before: FitState, outlined: bool = True) -> Placed:
-        """Slices fitted again, and how the stacks agree then: the mean of the agreements with and without outlines."""
+        """Fit slices again, and compute the agreement of the stacks.
+
+        The mean of the agreements with and without outlines.
+        """
         state = self.fitted(self.coarse(fine, outlined=outlined), before)
         both = [self.agreement(fine, state, outlined=each) for each in (True, False)]
-        return Placed(fine, state, sum(both) / 2, fine.starts)
+        return Placed(fine, state, sum(both) / 2, fine.starts)  # type: ignore[arg-type]
 
     def from_starts(self, stacks: list[Stack], transforms: np.ndarray) -> Placed:
-        """Slices placed from where stacks as wholes are put: by their outlines, or, if better, by what is seen there.
+        """Register slices from start poses of whole stacks: by their outlines, or, if better, by their intensities.
 
-        Slices that are far astray follow the outlines; those of poor masks, which differ from stack to stack, mislead.
+        Slices that are far off follow the outlines; outlines of poor masks, which differ from stack to stack, mislead.
         """
         fine = SliceSet.from_stacks(stacks, transforms, RIM * self.size)
         found = [self.placed(fine, FitState.start(fine))]
@@ -128,7 +135,7 @@ class Search:
         return replace(max(found, key=lambda each: each.mean), transforms=transforms)
 
     def placed_again(self, stacks: list[Stack], best: Placed) -> Placed:
-        """Slices placed again from the mean places of their stacks, as long as the stacks agree more then."""
+        """Re-register slices from the mean poses of their stacks, as long as the agreement rises."""
         for _ in range(REPEATS):
             again = self.from_starts(stacks, best.means)
             if not again.mean > best.mean + HIGHER:
@@ -137,7 +144,7 @@ class Search:
         return best
 
     def carried_on(self, places: list[Placed]) -> list[Placed]:
-        """Placings after the second level, which sees more detail; that in which the stacks agree most is the first."""
+        """Fit results at the second level, which has more detail; the one with the best agreement is the first."""
         after = []
         for each in places:
             small = self.coarse(each.slices, LEVELS[1], outlined=False)
@@ -146,9 +153,9 @@ class Search:
         return sorted(after, key=lambda each: each.mean, reverse=True)
 
     def from_inside(self, stacks: list[Stack], best: Placed, share: float) -> Placed:
-        """The better of a placing and one that starts where the inner parts of the masks alone put their stacks.
+        """Return the better of a result and one that starts from a registration of the inner parts of the masks alone.
 
-        In masks that are too large stacks may hold on to what lies around the head and does not move with it.
+        In masks that are too large stacks may be held by tissue around the head that does not move with it.
         """
         inner = [inside(stack, share) for stack in stacks]
         transforms = register_stacks(inner).transforms
@@ -159,7 +166,10 @@ class Search:
 
 
 def displaced(stacks: list[Stack], one: np.ndarray, other: np.ndarray) -> float:
-    """How far (mm) two sets of transforms (N, 4, 4) put a stack from one another, against the first stack; the most."""
+    """Return the largest distance (mm) of a stack between two sets of transforms (N, 4, 4).
+
+    Relative to the first stack.
+    """
     change = np.linalg.inv(np.linalg.inv(one[0]) @ one) @ np.linalg.inv(other[0]) @ other
     away = []
     for stack, each in zip(stacks, change, strict=True):
@@ -169,7 +179,7 @@ def displaced(stacks: list[Stack], one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _on_pixels_of(state: FitState, slices: SliceSet) -> FitState:
-    """The same poses and gains for slices of other pixels."""
+    """Return a state with the same poses and gains for slices of other pixels."""
     fresh = FitState.start(slices)
     fresh.pose, fresh.gain = state.pose, state.gain
     return fresh

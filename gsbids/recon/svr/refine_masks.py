@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices gathered again with masks that hold what moves with the head, in the places that have been found."""
+"""Gathering slices again with masks of what moves with the head, at the registered poses."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from gsbids.recon.fitting.stage import FitState
 from gsbids.recon.motion import RigidMotion
 from gsbids.recon.svr.consensus import HeadRegion, find_head, refined
 
-TRUSTED = 0.1  # weight of a slice under which it does not say what is head
+TRUSTED = 0.1  # weight of a slice under which it is not used to find the head
 CHANGED = 0.03  # of the voxels of a mask: less is no change
 LEAST_LEFT = 0.3  # of a mask: a stack that would lose more keeps it
 
@@ -26,7 +26,7 @@ def refine_masks(
     ----------
     stacks : list of Stack
     slices : SliceSet
-        Of these stacks.
+        Slices of these stacks.
     state : FitState
         Poses, gains and weights of the slices.
     rim : float
@@ -35,11 +35,11 @@ def refine_masks(
     Returns
     -------
     stacks : list of Stack
-        With new masks; the same where none has changed much.
+        Stacks with new masks; the same where none has changed much.
     slices : SliceSet
-        Theirs; slices that the masks had not held are among them.
+        Slices of these, with those that the former masks did not hold.
     state : FitState
-        Poses and gains of these, those that are new as of the nearest slice of their stack.
+        Poses and gains of these; new slices have those of the nearest slice of their stack.
     """
     moves, levels = _moves(stacks, slices, state), []
     for n, stack in enumerate(stacks):
@@ -55,29 +55,29 @@ def refine_masks(
     if max(change(old, new) for old, new in zip(stacks, found, strict=True)) < CHANGED:
         return gathered_again(stacks, slices, state, rim)
     stacks, slices, state = _gathered(found, moves, slices, state, rim)
-    return stacks, replace(slices, region=slices.mask | (slices.region & ~_foreign(slices, state, head))), state
+    return stacks, replace(slices, region=slices.mask | (slices.region & ~_foreign(slices, state, head))), state  # type: ignore[arg-type]
 
 
 def change(old: Stack, new: Stack) -> float:
-    """Voxels that a mask has lost or won, as a share of it."""
+    """Return the voxels that a mask has lost or won, as a share of it."""
     return float((old.mask != new.mask).sum() / max(old.mask.sum(), 1))
 
 
 def gathered_again(
     stacks: list[Stack], slices: SliceSet, state: FitState, rim: float
 ) -> tuple[list[Stack], SliceSet, FitState]:
-    """The same slices with another rim; parameters and returns as for :func:`refine_masks`."""
+    """Gather the same slices with another rim; parameters and returns as for :func:`refine_masks`."""
     return _gathered(stacks, _moves(stacks, slices, state), slices, state, rim)
 
 
 def _moves(stacks: list[Stack], slices: SliceSet, state: FitState) -> list[np.ndarray]:
-    """World transforms scanner -> anatomy of all slices of every stack, (Z, 4, 4) each."""
+    """Return the world transforms scanner -> anatomy of all slices of every stack, (Z, 4, 4) each."""
     every = _in_world(state.pose.motion, slices.origin).as_affines(_in_world(slices.nominal, slices.origin))
     return [every[_row(slices, n, np.arange(stack.mask.shape[2]))] for n, stack in enumerate(stacks)]
 
 
 def _row(slices: SliceSet, stack: int, numbers: np.ndarray) -> np.ndarray:
-    """Rows of the slices of a stack that are nearest to others of it, given by their numbers."""
+    """Return rows of the slices of a stack that are nearest to others of it, given by their numbers."""
     mine = np.flatnonzero(slices.stack_index == stack)
     return mine[np.abs(numbers[:, None] - slices.slice_index[mine]).argmin(1)]
 
@@ -86,8 +86,10 @@ def _in_world(motion: RigidMotion, origin: np.ndarray) -> RigidMotion:
     return RigidMotion(motion.rotation, motion.translation + origin)
 
 
-def _gathered(stacks: list[Stack], moves: list[np.ndarray], slices: SliceSet, state: FitState, rim: float):
-    """Slices of stacks in given places (``moves``), started from those of others of the same stacks."""
+def _gathered(
+    stacks: list[Stack], moves: list[np.ndarray], slices: SliceSet, state: FitState, rim: float
+) -> tuple[list[Stack], SliceSet, FitState]:
+    """Gather slices of stacks at given poses (``moves``), started from those of others of the same stacks."""
     fresh = SliceSet.from_stacks(stacks, slices.starts, rim)
     pairs = list(zip(fresh.stack_index, fresh.slice_index, strict=True))
     moved = _in_world(fresh.nominal, fresh.origin).moved(np.stack([moves[n][k] for n, k in pairs]))
@@ -99,7 +101,7 @@ def _gathered(stacks: list[Stack], moves: list[np.ndarray], slices: SliceSet, st
 
 
 def _foreign(slices: SliceSet, state: FitState, head: HeadRegion) -> np.ndarray:
-    """Pixels (S, X, Y) of the region that do not move with the head."""
+    """Return pixels (S, X, Y) of the region that do not move with the head."""
     s, i, j = np.nonzero(slices.region)
     local = slices.in_plane(s, np.stack([i, j], 1))
     pose = state.pose.motion

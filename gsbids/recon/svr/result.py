@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a slice-to-volume fit returns, and its file (npz without pickle)."""
+"""The result of a slice-to-volume fit, and its file (npz without pickle)."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -73,30 +73,32 @@ class SvrResult:
     bias: StackBias | None = None
     masks: tuple[np.ndarray | None, ...] = ()
     intensity_offset: float = 0.0
-    history: dict = field(default_factory=dict)
-    settings: dict = field(default_factory=dict)
+    history: dict = field(default_factory=dict)  # type: ignore[operator]
+    settings: dict = field(default_factory=dict)  # type: ignore[operator]
 
     ARRAYS = ("stack_index", "slice_index", "stack_affine", "gain", "weight", "ncc", "residual", "psf")
 
     @property
     def rejected(self) -> np.ndarray:
-        """Slices that had (almost) no say in the volume, (S,), bool."""
+        """Slices with (almost) no weight in the volume, (S,), bool."""
         return self.weight < 0.1
 
     @property
     def mask_choice(self) -> dict:
-        """Words about stacks with doubtful masks by name (``doubts``), names of those left out (``left_out``), and
+        """Outcome of the comparison of masks.
+
+        Sentences about stacks with doubtful masks by name (``doubts``), names of those left out (``left_out``), and
         slices without information by stack (``empty``).
         """
         return {"doubts": {}, "left_out": [], "empty": {}} | self.settings.get("mask_choice", {})
 
     def render_options(self, device: str = "cpu") -> ops.RenderOptions:
-        """Render the field as it was rendered in the fit, on a device; not for the field of the paper's method."""
+        """Return the options with which the field was rendered in the fit, on a device; not for the paper's method."""
         known = {name: self.settings[name] for name in ("cut", "eps", "mass_factor") if name in self.settings}
         return ops.RenderOptions(**known, device=device)
 
     def as_fitted(self, stacks: list[Stack]) -> list[Stack]:
-        """Stacks, in the order of ``stack_names``, with the masks that were fitted."""
+        """Return stacks, in the order of ``stack_names``, with the masks that were fitted."""
         if not self.masks:
             return stacks
         return [
@@ -104,7 +106,7 @@ class SvrResult:
         ]
 
     def save(self, path: str | Path) -> Path:
-        """Write as ``.npz`` under a temporary name, then rename."""
+        """Write an ``.npz`` file under a temporary name, then rename it."""
         path = Path(path)
         arrays = {f"field_{k}": getattr(self.field, k) for k in GaussianField.ARRAYS}
         arrays |= {k: getattr(self, k) for k in self.ARRAYS}
@@ -149,5 +151,5 @@ class SvrResult:
 
 
 def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:
-    """A mask from its bits."""
+    """Unpack a mask from its bits."""
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)

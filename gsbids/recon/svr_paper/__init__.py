@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fit of the GSVR paper, to compare with."""
+"""The fit of the GSVR paper, for comparison."""

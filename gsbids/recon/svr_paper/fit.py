@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slice-to-volume reconstruction as the GSVR paper does it (Dannecker, Jia et al., MIDL 2026), to compare with.
+"""Slice-to-volume reconstruction by the method of the GSVR paper (Dannecker, Jia et al., MIDL 2026), for comparison.
 
 What its text leaves open is taken from its public code and configuration. Where that code differs from the text by
 mistake the text is followed: Gaussians start where the gradient is (the code looks the places up with indices of
@@ -28,8 +28,8 @@ from gsbids.recon.svr.fit import move_field
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.svr_paper.top_k import EPS, PixelSet, observed_psf, render_slices
 
-LOG_SCALE_LIMITS = (-3.0, 3.0)
-LEAST_MEAN_GAIN = 1e-3
+LOG_SCALE_LIMITS = (-3.0, 3.0)  # logarithm of the standard deviation in mm
+LEAST_MEAN_GAIN = 1e-3  # against division by 0
 ROBUST_FROM = 0.25  # share of the iterations after which slices may lose weight
 LEAST_DEVIATION = 0.02  # of the slice residuals, below which no slice stands out
 TOLERANCE = 4.0  # robust deviations before a slice loses weight
@@ -37,12 +37,12 @@ TOLERANCE = 4.0  # robust deviations before a slice loses weight
 
 @dataclass(frozen=True)
 class PaperOptions:
-    """Everything that steers :func:`fit_paper`; the defaults are those of the paper and its configuration files.
+    """Options of :func:`fit_paper`; the defaults are those of the paper and its configuration files.
 
     Attributes
     ----------
     n_gaussians : int
-        Number of Gaussians (at most the pixels that can bear one).
+        Number of Gaussians (at most the pixels at which one may start).
     neighbours : int
         K: Gaussians that a pixel sees.
     iterations : int
@@ -54,7 +54,7 @@ class PaperOptions:
     psf : bool
         Add the PSF to the covariances (Eq. 4).
     slice_gain, slice_weight : bool
-        Fit an intensity factor per slice; weigh slices down that stand out.
+        Fit an intensity factor per slice; give outlying slices less weight.
     edge_share : float
         1 - lambda_init of Eq. 6: share of the Gaussians that start where the image gradient is.
     scale_init, scale_target : float
@@ -66,9 +66,9 @@ class PaperOptions:
         Learning rates of positions (mm), log-scales, quaternions and colours; of the slices' quaternions,
         translations (mm) and gains.
     final_rate : float
-        Where all learning rates end, as a share of the smallest (cosine).
+        Learning rate at the end of the cosine schedule, as a share of the smallest.
     weight_decay : float
-        Of AdamW, on every parameter.
+        Weight decay of AdamW, on every parameter.
     rim : float
         Width (mm) of the rim around the brain in which the volume is shown; the fit sees the masks only.
     seed : int
@@ -145,9 +145,9 @@ def fit_paper(
     if len(slices) < 2:
         raise InputError("a slice-to-volume reconstruction needs slices with brain in them: check the masks")
     model = _Model(slices, options)
-    history = {"iteration": [], "loss": [], "slices_at_full_weight": []}
+    history: dict[str, list] = {"iteration": [], "loss": [], "slices_at_full_weight": []}
 
-    def result():
+    def result() -> SvrResult:
         return _finish(model, stacks, np.asarray(transforms, float), history)
 
     for iteration in range(options.iterations):
@@ -171,7 +171,7 @@ def fit_paper(
 
 
 def slice_weights(residual: np.ndarray, slice_of: np.ndarray) -> np.ndarray:
-    """Uncertainty weights of slices, as in the paper's code.
+    """Return uncertainty weights of slices, as in the code of the paper.
 
     ``w = exp(-(max(z, 0) / 4)^2 / 2)``, z the slice's mean absolute residual above the median of all slices in
     units of ``max(1.4826 MAD, 0.02)``; all 1 where more than half would fall under 0.1.
@@ -193,7 +193,7 @@ def slice_weights(residual: np.ndarray, slice_of: np.ndarray) -> np.ndarray:
 
 
 def initial_field(slices: SliceSet, options: PaperOptions) -> GaussianField:
-    """Round Gaussians of one size at pixels drawn by Eq. 6, with the intensities of these pixels."""
+    """Place round Gaussians of one size at pixels drawn by Eq. 6, with the intensities of these pixels."""
     rng = np.random.default_rng(options.seed)
     probability = sampling_probability(slices, options.edge_share).ravel()
     candidates = np.flatnonzero(probability)
@@ -214,9 +214,9 @@ def initial_field(slices: SliceSet, options: PaperOptions) -> GaussianField:
 
 
 class _Model:
-    """The parameters, their optimiser, and one step of it."""
+    """Parameters of the fit, their optimiser, and one step of it."""
 
-    def __init__(self, slices: SliceSet, options: PaperOptions):
+    def __init__(self, slices: SliceSet, options: PaperOptions) -> None:
         self.slices, self.options, self.pixels = slices, options, PixelSet.from_slices(slices)
         start = initial_field(slices, options)
         colour = torch.from_numpy(np.maximum(start.intensity, 1e-4))
@@ -240,22 +240,24 @@ class _Model:
             groups += [{"params": [self.raw_gain], "lr": options.gain_rate}]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimiser, options.iterations, options.final_rate * min(group["lr"] for group in groups)
+            self.optimiser,
+            options.iterations,
+            options.final_rate * min(group["lr"] for group in groups),  # type: ignore[operator, type-var]
         )
         self.index = None
 
     def poses(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotations (S, 3, 3) and translations (S, 3) of the slices: turned about their own origins, then shifted."""
+        """Return rotations (S, 3, 3), about the slices' own origins, and translations (S, 3) of the slices."""
         rotation, translation = self.start
         return _matrices(self.turn) @ rotation, translation + self.shift
 
     def gain(self) -> torch.Tensor:
-        """Gains of the slices, of mean 1, (S,)."""
+        """Return the gains of the slices, of mean 1, (S,)."""
         gain = functional.softplus(self.raw_gain)
         return gain / gain.mean().clamp(min=LEAST_MEAN_GAIN)
 
-    def rendered_parameters(self):
-        """The five arrays of the kernels, with gradients."""
+    def rendered_parameters(self) -> tuple[torch.Tensor, ...]:
+        """Return the five arrays of the kernels, with gradients."""
         mean, log_scale, quaternion, colour = self.field
         return (
             mean,
@@ -265,16 +267,16 @@ class _Model:
             torch.zeros(len(mean)),
         )
 
-    def positions(self, rotation, translation) -> torch.Tensor:
-        """Where the pixels are, (P, 3)."""
+    def positions(self, rotation: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
+        """Return the positions of the pixels, (P, 3)."""
         s = self.pixels.slice
         return (rotation[s] @ self.pixels.local[..., None])[..., 0] + translation[s]
 
     def search_neighbours(self) -> None:
-        """The index of the K nearest, valid until the next search however things move."""
+        """Search the K nearest Gaussians of every pixel; the index is used until the next search."""
         with torch.no_grad():
             position = self.positions(*self.poses()).numpy()
-            self.index = points.nearest(
+            self.index = points.nearest(  # type: ignore[assignment]
                 self.field[0].numpy(),
                 position,
                 self.options.neighbours,
@@ -283,7 +285,7 @@ class _Model:
             )
 
     def step(self) -> tuple[np.ndarray, float]:
-        """One step of all parameters; the residuals (P,) and the loss before it."""
+        """Take one step of all parameters; return the residuals (P,) and the loss before it."""
         options, s = self.options, self.pixels.slice
         self.optimiser.zero_grad(set_to_none=True)
         rotation, translation = self.poses()
@@ -309,7 +311,7 @@ class _Model:
 
 
 def _matrices(quaternion: torch.Tensor) -> torch.Tensor:
-    """Rotation matrices (S, 3, 3) of quaternions (w, x, y, z) of any length."""
+    """Return the rotation matrices (S, 3, 3) of quaternions (w, x, y, z) of any length."""
     w, x, y, z = (quaternion / (quaternion.norm(dim=1, keepdim=True) + 1e-8)).unbind(1)
     rows = (
         1 - 2 * (y * y + z * z),
@@ -326,7 +328,7 @@ def _matrices(quaternion: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _finish(model: _Model, stacks, transforms, history) -> SvrResult:
+def _finish(model: _Model, stacks: list[Stack], transforms: np.ndarray, history: dict[str, list]) -> SvrResult:
     """Fix the gauge, return to the world, and measure every slice; the model stays as it is."""
     slices, options = model.slices, model.options
     shift = model.shift.double().numpy()
@@ -335,7 +337,7 @@ def _finish(model: _Model, stacks, transforms, history) -> SvrResult:
     )
     arrays = [a.numpy().copy() for a in model.rendered_parameters()]
     arrays[2] /= np.linalg.norm(arrays[2], axis=1, keepdims=True)
-    field, pixels = GaussianField(*arrays, origin=slices.origin), model.pixels
+    field, pixels = GaussianField(*arrays, origin=slices.origin), model.pixels  # type: ignore[misc]
     simulated = np.zeros(slices.values.shape, np.float32)
     gain = model.gain().double().numpy()
     simulated[pixels.place] = gain[pixels.place[0]] * render_slices(
@@ -345,7 +347,7 @@ def _finish(model: _Model, stacks, transforms, history) -> SvrResult:
     scale = float(np.median(slices.stack_scale))
     settings = {k: v for k, v in asdict(options).items() if k != "threads"}
 
-    def at_origin(given):
+    def at_origin(given: RigidMotion) -> RigidMotion:
         return replace(given, translation=given.translation + slices.origin)
 
     return SvrResult(

@@ -7,6 +7,7 @@ over the K nearest means by Euclidean distance (section 2.5, Eq. 5). No factor k
 PSF widens; :mod:`gsbids.kernels.cpu.splat` does better on both counts, and this is what it is compared with.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,21 +50,23 @@ class PixelSet:
 
     @classmethod
     def from_slices(cls, slices: SliceSet) -> "PixelSet":
-        """All pixels of the masks."""
+        """Gather all pixels of the masks."""
         place = np.nonzero(slices.mask)
         s, index = place[0], np.stack(place[1:], 1)
         local = np.zeros((len(s), 3), np.float32)
         local[:, :2] = slices.in_plane(s, index)
-        return cls(place, torch.from_numpy(local), torch.from_numpy(slices.values[place]))
+        return cls(place, torch.from_numpy(local), torch.from_numpy(slices.values[place]))  # type: ignore[arg-type]
 
 
 def observed_psf(rotation: torch.Tensor, psf: torch.Tensor) -> torch.Tensor:
-    """PSF covariances in the world, ``R diag(psf) R^T`` of Eq. 4, packed (S, 6) as xx, xy, xz, yy, yz, zz (mm2)."""
+    """Return PSF covariances in the world, ``R diag(psf) R^T`` of Eq. 4, (S, 6): xx, xy, xz, yy, yz, zz (mm2)."""
     return (rotation @ torch.diag_embed(psf) @ rotation.mT)[:, ROWS, COLUMNS]
 
 
-def render_field(field: GaussianField, position: np.ndarray, count: int, psf: np.ndarray, frame=None) -> np.ndarray:
-    """The field at points, its ``count`` nearest Gaussians each, without gradients.
+def render_field(
+    field: GaussianField, position: np.ndarray, count: int, psf: np.ndarray, frame: np.ndarray | None = None
+) -> np.ndarray:
+    """Render the field at points, its ``count`` nearest Gaussians each, without gradients.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ def render_field(field: GaussianField, position: np.ndarray, count: int, psf: np
     frame = np.zeros(len(position), np.int64) if frame is None else frame
     arrays = field.parameters
 
-    def part(first):
+    def part(first: int) -> points.PointSet:
         here = slice(first, first + AT_ONCE)
         return points.nearest(field.mean, position[here], count, psf, frame[here])
 
@@ -98,7 +101,7 @@ def render_field(field: GaussianField, position: np.ndarray, count: int, psf: np
 def render_slices(
     field: GaussianField, motion: RigidMotion, psf: np.ndarray, local: np.ndarray, count: int, slice_of: np.ndarray
 ) -> np.ndarray:
-    """Pixels of slices as the paper's forward model predicts them, before the gain (Eq. 5).
+    """Predict pixels of slices by the forward model of the paper, before the gain (Eq. 5).
 
     Parameters
     ----------
@@ -122,8 +125,10 @@ def render_slices(
     return render_field(field, position, count, blur, slice_of)
 
 
-def render_volume(field: GaussianField, affine: np.ndarray, shape, count: int, psf: bool = True) -> np.ndarray:
-    """Values of the field at voxel centres, through a round PSF of 1.2 voxels where the slices had one.
+def render_volume(
+    field: GaussianField, affine: np.ndarray, shape: Sequence[int], count: int, psf: bool = True
+) -> np.ndarray:
+    """Sample the field at voxel centres, through a round PSF of 1.2 voxels where the slices had one.
 
     Parameters
     ----------

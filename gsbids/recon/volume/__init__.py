@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made of a result: volumes, masks, maps of coverage and uncertainty, tables, folders of slices."""
+"""Products of a result: volumes, masks, maps of coverage and uncertainty, tables, folders of slices."""

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the slices saw of a grid: the coverage of every voxel, the brain mask, and where the volume is shown.
+"""Coverage of every voxel by slices, the brain mask by their vote, and the region in which the volume is shown.
 
-And the way back: a mask of the volume, seen in the slices.
+And the way back: a mask of the volume, resampled to the slices.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -20,8 +22,10 @@ DEPTHS = 5  # within the slice thickness, at which a pixel looks at a mask
 FLECK = 1e-3  # of the brightest tissue: up to this a voxel of the brain is a hole
 
 
-def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Brain mask on a grid by the vote of the motion-corrected slice masks.
+def vote_mask(
+    stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the brain mask on a grid by the vote of the motion-corrected slice masks.
 
     Every slice votes on the voxels within its thickness; brain is where more than half of the votes say so. Dividing
     by their number makes the answer independent of slice distance and voxel size. Rejected slices do not vote.
@@ -31,7 +35,7 @@ def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape)
     stacks : list of Stack
     result : SvrResult
     affine, shape
-        The grid, isotropic.
+        Affine and shape of the grid, isotropic.
 
     Returns
     -------
@@ -58,7 +62,7 @@ def vote_mask(stacks: list[Stack], result: SvrResult, affine: np.ndarray, shape)
 
 
 def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: float) -> np.ndarray:
-    """Where the volume is shown: the brain and the rim around it that was fitted too, as far as two looks support it.
+    """Return where the volume is shown: the brain and the fitted rim around it, as far as two slices support it.
 
     A volume that ends at the mask itself would cut the cortex wherever the mask is a voxel too tight; where a single
     slice saw the rim, it would show that slice's own surroundings as a streak.
@@ -66,7 +70,7 @@ def shown_region(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim
     Parameters
     ----------
     mask, coverage : ndarray, (X, Y, Z)
-        From :func:`vote_mask`.
+        Mask and coverage from :func:`vote_mask`.
     affine : ndarray, (4, 4)
     rim : float
         Width in mm.
@@ -87,7 +91,7 @@ def seen_near(mask: np.ndarray, coverage: np.ndarray, affine: np.ndarray, rim: f
 
 
 def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, nothing: float = 0.0) -> np.ndarray:
-    """The volume without black flecks in the brain: voxels that are 0 there get the mean of those about them.
+    """Fill black voxels in the brain: voxels that are 0 there get the mean of those about them.
 
     A field is 0 where its Gaussians are negative, or too far away, as between slices that have moved apart; magnitudes
     of tissue or fluid never are.
@@ -98,7 +102,7 @@ def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, nothi
     mask : ndarray, (X, Y, Z), bool
     affine : ndarray, (4, 4)
     nothing : float
-        What the image has where the field is 0.
+        Value of the image where the field is 0.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def without_holes(image: np.ndarray, mask: np.ndarray, affine: np.ndarray, nothi
 
 
 def reproject_mask(mask: np.ndarray, affine: np.ndarray, stack: Stack, number: int, result: SvrResult) -> np.ndarray:
-    """A mask of the reconstruction carried back into a stack, through the poses of its slices.
+    """Resample a mask of the reconstruction to a stack, through the poses of its slices.
 
     A pixel is inside where most of what it has averaged over the slice thickness is. Slices that were not fitted lie
     as the nearest fitted one of their stack.
@@ -126,17 +130,17 @@ def reproject_mask(mask: np.ndarray, affine: np.ndarray, stack: Stack, number: i
     ----------
     mask : ndarray, (A, B, C), bool
     affine : ndarray, (4, 4)
-        Of the mask, world RAS+ mm of the reconstruction.
+        Affine of the mask, world RAS+ mm of the reconstruction.
     stack : Stack
-        As acquired.
+        Stack as acquired.
     number : int
-        Of the stack in the result, from 0.
+        Number of the stack in the result, from 0.
     result : SvrResult
 
     Returns
     -------
     ndarray, (X, Y, Z), bool
-        On the grid of the stack; nothing where no slice of the stack was fitted.
+        Mask on the grid of the stack; empty where no slice of the stack was fitted.
     """
     out = np.zeros(stack.image.shape, bool)
     rows = np.flatnonzero(result.stack_index == number)
@@ -158,18 +162,20 @@ def reproject_mask(mask: np.ndarray, affine: np.ndarray, stack: Stack, number: i
 
 
 def _slice_affine(stack: Stack, k: int) -> np.ndarray:
-    """Pixel indices and mm along the normal of slice k -> world, (4, 4)."""
+    """Return the affine from pixel indices and mm along the normal of slice k to the world, (4, 4)."""
     affine = stack.affine.copy()
     affine[:3, 3] += k * affine[:3, 2]
     affine[:3, 2] = slice_frames(stack.affine, stack.image.shape)[0][k][:, 2]
     return affine
 
 
-def _slab(to_slice: np.ndarray, pixels, thickness: float, shape):
-    """Voxels within a slice: flat index (P,), nearest pixel (2, P), and share (P,) of each that the slice holds.
+def _slab(
+    to_slice: np.ndarray, pixels: Sequence[int], thickness: float, shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the voxels within a slice: flat index (P,), nearest pixel (2, P), and share (P,) of each in the slice.
 
     ``to_slice`` takes voxel indices to pixels and mm along the normal; ``thickness`` is in voxels. Voxels are
-    looked for in columns along the axis that is nearest to the normal, so that each is found once.
+    found in columns along the axis that is nearest to the normal, so that each is found once.
     """
     normal = to_slice[2] / np.linalg.norm(to_slice[2, :3])  # voxels along the normal
     along = int(np.argmax(np.abs(normal[:3])))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Motion of the slices of one stack, as a table and as transforms."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -17,7 +19,7 @@ def _column(name: str, units: str, description: str) -> dict[str, str]:
 
 
 #: BIDS description of every column of the table.
-COLUMNS: dict[str, dict[str, str]] = {
+COLUMNS: dict[str, dict] = {
     "slice": _column("Slice", "count", "Index of the slice along the slice axis, from 0"),
     "stack_time_index": _column(
         "Order of acquisition",
@@ -52,8 +54,8 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 
 
-def motion_table(result: SvrResult, index: int, depth: int, slice_timing=None) -> list[dict]:
-    """One row per slice of a stack, in array order.
+def motion_table(result: SvrResult, index: int, depth: int, slice_timing: Sequence[float] | None = None) -> list[dict]:
+    """Return one row per slice of a stack, in array order.
 
     Parameters
     ----------
@@ -88,7 +90,7 @@ def motion_table(result: SvrResult, index: int, depth: int, slice_timing=None) -
 
 
 def format_table(rows: list[dict]) -> str:
-    """Rows as tab-separated text with a header; ``n/a`` where there is no number.
+    r"""Format rows as tab-separated text with a header; ``n/a`` where there is no number.
 
     Numbers have nine digits after the point, far under what the fit knows, so that rounding is not
     seen.
@@ -96,10 +98,10 @@ def format_table(rows: list[dict]) -> str:
     Examples
     --------
     >>> format_table([{"slice": 0, "gain": 1.0}, {"slice": 1, "gain": None}])
-    'slice\\tgain\\n0\\t1.000000000\\n1\\tn/a\\n'
+    'slice\tgain\n0\t1.000000000\n1\tn/a\n'
     """
 
-    def text(value):
+    def text(value: float | int | None) -> str:
         if isinstance(value, float):
             return f"{value + 0.0:.9f}" if np.isfinite(value) else "n/a"
         return "n/a" if value is None else str(value)
@@ -109,7 +111,7 @@ def format_table(rows: list[dict]) -> str:
 
 
 def slice_transforms(result: SvrResult, index: int, depth: int) -> np.ndarray:
-    """World RAS+ transforms scanner -> anatomy of every slice of a stack, (depth, 4, 4).
+    """Return the world RAS+ transforms scanner -> anatomy of every slice of a stack, (depth, 4, 4).
 
     Slices without brain move as their whole stack did in the co-registration.
     """
@@ -119,7 +121,7 @@ def slice_transforms(result: SvrResult, index: int, depth: int) -> np.ndarray:
     return transforms
 
 
-def _order(slice_timing, depth: int) -> list[int | None]:
+def _order(slice_timing: Sequence[float] | None, depth: int) -> list[int | None]:
     times = np.asarray(slice_timing if slice_timing is not None else [], dtype=float).ravel()
     if times.size != depth or not np.isfinite(times).all():
         return [None] * depth

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes while the fit goes on: for somebody who waits at the scanner."""
+"""Previews: volumes during the fit, for somebody who waits at the scanner."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,15 +22,15 @@ class PreviewVolume:
     Attributes
     ----------
     image : ndarray, (X, Y, Z), float32
-        In input intensities; 0 away from the brain.
+        Image in input intensities; 0 away from the brain.
     affine : ndarray, (4, 4)
         Voxel indices to world RAS+ mm, isotropic; the grid follows the poses and may differ from one to the next.
     iteration : int
-        Of the fit, from 1.
+        Iteration of the fit, from 1.
     residual : float
         Mean absolute residual of the slices over the 99th percentile of the intensities, slices by their weight.
     result : SvrResult
-        The state itself: poses, weights and similarities of the slices, and the field.
+        State of the fit: poses, weights and similarities of the slices, and the field.
     """
 
     image: np.ndarray
@@ -41,7 +41,7 @@ class PreviewVolume:
 
 
 class Previewer:
-    """An observer for :func:`gsbids.recon.svr.fit.fit_svr` that shows volumes on the way.
+    """An observer for :func:`gsbids.recon.svr.fit.fit_svr` that shows intermediate volumes.
 
     It looks at the fit at iteration ``first`` and then at ever larger distances (each 1.5 times as far), and shows a
     state if its slices are explained about as well as by the best one before: a field that has just been started again
@@ -50,7 +50,7 @@ class Previewer:
     Parameters
     ----------
     stacks : list of Stack
-        Those of the fit.
+        Stacks of the fit.
     resolution : float
         Voxel size in mm.
     show : callable
@@ -59,7 +59,7 @@ class Previewer:
     first : int
         Iteration of the first one.
     device : str
-        Where volumes are rendered.
+        Device on which volumes are rendered.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Previewer:
         show: Callable[[PreviewVolume], None],
         first: int = 8,
         device: str = "cpu",
-    ):
+    ) -> None:
         self.stacks, self.resolution, self.show, self.device = stacks, resolution, show, device
         self.next, self.best = first, np.inf
 
@@ -88,7 +88,7 @@ class Previewer:
 
 
 def quick_options(options: SvrOptions) -> SvrOptions:
-    """Options of a fit for a preview alone: the coarse field, in less than half of its iterations and poses' steps.
+    """Return options of a fit for a preview alone: the coarse field, with less than half of the iterations.
 
     So few iterations need larger ones. On case A of the benchmark, 2 cores, 40 iterations: SSIM 0.85 at the learning
     rate of the fit proper, 0.88 at three times that with half of the poses' steps, in three quarters of the time.

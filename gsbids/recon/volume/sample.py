@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the field to images: any grid, and simulated stacks in their own geometry."""
+"""Sampling of the field: volumes on any grid, and simulated stacks in their own geometry."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,8 +16,8 @@ from gsbids.recon.svr_paper import top_k
 GRID_MARGIN = 5.0  # mm around the brain
 
 
-def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "cpu") -> np.ndarray:
-    """The volume of a result on any grid, rendered in the way it was fitted.
+def sample_result(result: SvrResult, affine: np.ndarray, shape: Sequence[int], device: str = "cpu") -> np.ndarray:
+    """Sample the volume of a result on any grid, rendered as it was fitted.
 
     Parameters
     ----------
@@ -23,12 +25,12 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "c
     affine, shape
         As for :func:`sample_grid`.
     device : str
-        Where the field is rendered (that of the paper's method: always on the CPU).
+        Device on which the field is rendered (that of the paper's method: always on the CPU).
 
     Returns
     -------
     ndarray, (X, Y, Z), float32
-        In input intensities, nothing darker than ``result.intensity_offset``: magnitudes are never negative.
+        Image in input intensities, nothing darker than ``result.intensity_offset``: magnitudes are never negative.
     """
     settings = result.settings
     if settings.get("method") == "paper":
@@ -39,7 +41,7 @@ def sample_result(result: SvrResult, affine: np.ndarray, shape, device: str = "c
 
 
 def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
-    """Positions (P, 3), world mm, of all masked pixels after motion correction."""
+    """Return the positions (P, 3), world mm, of all masked pixels after motion correction."""
     points, moves = [], result.motion.as_affines(result.nominal)
     for n, stack in enumerate(stacks):
         for row in np.flatnonzero(result.stack_index == n):
@@ -53,7 +55,7 @@ def brain_points(stacks: list[Stack], result: SvrResult) -> np.ndarray:
 def output_grid(
     stacks: list[Stack], result: SvrResult, resolution: float, transform: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Isotropic RAS+ grid around the motion-corrected brain.
+    """Return an isotropic RAS+ grid around the motion-corrected brain.
 
     Parameters
     ----------
@@ -78,11 +80,11 @@ def output_grid(
     shape = tuple(int(n) for n in np.ceil((high - low) / resolution) + 1)
     affine = np.diag([resolution] * 3 + [1.0])
     affine[:3, 3] = (low + high) / 2 - resolution * (np.array(shape) - 1) / 2
-    return affine, shape
+    return affine, shape  # type: ignore[return-value]
 
 
 def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
-    """An RAS+ image with its voxels in another order; none is interpolated, and each keeps its place in the world.
+    """Reorder the voxels of an RAS+ image; none is interpolated, and each keeps its world position.
 
     Parameters
     ----------
@@ -99,12 +101,12 @@ def in_order(data: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np
     return np.ascontiguousarray(data[::-1]), turned
 
 
-def _pixel_counts(stacks, result):
+def _pixel_counts(stacks: list[Stack], result: SvrResult) -> list[int]:
     return [int(stacks[n].mask[:, :, k].sum()) for n, k in zip(result.stack_index, result.slice_index, strict=True)]
 
 
 def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "cpu") -> np.ndarray:
-    """The stack as the reconstruction predicts it, in the stack's own grid, with intensities as in ``Stack.image``.
+    """Predict a stack from the reconstruction, on the stack's own grid, with intensities as in ``Stack.image``.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "c
     stack : Stack
         Conformed stack ``index`` of the fit.
     index : int
-        Its number, 0..N-1.
+        Number of the stack, 0..N-1.
     device : str
         As for :func:`sample_result`.
 
@@ -139,8 +141,10 @@ def simulate_stack(result: SvrResult, stack: Stack, index: int, device: str = "c
     return out
 
 
-def _predict(result: SvrResult, motion: RigidMotion, psf: np.ndarray, pixels, device: str) -> np.ndarray:
-    """Whole slices (S, X, Y) about their middles, at poses relative to the field, in its units and without gains.
+def _predict(
+    result: SvrResult, motion: RigidMotion, psf: np.ndarray, pixels: tuple[tuple[int, int], np.ndarray], device: str
+) -> np.ndarray:
+    """Render whole slices (S, X, Y) about their middles, at poses relative to the field, in its units, without gains.
 
     ``pixels``: their number along both axes, and their size.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of single slices, each where it lies in the anatomy, as NeSVoR, SVoRT and GSVR read and write them.
+"""Folders of single slices, each at its pose in the anatomy, as NeSVoR, SVoRT and GSVR read and write them.
 
 ``N.nii.gz`` holds slice N (X x Y x 1); the first two columns and the origin of its affine are its pose, the length of
 the third is the slice thickness. ``mask_N.nii.gz`` holds its brain mask.
@@ -33,15 +33,15 @@ FEWEST = 3  # slices of a stack; fewer are counted to the one before
 
 @dataclass(frozen=True)
 class PlacedSlice:
-    """One slice in the anatomy.
+    """One slice at its pose in the anatomy.
 
     Attributes
     ----------
     number : int
-        N of its file.
+        Number N of its file.
     image, mask : ndarray, (X, Y), float32 and bool
     files : tuple of Path
-        That it was read from.
+        Files that it was read from.
     affine : ndarray, (4, 4)
         Pixel indices and mm along the normal to world RAS+ mm.
     thickness : float
@@ -105,7 +105,7 @@ def read_slices(folder: str | Path, thickness: float | None = None) -> list[Plac
 
 
 def group_slices(slices: list[PlacedSlice]) -> list[list[PlacedSlice]]:
-    """Slices by the stacks that they belong to, as far as their poses tell.
+    """Group slices by the stacks that they belong to, as far as their poses tell.
 
     Slices of one stack share a brightness and a bias, and those beside one another move alike. A folder does not say
     which belong together: a stack ends where pixels, thickness or direction change, or the slices jump back. Where
@@ -126,7 +126,7 @@ def group_slices(slices: list[PlacedSlice]) -> list[list[PlacedSlice]]:
 
 
 def _merge_few(groups: list[list[PlacedSlice]]) -> PlacedSlice | None:
-    """Too few for a stack are slices that moved far: count them to the one before; its last own slice, if so."""
+    """Add a group of too few slices, which moved far, to the one before; return the last own slice of that, if so."""
     if len(groups) < 2 or len(groups[-1]) >= FEWEST or not _alike(groups[-2][-1], groups[-1][0]):
         return None
     few, before = groups.pop(), groups[-1][-1]
@@ -135,12 +135,12 @@ def _merge_few(groups: list[list[PlacedSlice]]) -> PlacedSlice | None:
 
 
 def as_stacks(groups: list[list[PlacedSlice]]) -> tuple[list[Stack], np.ndarray]:
-    """Slices as stacks of regular slices, and where each of these lies.
+    """Return slices as stacks of regular slices, with the transforms to their poses.
 
     Parameters
     ----------
     groups : list of list of PlacedSlice
-        From :func:`group_slices`.
+        Groups from :func:`group_slices`.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def as_stacks(groups: list[list[PlacedSlice]]) -> tuple[list[Stack], np.ndarray]
 
 
 def placed_slices(stacks: list[Stack], result: SvrResult) -> Iterator[tuple[int, PlacedSlice]]:
-    """The slices of a reconstruction where it found them: row of the result and slice, intensities as in the stacks."""
+    """Yield the slices of a reconstruction at their poses: row of the result and slice, intensities as acquired."""
     stacks, moves = result.as_fitted(stacks), result.motion.as_affines(result.nominal)
     for number, row in enumerate(np.lexsort((result.slice_index, result.stack_index))):
         stack, k = stacks[result.stack_index[row]], int(result.slice_index[row])
@@ -197,12 +197,12 @@ def write_slices(folder: str | Path, stacks: list[Stack], result: SvrResult, sim
 
 
 def _write(folder: Path, stacks: list[Stack], result: SvrResult, simulated: bool) -> None:
-    """Slices, masks and the table of :func:`write_slices` into an empty folder."""
+    """Write slices, masks and the table of :func:`write_slices` into an empty folder."""
     lines = ["\t".join(("file", "stack", "slice", "weight", "gain", "ncc"))]
     predicted = [simulate_stack(result, stack, n) for n, stack in enumerate(stacks)] if simulated else None
     for row, piece in placed_slices(stacks, result):
         stack, k = int(result.stack_index[row]), int(result.slice_index[row])
-        image = (predicted[stack][:, :, k] if simulated else piece.image) + np.float32(stacks[stack].offset)
+        image = (predicted[stack][:, :, k] if simulated else piece.image) + np.float32(stacks[stack].offset)  # type: ignore[index]
         save_image(folder / f"{piece.number}.nii.gz", image[:, :, None], piece.affine)
         save_image(folder / f"mask_{piece.number}.nii.gz", piece.mask[:, :, None], piece.affine, "uint8")
         numbers = (f"{float(column[row]):.6f}" for column in (result.weight, result.gain, result.ncc))
@@ -211,7 +211,7 @@ def _write(folder: Path, stacks: list[Stack], result: SvrResult, simulated: bool
 
 
 def check_slice_folder(folder: Path, option: str) -> None:
-    """InputError where slices cannot be written to a folder: one that holds anything but slices is never replaced."""
+    """Raise InputError where slices cannot be written to a folder: one with other files is never replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option} {folder}: is a file; give the name of a folder")
     known = re.compile(rf"(mask_)?\d+\.nii(\.gz)?|{re.escape(TABLE)}")
@@ -223,7 +223,7 @@ def check_slice_folder(folder: Path, option: str) -> None:
 
 
 def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
-    """Files ``<prefix>N.nii.gz`` by N."""
+    """Return files ``<prefix>N.nii.gz`` by N."""
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         match = re.fullmatch(rf"{prefix}(\d+)\.nii(\.gz)?", path.name)
@@ -263,14 +263,14 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
 
 def _alike(one: PlacedSlice, other: PlacedSlice) -> bool:
     return (
-        one.image.shape == other.image.shape
+        one.image.shape == other.image.shape  # type: ignore[return-value]
         and np.allclose(one.spacing, other.spacing, rtol=0.01)
         and np.isclose(one.thickness, other.thickness, rtol=0.01)
     )
 
 
 def _goes_on(one: PlacedSlice, other: PlacedSlice) -> bool:
-    """Whether two slices can be neighbours in a stack."""
+    """Return whether two slices can be neighbours in a stack."""
     if not _alike(one, other):
         return False
     here, there = one.pose, other.pose
@@ -279,7 +279,7 @@ def _goes_on(one: PlacedSlice, other: PlacedSlice) -> bool:
 
 
 def _regular(group: list[PlacedSlice]) -> tuple[Stack, np.ndarray]:
-    """A regular stack in the mean direction of its slices, and the moves from it to their poses."""
+    """Return a regular stack in the mean direction of its slices, and the moves from it to their poses."""
     poses = np.array([piece.pose for piece in group])
     frame = Rotation.from_matrix(poses[:, :3, :3]).mean().as_matrix()
     along = (poses[:, :3, 3] - poses[0, :3, 3]) @ frame[:, 2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a template lies: the rigid transform that turns a reconstructed brain as an atlas is turned."""
+"""Rigid alignment of a reconstructed brain to a template."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from gsbids.recon.volume.sample import output_grid, sample_result
 STEP = 2.0  # mm of the fine grid, of a brain of REFERENCE size; the coarse one has twice as much
 REFERENCE = 1.5e5  # mm3
 TURNS, PLACES = 24, 3  # that are refined on the coarse grid, and of these on the fine one
-FINE, COARSE = 0, 1
+FINE, COARSE = 0, 1  # index of the grid
 SIZES = (1.1, 1.05, 1.025)  # by which the template is tried larger and smaller, in turn
-HALF_TURNS = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()
+HALF_TURNS = Rotation.from_rotvec(np.pi * np.eye(3)).as_matrix()  # about the three axes
 DIFFERENT = 20.0  # degrees from which on two places are not the same one
 GRID = 1.5  # mm: of the brain that is compared
 # Similarity, and how much more than in any other place, from which on a place is trusted (benchmarks/svr_template.py).
@@ -30,7 +30,7 @@ CONTRARY = 45.0  # degrees between the places by outlines and by what is inside,
 
 @dataclass(frozen=True)
 class TemplateAlignment:
-    """A rigid alignment and how alike the images are under it.
+    """A rigid alignment, and the similarity of the images under it.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class TemplateAlignment:
     runner_up : float
         Similarity in the best place that is turned by more than 20 degrees from it; 0 where none was found.
     doubt : str
-        Why it is not to be trusted; empty where it is.
+        Reason why it is doubtful; empty where it is not.
     """
 
     transform: np.ndarray
@@ -53,7 +53,7 @@ class TemplateAlignment:
     doubt: str = ""
 
     def facts(self, name: str) -> dict:
-        """What is told of an alignment to the template of a name, in the sidecar of the volume."""
+        """Return the facts about an alignment to the template ``name``, for the sidecar of the volume."""
         return {
             "TemplateName": name,
             "TemplateSimilarity": round(self.similarity, 4),
@@ -75,12 +75,12 @@ class TemplateAlignment:
 
 
 def align_to_template(brain: Stack, template: Stack) -> TemplateAlignment:
-    """Find how a brain must be turned and shifted to lie as in a template; see :func:`align_to_templates`."""
+    """Align a brain to a template; see :func:`align_to_templates`."""
     return align_to_templates(brain, [template])[1]
 
 
 def align_to_templates(brain: Stack, templates: list[Stack]) -> tuple[int, TemplateAlignment]:
-    """Find the template that a brain looks most like, and how it must be turned and shifted to lie as in that.
+    """Find the most similar template, and the rigid transform that aligns the brain to it.
 
     Every rotation is looked at (:func:`gsbids.recon.registration.register.likely_places`): a fetus may lie in any way.
     First the brains are compared within their masks, where outlines tell much. Then the images are compared within the
@@ -133,7 +133,7 @@ def _look(
     limits: tuple[float, float],
     known: tuple[int, list["_Place"]] | None = None,
 ) -> tuple[int, TemplateAlignment, "_Place"]:
-    """The best template and place by one comparison: from known places of a template, or from all rotations."""
+    """Find the best template and pose by one comparison: from known poses of a template, or from all rotations."""
     sides = searches.sides
     first = known[0] if known else min(range(len(sides)), key=lambda n: abs(np.log(sides[n])))
     fine, coarse = (searches.of(first, grid) for grid in (FINE, COARSE))
@@ -154,7 +154,7 @@ def _look(
 
 
 def _doubt(value: float, other: float, limits: tuple[float, float]) -> str:
-    """Why a place with a similarity, and one elsewhere, is not to be trusted."""
+    """Describe why a pose with a similarity, and one elsewhere, is doubtful."""
     if value < limits[0]:
         return f"looks little like the template where it fits best (similarity {value:.2f})"
     if value - other < limits[1]:
@@ -187,12 +187,12 @@ def _resized(place: _Place, factor: float) -> _Place:
 
 
 def _half_turns(place: _Place) -> list[_Place]:
-    """The same place upside down, back to front, and both."""
+    """Return the same pose upside down, back to front, and both."""
     return [replace(place, turn=place.turn @ turn) for turn in HALF_TURNS]
 
 
 def _different(places: list[_Place]) -> list[_Place]:
-    """Places, the best first, without those that are turned nearly as a better one."""
+    """Return poses, the best first, without those that are rotated nearly as a better one."""
     found: list[_Place] = []
     for place in sorted(places, key=_value, reverse=True):
         if all(_apart(place.turn, other.turn) > DIFFERENT for other in found):
@@ -202,7 +202,7 @@ def _different(places: list[_Place]) -> list[_Place]:
 
 @dataclass(frozen=True)
 class _Search:
-    """A template (fixed) that is looked for in a brain (moving); ``middle`` is that of its mask."""
+    """Registration of a template (fixed) to a brain (moving); ``middle`` is that of its mask."""
 
     template: Volume
     brain: Volume
@@ -211,25 +211,25 @@ class _Search:
     side: float
 
     def _at(self, side: float) -> Volume:
-        """The template of a size."""
+        """Return the template scaled to a size."""
         return replace(self.template, origin=self.template.origin / side, step=self.template.step / side)
 
     def _place(self, transform: np.ndarray, side: float, value: float = 0.0) -> _Place:
         return _Place(transform[:3, :3], transform[:3, :3] @ self.middle / side + transform[:3, 3], side, value)
 
     def places(self) -> list[_Place]:
-        """Likely ones, from a cover of all rotations about the middle of the brain's mask."""
+        """Return likely poses, from a cover of all rotations about the middle of the brain's mask."""
         found = likely_places(self._at(self.side), self.brain, turns=TURNS, target=self.target)
         return [self._place(transform, self.side) for transform in found[: 2 * PLACES] or [np.eye(4)]]
 
     def refined(self, place: _Place) -> _Place:
-        """The best place near one, of its size."""
+        """Return the best pose near one, of its size."""
         fixed = self._at(place.side)
         transform, value = refine(fixed, self.brain, about(place.turn, self.middle / place.side, place.middle))
         return self._place(transform, place.side, value)
 
     def sized(self, place: _Place, factors: tuple[float, ...]) -> _Place:
-        """The best place near one, of any size near its own."""
+        """Return the best pose near one, of any size near its own."""
         best = self.refined(place)
         for factor in factors:
             near = (self.refined(replace(best, side=best.side * each)) for each in (factor, 1 / factor))
@@ -239,7 +239,7 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Searches:
-    """Templates that are looked for in one brain by one comparison: ``blurred`` brings a template to a grid."""
+    """Registrations of templates to one brain with one similarity: ``blurred`` resamples a template to a grid."""
 
     blurred: Callable[[Stack, float, float], Volume]
     brains: list[Volume]
@@ -248,7 +248,7 @@ class _Searches:
     target: np.ndarray
 
     def of(self, number: int, grid: int) -> _Search:
-        """A template on the fine or the coarse grid."""
+        """Return the search for a template on the fine or the coarse grid."""
         brain, template, side = self.brains[grid], self.templates[number], self.sides[number]
         return _Search(
             self.blurred(template, brain.step * side, 2 * brain.step * side),
@@ -260,7 +260,7 @@ class _Searches:
 
 
 def _inside(template: Stack, step: float, fwhm: float) -> Volume:
-    """A template within its mask, without the rim of nothing."""
+    """Blur a template within its mask, without the rim of zeros."""
     whole, share = (
         isotropic_volume(replace(template, image=image), step, fwhm)
         for image in (template.image, np.ones_like(template.image))
@@ -272,12 +272,12 @@ def _inside(template: Stack, step: float, fwhm: float) -> Volume:
 
 
 def _middle(brain: Stack) -> np.ndarray:
-    """Of the mask, world mm."""
+    """Return the centroid of the mask, world mm."""
     return brain.affine[:3, :3] @ np.argwhere(brain.mask).mean(0) + brain.affine[:3, 3]
 
 
 def millilitres(brain: Stack) -> float:
-    """Volume of the mask, ml."""
+    """Return the volume of the mask, ml."""
     return float(brain.mask.sum()) * abs(np.linalg.det(brain.affine[:3, :3])) / 1000
 
 
@@ -286,7 +286,7 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def brain_of_result(result: SvrResult, stacks: list[Stack]) -> Stack:
-    """The reconstructed brain on a coarse grid in the world of the scanner, with its mask."""
+    """Sample the reconstructed brain on a coarse grid in the world of the scanner, with its mask."""
     affine, shape = output_grid(stacks, result, GRID)
     mask, _ = vote_mask(stacks, result, affine, shape)
     image = sample_result(result, affine, shape) - np.float32(result.intensity_offset)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far each voxel is to be trusted: a standard deviation from the data behind it and from the ensemble."""
+"""Uncertainty of each voxel: a standard deviation from the data that support it and from the ensemble."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,14 +34,14 @@ FORMULA = (
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Predicted error of a volume, and what it is made of; all (X, Y, Z), float32, in input intensities.
+    """Predicted error of a volume, and its parts; all (X, Y, Z), float32, in input intensities.
 
     Attributes
     ----------
     sigma : ndarray
         Standard deviation of the error of the volume.
     data, members, placement : ndarray
-        Its three parts: ``sigma^2 = data^2 + members^2 + placement^2``.
+        Three parts of it: ``sigma^2 = data^2 + members^2 + placement^2``.
     """
 
     sigma: np.ndarray
@@ -52,7 +53,7 @@ class Uncertainty:
 def predict_error(
     result: SvrResult, stacks: list[Stack], affine: np.ndarray, image: np.ndarray, device: str = "cpu"
 ) -> Uncertainty:
-    r"""Standard deviation of the error of a volume, voxel by voxel.
+    r"""Predict the standard deviation of the error of a volume, voxel by voxel.
 
     .. math:: \sigma^2 = \frac{1}{n / r^2 + 1 / t^2} + k^2 \frac{s^2}{M} + d^2 |\nabla I|^2
 
@@ -74,13 +75,13 @@ def predict_error(
     ----------
     result : SvrResult
     stacks : list of Stack
-        Those of the fit.
+        Stacks of the fit.
     affine : ndarray, (4, 4)
         Voxel indices of ``image`` to world RAS+ mm; isotropic.
     image : ndarray, (X, Y, Z)
-        The volume, from :func:`gsbids.recon.volume.sample.sample_result`.
+        Volume from :func:`gsbids.recon.volume.sample.sample_result`.
     device : str
-        Where fields are rendered.
+        Device on which fields are rendered.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def predict_error(
 
 
 def split_members(result: SvrResult) -> list[GaussianField]:
-    """The fields of the ensemble, each by itself; the whole field where there is no ensemble."""
+    """Split the field into those of the ensemble; return the whole field where there is no ensemble."""
     sizes = result.settings.get("gaussians_of_members", [len(result.field)])
     starts = np.concatenate([[0], np.cumsum(sizes)])
     return [
@@ -114,9 +115,9 @@ def split_members(result: SvrResult) -> list[GaussianField]:
 
 
 def _variance_of_mean(
-    members: list[GaussianField], affine: np.ndarray, shape, options: ops.RenderOptions
+    members: list[GaussianField], affine: np.ndarray, shape: Sequence[int], options: ops.RenderOptions
 ) -> np.ndarray:
-    """``s^2 / M`` from the images of the members, in the field's units squared; 0 for one member."""
+    """Return ``s^2 / M`` from the images of the members, in the field's units squared; 0 for one member."""
     count, mean, square = len(members), np.zeros(shape), np.zeros(shape)
     if count < 2:
         return mean
@@ -129,9 +130,9 @@ def _variance_of_mean(
 
 
 def data_support(
-    result: SvrResult, stacks: list[Stack], affine: np.ndarray, shape, device: str = "cpu"
+    result: SvrResult, stacks: list[Stack], affine: np.ndarray, shape: Sequence[int], device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How much weighted pixels say about every voxel, and how far they are from what the result predicts.
+    """Compute the weighted number of pixels that support every voxel, and the variance of their residuals.
 
     Every pixel, in the mask or the rim, is a Gaussian with the shape of its slice's PSF, and is rendered like those of
     a field: the sum of the weights is the support, their mean of the squared residuals is the variance.
@@ -141,9 +142,9 @@ def data_support(
     result : SvrResult
     stacks : list of Stack
     affine, shape
-        The grid.
+        Affine and shape of the grid.
     device : str
-        Where pixels are rendered.
+        Device on which pixels are rendered.
 
     Returns
     -------
@@ -172,8 +173,10 @@ def data_support(
     return support - np.float32(EPS), variance * scale
 
 
-def _pixels(result: SvrResult, stacks: list[Stack], device: str):
-    """Of every slice in the fit: pixels (P, 3) in the world after motion, its row (P,), weights and residuals (P,)."""
+def _pixels(
+    result: SvrResult, stacks: list[Stack], device: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield for every slice of the fit pixels (P, 3) in the world after motion, its row, weights and residuals (P,)."""
     moves = result.motion.as_affines(result.nominal)
     for n, stack in enumerate(stacks):
         rows = np.flatnonzero(result.stack_index == n)
