@@ -17,6 +17,7 @@ from gsbids.bids.names import sidecar_path
 from gsbids.cli.main import main
 from gsbids.errors import InputError
 from gsbids.imaging.itk import read_itk_transforms, write_itk_transforms
+from gsbids.imaging.masks import dice
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
 from gsbids.interfaces.sample_volume import SampleVolume
@@ -231,6 +232,21 @@ def test_a_volume_lies_as_the_packaged_template_or_says_why_not(moving_brain, tm
     assert made.space == {"SpatialReference": "https://example.org/atlas"}
     assert made.facts["TemplateName"] == "itself"
     assert "TemplateDoubt" not in made.facts
+    assert made.mask_facts == made.space | {"MaskSource": "Vote of the masks of the slices"}  # which were given
+    assert "TemplateMaskOverlap" not in made.facts
+
+    names = [stack.name for stack in stacks]
+    choice = tmp_path / "choice.json"
+    choice.write_text(json.dumps({"doubts": {}, "left_out": [], "empty": [], "made": names}))
+    shaped = sampled(moving_brain, tmp_path / "shaped", packaged_templates="T2w", choice=str(choice))
+    assert shaped.mask_facts["MaskSource"] == "Shape of the itself, laid on the volume"
+    assert shaped.facts["TemplateMaskOverlap"] > 0.85
+    mask, vote = (load_image(each.mask)[0] > 0 for each in (shaped, made))
+    assert dice(mask, vote) == pytest.approx(shaped.facts["TemplateMaskOverlap"], abs=0.02)
+    monkeypatch.setattr("gsbids.masking.shape_prior.LEAST_OVERLAP", 1.0)
+    voted = sampled(moving_brain, tmp_path / "voted", packaged_templates="T2w", choice=str(choice))
+    assert voted.mask_facts["MaskSource"] == "Vote of the masks of the slices"
+    assert voted.facts["TemplateMaskDoubt"] in caplog.text
 
 
 def test_the_tree_of_a_run_by_default(tiny_bids, tmp_path, official_errors):

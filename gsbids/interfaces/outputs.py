@@ -303,6 +303,10 @@ def _tell_placement(content: dict, facts: dict, placement: dict) -> None:
             f"Letters are directions of the child, as in {name}; stacks are shown as they lay in the scanner."
         )
         content["template_similarity"], facts["template"] = placement["TemplateSimilarity"], name
+    if "TemplateMaskOverlap" in placement:
+        shared, doubt = placement["TemplateMaskOverlap"], placement.get("TemplateMaskDoubt")
+        words = f"vote of the masks of the slices: {doubt}" if doubt else f"shape of the template, overlap {shared:.2f}"
+        content["summary"] = (*content["summary"], ("Brain mask of the volume", words))
 
 
 def usage_of(found: dict) -> "tuple[StepUsage, ...]":
