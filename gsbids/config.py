@@ -133,6 +133,11 @@ class WorkflowOptions:
         return None if self.template in (AUTO, NONE) else self.template
 
     @property
+    def takes_masks(self) -> bool:
+        """Whether brain masks that were given with the stacks are used."""
+        return self.mask_mode in ("auto", "derivatives")
+
+    @property
     def svr_resolution(self) -> float:
         """Voxel size of volumes that are reconstructed from stacks, mm."""
         return self.output_resolution[0] if self.output_resolution else DEFAULT_RESOLUTION

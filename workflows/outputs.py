@@ -186,7 +186,7 @@ def init_stack_outputs_wf(*, config: Config, task: ReconstructionTask, index: in
 def stack_uris(config: Config, stacks: Sequence[StackFile]) -> list[str]:
     """Return BIDS URIs of stacks and of the masks that go with them."""
     paths = [path for stack in stacks for path in stack.sources or (stack.path,)]
-    if config.workflow.mask_mode in ("auto", "derivatives"):
+    if config.workflow.takes_masks:
         paths += [stack.mask for stack in stacks if stack.mask is not None and not stack.sources]
     return [uri_of(path, config.datasets) for path in paths]
 

@@ -40,7 +40,7 @@ def fit_preview_settings(config: Config, task: ReconstructionTask) -> dict | Non
 def early_preview_node(config: Config, task: ReconstructionTask) -> Node:
     """Return the node that reconstructs the stacks as acquired, before they are denoised and corrected."""
     options, threads, stacks = config.workflow, config.nipype.omp_nthreads, task.stacks
-    given = options.mask_mode in ("auto", "derivatives")
+    given = options.takes_masks
     interface = EarlyPreview(
         in_files=[str(stack.path) for stack in stacks],
         mask_files=[str(stack.mask) if given and stack.mask is not None else "" for stack in stacks],

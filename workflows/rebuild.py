@@ -164,7 +164,7 @@ def run_paragraphs(config: Config, tasks: Sequence[ReconstructionTask]) -> tuple
         facts = report_inputs(config.of_method("svr"), svr[0])["facts"]
         counts = {len(task.stacks) for task in svr}
         mode = config.workflow.mask_mode
-        if mode in ("auto", "derivatives"):
+        if config.workflow.takes_masks:
             given = all(stack.mask is not None for task in svr for stack in task.stacks)
             mode = "derivatives" if given else ""
         paragraphs = methods_paragraphs(

@@ -92,7 +92,7 @@ def init_sr_task_wf(*, config: Config, task: ReconstructionTask) -> Workflow:
 
 def wants_mask(options: WorkflowOptions, task: ReconstructionTask) -> bool:
     """Return whether there is a brain mask: one that was given, or one that was asked for by name."""
-    if options.mask_mode in ("auto", "derivatives"):
+    if options.takes_masks:
         return task.stacks[0].mask is not None
     return options.mask_mode != "none"
 
@@ -121,7 +121,7 @@ def init_volume_prep_wf(*, config: Config, task: ReconstructionTask) -> Workflow
         region = Node(MaskStack(mode=options.mask_mode), "mask", mem_gb=0.6)
         if options.mask_weights:
             region.inputs.weights = str(options.mask_weights)
-        if options.mask_mode in ("auto", "derivatives"):
+        if options.takes_masks:
             region.inputs.mask_file = str(stack.mask)
         workflow.connect([(region, outputnode, [("out_mask", "mask"), ("reason", "reason"), ("facts", "mask_facts")])])
     elif options.denoise or options.n4:

@@ -16,6 +16,7 @@ from gsbids.bids.task import ReconstructionTask, StackFile
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform, slice_axis, slice_frames
 from gsbids.imaging.intensity import without_spikes
+from gsbids.imaging.limits import THICKNESS_RANGE
 from gsbids.imaging.masks import inside_of, oddness, resample_mask, same_grid
 from gsbids.imaging.nifti import load_image
 
@@ -25,7 +26,6 @@ LOGGER = logging.getLogger("gsbids.bids")
 _USUAL_GAP = 0.2
 
 # Thinner or thicker slices than this are a mistake in the unit.
-_THICKNESS_RANGE = (0.1, 20.0)
 
 # In ml; far below any brain that is imaged in stacks.
 _SMALLEST_BRAIN = 0.5
@@ -210,10 +210,10 @@ def _check_found(task: ReconstructionTask) -> None:
 
 
 def _check_thickness(stack: StackFile) -> None:
-    if stack.thickness < _THICKNESS_RANGE[0] or stack.thickness > _THICKNESS_RANGE[1]:
+    if stack.thickness < THICKNESS_RANGE[0] or stack.thickness > THICKNESS_RANGE[1]:
         raise InputError(
             f"{stack.path}: a slice thickness of {stack.thickness:g} mm is outside "
-            f"{_THICKNESS_RANGE[0]:g} to {_THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
+            f"{THICKNESS_RANGE[0]:g} to {THICKNESS_RANGE[1]:g} mm; correct SliceThickness "
             "in the sidecar or give --slice-thickness"
         )
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from gsbids import __version__
 from gsbids.cli.argument_types import RESOLUTION_RANGE, OneOrThree, between, label, level, with_dashes
 from gsbids.cli.options import add_masking, add_orientation, add_resources, add_seed_and_device
+from gsbids.imaging.limits import THICKNESS_RANGE
 
 DESCRIPTION = (
     "Reconstruct volumes from stacks of slices that were acquired while the subject moved, and "
@@ -263,7 +264,7 @@ def _add_super_resolution(group: Any) -> None:
 def _add_preparation(group: Any) -> None:
     group.add_argument(
         "--slice-thickness",
-        type=between(0.1, 20.0),
+        type=between(*THICKNESS_RANGE),
         metavar="MM",
         help="thickness of the slices, instead of SliceThickness in the sidecars",
     )

@@ -86,7 +86,7 @@ def make_plan(args: argparse.Namespace, config: Config | None = None) -> Plan:
         sessions=execution.session_label,
         filters=execution.bids_filters,
         filter_file=f"--bids-filter-file {args.bids_filter_file or args.config_file}",
-        mask_datasets=execution.derivatives if workflow.mask_mode in ("auto", "derivatives") else {},
+        mask_datasets=execution.derivatives if workflow.takes_masks else {},
         output_dir=execution.output_dir,
         slice_thickness=workflow.slice_thickness,
         database_dir=execution.bids_database_dir,
@@ -171,7 +171,7 @@ def make_config(args: argparse.Namespace) -> Config:
     check_weights(workflow)
     if workflow.mask_mode == "derivatives" and not execution.derivatives:
         raise InputError("--mask-mode derivatives: needs data sets with masks; give --derivatives PATH")
-    if execution.derivatives and workflow.mask_mode not in ("auto", "derivatives"):
+    if execution.derivatives and not workflow.takes_masks:
         LOGGER.warning("--derivatives: not used with --mask-mode %s", workflow.mask_mode)
     return Config(execution, workflow, nipype)
 

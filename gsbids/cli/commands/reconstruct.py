@@ -18,8 +18,9 @@ from gsbids.cli.commands.slice_folders import FOLDERS, write_slice_folders
 from gsbids.cli.options import add_masking, add_orientation, add_resources, add_seed_and_device
 from gsbids.cli.parser import Parser
 from gsbids.cli.places import writable_places
-from gsbids.config import AUTO, NONE
+from gsbids.config import AUTO, DEFAULT_RESOLUTION, NONE
 from gsbids.errors import NOT_TO_BE_USED, InputError
+from gsbids.imaging.limits import THICKNESS_RANGE
 
 if TYPE_CHECKING:
     from gsbids.cli.plan import Plan
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("gsbids.cli")
 COMMAND = "reconstruct"
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
-THICKNESS_RANGE = (0.1, 20.0)  # mm, of --slice-thickness
 
 #: Options for further outputs, and their kinds in ``gsbids.bids.names.KINDS``.
 EXTRA = {
@@ -152,7 +152,7 @@ def _add_method(group: Any) -> None:
         "--output-resolution",
         type=between(*RESOLUTION_RANGE),
         metavar="MM",
-        default=0.8,
+        default=DEFAULT_RESOLUTION,
         help="voxel size of the volume (default: %(default)s)",
     )
     group.add_argument(

@@ -18,13 +18,13 @@ from scipy.spatial.transform import Rotation
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import slice_frames
 from gsbids.imaging.intensity import above_background
+from gsbids.imaging.limits import THICKNESS_RANGE
 from gsbids.imaging.masks import inside_of, same_grid
 from gsbids.imaging.nifti import load_image, save_image
 from gsbids.imaging.stack import Stack
 from gsbids.recon.svr.result import SvrResult
 from gsbids.recon.volume.sample import simulate_stack
 
-THICKNESS = (0.1, 20.0)  # mm
 TABLE = "slices.tsv"
 # Another stack begins where the normal turns by more (degrees), or the slices jump by more (mm) along it.
 TURN, JUMP = 45.0, 20.0
@@ -248,10 +248,10 @@ def _read(path: Path, mask_path: Path | None, number: int, thickness: float | No
         mask = inside_of(inside)[0] if inside.any() else inside > 0
     if thickness is None:
         thickness = round(float(np.linalg.norm(affine[:3, 2])), 4)
-    if not THICKNESS[0] <= thickness <= THICKNESS[1]:
+    if not THICKNESS_RANGE[0] <= thickness <= THICKNESS_RANGE[1]:
         raise InputError(
-            f"{path}: a slice thickness of {thickness:g} mm is outside {THICKNESS[0]:g} to "
-            f"{THICKNESS[1]:g} mm; give --slice-thickness MM"
+            f"{path}: a slice thickness of {thickness:g} mm is outside {THICKNESS_RANGE[0]:g} to "
+            f"{THICKNESS_RANGE[1]:g} mm; give --slice-thickness MM"
         )
     try:
         slice_frames(affine, image.shape)
