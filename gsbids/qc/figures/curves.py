@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves and strips: motion, weights, similarity, convergence; each function returns SVG bytes."""
+"""Curves and colour strips of motion, weights, similarity and convergence; each function returns an SVG as bytes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from gsbids.qc.displacement import SliceDisplacement
 from gsbids.qc.figures.style import PALETTE, house_style, new_figure, svg_bytes
 from gsbids.recon.svr.result import SvrResult
 
-#: Colour, dashes and marker of the three components (right, front, head).
+#: Colour, dashes and marker of the three components (along R, A and S).
 COMPONENTS = ((PALETTE.first, "-", "o"), (PALETTE.second, (0, (4, 1.5)), "s"), (PALETTE.third, (0, (1.2, 1.2)), "^"))
 
 
@@ -21,13 +22,15 @@ class StackMotion:
     Attributes
     ----------
     name : str
+        Name of the stack.
     index : ndarray, (K,), int
         Slice index, ascending.
     used : ndarray, (K,), bool
+        Slices that were not rejected.
     shift, turn : ndarray, (K, 3)
-        mm and degrees (see :class:`gsbids.qc.displacement.SliceDisplacement`).
+        Translation (mm) and rotation (degrees); see :class:`gsbids.qc.displacement.SliceDisplacement`.
     order : SliceOrder
-        In which they were acquired.
+        Order of acquisition.
     """
 
     name: str
@@ -41,7 +44,22 @@ class StackMotion:
 def stack_motion(
     result: SvrResult, moved: SliceDisplacement, stack: int, times: tuple[float, ...] | None = None
 ) -> StackMotion:
-    """Motion of stack number ``stack``; ``times`` (s) are those of its slices by index, where they are known."""
+    """Return the motion of the slices of one stack.
+
+    Parameters
+    ----------
+    result : SvrResult
+    moved : SliceDisplacement
+        Motion of all slices of the result.
+    stack : int
+        Number of the stack, from 0.
+    times : tuple of float, optional
+        Acquisition time (s) of every slice by its index, where it is known.
+
+    Returns
+    -------
+    StackMotion
+    """
     mine = np.flatnonzero(result.stack_index == stack)
     mine = mine[np.argsort(result.slice_index[mine], kind="stable")]
     index, used = result.slice_index[mine], ~result.rejected[mine]
@@ -50,7 +68,17 @@ def stack_motion(
 
 
 def motion_limits(stacks: list[StackMotion]) -> tuple[float, float]:
-    """Half-heights of the axes (mm, degrees) that hold the used slices of every stack: one scale for all."""
+    """Return the limits of the motion axes that hold the used slices of every stack: one scale for all.
+
+    Parameters
+    ----------
+    stacks : list of StackMotion
+
+    Returns
+    -------
+    tuple of float
+        Half-heights of the axes of translations (mm) and of rotations (degrees).
+    """
     limits = []
     for name, least in (("shift", 1.0), ("turn", 1.0)):
         sizes = [np.abs(getattr(stack, name)[stack.used]).max() for stack in stacks if stack.used.any()]
@@ -59,7 +87,7 @@ def motion_limits(stacks: list[StackMotion]) -> tuple[float, float]:
 
 
 def motion_curves(stack: StackMotion, limits: tuple[float, float], in_time: bool = False) -> bytes:
-    """Translations and rotations of the slices of one stack.
+    """Draw the translations and rotations of the slices of one stack.
 
     Parameters
     ----------
@@ -67,8 +95,13 @@ def motion_curves(stack: StackMotion, limits: tuple[float, float], in_time: bool
     limits : tuple of float
         Half-heights of the two axes, from :func:`motion_limits`.
     in_time : bool
-        Slices stand in the order of their acquisition, with every other pass of it shaded; else in the order of their
-        position, with a line for every pass.
+        Slices stand in the order of their acquisition, with every other pass of the interleaving shaded; else in the
+        order of their position, with a line for every pass.
+
+    Returns
+    -------
+    bytes
+        SVG.
     """
     passes = stack.order.passes
     x, label = stack.index, "slice (position in the stack)"
@@ -106,8 +139,8 @@ def motion_curves(stack: StackMotion, limits: tuple[float, float], in_time: bool
         return svg_bytes(figure)
 
 
-def _shaded(order: SliceOrder):
-    """Ends of every other pass in time."""
+def _shaded(order: SliceOrder) -> Iterator[tuple[float, float]]:
+    """Yield the first and the last moment of every other pass, half a step wider at either end."""
     for number in range(1, order.passes.max(initial=0) + 1, 2):
         moments = order.moment[order.passes == number]
         step = np.median(np.diff(np.sort(moments))) if len(moments) > 1 else 1.0
@@ -115,17 +148,22 @@ def _shaded(order: SliceOrder):
 
 
 def slice_heat(result: SvrResult, values: np.ndarray, title: str, limits: tuple[float, float]) -> bytes:
-    """A strip of coloured cells per stack, one cell a slice; crosses mark rejected slices.
+    """Draw a strip of coloured cells per stack, one cell per slice; crosses mark rejected slices.
 
     Parameters
     ----------
     result : SvrResult
     values : ndarray, (S,)
-        What the colour shows; NaN stays empty.
+        Values of the slices; cells of NaN stay empty.
     title : str
         Name of the values.
     limits : tuple of float
         Values of the two ends of the colour scale; values beyond take the end's colour.
+
+    Returns
+    -------
+    bytes
+        SVG.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -165,7 +203,7 @@ def slice_heat(result: SvrResult, values: np.ndarray, title: str, limits: tuple[
             yticks=range(count),
             yticklabels=result.stack_names,
         )
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axis.spines[["left", "bottom"]].set_visible(False)
         axis.tick_params(length=0)
         bar = figure.colorbar(colours, ax=axis, aspect=14, pad=0.02)
@@ -175,7 +213,7 @@ def slice_heat(result: SvrResult, values: np.ndarray, title: str, limits: tuple[
 
 
 def similarity_dots(result: SvrResult) -> bytes:
-    """Similarity of every slice, one row a stack, with the medians; rejected slices are hollow."""
+    """Draw the similarity of every slice, one row per stack, with the medians; dots of rejected slices are hollow."""
     count = len(result.stack_names)
     titles = {}
     with house_style("similarity"):
@@ -219,12 +257,17 @@ def similarity_dots(result: SvrResult) -> bytes:
 
 
 def convergence(history: dict) -> bytes:
-    """Loss of the fit, and of the pixels it was not shown, against the iteration.
+    """Draw the losses of the fitted and of the held-out pixels against the iteration.
 
     Parameters
     ----------
     history : dict of str to list
-        Columns ``iteration`` (optional), ``loss`` and ``held_out`` (optional; entries may be null).
+        Columns ``iteration`` (optional), ``loss`` and ``held_out`` (optional; entries may be None).
+
+    Returns
+    -------
+    bytes
+        SVG.
     """
     columns = {
         name: np.array([np.nan if v is None else v for v in history[name]], float)

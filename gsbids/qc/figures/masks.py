@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of the masks of stacks: slices with the outline, cut alike, with what lies around the mask."""
+"""Pictures of the brain masks of stacks: slices with the outline of the mask, cropped with a margin around it."""
 
 import numpy as np
 
@@ -17,8 +17,13 @@ def mask_tiles(view: StackView, depth: int) -> tuple[Tile, ...]:
     Parameters
     ----------
     view : StackView
+        Images of the stack.
     depth : int
-        Slices of the stack.
+        Number of slices of the stack.
+
+    Returns
+    -------
+    tuple of Tile
     """
     mask = None if view.mask is None else np.moveaxis(view.mask, view.axis, 2)
     if mask is not None and view.image.flipped[view.axis]:

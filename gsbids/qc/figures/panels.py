@@ -24,14 +24,14 @@ from gsbids.qc.figures.tiles import (
 
 @dataclass(frozen=True)
 class TileRow:
-    """Pictures that belong side by side, and what they show together.
+    """Pictures that stand side by side, with a common label.
 
     Attributes
     ----------
     label : str
     tiles : tuple of Tile
     bar : tuple of str, optional
-        What the colours stand for: name, lowest and highest value.
+        Texts of the colour bar: name, lowest and highest value.
     """
 
     label: str
@@ -41,7 +41,7 @@ class TileRow:
 
 @dataclass(frozen=True)
 class TilePair:
-    """Two pictures of the same place: what was there before a step, and what there is after it."""
+    """Two pictures of the same plane, before and after a processing step."""
 
     label: str
     before: Tile
@@ -50,12 +50,21 @@ class TilePair:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where and how tiles are cut: box in the RAS array, grey window, and resolution.
+    """Crop, grey window and resolution of tiles.
 
-    A tile has at most ``pixels`` pixels along its longer side, and ``zoom`` along a voxel's shorter one.
+    Attributes
+    ----------
+    box : tuple of slice
+        Part of the RAS array that is shown.
+    limits : tuple of float
+        Values that become black and white.
+    pixels : int
+        Most pixels along the longer side of a tile.
+    zoom : float
+        Most pixels along the shorter side of a voxel.
     """
 
-    box: tuple[slice, slice, slice]
+    box: tuple[slice, ...]
     limits: tuple[float, float]
     pixels: int
     zoom: float = 2.0
@@ -64,16 +73,20 @@ class Frame:
 def mid_planes(
     data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, outlined: bool = False
 ) -> tuple[Tile, ...]:
-    """Axial, coronal and sagittal plane through the middle of the mask.
+    """Draw the axial, coronal and sagittal planes through the middle of the mask.
 
     Parameters
     ----------
     data : ndarray, (X, Y, Z)
     affine : ndarray, (4, 4)
     mask : ndarray, (X, Y, Z), bool, optional
-        Chooses middle, crop and grey window; everything without it.
+        Brain mask, which sets the middle, the crop and the grey window; without one, the whole image does.
     outlined : bool
         Draw the outline of the mask.
+
+    Returns
+    -------
+    tuple of Tile
     """
     image, inside, frame = _volume_frame(data, affine, mask, 460, 4.0)
     middle = [middle_of(inside, axis, image.data.shape) for axis in range(3)]
@@ -88,7 +101,7 @@ def plane_pairs(
     mask: np.ndarray | None,
     limits: tuple[float, float] | None = None,
 ) -> tuple[TilePair, ...]:
-    """The planes of :func:`mid_planes` of two images on one grid.
+    """Draw two images on one grid in the planes of :func:`mid_planes`.
 
     Parameters
     ----------
@@ -97,6 +110,10 @@ def plane_pairs(
         As for :func:`mid_planes`.
     limits : tuple of float, optional
         Grey window of both; by default each has its own.
+
+    Returns
+    -------
+    tuple of TilePair
     """
     image, inside, frame = _volume_frame(after, affine, mask, 460, 4.0)
     first = RasImage(to_ras(before, affine).data, image.affine, image.order, image.flipped)
@@ -116,9 +133,13 @@ def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np
     ----------
     name : str
     form : str
-        Format of the value that has the last colour, the 99th percentile inside the mask; 0 has the first.
+        Format of the numbers at the colour bar: 0 has the first colour, the 99th percentile inside the mask the last.
     data, affine, mask
         As for :func:`mid_planes`.
+
+    Returns
+    -------
+    TileRow
     """
     image, inside, frame = _volume_frame(data, affine, mask, 260, 2.0)
     top = float(np.percentile(image.data if inside is None or not inside.any() else image.data[inside], 99))
@@ -137,7 +158,7 @@ def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np
 
 
 def _steps(image: RasImage, axis: int) -> tuple[float, float]:
-    """Size (mm) of a row and of a column of a plane."""
+    """Return the size (mm) of a row and of a column of a plane."""
     across, up = (a for a in range(3) if a != axis)
     return image.spacing[up], image.spacing[across]
 
@@ -145,7 +166,7 @@ def _steps(image: RasImage, axis: int) -> tuple[float, float]:
 def mosaic(
     data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, count: int = 7, outlined: bool = False
 ) -> tuple[TileRow, ...]:
-    """Rows of ``count`` axial, coronal and sagittal planes spread over the mask.
+    """Draw rows of ``count`` axial, coronal and sagittal planes spread over the mask.
 
     The other parameters are those of :func:`mid_planes`.
     """
@@ -160,22 +181,26 @@ def mosaic(
     return tuple(rows)
 
 
-def _volume_frame(data, affine, mask, pixels: int, zoom: float) -> tuple[RasImage, np.ndarray | None, Frame]:
+def _volume_frame(
+    data: np.ndarray, affine: np.ndarray, mask: np.ndarray | None, pixels: int, zoom: float
+) -> tuple[RasImage, np.ndarray | None, Frame]:
+    """Return image and mask turned to RAS, and the frame of their tiles."""
     image = to_ras(data, affine)
     inside = None if mask is None else to_ras(np.asarray(mask) > 0, affine).data
     box = crop_box(inside, image.data.shape, image.spacing)
     return image, inside, Frame(box, window(image.data, inside), pixels, zoom)
 
 
-def middle_of(mask, axis: int, shape) -> int:
-    """Index along an axis that halves a mask, or the array without one."""
+def middle_of(mask: np.ndarray | None, axis: int, shape: tuple[int, ...]) -> int:
+    """Return the index along an axis that halves the volume of a mask; the middle of the array without a mask."""
     if mask is None or not mask.any():
         return shape[axis] // 2
     share = mask.sum(axis=tuple(a for a in range(3) if a != axis)).cumsum()
     return int(np.searchsorted(share, share[-1] / 2))
 
 
-def _volume_tile(image: RasImage, mask, axis: int, index: int, frame: Frame) -> Tile:
+def _volume_tile(image: RasImage, mask: np.ndarray | None, axis: int, index: int, frame: Frame) -> Tile:
+    """Draw one plane of a volume, labelled with its position in mm."""
     centre = [(b.start + b.stop - 1) / 2 for b in frame.box]
     centre[axis] = index
     position = (image.affine @ [*centre, 1.0])[axis]
@@ -186,8 +211,26 @@ def _volume_tile(image: RasImage, mask, axis: int, index: int, frame: Frame) -> 
     return plane_tile(image, (axis, index), frame, label, alt, mask)
 
 
-def plane_tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str, mask=None) -> Tile:
-    """One plane of an image, cut to the box of the frame; ``plane`` is the axis and the index along it."""
+def plane_tile(
+    image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str, mask: np.ndarray | None = None
+) -> Tile:
+    """Draw one plane of an image, cropped to the box of the frame.
+
+    Parameters
+    ----------
+    image : RasImage
+    plane : tuple of int
+        Axis normal to the plane, and the index along it.
+    frame : Frame
+    label, alt : str
+        Caption and text alternative.
+    mask : ndarray, (X, Y, Z), bool, optional
+        Mask to outline, turned to RAS.
+
+    Returns
+    -------
+    Tile
+    """
     axis, index = plane
     across, up = (a for a in range(3) if a != axis)
     box = list(frame.box)
@@ -201,14 +244,22 @@ def plane_tile(image: RasImage, plane: tuple[int, int], frame: Frame, label: str
 
 
 def tile_pixels(size: tuple[float, float], step: tuple[float, float], frame: Frame) -> tuple[int, int]:
-    """(rows, columns) of square pixels for a size and a voxel in mm."""
+    """Return the number of rows and columns of square pixels for a picture.
+
+    Parameters
+    ----------
+    size, step : tuple of float
+        Height and width of the picture and of a voxel in it, mm.
+    frame : Frame
+        Largest numbers of pixels.
+    """
     scale = min(frame.pixels / max(size), frame.zoom / min(step))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 @dataclass(frozen=True)
 class StackImages:
-    """Images of one stack on one grid (slices along the third axis); those that are missing are None.
+    """Images of one stack on one grid (slices along the third axis); missing ones are None.
 
     Attributes
     ----------
@@ -230,7 +281,7 @@ COLUMNS = ("Acquired", "N4-corrected", "Simulated", "Difference")
 
 
 def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) -> tuple[TileRow, ...]:
-    """Rows of pictures of one stack: chosen slices, then two cuts across the slices.
+    """Draw the rows of pictures of one stack: chosen slices, then two cuts across the slices.
 
     Parameters
     ----------
@@ -251,7 +302,16 @@ def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) 
 
 
 def middle_slices(mask: np.ndarray | None, depth: int, shares: tuple[float, ...] = (0.3, 0.5, 0.7)) -> list[int]:
-    """Slice indices at shares of the extent of the mask along the third axis (of the stack without one)."""
+    """Return the slice indices at given shares of the extent of a mask along the third axis.
+
+    Parameters
+    ----------
+    mask : ndarray, (X, Y, Z), bool, optional
+        Without one, the extent is that of the stack.
+    depth : int
+        Number of slices of the stack.
+    shares : tuple of float
+    """
     filled = np.arange(depth)
     if mask is not None and np.any(mask):
         filled = np.flatnonzero(np.asarray(mask).any(axis=(0, 1)))
@@ -260,7 +320,18 @@ def middle_slices(mask: np.ndarray | None, depth: int, shares: tuple[float, ...]
 
 
 def square_box(mask: np.ndarray | None, image: RasImage, axis: int, margin: float) -> tuple[slice, ...]:
-    """Box around a mask, as square in the plane of the slices (normal ``axis``) as the field of view allows."""
+    """Return a box around a mask that is as square in the plane of the slices as the field of view allows.
+
+    Parameters
+    ----------
+    mask : ndarray, (X, Y, Z), bool, optional
+        Mask turned to RAS.
+    image : RasImage
+    axis : int
+        Axis across the slices, along which the box is as long as the array.
+    margin : float
+        Distance kept around the mask, mm.
+    """
     shape, spacing = image.data.shape, image.spacing
     box = list(crop_box(mask, shape, spacing, margin))
     plane = [a for a in range(3) if a != axis]
@@ -274,9 +345,16 @@ def square_box(mask: np.ndarray | None, image: RasImage, axis: int, margin: floa
 
 
 class StackView:
-    """The images of a stack turned to RAS, with one crop and one grey window for all its pictures."""
+    """Images of a stack turned to RAS, with one crop and one grey window for all pictures.
 
-    def __init__(self, images: StackImages, detail: float = 1.0):
+    Parameters
+    ----------
+    images : StackImages
+    detail : float
+        Factor of the number of pixels along a side.
+    """
+
+    def __init__(self, images: StackImages, detail: float = 1.0) -> None:
         self.detail, self.affine = detail, images.affine
         self.image = to_ras(images.acquired, images.affine)
         self.mask = self.turned(None if images.mask is None else np.asarray(images.mask) > 0)
@@ -288,22 +366,22 @@ class StackView:
         self.own_limits = window(self.image.data, self.mask)
 
     def turned(self, data: np.ndarray | None) -> np.ndarray | None:
-        """An image on the grid of the stack, turned as all are here."""
+        """Turn an image on the grid of the stack to RAS; None stays None."""
         return None if data is None else to_ras(data, self.affine).data
 
     def plane_of(self, source_index: int) -> tuple[int, int]:
-        """Axis and index here of a slice of the stack."""
+        """Return the axis of the RAS array and the index along it at which a slice of the stack lies."""
         return self.axis, self.image.index_of(self.axis, source_index)
 
     def slice_row(self, source_index: int, label: str) -> TileRow:
-        """A slice, outlined, then what was made of it."""
+        """Draw a slice as acquired with the mask outlined, N4-corrected, simulated, and the difference."""
         what, plane = f"slice {source_index}", self.plane_of(source_index)
         words = (COLUMNS[0], f"{what} as acquired, mask outlined")
         first = self.close_tile(plane, self.image.data, words, True, self.own_limits)
         return TileRow(label, (first, *self._cropped(plane, what)))
 
     def across_row(self, axis: int) -> TileRow:
-        """A cut across the slices."""
+        """Draw a cut across the slices, in the same pictures as :meth:`slice_row`."""
         plane = (axis, middle_of(self.mask, axis, self.image.data.shape))
         what = "cut across the slices"
         first = self.close_tile(
@@ -312,7 +390,7 @@ class StackView:
         return TileRow(f"Across the slices ({PLANES[axis]} cut)", (first, *self._cropped(plane, what)))
 
     def correction_pair(self, source_index: int) -> TilePair | None:
-        """A slice before and after the bias correction, outlined; None where it was not corrected."""
+        """Draw a slice before and after the bias correction, with the mask outlined; None without correction."""
         if self.corrected is None:
             return None
         plane, what = self.plane_of(source_index), f"slice {source_index}"
@@ -324,21 +402,35 @@ class StackView:
 
     def close_tile(
         self,
-        plane,
+        plane: tuple[int, int],
         data: np.ndarray,
         words: tuple[str, str],
         outlined: bool = False,
         limits: tuple[float, float] | None = None,
     ) -> Tile:
-        """A picture cropped to the brain; ``words`` are label and description."""
+        """Draw one plane of an image, cropped to the brain.
+
+        Parameters
+        ----------
+        plane : tuple of int
+            Axis and index of the RAS array.
+        data : ndarray, (X, Y, Z)
+            Image on the grid of the stack, turned to RAS.
+        words : tuple of str
+            Caption and text alternative.
+        outlined : bool
+            Draw the outline of the mask.
+        limits : tuple of float, optional
+            Grey window; by default that of the stack.
+        """
         mask = self.mask if outlined else None
         across = plane[0] != self.axis
         image = self._blocks(data) if across else self._with(data)
         mask = self._blocks(mask).data if across and mask is not None else mask
         return plane_tile(image, plane, self._close_frame(limits or self.limits), *words, mask)
 
-    def difference(self, plane, words: tuple[str, str]) -> Tile:
-        """Acquired minus simulated inside the mask, in colours."""
+    def difference(self, plane: tuple[int, int], words: tuple[str, str]) -> Tile:
+        """Draw acquired minus simulated intensities inside the mask, in colours."""
         data = self.reference - self.simulated
         data = data if self.mask is None else data * self.mask
         tile = self.close_tile(plane, data, words)
@@ -352,8 +444,24 @@ class StackView:
             tile.edges,
         )
 
-    def picture(self, plane, data: np.ndarray, tile: Tile) -> tuple[np.ndarray, tuple[int, int]]:
-        """The plane of other data that a cropped tile shows, and the size of its picture in pixels."""
+    def picture(self, plane: tuple[int, int], data: np.ndarray, tile: Tile) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the part of other data that a tile of :meth:`close_tile` shows, and the size of its picture.
+
+        Parameters
+        ----------
+        plane : tuple of int
+            Axis and index of the RAS array.
+        data : ndarray, (X, Y, Z)
+            Data on the grid of the stack, turned to RAS.
+        tile : Tile
+            Tile of the same plane.
+
+        Returns
+        -------
+        ndarray, (rows, columns)
+        tuple of int
+            Rows and columns of the picture in pixels.
+        """
         image = self._blocks(data) if plane[0] != self.axis else self._with(data)
         box = list(self.box)
         box[plane[0]] = slice(None)
@@ -361,7 +469,8 @@ class StackView:
         step = (tile.height / picture.shape[0], tile.width / picture.shape[1])
         return picture, tile_pixels((tile.height, tile.width), step, self._close_frame(self.limits))
 
-    def _cropped(self, plane, what: str) -> list[Tile]:
+    def _cropped(self, plane: tuple[int, int], what: str) -> list[Tile]:
+        """Draw a plane of the corrected and the simulated image and of the difference, as far as they exist."""
         shown = []
         if self.corrected is not None:
             words = (COLUMNS[1], f"{what}, {COLUMNS[1].lower()}, mask outlined")
@@ -372,15 +481,17 @@ class StackView:
         return shown
 
     def _with(self, data: np.ndarray) -> RasImage:
+        """Return other data, turned to RAS already, as an image on the grid of the stack."""
         return RasImage(data, self.image.affine, self.image.order, self.image.flipped)
 
     def _blocks(self, data: np.ndarray) -> RasImage:
-        """Every slice as a block as thick as its spacing: nothing is interpolated across slices."""
+        """Repeat every slice to the thickness of its spacing, so that nothing is interpolated across slices."""
         spacing = self.image.spacing
         repeats = max(1, round(spacing[self.axis] / min(spacing)))
         affine = self.image.affine.copy()
         affine[:3, self.axis] /= repeats
         return RasImage(np.repeat(data, repeats, axis=self.axis), affine, self.image.order, self.image.flipped)
 
-    def _close_frame(self, limits) -> Frame:
+    def _close_frame(self, limits: tuple[float, float]) -> Frame:
+        """Return the frame of tiles that are cropped to the brain."""
         return Frame(self.box, limits, round(260 * self.detail))

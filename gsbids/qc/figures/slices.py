@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of single slices: those that fit worst, with the weights of their pixels."""
+"""Pictures of the slices that fit worst, with the weights of their pixels."""
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from gsbids.recon.svr.result import SvrResult
 COLUMNS = ("Acquired", "Simulated", "Residual", "Pixel weights")
 
 
-#: Of the typical slice of its stack: pixels in the mask, below which a slice is a sliver at the end of the brain, whose
-#: similarity says little. The weights of slices do not heed such slices either (recon/fitting/outliers.py).
+#: Share of the pixels that the typical slice of a stack has in the mask, below which a slice is a sliver at the end of
+#: the brain, whose similarity says little. Weights of slices ignore slivers as well (recon/fitting/outliers.py).
 SLIVER = 0.25
 
 
 def worst_slices(result: SvrResult, count: int = 8, among: np.ndarray | None = None) -> list[int]:
-    """Rows of the ``count`` slices with the lowest similarity to their simulation, the worst first.
+    """List the ``count`` slices with the lowest similarity to their simulation, the worst first.
 
     Parameters
     ----------
@@ -26,6 +26,11 @@ def worst_slices(result: SvrResult, count: int = 8, among: np.ndarray | None = N
     count : int
     among : ndarray, (S,), bool, optional
         Slices that may be chosen; all by default.
+
+    Returns
+    -------
+    list of int
+        Indices of the slices in the result.
     """
     chosen = np.isfinite(result.ncc) & (True if among is None else among)
     known = np.flatnonzero(chosen)
@@ -33,13 +38,13 @@ def worst_slices(result: SvrResult, count: int = 8, among: np.ndarray | None = N
 
 
 def bad_slices(result: SvrResult, pixels: np.ndarray) -> np.ndarray:
-    """Slices to look at: rejected, or unlike their simulation, and no slivers.
+    """Find the slices to look at: those that were rejected or are unlike their simulation, except slivers.
 
     Parameters
     ----------
     result : SvrResult
     pixels : ndarray, (S,)
-        Pixels in the mask of each slice; 0 where they are not known.
+        Number of pixels in the mask of each slice; 0 where it is not known.
 
     Returns
     -------
@@ -53,7 +58,7 @@ def bad_slices(result: SvrResult, pixels: np.ndarray) -> np.ndarray:
 
 
 def stack_pixel_weights(images: StackImages, fitted: np.ndarray) -> np.ndarray:
-    """Robust weight of every pixel of a stack, by the formula of the fit from the difference to the simulation.
+    """Compute the robust weight of every pixel of a stack from acquired minus simulated slices, as the fit does.
 
     Parameters
     ----------
@@ -77,7 +82,7 @@ def stack_pixel_weights(images: StackImages, fitted: np.ndarray) -> np.ndarray:
 
 
 def worst_row(view: StackView, weights: np.ndarray, source_index: int, label: str) -> TileRow:
-    """One slice: acquired (corrected) with the outline of its mask, simulated, their difference, and pixel weights.
+    """Draw one slice: acquired (corrected) with the mask outlined, simulated, their difference, and pixel weights.
 
     Parameters
     ----------
@@ -88,13 +93,17 @@ def worst_row(view: StackView, weights: np.ndarray, source_index: int, label: st
     source_index : int
         Slice index in the stack.
     label : str
+
+    Returns
+    -------
+    TileRow
     """
     what = f"slice {source_index}"
     plane = view.plane_of(source_index)
     acquired = view.close_tile(plane, view.reference, (COLUMNS[0], f"{what} as acquired, mask outlined"), outlined=True)
-    simulated = view.close_tile(plane, view.simulated, (COLUMNS[1], f"{what}, simulated"))
+    simulated = view.close_tile(plane, view.simulated, (COLUMNS[1], f"{what}, simulated"))  # type: ignore[arg-type]
     residual = view.difference(plane, (COLUMNS[2], f"{what}, acquired minus simulated"))
-    picture, pixels = view.picture(plane, view.turned(weights), residual)
+    picture, pixels = view.picture(plane, view.turned(weights), residual)  # type: ignore[arg-type]
     png = palette_png(picture, (0.0, 1.0), pixels)
     heat = Tile(png, residual.width, residual.height, COLUMNS[3], f"{what}, weights of its pixels", residual.edges)
     return TileRow(label, (acquired, simulated, residual, heat))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of super-resolution: before and after, what differs, the power of both, and the losses of the fields."""
+"""Pictures of super-resolution: before, after and difference, the power spectra, and the losses of the fields."""
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -12,6 +13,9 @@ from gsbids.qc.figures.style import PALETTE, house_style, new_figure, svg_bytes
 from gsbids.qc.figures.tiles import PLANES, RasImage, Tile, crop_box, cut, difference_png, to_ras, window
 from gsbids.qc.metrics_sr import foreground
 from gsbids.qc.spectrum import axis_spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = ("Input", "B-spline", "Super-resolved", "Difference")
 FULL_COLOUR = 0.15  # of white: differences drawn in full colour
@@ -26,13 +30,16 @@ class SrImages:
     Attributes
     ----------
     after : ndarray, (X, Y, Z)
+        Super-resolved volume.
     affine : ndarray, (4, 4)
     before : ndarray, (A, B, C)
-        On its own grid.
+        Input on its own grid.
     own_affine : ndarray, (4, 4)
+        Affine of the input.
     interpolated : ndarray, (X, Y, Z)
-        ``before`` by cubic B-splines.
+        Input interpolated by cubic B-splines.
     mask : ndarray, (X, Y, Z), bool, optional
+        Brain mask.
     """
 
     after: np.ndarray
@@ -44,7 +51,7 @@ class SrImages:
 
     @cached_property
     def shown(self) -> tuple[RasImage, ...]:
-        """Input as it is (the nearest voxel), interpolated, super-resolved, all on one grid turned to RAS."""
+        """Input (nearest voxel), interpolated input and super-resolved volume on one grid, turned to RAS."""
         index = np.linalg.inv(self.own_affine) @ self.affine
         blocks = ndimage.affine_transform(
             self.before, index[:3, :3], index[:3, 3], self.after.shape, order=0, mode="nearest"
@@ -53,25 +60,31 @@ class SrImages:
 
     @cached_property
     def inside(self) -> np.ndarray:
-        """The mask, or the foreground without one, turned to RAS."""
+        """Brain mask, or the foreground where there is none, turned to RAS."""
         mask = foreground(self.interpolated) if self.mask is None or not self.mask.any() else self.mask
         return to_ras(mask, self.affine).data
 
     @cached_property
     def limits(self) -> tuple[float, float]:
-        """One grey window for all pictures."""
+        """Grey window of all pictures."""
         return window(self.shown[1].data, self.inside)
 
 
 def comparison_rows(images: SrImages) -> tuple[TileRow, ...]:
-    """Axial, coronal and sagittal plane: input, interpolated, super-resolved, and the difference of the last two."""
+    """Draw the axial, coronal and sagittal middle planes of the images of a super-resolution.
+
+    Returns
+    -------
+    tuple of TileRow
+        Every row: input, interpolated input, super-resolved volume, and the difference of the last two.
+    """
     image = images.shown[2]
     frame = Frame(crop_box(images.inside, image.data.shape, image.spacing), images.limits, 300, 2.0)
     return tuple(_row(images, axis, frame, PLANES[axis].capitalize()) for axis in (2, 1, 0))
 
 
 def detail_rows(images: SrImages) -> tuple[TileRow, ...]:
-    """The same of a part of each plane, where the image varies most."""
+    """Draw the pictures of :func:`comparison_rows` closer, in the part of each plane where the image varies most."""
     rows = []
     for axis in (2, 1, 0):
         frame = Frame(_busiest(images, axis), images.limits, 300, 8.0)
@@ -80,7 +93,10 @@ def detail_rows(images: SrImages) -> tuple[TileRow, ...]:
 
 
 def spectrum_curves(images: SrImages) -> bytes:
-    """Power along every axis that became finer: input, interpolated and super-resolved (SVG)."""
+    """Draw the power spectra of the input, the interpolated and the super-resolved volume, as SVG.
+
+    There is one plot for every axis that became finer, or for all three where none did.
+    """
     own, fine = (np.linalg.norm(a[:3, :3], axis=0) for a in (images.own_affine, images.affine))
     # Axes of the fine grid, and those of the input that run along them.
     along = np.abs(np.linalg.inv(images.own_affine[:3, :3] / own) @ (images.affine[:3, :3] / fine)).argmax(0)
@@ -113,7 +129,13 @@ def spectrum_curves(images: SrImages) -> bytes:
 
 
 def member_losses(history: dict) -> bytes:
-    """Mean squared residual of every field of the ensemble against the iteration (SVG)."""
+    """Draw the mean squared residual of every field of the ensemble against the iteration, as SVG.
+
+    Parameters
+    ----------
+    history : dict of str to list
+        Columns ``member``, ``iteration`` and ``loss``.
+    """
     member, iteration, loss = (np.asarray(history[name], float) for name in ("member", "iteration", "loss"))
     with house_style("members"):
         figure = new_figure(6.6, 2.5)
@@ -129,7 +151,7 @@ def member_losses(history: dict) -> bytes:
         return svg_bytes(figure)
 
 
-def _mark(axis, frequency: float, words: str, row: int) -> None:
+def _mark(axis: "Axes", frequency: float, words: str, row: int) -> None:
     """Draw a line at a frequency, with its name above the axes, where no curve passes; ``row`` counts from the axes."""
     axis.axvline(frequency, color=PALETTE.third, linewidth=0.8, linestyle=(0, (1.2, 1.2)))
     axis.annotate(
@@ -146,6 +168,7 @@ def _mark(axis, frequency: float, words: str, row: int) -> None:
 
 
 def _row(images: SrImages, axis: int, frame: Frame, label: str) -> TileRow:
+    """Draw the row of pictures of the middle plane of an axis."""
     plane = (axis, middle_of(images.inside, axis, images.inside.shape))
     what = f"{PLANES[axis]} plane"
     tiles = [
@@ -156,6 +179,7 @@ def _row(images: SrImages, axis: int, frame: Frame, label: str) -> TileRow:
 
 
 def _difference(images: SrImages, plane: tuple[int, int], frame: Frame, what: str) -> Tile:
+    """Draw super-resolved minus interpolated intensities, in colours."""
     image = images.shown[2]
     difference = image.data - images.shown[1].data
     base = plane_tile(image, plane, frame, COLUMNS[3], f"{what}, super-resolved minus B-spline")
@@ -168,8 +192,11 @@ def _difference(images: SrImages, plane: tuple[int, int], frame: Frame, what: st
     return Tile(png, base.width, base.height, base.label, base.alt, base.edges)
 
 
-def _busiest(images: SrImages, axis: int) -> tuple[slice, slice, slice]:
-    """A square box in the middle plane of an axis where the interpolated input varies most; never by what was made."""
+def _busiest(images: SrImages, axis: int) -> tuple[slice, ...]:
+    """Return the square box in the middle plane of an axis where the interpolated input varies most.
+
+    The super-resolved volume does not influence the choice.
+    """
     image = images.shown[1]
     index = middle_of(images.inside, axis, image.data.shape)
     plane, inside = np.take(image.data, index, axis), np.take(images.inside, index, axis)

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the curves look: colours for light and dark pages, and SVG that can stand inside a page."""
+"""Style of the curves: colours for light and dark pages, and SVG that can be embedded in a page."""
 
 import html
 import io
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of the figures on a light page; :func:`inline_svg` exchanges them for the page's variables.
+    """Colours of the figures on a light page; :func:`inline_svg` replaces them by the CSS variables of the page.
 
-    ``first``, ``second`` and ``third`` are told apart by people with any of the usual colour deficiencies,
+    ``first``, ``second`` and ``third`` can be distinguished with any of the usual colour deficiencies,
     and are drawn with different dashes or markers as well.
     """
 
@@ -61,35 +66,35 @@ _SETTINGS = {
 
 
 @contextmanager
-def house_style(key: str):
-    """Settings of matplotlib while one figure is made; ``key`` makes its ids the same in every run."""
+def house_style(key: str) -> Iterator[None]:
+    """Set the options of matplotlib while one figure is made; ``key`` makes its ids the same in every run."""
     import matplotlib
 
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": key}):
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": key}):  # type: ignore[dict-item]
         yield
 
 
-def new_figure(width: float, height: float):
-    """Figure without a window or global state, size in inches (72 units of the SVG each)."""
+def new_figure(width: float, height: float) -> "Figure":
+    """Make a figure without a window or global state, its size in inches (72 units of the SVG each)."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg_bytes(figure, titles: dict[str, str] | None = None) -> bytes:
-    """SVG of a figure, the same bytes for the same figure.
+def svg_bytes(figure: "Figure", titles: dict[str, str] | None = None) -> bytes:
+    """Return a figure as SVG, the same bytes for the same figure.
 
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-    titles : dict, optional
-        Text that is shown when the pointer rests on an element, by the element's gid.
+    titles : dict of str to str, optional
+        Tooltip of an element by its gid.
     """
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue().decode()
 
-    def add_title(match):
+    def add_title(match: re.Match[str]) -> str:
         title = (titles or {}).get(html.unescape(match[1]))
         return match[0] if title is None else f"{match[0]}<title>{html.escape(title)}</title>"
 
@@ -97,16 +102,16 @@ def svg_bytes(figure, titles: dict[str, str] | None = None) -> bytes:
 
 
 def inline_svg(svg: bytes, key: str, label: str) -> str:
-    """SVG as an element of a page: own ids, the page's colours, a text for those who cannot see it.
+    """Return an SVG as an element of a page: with unique ids, the colours of the page and a text alternative.
 
     Parameters
     ----------
     svg : bytes
         From :func:`svg_bytes`.
     key : str
-        Distinguishes the ids of this figure from those of the others on the page.
+        Prefix that distinguishes the ids of this figure from those of the others on the page.
     label : str
-        What the figure shows, in words.
+        Text alternative.
     """
     text = svg.decode()
     text = text[text.index("<svg") :]
@@ -117,6 +122,6 @@ def inline_svg(svg: bytes, key: str, label: str) -> str:
     text = re.sub(r"\n\s*", "\n", text)
     for name, colour in vars(PALETTE).items():
         text = re.sub(rf"(stroke|fill): {colour}", rf"\1: var(--{name})", text)
-    size = re.search(r'viewBox="[^"]*"', text)[0]
+    size = re.search(r'viewBox="[^"]*"', text)[0]  # type: ignore[index]
     opening = f'<svg {size} role="img" aria-label="{html.escape(label)}">'
     return opening + text[text.index(">") + 1 :]

@@ -33,7 +33,7 @@ class Tile:
     label : str
         Short caption.
     alt : str
-        What a reader who cannot see the picture is told.
+        Text alternative for readers who cannot see the picture.
     edges : tuple of str
         Letters at the left, right, top and bottom edge.
     outline : str
@@ -50,13 +50,13 @@ class Tile:
 
     @property
     def uri(self) -> str:
-        """The picture as a data URI."""
+        """Picture as a data URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
 class RasImage:
-    """An image whose array axes run (as closely as a permutation and flips allow) to R, A and S.
+    """Image whose array axes run to R, A and S, as closely as a permutation and flips allow.
 
     Attributes
     ----------
@@ -65,13 +65,13 @@ class RasImage:
     order : tuple of int
         Array axis of the source that became each of the three axes.
     flipped : tuple of bool
-        Whether that axis was turned round.
+        Whether each of them was flipped.
     """
 
     data: np.ndarray
     affine: np.ndarray
-    order: tuple[int, int, int]
-    flipped: tuple[bool, bool, bool]
+    order: tuple[int, ...]
+    flipped: tuple[bool, ...]
 
     @property
     def spacing(self) -> np.ndarray:
@@ -79,11 +79,11 @@ class RasImage:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     def axis_of(self, source_axis: int) -> int:
-        """Axis here of an array axis of the source."""
+        """Return the axis of this array that an array axis of the source became."""
         return self.order.index(source_axis)
 
     def index_of(self, axis: int, source_index: int) -> int:
-        """Index along ``axis`` here of an index in the source."""
+        """Return the index along ``axis`` of this array that an index in the source became."""
         return self.data.shape[axis] - 1 - source_index if self.flipped[axis] else source_index
 
 
@@ -95,6 +95,10 @@ def to_ras(data: np.ndarray, affine: np.ndarray) -> RasImage:
     data : ndarray, (X, Y, Z)
     affine : ndarray, (4, 4)
         Voxel indices to world RAS+ mm.
+
+    Returns
+    -------
+    RasImage
     """
     orientation = nib.orientations.io_orientation(affine)
     turned = nib.orientations.apply_orientation(data, orientation)
@@ -104,7 +108,7 @@ def to_ras(data: np.ndarray, affine: np.ndarray) -> RasImage:
 
 
 def cut(data: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """One plane of a RAS array as a picture: rows from the top, columns from the left.
+    """Return one plane of a RAS array as a picture: rows from the top, columns from the left.
 
     The patient's right (axial, coronal) or front (sagittal) is on the left, front or head on top.
 
@@ -118,7 +122,7 @@ def cut(data: np.ndarray, axis: int, index: int) -> np.ndarray:
 
 
 def plane_edges(axis: int) -> tuple[str, str, str, str]:
-    """Letters at the left, right, top and bottom of a plane with this normal axis.
+    """Return the direction letters at the left, right, top and bottom of a plane with this normal axis.
 
     Examples
     --------
@@ -130,9 +134,10 @@ def plane_edges(axis: int) -> tuple[str, str, str, str]:
 
 
 def window(image: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
-    """Grey window: 0 to the 99.5th percentile of the intensities inside the mask (of the positive ones).
+    """Return the grey window: 0 to the 99.5th percentile of the intensities inside the mask.
 
-    Where intensities are negative in earnest (brought to mean 0, say), it begins at their 0.5th percentile.
+    Without a mask, the percentile is that of the positive intensities. Where intensities are clearly negative (those
+    of an image of mean 0, say), the window begins at their 0.5th percentile.
     """
     chosen = image[mask] if mask is not None and mask.any() else image
     values = chosen if chosen is not image else image[image > 0]
@@ -141,15 +146,27 @@ def window(image: np.ndarray, mask: np.ndarray | None) -> tuple[float, float]:
     return low if low < -IN_EARNEST * high else 0.0, high if high > 0 else 1.0
 
 
-def crop_box(mask: np.ndarray | None, shape: tuple, spacing: np.ndarray, margin: float = 6.0) -> tuple[slice, ...]:
-    """Box of a mask with ``margin`` mm around it, inside the array; the whole array without a mask."""
+def crop_box(
+    mask: np.ndarray | None, shape: tuple[int, ...], spacing: np.ndarray, margin: float = 6.0
+) -> tuple[slice, ...]:
+    """Return the box of a mask with ``margin`` mm around it, inside the array; the whole array without a mask.
+
+    Parameters
+    ----------
+    mask : ndarray, (X, Y, Z), bool, optional
+    shape : tuple of int
+        Shape of the array.
+    spacing : ndarray, (3,)
+        Voxel size, mm.
+    margin : float
+    """
     if mask is None or not mask.any():
         return tuple(slice(0, n) for n in shape)
     return bounding_box(mask, np.ceil(margin / np.asarray(spacing)).astype(int))
 
 
 def grey_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int, int] | None = None) -> bytes:
-    """8-bit grey PNG of a picture.
+    """Encode a picture as an 8-bit grey PNG.
 
     Parameters
     ----------
@@ -157,7 +174,7 @@ def grey_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int
     limits : tuple of float
         Values that become black and white.
     pixels : tuple of int, optional
-        (rows, columns) to resample to; by default as the picture is.
+        (rows, columns) to resample to; by default those of the picture.
     """
     low, high = limits
     scaled = np.clip((np.nan_to_num(picture) - low) / (high - low), 0, 1)
@@ -165,13 +182,13 @@ def grey_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int
 
 
 def difference_png(picture: np.ndarray, limit: float, pixels: tuple[int, int] | None = None) -> bytes:
-    """PNG of a signed picture: blue below zero, black at zero, orange above (told apart by the colour-blind).
+    """Encode a signed picture as a PNG: blue below zero, black at zero, orange above (safe for the colour-blind).
 
     Parameters
     ----------
     picture : ndarray, (rows, columns)
     limit : float
-        Size of the values drawn in full colour.
+        Magnitude of the values drawn in full colour.
     pixels : tuple of int, optional
         (rows, columns) to resample to.
     """
@@ -181,19 +198,21 @@ def difference_png(picture: np.ndarray, limit: float, pixels: tuple[int, int] | 
     return _encode(np.rint(colour).astype(np.uint8), pixels)
 
 
-#: Colour map of weights, and what a page says of it: dark is 0, bright is 1.
+#: Colour map of matplotlib for weights and maps, from dark (low) to bright (high).
 HEAT = "cividis"
 
 
 def heat_colours() -> np.ndarray:
-    """The 32 colours of ``HEAT``, (32, 3), 0 to 255, from low to high values."""
+    """Return the 32 colours of ``HEAT``, (32, 3), 0 to 255, from low to high values."""
     from matplotlib import colormaps
 
     return np.rint(255 * colormaps[HEAT](np.linspace(0, 1, 32))[:, :3]).astype(int)
 
 
 def palette_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[int, int] | None = None) -> bytes:
-    """PNG of a picture in the colours of ``HEAT``; black where it is NaN. Pixels are repeated, not interpolated.
+    """Encode a picture as a PNG in the colours of ``HEAT``; black where it is NaN.
+
+    Pixels are repeated, not interpolated.
 
     Parameters
     ----------
@@ -218,6 +237,7 @@ def palette_png(picture: np.ndarray, limits: tuple[float, float], pixels: tuple[
 
 
 def _encode(pixels8: np.ndarray, pixels: tuple[int, int] | None) -> bytes:
+    """Encode 8-bit grey values or colours as a PNG, resampled to ``pixels`` (rows, columns) where that is given."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(pixels8))
@@ -233,7 +253,7 @@ def _encode(pixels8: np.ndarray, pixels: tuple[int, int] | None) -> bytes:
 
 
 def outline_path(picture: np.ndarray, spacing: tuple[float, float]) -> str:
-    """Outline of a mask as SVG path data in mm.
+    """Return the outline of a mask as SVG path data in mm.
 
     Parameters
     ----------
@@ -245,7 +265,7 @@ def outline_path(picture: np.ndarray, spacing: tuple[float, float]) -> str:
     Returns
     -------
     str
-        Path through the pixel edges half-way between inside and outside; empty for an empty mask.
+        Contour at one half, between the pixel centres inside and outside; empty for an empty mask.
     """
     import contourpy
 
@@ -254,6 +274,6 @@ def outline_path(picture: np.ndarray, spacing: tuple[float, float]) -> str:
     parts = []
     for line in lines:
         # Pixel i reaches from i to i + 1, its middle is at i + 1/2; the padding shifts by one.
-        points = (line - 0.5) * (spacing[1], spacing[0])
+        points = (line - 0.5) * (spacing[1], spacing[0])  # type: ignore[operator]
         parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points[:-1]) + "Z")
     return "".join(parts)

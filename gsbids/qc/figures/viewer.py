@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of the viewer of a report: whole volumes in bytes, small enough to stand inside the page."""
+"""Images of the interactive viewer of a report: whole volumes in 8 bits, small enough to be embedded in the page."""
 
 import base64
 import zlib
@@ -13,7 +13,7 @@ from gsbids.qc.figures.tiles import crop_box, to_ras
 LARGEST = 6_000_000  # characters of all images on the page; the report stays under 15 MB
 COARSER = 1.2  # factor of the voxel size, by which images become coarser until they fit
 AROUND = 6.0  # mm shown around the mask
-TOP = 99.95  # percentile of the intensities that is the brightest value kept
+TOP = 99.95  # percentile of the intensities that byte 255 stands for
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class ViewerLayer:
     key : str
         ``volume``, ``before``, ``mask``, ``coverage`` or ``uncertainty``.
     label : str
+        Name on the page.
     low, high : float
         Values of the bytes 0 and 255.
     data : str
         Bytes of the voxels, first axis fastest, compressed by zlib, in base64.
     unit : str
+        Unit of the values, with a space before it; empty without one.
     """
 
     key: str
@@ -42,7 +44,7 @@ class ViewerLayer:
 
 @dataclass(frozen=True)
 class ViewerData:
-    """What the viewer shows.
+    """Images of the viewer, and the grid that they share.
 
     Attributes
     ----------
@@ -54,7 +56,7 @@ class ViewerData:
     spacing : tuple of float
         Voxel size, mm.
     window : tuple of float
-        Grey window: values that are black and white.
+        Grey window: values that become black and white.
     coarser : bool
         Whether the voxels are larger than those of the files.
     """
@@ -69,7 +71,7 @@ class ViewerData:
 
 @dataclass(frozen=True)
 class ViewerImage:
-    """One image before it is made small: key, label, unit, and the array on the grid of the volume."""
+    """One image on the grid of the volume, before it is cropped and encoded as a :class:`ViewerLayer`."""
 
     key: str
     label: str
@@ -84,7 +86,7 @@ def viewer_data(
     window: tuple[float, float],
     largest: int = LARGEST,
 ) -> ViewerData:
-    """Turn images on one grid to RAS, crop them to the mask, and bring them to bytes.
+    """Turn images on one grid to RAS, crop them to the mask and encode them in 8 bits.
 
     Parameters
     ----------
@@ -92,11 +94,15 @@ def viewer_data(
         The volume first.
     affine : ndarray, (4, 4)
     mask : ndarray, (X, Y, Z), bool, optional
-        Chooses the crop.
+        Brain mask to which all are cropped.
     window : tuple of float
         Grey window of the volume.
     largest : int
         Characters that all images may take together; they become coarser until they fit.
+
+    Returns
+    -------
+    ViewerData
     """
     turned = [to_ras(np.asarray(image.data, np.float32), affine) for image in images]
     inside = None if mask is None else to_ras(np.asarray(mask, bool), affine).data
@@ -128,7 +134,7 @@ def viewer_data(
 
 
 def _coarse(array: np.ndarray, factor: float, binary: bool) -> np.ndarray:
-    """Array on larger voxels, each the mean of what it covers."""
+    """Resample an array to voxels that are ``factor`` times larger, each the mean of those it covers."""
     if factor == 1:
         return array
     shape = np.maximum(1, np.rint(np.array(array.shape) / factor)).astype(int)
@@ -141,6 +147,7 @@ def _coarse(array: np.ndarray, factor: float, binary: bool) -> np.ndarray:
 
 
 def _layer(image: ViewerImage, array: np.ndarray) -> ViewerLayer:
+    """Encode the cropped and resampled array of an image in 8 bits."""
     values = np.nan_to_num(np.asarray(array, np.float32))
     low, high = min(0.0, float(values.min())), float(np.percentile(values, TOP))
     if image.key == "mask":
