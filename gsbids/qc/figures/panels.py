@@ -50,18 +50,9 @@ class TilePair:
 
 @dataclass(frozen=True)
 class Frame:
-    """Crop, grey window and resolution of tiles.
+    """Crop (box in the RAS array), grey window and resolution of tiles.
 
-    Attributes
-    ----------
-    box : tuple of slice
-        Part of the RAS array that is shown.
-    limits : tuple of float
-        Values that become black and white.
-    pixels : int
-        Most pixels along the longer side of a tile.
-    zoom : float
-        Most pixels along the shorter side of a voxel.
+    A tile has at most ``pixels`` pixels along its longer side, and ``zoom`` along the shorter side of a voxel.
     """
 
     box: tuple[slice, ...]
@@ -83,10 +74,6 @@ def mid_planes(
         Brain mask, which sets the middle, the crop and the grey window; without one, the whole image does.
     outlined : bool
         Draw the outline of the mask.
-
-    Returns
-    -------
-    tuple of Tile
     """
     image, inside, frame = _volume_frame(data, affine, mask, 460, 4.0)
     middle = [middle_of(inside, axis, image.data.shape) for axis in range(3)]
@@ -110,10 +97,6 @@ def plane_pairs(
         As for :func:`mid_planes`.
     limits : tuple of float, optional
         Grey window of both; by default each has its own.
-
-    Returns
-    -------
-    tuple of TilePair
     """
     image, inside, frame = _volume_frame(after, affine, mask, 460, 4.0)
     first = RasImage(to_ras(before, affine).data, image.affine, image.order, image.flipped)
@@ -136,10 +119,6 @@ def map_row(name: str, form: str, data: np.ndarray, affine: np.ndarray, mask: np
         Format of the numbers at the colour bar: 0 has the first colour, the 99th percentile inside the mask the last.
     data, affine, mask
         As for :func:`mid_planes`.
-
-    Returns
-    -------
-    TileRow
     """
     image, inside, frame = _volume_frame(data, affine, mask, 260, 2.0)
     top = float(np.percentile(image.data if inside is None or not inside.any() else image.data[inside], 99))
@@ -214,22 +193,9 @@ def _volume_tile(image: RasImage, mask: np.ndarray | None, axis: int, index: int
 def plane_tile(
     image: RasImage, plane: tuple[int, int], frame: Frame, label: str, alt: str, mask: np.ndarray | None = None
 ) -> Tile:
-    """Draw one plane of an image, cropped to the box of the frame.
+    """Draw one plane of an image, cropped to the box of the frame, with the outline of a mask on the same grid.
 
-    Parameters
-    ----------
-    image : RasImage
-    plane : tuple of int
-        Axis normal to the plane, and the index along it.
-    frame : Frame
-    label, alt : str
-        Caption and text alternative.
-    mask : ndarray, (X, Y, Z), bool, optional
-        Mask to outline, turned to RAS.
-
-    Returns
-    -------
-    Tile
+    ``plane`` is the axis normal to it and the index along that axis; ``alt`` is the text alternative.
     """
     axis, index = plane
     across, up = (a for a in range(3) if a != axis)
@@ -244,15 +210,7 @@ def plane_tile(
 
 
 def tile_pixels(size: tuple[float, float], step: tuple[float, float], frame: Frame) -> tuple[int, int]:
-    """Return the number of rows and columns of square pixels for a picture.
-
-    Parameters
-    ----------
-    size, step : tuple of float
-        Height and width of the picture and of a voxel in it, mm.
-    frame : Frame
-        Largest numbers of pixels.
-    """
+    """Return the (rows, columns) of square pixels of a picture from its size and that of a voxel in it, mm."""
     scale = min(frame.pixels / max(size), frame.zoom / min(step))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -302,16 +260,7 @@ def stack_rows(images: StackImages, marks: dict[int, str], detail: float = 1.0) 
 
 
 def middle_slices(mask: np.ndarray | None, depth: int, shares: tuple[float, ...] = (0.3, 0.5, 0.7)) -> list[int]:
-    """Return the slice indices at given shares of the extent of a mask along the third axis.
-
-    Parameters
-    ----------
-    mask : ndarray, (X, Y, Z), bool, optional
-        Without one, the extent is that of the stack.
-    depth : int
-        Number of slices of the stack.
-    shares : tuple of float
-    """
+    """Return the slice indices at shares of the extent of a mask along the third axis; of ``depth`` without one."""
     filled = np.arange(depth)
     if mask is not None and np.any(mask):
         filled = np.flatnonzero(np.asarray(mask).any(axis=(0, 1)))
@@ -320,18 +269,7 @@ def middle_slices(mask: np.ndarray | None, depth: int, shares: tuple[float, ...]
 
 
 def square_box(mask: np.ndarray | None, image: RasImage, axis: int, margin: float) -> tuple[slice, ...]:
-    """Return a box around a mask that is as square in the plane of the slices as the field of view allows.
-
-    Parameters
-    ----------
-    mask : ndarray, (X, Y, Z), bool, optional
-        Mask turned to RAS.
-    image : RasImage
-    axis : int
-        Axis across the slices, along which the box is as long as the array.
-    margin : float
-        Distance kept around the mask, mm.
-    """
+    """Return a box ``margin`` mm around a mask, as square in the plane normal to ``axis`` as the image allows."""
     shape, spacing = image.data.shape, image.spacing
     box = list(crop_box(mask, shape, spacing, margin))
     plane = [a for a in range(3) if a != axis]
@@ -345,14 +283,7 @@ def square_box(mask: np.ndarray | None, image: RasImage, axis: int, margin: floa
 
 
 class StackView:
-    """Images of a stack turned to RAS, with one crop and one grey window for all pictures.
-
-    Parameters
-    ----------
-    images : StackImages
-    detail : float
-        Factor of the number of pixels along a side.
-    """
+    """Images of a stack turned to RAS, with one crop and one grey window for all pictures."""
 
     def __init__(self, images: StackImages, detail: float = 1.0) -> None:
         self.detail, self.affine = detail, images.affine
@@ -408,21 +339,7 @@ class StackView:
         outlined: bool = False,
         limits: tuple[float, float] | None = None,
     ) -> Tile:
-        """Draw one plane of an image, cropped to the brain.
-
-        Parameters
-        ----------
-        plane : tuple of int
-            Axis and index of the RAS array.
-        data : ndarray, (X, Y, Z)
-            Image on the grid of the stack, turned to RAS.
-        words : tuple of str
-            Caption and text alternative.
-        outlined : bool
-            Draw the outline of the mask.
-        limits : tuple of float, optional
-            Grey window; by default that of the stack.
-        """
+        """Draw a plane (axis, index) of an image turned to RAS, cropped to the brain; ``words`` are label and alt."""
         mask = self.mask if outlined else None
         across = plane[0] != self.axis
         image = self._blocks(data) if across else self._with(data)
@@ -445,23 +362,7 @@ class StackView:
         )
 
     def picture(self, plane: tuple[int, int], data: np.ndarray, tile: Tile) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return the part of other data that a tile of :meth:`close_tile` shows, and the size of its picture.
-
-        Parameters
-        ----------
-        plane : tuple of int
-            Axis and index of the RAS array.
-        data : ndarray, (X, Y, Z)
-            Data on the grid of the stack, turned to RAS.
-        tile : Tile
-            Tile of the same plane.
-
-        Returns
-        -------
-        ndarray, (rows, columns)
-        tuple of int
-            Rows and columns of the picture in pixels.
-        """
+        """Return the part of other data that a tile of :meth:`close_tile` shows, and its (rows, columns) in pixels."""
         image = self._blocks(data) if plane[0] != self.axis else self._with(data)
         box = list(self.box)
         box[plane[0]] = slice(None)

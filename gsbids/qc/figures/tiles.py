@@ -159,6 +159,7 @@ def crop_box(
     spacing : ndarray, (3,)
         Voxel size, mm.
     margin : float
+        Distance, mm.
     """
     if mask is None or not mask.any():
         return tuple(slice(0, n) for n in shape)
@@ -265,7 +266,7 @@ def outline_path(picture: np.ndarray, spacing: tuple[float, float]) -> str:
     Returns
     -------
     str
-        Contour at one half, between the pixel centres inside and outside; empty for an empty mask.
+        Path half-way between the centres of pixels inside and outside; empty for an empty mask.
     """
     import contourpy
 
