@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods text as files for a paper: Markdown and LaTeX that cite by key, BibTeX, and a page with numbers."""
+"""Methods text as files for a paper: Markdown and LaTeX with citation keys, BibTeX, and HTML with numbers."""
 
 import html
 import re
@@ -24,12 +24,17 @@ NOTE = "This text was written by gsbids. It may be copied into a paper as it is.
 
 
 def boilerplate_files(paragraphs: tuple[str, ...]) -> dict[str, str]:
-    """Contents of ``CITATION.md``, ``.tex``, ``.bib`` and ``.html`` by name.
+    """Return the contents of ``CITATION.md``, ``.tex``, ``.bib`` and ``.html``.
 
     Parameters
     ----------
     paragraphs : tuple of str
         As from :func:`gsbids.qc.report.methods.methods_paragraphs`.
+
+    Returns
+    -------
+    dict of str to str
+        Contents by file name.
     """
     return {
         "CITATION.md": markdown(paragraphs),
@@ -40,8 +45,10 @@ def boilerplate_files(paragraphs: tuple[str, ...]) -> dict[str, str]:
 
 
 def plain_text(paragraphs: tuple[str, ...]) -> str:
-    """The text with numbered citations and its references, to read or to copy.
+    """Return the methods text as plain text, with numbered citations and the list of references.
 
+    Examples
+    --------
     >>> print(plain_text(("Corrected with N4 [@n4].",)).splitlines()[0])
     Corrected with N4 [1].
     """
@@ -58,13 +65,15 @@ def plain_text(paragraphs: tuple[str, ...]) -> str:
 
 
 def markdown(paragraphs: tuple[str, ...]) -> str:
-    """For pandoc, with ``CITATION.bib``: citations stay ``[@key]``."""
+    """Return the methods text in Markdown for pandoc with ``CITATION.bib``: citations stay ``[@key]``."""
     return "\n\n".join(["## Methods", *paragraphs, f"*{NOTE}*", "## References"]) + "\n"
 
 
 def latex(paragraphs: tuple[str, ...]) -> str:
-    r"""For LaTeX, with ``CITATION.bib``.
+    r"""Return the methods text in LaTeX, which cites from ``CITATION.bib``.
 
+    Examples
+    --------
     >>> print(latex(("20 % were cut [@n4; @ants].",)).splitlines()[1])
     20 \% were cut \cite{n4,ants}.
     """
@@ -80,7 +89,7 @@ def latex(paragraphs: tuple[str, ...]) -> str:
 
 
 def bibtex(paragraphs: tuple[str, ...]) -> str:
-    """The references that the text cites, under their keys."""
+    """Return the references that the text cites as BibTeX entries under their keys."""
     known = references()
     keys = dict.fromkeys(
         key
@@ -93,7 +102,7 @@ def bibtex(paragraphs: tuple[str, ...]) -> str:
 
 
 def page(paragraphs: tuple[str, ...]) -> str:
-    """A small page that loads nothing, with numbered citations."""
+    """Return the methods text as an HTML page with numbered citations, which loads nothing from elsewhere."""
     pieces, cited = number_citations(paragraphs)
     text = "\n".join(
         "<p>"
@@ -113,11 +122,12 @@ def page(paragraphs: tuple[str, ...]) -> str:
 
 
 def _tex(text: str) -> str:
+    """Escape the special characters of LaTeX."""
     return "".join(_TEX.get(letter, letter) for letter in text)
 
 
 def _entry(key: str, reference: Reference) -> str:
-    """One entry: authors, title and the rest stand in the text with full stops between them."""
+    """Return the BibTeX entry of a reference, in whose text full stops separate authors, title and the rest."""
     authors, _, rest = reference.text.partition(". ")
     title, _, where = rest.partition(". ")
     names = [re.sub(r"^(.+) ([A-Z]+)$", r"\1, \2", name) for name in authors.split(", ")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a report shows, before it is drawn."""
+"""Contents of a report, before its figures are drawn."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +14,21 @@ class StackPanel:
     Attributes
     ----------
     name : str
-        As in ``SvrResult.stack_names``.
+        Name of the stack, as in ``SvrResult.stack_names``.
     image : Path, optional
         Conformed input.
     n4, mask, simulated : Path, optional
-        Corrected image, brain mask, slices simulated from the reconstruction.
+        N4-corrected image, brain mask, slices simulated from the reconstruction.
     mask_reason : str
-        Where the mask comes from, in words.
+        Source of the mask, in words.
     mask_mode : str
-        Mode that made it (``derivatives``, ``network``, ...); empty where it is not known.
+        Mode that made the mask (``derivatives``, ``network``, ...); empty where it is not known.
     doubt : str
-        Why the mask is doubtful and what follows, in sentences; empty where it is not.
+        Reasons why the mask is doubtful, and the consequence, in sentences; empty where it is not doubtful.
     slice_times : tuple of float, optional
         Acquisition time (s) of every slice by its index, where ``SliceTiming`` is known.
     facts : tuple of (label, value)
-        More about the stack, for example its file name, spacing and thickness.
+        Further facts about the stack, for example its file name, spacing and thickness.
     """
 
     name: str
@@ -45,14 +45,14 @@ class StackPanel:
 
 @dataclass(frozen=True)
 class SrPanel:
-    """What the report of a super-resolved volume shows besides it.
+    """Contents that only the report of a super-resolved volume has.
 
     Attributes
     ----------
     before : Path, optional
-        The volume that was given.
+        Input volume.
     interpolated : Path, optional
-        Cubic B-spline of it, on the grid of the super-resolved volume.
+        Input interpolated by cubic B-splines on the grid of the super-resolved volume.
     chosen : tuple of (label, value)
         Settings of the fit.
     history : dict of str to list
@@ -67,7 +67,7 @@ class SrPanel:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything a report shows; what is missing is left out and said so.
+    """Contents of a report; parts that are missing are left out of the page, which names them.
 
     Attributes
     ----------
@@ -76,20 +76,22 @@ class ReportContent:
     task : str
         Name of the task (``sub-01_ses-01_T2w``).
     summary : tuple of (label, value)
+        Facts at the head of the page.
     warnings : tuple of str
+        Warnings of the run.
     volume, unmasked, mask : Path, optional
         Reconstructed volume without and with its surroundings, and its brain mask (one grid).
     coverage, uncertainty : Path, optional
-        Slices that saw each voxel, and the predicted standard deviation of its error, on the same grid.
+        Number of slices that cover each voxel, and the predicted standard deviation of its error, on the same grid.
     template_xfm : Path, optional
         ITK transform from the scanner to the space of the volume, where that is another one.
     template_similarity : float, optional
-        Of the volume and the template that it was aligned to.
+        Similarity of the volume and the template that it was aligned to.
     orientation : str
-        What left, right, front and head refer to.
+        Sentence on the meaning of the direction letters.
     stacks : tuple of StackPanel
     super_resolution : SrPanel, optional
-        Of a super-resolved volume, which has neither stacks nor motion.
+        Contents of the report of a super-resolved volume, which has neither stacks nor motion.
     result : Path, optional
         File of :meth:`gsbids.recon.svr.result.SvrResult.save`.
     registration : dict, optional
@@ -100,16 +102,17 @@ class ReportContent:
     methods : tuple of str
         Paragraphs with ``[@key]`` citations (:func:`gsbids.qc.report.methods.methods_paragraphs`).
     versions : dict of str to str
+        Versions of the packages.
     crashes : tuple of str
-        Text of every crash of this subject.
+        Text of every crash file of this subject.
     run : dict of str to str
         Seed, device and other settings.
     made : dict of str to str
-        Date, command line and the like: what differs when a run is repeated.
+        Date, command line and other facts that differ when a run is repeated.
     help_page : str
-        Address of a page of help, relative to the report; empty where there is none.
+        Address of a help page, relative to the report; empty where there is none.
     usage : tuple of StepUsage
-        What the steps took.
+        Resources of the steps.
     """
 
     title: str

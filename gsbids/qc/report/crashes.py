@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a crash file of nipype says, in one line."""
+"""Summary of a crash file of nipype in one line."""
 
 import re
 
 
 def crash_summary(text: str) -> tuple[str, str]:
-    """Node and error of a crash file, from its text.
+    r"""Return the name of the node and the error, with its message, from the text of a crash file.
 
-    >>> crash_summary("Node: a.b\\nTraceback:\\n\\tValueError: the fit\\n\\twent wrong\\n\\nMore.")
+    Examples
+    --------
+    >>> crash_summary("Node: a.b\nTraceback:\n\tValueError: the fit\n\twent wrong\n\nMore.")
     ('b', 'ValueError: the fit went wrong')
     """
     if not text.strip():

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the files of a report and draw its figures; one that fails becomes a note, not the end."""
+"""Figures of a report, drawn from its files; a figure that cannot be drawn is replaced by a note."""
 
 import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -27,6 +29,9 @@ from gsbids.qc.report.draw_viewer import draw_viewer, drawn_size
 from gsbids.qc.stack_verdict import stack_numbers
 from gsbids.recon.svr.result import SvrResult
 
+if TYPE_CHECKING:
+    from gsbids.qc.report.content import ReportContent, SrPanel, StackPanel
+
 _FILE_ERRORS = (GsbidsError, OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 
 
@@ -39,11 +44,11 @@ class Figures:
     planes : tuple of Tile
         Three large planes of the volume.
     pairs : tuple of TilePair
-        The same planes before and after: of the average of the stacks, or of the interpolated input, and of the volume.
+        The same planes of the average of the stacks, or of the interpolated input, and of the volume.
     mosaic, surroundings : tuple of TileRow
-        Planes of the masked volume; of the unmasked one with the mask's outline.
+        Planes of the masked volume; of the unmasked one with the outline of the mask.
     maps : tuple of TileRow
-        Coverage and uncertainty in the three planes of the volume, each with what its greys mean.
+        Coverage and uncertainty in the three planes of the volume, each with a colour bar.
     masks : dict
         Slices with the outline of the mask, by stack name.
     numbers : dict
@@ -51,27 +56,30 @@ class Figures:
     stacks : dict
         Rows of pictures by stack name.
     corrections : dict
-        A slice before and after the bias correction (TilePair) by stack name.
+        One slice before and after the bias correction (TilePair) by stack name.
     worst : dict
         Rows of pictures of the slices that fit worst, by their rank.
     excluded_stacks, excluded_slices, brainless : list of Exclusion
-        What has no part in the volume: whole stacks, slices that were rejected, slices without brain.
-    motion : list of (name, SVG, SVG in the order of acquisition or None, where the order comes from)
+        Stacks and slices that do not contribute to the volume: whole stacks, slices that were rejected or hold no
+        information, slices without brain.
+    motion : list of (name, SVG, SVG or None, str)
+        Stack name, motion in the order of position, motion in the order of acquisition, and origin of that order.
     moves : list of (name, shift (3,), turn (3,))
-        Where each stack went as a whole.
+        Translation (mm) and rotation (degrees) of each stack as a whole.
     heat : list of SVG
         Weights, then similarity.
     similarity, convergence : SVG
+        Similarity of the slices, and losses of the fit.
     comparison, details : tuple of TileRow
-        Before and after super-resolution, whole planes and parts of them.
+        Images before and after super-resolution, in whole planes and parts of them.
     spectrum : SVG
-        Power before and after.
+        Power before and after super-resolution.
     viewer : ViewerData, optional
         Images of the viewer.
     slices : list of dict
-        One row a slice, for the table.
+        Table of the slices, one row each.
     notes : list of str
-        What could not be drawn, and why.
+        Sentences on what could not be drawn, and why.
     """
 
     planes: tuple[Tile, ...] = ()
@@ -100,16 +108,16 @@ class Figures:
     notes: list = field(default_factory=list)
 
     @contextmanager
-    def guarded(self, what: str):
-        """Turn an error of a file into a note that begins with ``what``."""
+    def guarded(self, what: str) -> Iterator[None]:
+        """Turn an error in reading a file into a note that begins with ``what``."""
         try:
             yield
         except _FILE_ERRORS as error:
             self.notes.append(f"{what}: {_words(error)}")
 
 
-def draw_figures(content) -> Figures:
-    """Draw all that the content of a report (``ReportContent``) allows."""
+def draw_figures(content: "ReportContent") -> Figures:
+    """Draw all figures for which the content of a report has the files."""
     figures, result, average = Figures(), None, None
     if content.result is not None:
         with figures.guarded("Motion and weights could not be drawn"):
@@ -134,19 +142,19 @@ def draw_figures(content) -> Figures:
     return figures
 
 
-def _draw_average(figures: Figures, content) -> np.ndarray | None:
+def _draw_average(figures: Figures, content: "ReportContent") -> np.ndarray | None:
     """Draw the plain average of the stacks beside the volume, in the same planes, and return it."""
     panels = [(panel.n4 or panel.image, panel.mask) for panel in content.stacks if panel.n4 or panel.image]
     if not panels:
         return None
 
-    def stacks():
+    def stacks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         for path, mask in panels:
-            data, own = load_image(path)
+            data, own = load_image(path)  # type: ignore[arg-type]
             yield data, own, mask_on(mask, own, data.shape)
 
     with figures.guarded("The average of the stacks could not be drawn"):
-        volume, affine = load_image(content.volume or content.unmasked)
+        volume, affine = load_image(content.volume or content.unmasked)  # type: ignore[arg-type]
         scanner = affine
         if content.template_xfm is not None:
             scanner = np.linalg.inv(read_itk_transforms(content.template_xfm)[0]) @ affine
@@ -157,16 +165,19 @@ def _draw_average(figures: Figures, content) -> np.ndarray | None:
 
 
 def _words(error: BaseException) -> str:
+    """Return the message of an error in one line, or the name of its class."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _svg(data: bytes, key: str, label: str) -> Markup:
+    """Return an SVG as an element of the page (see :func:`gsbids.qc.figures.style.inline_svg`)."""
     # inline_svg escapes what it is given; matplotlib escapes the text it draws.
     return Markup(inline_svg(data, key, label))
 
 
-def _draw_volume(figures: Figures, content) -> None:
-    data, affine = load_image(content.volume or content.unmasked)
+def _draw_volume(figures: Figures, content: "ReportContent") -> None:
+    """Draw the planes of the volume, and those of the unmasked one where there are both."""
+    data, affine = load_image(content.volume or content.unmasked)  # type: ignore[arg-type]
     mask = mask_on(content.mask, affine, data.shape)
     figures.planes = mid_planes(data, affine, mask)
     figures.mosaic = mosaic(data, affine, mask)
@@ -176,9 +187,9 @@ def _draw_volume(figures: Figures, content) -> None:
         figures.surroundings = mosaic(data, affine, mask, outlined=True)
 
 
-def _draw_super_resolution(figures: Figures, content) -> np.ndarray | None:
-    """Draw what was there before and after, and return the interpolated input."""
-    panel = content.super_resolution
+def _draw_super_resolution(figures: Figures, content: "ReportContent") -> np.ndarray | None:
+    """Draw the images before and after super-resolution and its curves, and return the interpolated input."""
+    panel: SrPanel = content.super_resolution  # type: ignore[assignment]
     if panel.history.get("loss"):
         figures.convergence = _svg(
             member_losses(panel.history), "convergence", "Loss of every field of Gaussians against the iteration."
@@ -194,8 +205,8 @@ def _draw_super_resolution(figures: Figures, content) -> np.ndarray | None:
     return between
 
 
-def _draw_maps(content):
-    """Rows of the maps that there are."""
+def _draw_maps(content: "ReportContent") -> Iterator[TileRow]:
+    """Draw coverage and uncertainty, as far as there are files of them."""
     for name, path, form in (
         ("Coverage", content.coverage, "{:.3g} slices"),
         ("Uncertainty", content.uncertainty, "{:.3g}"),
@@ -210,11 +221,12 @@ def _draw_maps(content):
 
 
 def _shown(volume: np.ndarray) -> np.ndarray:
-    """Where a masked volume is shown: also in voxels inside that happen to be 0."""
+    """Return the voxels in which a masked volume is shown, also those inside that happen to be 0."""
     return ndimage.binary_fill_holes(volume != 0)
 
 
-def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
+def _draw_result(figures: Figures, result: SvrResult, panels: "Sequence[StackPanel]") -> None:
+    """Draw motion, weights, similarity and convergence, and list the slices and those that were excluded."""
     moved = slice_displacement(result)
     figures.numbers = stack_numbers(result, moved)
     times = {panel.name: panel.slice_times for panel in panels}
@@ -250,6 +262,7 @@ def _draw_result(figures: Figures, result: SvrResult, panels) -> None:
 
 
 def _slice_rows(result: SvrResult, moved: SliceDisplacement) -> list[dict]:
+    """Return the table of the slices, one row each, in the order of the stacks."""
     order = np.lexsort((result.slice_index, result.stack_index))
     return [
         {

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the stacks of a report: masks, slices beside their simulation, and the slices that are bad."""
+"""Pictures of the stacks of a report: masks, slices beside their simulation, and the slices that fit worst."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +15,23 @@ from gsbids.qc.figures.panels import StackImages, StackView, middle_slices, stac
 from gsbids.qc.figures.slices import bad_slices, stack_pixel_weights, worst_row, worst_slices
 from gsbids.recon.svr.result import SvrResult
 
-FULL_DETAIL = 3  # stacks that are shown in full detail, more of them in less each
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from gsbids.qc.report.content import StackPanel
+    from gsbids.qc.report.draw import Figures
+
+FULL_DETAIL = 3  # stacks that are shown in full detail; of more stacks, each has fewer pixels
 DETAIL_OF_WORST = 0.75
 
 
-def draw_stacks(figures, panels, result: SvrResult | None, guarded) -> None:
+def draw_stacks(
+    figures: "Figures",
+    panels: "Sequence[StackPanel]",
+    result: SvrResult | None,
+    guarded: "Callable[[str], AbstractContextManager[None]]",
+) -> None:
     """Add the pictures of all stacks to the figures of a report.
 
     Parameters
@@ -26,7 +40,7 @@ def draw_stacks(figures, panels, result: SvrResult | None, guarded) -> None:
     panels : sequence of gsbids.qc.report.content.StackPanel
     result : SvrResult, optional
     guarded : callable
-        Context that turns an error into a note; takes the words before it.
+        Context manager that turns an error into a note; its argument is the beginning of the note.
     """
     # The page stays under 15 MB however many stacks there are.
     detail = min(1.0, math.sqrt(FULL_DETAIL / max(len(panels), 1)))
@@ -42,7 +56,14 @@ def draw_stacks(figures, panels, result: SvrResult | None, guarded) -> None:
     figures.worst = dict(sorted(figures.worst.items()))
 
 
-def _draw_stack(figures, panel, images: StackImages, result: SvrResult | None, settings) -> None:
+def _draw_stack(
+    figures: "Figures",
+    panel: "StackPanel",
+    images: StackImages,
+    result: SvrResult | None,
+    settings: tuple[list[int], float],
+) -> None:
+    """Draw one stack; ``settings`` are the slices of the result that fit worst, and the factor of pixels."""
     (worst, detail), depth = settings, images.acquired.shape[2]
     fitted = np.zeros(0, int)
     if result is not None and panel.name in result.stack_names:
@@ -52,14 +73,15 @@ def _draw_stack(figures, panel, images: StackImages, result: SvrResult | None, s
         figures.brainless += [left] if left else []
     view = StackView(images, detail)
     figures.masks[panel.name] = mask_tiles(view, depth)
-    figures.stacks[panel.name] = stack_rows(images, _marks(images, result, fitted), detail)
+    # Without a result, no slices are fitted.
+    figures.stacks[panel.name] = stack_rows(images, _marks(images, result, fitted), detail)  # type: ignore[arg-type]
     pair = view.correction_pair(middle_slices(images.mask, depth)[0])
     figures.corrections |= {panel.name: pair} if pair else {}
-    _draw_worst(figures, images, result, {s: worst.index(s) for s in fitted.tolist() if s in worst})
+    _draw_worst(figures, images, result, {s: worst.index(s) for s in fitted.tolist() if s in worst})  # type: ignore[arg-type]
 
 
-def _draw_worst(figures, images: StackImages, result: SvrResult | None, ranks: dict[int, int]) -> None:
-    """Rows of one stack's slices that are among the worst, ``ranks`` by their rows in the result."""
+def _draw_worst(figures: "Figures", images: StackImages, result: SvrResult, ranks: dict[int, int]) -> None:
+    """Draw those slices of a stack that are among the worst; ``ranks`` by their indices in the result."""
     if not ranks or images.mask is None or images.simulated is None:
         return
     view = StackView(images, DETAIL_OF_WORST)
@@ -69,8 +91,8 @@ def _draw_worst(figures, images: StackImages, result: SvrResult | None, ranks: d
         figures.worst[rank] = worst_row(view, weights, k, f"{name}, slice {k}: {weight_reason(result, s)}")
 
 
-def mask_pixels(result: SvrResult, panels) -> np.ndarray:
-    """Pixels in the mask of every slice of a result, (S,); 0 in stacks whose mask is not there."""
+def mask_pixels(result: SvrResult, panels: "Sequence[StackPanel]") -> np.ndarray:
+    """Count the pixels in the mask of every slice of a result, (S,); 0 in stacks without a mask."""
     pixels = np.zeros(len(result.weight))
     for panel in panels:
         if panel.mask is None or panel.name not in result.stack_names:
@@ -82,8 +104,8 @@ def mask_pixels(result: SvrResult, panels) -> np.ndarray:
     return pixels
 
 
-def mask_on(path, affine: np.ndarray, shape) -> np.ndarray | None:
-    """A mask on a grid; None without a path."""
+def mask_on(path: "Path | None", affine: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    """Read a mask and resample it to a grid where it is on another one; None without a path."""
     if path is None:
         return None
     mask, mask_affine = load_image(path)
@@ -92,13 +114,13 @@ def mask_on(path, affine: np.ndarray, shape) -> np.ndarray | None:
     return resample_mask(mask > 0, mask_affine, affine, shape)
 
 
-def stack_images(figures, panel) -> StackImages | None:
-    """Images of a stack; those on another grid are left out, with a note."""
+def stack_images(figures: "Figures", panel: "StackPanel") -> StackImages | None:
+    """Read the images of a stack; those on another grid are left out, with a note."""
     first = panel.image or panel.n4
     if first is None:
         return None
     data, affine = load_image(first)
-    images = {"corrected": panel.n4 if panel.image else None, "simulated": panel.simulated}
+    images: dict[str, Any] = {"corrected": panel.n4 if panel.image else None, "simulated": panel.simulated}
     for name, path in images.items():
         if path is None:
             continue
@@ -110,10 +132,10 @@ def stack_images(figures, panel) -> StackImages | None:
     return StackImages(data, affine, mask_on(panel.mask, affine, data.shape), **images)
 
 
-def _marks(images: StackImages, result: SvrResult | None, fitted: np.ndarray) -> dict[int, str]:
-    """Slices to show: the one least like its simulation, and three through the brain.
+def _marks(images: StackImages, result: SvrResult, fitted: np.ndarray) -> dict[int, str]:
+    """Choose the slices to show, with captions: the one least like its simulation, and three through the brain.
 
-    ``fitted`` are the rows of the stack's slices in the result.
+    ``fitted`` are the indices of the slices of the stack in the result.
     """
     depth = images.acquired.shape[2]
     marks = {k: f"Slice {k}" for k in middle_slices(images.mask, depth)}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gather the images of the viewer of a report: the volume, what was there before, its mask and its maps."""
+"""Images of the interactive viewer of a report: the volume, the image before it, its mask and its maps."""
 
 from dataclasses import is_dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,12 +12,21 @@ from gsbids.qc.figures.tiles import Tile, window
 from gsbids.qc.figures.viewer import LARGEST, ViewerData, ViewerImage, viewer_data
 from gsbids.qc.report.draw_stacks import mask_on
 
+if TYPE_CHECKING:
+    from gsbids.qc.report.content import ReportContent
+
 REPORT = 14_000_000  # characters of pictures and viewer: a report stays under 15 MB
-LEAST = 1_000_000  # of which the viewer has these at least
+LEAST = 1_000_000  # characters of them that the viewer has at least
 
 
-def drawn_size(value) -> int:
-    """Characters that pictures take on the page, of whatever holds them."""
+def drawn_size(value: object) -> int:
+    """Count the characters that pictures take on the page.
+
+    Parameters
+    ----------
+    value : object
+        Pictures, or dataclasses, lists, tuples and dicts that contain them.
+    """
     if isinstance(value, Tile):
         return len(value.png) * 4 // 3 + len(value.outline)
     if isinstance(value, str):
@@ -28,19 +38,23 @@ def drawn_size(value) -> int:
     return sum(map(drawn_size, vars(value).values())) if is_dataclass(value) else 0
 
 
-def draw_viewer(content, before: np.ndarray | None, drawn: int = 0) -> ViewerData:
+def draw_viewer(content: "ReportContent", before: np.ndarray | None, drawn: int = 0) -> ViewerData:
     """Prepare the viewer of a report.
 
     Parameters
     ----------
     content : gsbids.qc.report.content.ReportContent
-        With a volume.
+        Content with a volume.
     before : ndarray, (X, Y, Z), optional
-        The average of the stacks, or the interpolated input, on the grid of the volume.
+        Average of the stacks, or interpolated input, on the grid of the volume.
     drawn : int
-        Characters that the other pictures of the report take.
+        Number of characters that the other pictures of the report take.
+
+    Returns
+    -------
+    ViewerData
     """
-    volume, affine = load_image(content.volume or content.unmasked)
+    volume, affine = load_image(content.volume or content.unmasked)  # type: ignore[arg-type]
     mask = mask_on(content.mask, affine, volume.shape)
     images = [ViewerImage("volume", "volume", volume)]
     if before is not None:
@@ -55,7 +69,8 @@ def draw_viewer(content, before: np.ndarray | None, drawn: int = 0) -> ViewerDat
     return viewer_data(images, affine, mask, window(volume, mask), max(LEAST, min(LARGEST, REPORT - drawn)))
 
 
-def _before(content, before: np.ndarray, volume: np.ndarray, mask: np.ndarray | None) -> ViewerImage:
+def _before(content: "ReportContent", before: np.ndarray, volume: np.ndarray, mask: np.ndarray | None) -> ViewerImage:
+    """Return the image before reconstruction or super-resolution, at the brightness of the volume."""
     if content.super_resolution is not None:
         return ViewerImage("before", "B-spline", before)
     # An average of stacks has no unit; it is brought to the brightness of the volume, to be compared with it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a group: one HTML file with distributions, marked outliers and a table that can be sorted."""
+"""Group report: one HTML file with distributions, marked outliers and a table that can be sorted."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from gsbids.qc.report.page import TEMPLATES, VERDICT_LOOKS, page_template
 from gsbids.qc.report.words import format_number
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, USABLE, judge
 
-#: Metrics that are shown without asking.
+#: Metrics that are shown at first; the others unfold on a click.
 MAIN = (
     "ncc_median",
     "ncc_p10",
@@ -37,8 +37,8 @@ MAIN = (
 METHOD_NAMES = {"gsvr": "slice-to-volume reconstruction", "gsr": "super-resolution"}
 
 WIDTH, HEIGHT, PAD, DOT = 320, 84, 12, 3.2  # px of a distribution, its margins, and a dot's radius
-MOST_PICTURES = 60  # volumes that are shown without asking
-FIRST = 12  # marked reconstructions that are told in full
+MOST_PICTURES = 60  # volumes whose pictures are shown at first; the others unfold on a click
+FIRST = 12  # reconstructions to look at that are listed at first; the others unfold on a click
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ class GroupRow:
     label, name : str
         Short name, and name in the table.
     report : str
-        Address relative to the page; empty where there is none.
+        Address of its report relative to the page; empty where there is none.
     values : dict of str to float
+        Values by metric.
     marked : tuple of str
-        Metrics by which it stands out.
+        Metrics in which it is an outlier.
     method : str
         A key of ``METHOD_NAMES``.
     verdict : str
@@ -73,7 +74,7 @@ class GroupRow:
 
     @property
     def rank(self) -> int:
-        """By which verdicts are sorted, the worst highest; -1 without one."""
+        """Rank of the verdict, the worst highest; -1 without one."""
         return list(LEVELS).index(self.verdict) if self.verdict else -1
 
     @property
@@ -84,21 +85,23 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class GroupContent:
-    """Everything the page shows.
+    """Contents of the group report.
 
     Attributes
     ----------
     title : str
+        Heading.
     rows : tuple of GroupRow
     columns : dict of str to dict
         BIDS description of each metric.
     spreads : dict of str to dict
-        By method the ``Spread`` of each metric.
+        ``Spread`` of each metric, by method.
     troubles : tuple of (str, str)
-        What is missing or broken, and a report to look at (may be empty).
+        Sentences on what is missing or broken, each with a report to look at (may be empty).
     table : str
         Address of the table, relative to the page.
     version : str
+        Version of gsbids.
     """
 
     title: str
@@ -111,7 +114,7 @@ class GroupContent:
 
 
 def render_group(content: GroupContent) -> str:
-    """The page as text; everything that is quoted in it is escaped, nothing is loaded from elsewhere."""
+    """Return the group report as HTML; all text in it is escaped, and nothing is loaded from elsewhere."""
     script = (TEMPLATES / "group.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     main = [name for name in MAIN if name in content.columns]
@@ -119,7 +122,7 @@ def render_group(content: GroupContent) -> str:
         method: {name: distribution(content, name, method) for name in content.columns} for method in content.spreads
     }
     heads = [
-        (chart["median"], long_name(content, name), method)
+        (chart["median"], long_name(content, name), method)  # type: ignore[index]
         for method, drawn in charts.items()
         for name, chart in [(name, drawn[name]) for name in main if drawn[name]][:3]
     ]
@@ -156,7 +159,7 @@ def render_group(content: GroupContent) -> str:
 
 
 def too_few(content: GroupContent) -> dict[str, str]:
-    """What is said of methods with too few reconstructions for anything to stand out, by the method.
+    """Return, by method, the sentence for methods with too few reconstructions to find outliers.
 
     Examples
     --------
@@ -168,17 +171,24 @@ def too_few(content: GroupContent) -> dict[str, str]:
 
 
 def long_name(content: GroupContent, name: str) -> str:
-    """Name of a metric for people."""
+    """Return the name of a metric to read: its ``LongName`` where it has one."""
     return content.columns[name].get("LongName") or name
 
 
 def shown(content: GroupContent, name: str, value: float) -> str:
-    """A value of a metric with its unit."""
+    """Format a value of a metric with its unit."""
     return format_number(value, content.columns[name].get("Units", ""))
 
 
 def cell(content: GroupContent, row: GroupRow, name: str) -> dict:
-    """One cell of the table: number to sort by (empty where not known), text, and whether it is marked."""
+    """Return one cell of the table.
+
+    Returns
+    -------
+    dict
+        ``value`` to sort by (empty where it is not known), ``text``, ``marked`` (an outlier) and ``main`` (in
+        ``MAIN``).
+    """
     value = row.values.get(name, math.nan)
     known = math.isfinite(value)
     return {
@@ -190,8 +200,10 @@ def cell(content: GroupContent, row: GroupRow, name: str) -> dict:
 
 
 def note(content: GroupContent, row: GroupRow, name: str) -> str:
-    """Why a row is marked, in words.
+    """Describe why a row is marked.
 
+    Examples
+    --------
     >>> content = GroupContent(
     ...     "",
     ...     (),
@@ -207,8 +219,10 @@ def note(content: GroupContent, row: GroupRow, name: str) -> str:
 
 
 def verdict_reasons(row: GroupRow) -> tuple[str, ...]:
-    """Reasons for the verdict on a row; none where it was given by other rules than those of this version.
+    """Return the reasons for the verdict on a row; none where the rules of this version give another verdict.
 
+    Examples
+    --------
     >>> verdict_reasons(GroupRow("sub-01", "", "", {"ncc_median": 0.99}, verdict="do not use"))
     ()
     """
@@ -217,7 +231,7 @@ def verdict_reasons(row: GroupRow) -> tuple[str, ...]:
 
 
 def distribution(content: GroupContent, name: str, method: str) -> dict | None:
-    """Where the dots of one metric of one method are drawn; None without values.
+    """Compute the positions of the dots of one metric of one method; None without values.
 
     Returns
     -------
@@ -268,8 +282,10 @@ def distribution(content: GroupContent, name: str, method: str) -> dict | None:
 
 
 def swarm(x: np.ndarray, room: float) -> np.ndarray:
-    """Heights (px) that keep dots apart whose places are near one another, at most ``room`` from the middle.
+    """Compute heights (px), at most ``room`` from the middle, that keep apart dots at nearly the same ``x``.
 
+    Examples
+    --------
     >>> swarm(np.array([10.0, 10.0, 10.0, 60.0]), 40).tolist()
     [0.0, 7.0, -7.0, 0.0]
     """

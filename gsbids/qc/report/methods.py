@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods text: what was done, in words that can be copied into a paper, with numbered references.
+"""Methods text of a reconstruction, which can be copied into a paper, with numbered references.
 
 Paragraphs cite with ``[@key]`` or ``[@key; @key]``; the keys are those of ``templates/references.toml``.
 """
@@ -13,51 +13,53 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Reference:
-    """One entry of the list of references: the text, and its DOI or arXiv address (without ``https://``)."""
+    """Entry of the list of references: its text, and its DOI or arXiv address (without ``https://``)."""
 
     text: str
     address: str = ""
 
     @property
     def url(self) -> str:
+        """Address with ``https://``; empty without one."""
         return f"https://{self.address}" if self.address else ""
 
 
 @cache
 def references() -> dict[str, Reference]:
-    """Every reference that a methods text may cite, by key."""
+    """Read all references that a methods text may cite, by key."""
     with open(Path(__file__).parent / "templates" / "references.toml", "rb") as file:
         return {key: Reference(**entry) for key, entry in tomllib.load(file).items()}
 
 
 @dataclass(frozen=True)
 class MethodsFacts:
-    """What was really done, for :func:`methods_paragraphs`; leave out (None, False) what was not.
+    """Facts of a reconstruction for :func:`methods_paragraphs`; steps that were not done are None or False.
 
     Attributes
     ----------
     versions : dict of str to str
         Version of each package by its import name (``gsbids``, ``nipype``, ``bids``, ``ants``, ...).
     n_stacks : int
-        Stacks that entered the reconstruction.
+        Number of stacks that entered the reconstruction.
     masking : str
-        How brain masks came about: ``derivatives``, ``network``, ``nonzero``, ``otsu`` or ``none``; several joined
+        Source of the brain masks: ``derivatives``, ``network``, ``nonzero``, ``otsu`` or ``none``; several joined
         by ``+``.
     n_left_out : int
-        Of the stacks, those that were left out for a doubtful mask.
+        Number of these stacks that were left out for a doubtful mask.
     denoised, bias_corrected, registered, motion_corrected : bool
     method : {"default", "paper"}
-        How the field was fitted.
+        Algorithm that fitted the field.
     n_gaussians : int, optional
+        Number of Gaussians of the field.
     resolution : tuple of float, optional
         Spacing of the output grid in mm.
     seed : int, optional
     device : str, optional
-        As ``cpu``, ``cuda`` or ``cuda:1 (name of the GPU)``.
+        ``cpu``, ``cuda`` or ``cuda:1 (name of the GPU)``.
     posed : bool
         Whether slices came with their poses.
     template : str
-        Name of the volume that the brain was aligned to.
+        Name of the template that the brain was aligned to; empty without one.
     plain : bool
         Whether the stacks were plain files, not those of a BIDS data set.
     """
@@ -90,22 +92,28 @@ _MASKS = {
 
 
 def methods_paragraphs(facts: MethodsFacts) -> tuple[str, ...]:
-    """Methods section of one reconstruction, as paragraphs with ``[@key]`` citations.
+    """Write the methods section of one reconstruction, as paragraphs with ``[@key]`` citations.
 
     Parameters
     ----------
     facts : MethodsFacts
+
+    Returns
+    -------
+    tuple of str
+        Paragraphs on preprocessing, reconstruction and software.
     """
     return (_preprocessing(facts), _reconstruction(facts), software_sentence(facts.versions, facts.device, facts.seed))
 
 
 def version_of(versions: dict, package: str) -> str:
-    """Version of a package with a space before it; nothing where it is not known."""
+    """Return the version of a package with a space before it; empty where it is not known."""
     version = versions.get(package)
     return f" {version}" if version else ""
 
 
 def _preprocessing(facts: MethodsFacts) -> str:
+    """Write the paragraph on masks, denoising, bias correction and co-registration."""
     count = f"{facts.n_stacks} stacks" if facts.n_stacks > 1 else "The stacks"
     gsbids, nipype, pybids = (
         f"{name}{version_of(facts.versions, package)}"
@@ -148,6 +156,7 @@ def _preprocessing(facts: MethodsFacts) -> str:
 
 
 def _reconstruction(facts: MethodsFacts) -> str:
+    """Write the paragraph on the field of Gaussians, its fit and the output grid."""
     number = f" of {facts.n_gaussians:,} Gaussians".replace(",", " ") if facts.n_gaussians else " of Gaussians"
     sentences = [
         f"The brain was represented as a normalised field{number} of free position, size, orientation and "
@@ -173,6 +182,7 @@ def _reconstruction(facts: MethodsFacts) -> str:
 
 
 def _fit(facts: MethodsFacts) -> str:
+    """Write the sentence on the fit."""
     if facts.method == "paper":
         poses = " together with one rigid pose per slice" if facts.motion_corrected else ""
         return (
@@ -189,7 +199,7 @@ def _fit(facts: MethodsFacts) -> str:
 
 
 def software_sentence(versions: dict, device: str | None, seed: int | None) -> str:
-    """The packages that computed, with their versions, on what, and from which seed."""
+    """Write the sentence on the numerical packages with their versions, the device and the random seed."""
     names = (
         ("PyTorch", "torch", "pytorch"),
         ("Numba", "numba", "numba"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods text of super-resolution: what was done, in words that can be copied into a paper."""
+"""Methods text of super-resolution, which can be copied into a paper."""
 
 from dataclasses import dataclass, field
 
@@ -8,28 +8,29 @@ from gsbids.qc.report.methods import software_sentence, version_of
 
 @dataclass(frozen=True)
 class SrMethodsFacts:
-    """What was really done, for :func:`sr_methods_paragraphs`.
+    """Facts of a super-resolution for :func:`sr_methods_paragraphs`.
 
     Attributes
     ----------
     versions : dict of str to str
         Version of each package by its import name.
     suffix : str
-        Of the volume, for example ``T1w``.
+        BIDS suffix of the volume, for example ``T1w``.
     denoised, bias_corrected : bool
     resolution : tuple of float
-        Voxel size of the fine volume in mm.
+        Voxel size of the super-resolved volume in mm.
     settings : dict
-        Of ``SrResult``; empty where nothing was fitted.
+        Settings of ``SrResult``; empty where nothing was fitted.
     n_fields, n_gaussians : int
-        Members of the ensemble, and Gaussians of all of them.
+        Number of members of the ensemble, and of Gaussians in all of them.
     n_volumes : int
-        Of the run that the text is about.
+        Number of volumes of the run that the text describes.
     planned : {"", "full", "fast"}
-        Quality of a run that is told of without its results.
+        Quality of a whole run, where the text describes it without its results; else empty.
     seed : int, optional
+        Random seed where ``settings`` does not have it.
     device : str
-        Both where ``settings`` do not have them.
+        Device where ``settings`` does not have it.
     """
 
     versions: dict = field(default_factory=dict)
@@ -55,7 +56,7 @@ _PROFILES = {
 
 
 def sr_methods_paragraphs(facts: SrMethodsFacts) -> tuple[str, ...]:
-    """Methods section of one super-resolved volume, as paragraphs with ``[@key]`` citations."""
+    """Write the methods section of a super-resolved volume or of a run, as paragraphs with ``[@key]`` citations."""
     return (
         _preprocessing(facts),
         _planned(facts) if facts.planned else _super_resolution(facts),
@@ -66,6 +67,7 @@ def sr_methods_paragraphs(facts: SrMethodsFacts) -> tuple[str, ...]:
 
 
 def _preprocessing(facts: SrMethodsFacts) -> str:
+    """Write the paragraph on the input, denoising and bias correction."""
     one = facts.n_volumes == 1
     count = f"One {facts.suffix} volume" if one else f"{facts.n_volumes} {facts.suffix} volumes"
     sentences = [
@@ -88,7 +90,7 @@ def _preprocessing(facts: SrMethodsFacts) -> str:
 
 
 def _planned(facts: SrMethodsFacts) -> str:
-    """What is true of all volumes of a run, whatever their fits choose."""
+    """Write the paragraph on super-resolution that holds for all volumes of a run, whatever their fits choose."""
     one = facts.n_volumes == 1
     size = " x ".join(f"{side:g}" for side in facts.resolution)
     first = (
@@ -109,6 +111,7 @@ def _planned(facts: SrMethodsFacts) -> str:
 
 
 def _super_resolution(facts: SrMethodsFacts) -> str:
+    """Write the paragraph on the super-resolution of one volume, with what its fit chose."""
     if not facts.settings:
         return "It was to be super-resolved from its own voxels alone."
     factor = " x ".join(f"{f:.3g}" for f in facts.settings["factor"])
@@ -160,6 +163,7 @@ def _super_resolution(facts: SrMethodsFacts) -> str:
 
 
 def _shares(blend: dict[str, float]) -> str:
+    """Format the shares of the parts of a blend in percent."""
     return ", ".join(f"{100 * share:.0f} % {_EXPERTS[name]}" for name, share in blend.items() if share)
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of one reconstruction: one HTML file that asks nothing of the network."""
+"""Report of one reconstruction: one HTML file that loads nothing from the network."""
 
 import base64
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsbids.atomic import write_atomic
 from gsbids.qc.figures.tiles import heat_colours
@@ -28,6 +29,9 @@ from gsbids.qc.report.words import (
 from gsbids.qc.stack_verdict import STACK_NUMBERS, STACK_RULES
 from gsbids.qc.verdict import DO_NOT_USE, LEVELS, LOOK, RULES, USABLE, Verdict, judge
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 LOGGER = logging.getLogger("gsbids.qc")
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,7 +48,7 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     Returns
     -------
     pathlib.Path
-        ``path``. A figure whose files are missing or unreadable is replaced by a sentence; the rest stands.
+        ``path``. Figures whose files are missing or unreadable are replaced by a sentence each.
     """
     path = Path(path)
     page = render_report(content)
@@ -53,7 +57,7 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
 
 
 def render_report(content: ReportContent) -> str:
-    """The page as text; everything that is quoted in it is escaped."""
+    """Return the report as HTML; all text in it is escaped."""
     figures = draw_figures(content)
     for note in figures.notes:
         LOGGER.warning("%s: %s", content.task, note)
@@ -91,12 +95,22 @@ def render_report(content: ReportContent) -> str:
 
 
 def page_script() -> str:
-    """The one script of a report: sliders, and the viewer."""
+    """Read the script of a report: that of the sliders and that of the viewer, as one."""
     return "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "viewer.js"))
 
 
-def page_template(name: str, **filters):
-    """A template of the folder beside this file, by jinja2: what it quotes is escaped, what it lacks is an error."""
+def page_template(name: str, **filters: Callable[..., str]) -> "Template":
+    """Load a jinja2 template of the folder beside this file.
+
+    Values are escaped, and undefined ones are an error.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file.
+    **filters : callable
+        Filters for the template, by name.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -110,14 +124,15 @@ def page_template(name: str, **filters):
     return environment.get_template(name)
 
 
-#: Classes of the page by the level of a verdict; words say the same.
+#: CSS classes by the level of a verdict.
 VERDICT_LOOKS = dict(zip(LEVELS, ("good", "warn", "bad"), strict=True))
 
 
 def verdict_of(content: ReportContent) -> Verdict | None:
-    """The verdict on the volume of a report, by the rules of this version; None where there is nothing to judge.
+    """Return the verdict on the volume of a report, by the rules of this version; None where there is none.
 
-    A super-resolved volume has none. A run that failed has no good one, a volume without metrics neither.
+    A super-resolved volume has no verdict. A run that crashed or has no volume is never judged usable: it has no
+    verdict where its metrics would say so, or where it has no metrics.
     """
     failed = content.crashes or content.volume is None
     if content.super_resolution is not None or (failed and not content.metrics):
@@ -127,7 +142,7 @@ def verdict_of(content: ReportContent) -> Verdict | None:
 
 
 def headline(verdict: Verdict | None, rows: Sequence[StackRow]) -> str:
-    """The verdict in a few words, with the stacks to look at."""
+    """Return the verdict in a few words, with the stacks to look at; empty without a verdict."""
     if verdict is None:
         return ""
     names = to_look_at(rows)
@@ -139,7 +154,14 @@ def headline(verdict: Verdict | None, rows: Sequence[StackRow]) -> str:
 
 
 def limit_rows() -> list[dict[str, str]]:
-    """All limits of the verdict and of the rows of stacks, in words: ``of``, ``number``, ``limit``, ``words`` ..."""
+    """Return the table of all limits of the verdicts on the volume and on its stacks.
+
+    Returns
+    -------
+    list of dict
+        Every row: ``of`` (``volume`` or ``stack``), ``number`` (name of the metric), ``limit``, ``level``, ``look``
+        (CSS class) and ``words``.
+    """
     rows = []
     for of, rules, looks in (("volume", RULES, VERDICT_LOOKS), ("stack", STACK_RULES, STACK_LOOKS)):
         for rule in rules:
@@ -158,7 +180,7 @@ def limit_rows() -> list[dict[str, str]]:
 
 
 def state(content: ReportContent) -> tuple[str, str]:
-    """(class, words) of the badge that tells how the run ended; no words where the verdict says enough."""
+    """Return the badge on the outcome of the run: its CSS class, and its words (empty where the verdict suffices)."""
     if content.crashes:
         count = len(content.crashes)
         return "bad", f"Failed: {count} step{'s' if count > 1 else ''} ended in an error"
@@ -174,9 +196,9 @@ def state(content: ReportContent) -> tuple[str, str]:
 
 
 def _missing(content: ReportContent, figures: Figures) -> list[str]:
-    """Parts of the report that could not be made."""
+    """List the parts of the report that could not be made."""
     if content.super_resolution is not None:
-        parts = (
+        parts: tuple[tuple[str, object], ...] = (
             ("the volume", figures.planes),
             ("before and after", figures.comparison),
             ("the spectrum", figures.spectrum),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row per stack for the head of a report: mask, similarity, motion, rejected slices, and what to look at."""
+"""Table of the stacks at the head of a report: mask, similarity, motion, rejected slices and verdict of each."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from gsbids.qc.report.content import StackPanel
 from gsbids.qc.stack_verdict import BAD, FINE, LEFT_OUT, StackVerdict, judge_stack
 from gsbids.qc.verdict import LOOK, known
 
-#: Classes of the page by the level of a stack; words say the same.
+#: CSS classes by the level of the verdict on a stack.
 STACK_LOOKS = {FINE: "good", LOOK: "warn", BAD: "bad", LEFT_OUT: "bad"}
 
 #: Sources of masks by the mode that made them.
@@ -31,7 +31,7 @@ _CONFIDENCE = re.compile(r"\bconfidence (\d(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a row in words, and the class of the page where it gave a reason."""
+    """Cell of the table: its text, and its CSS class where it is a reason for the verdict."""
 
     text: str
     look: str = ""
@@ -39,13 +39,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class StackRow:
-    """One stack at the head of a report.
+    """Row of one stack.
 
     Attributes
     ----------
     name : str
+        Name of the stack.
     number : int
-        From 1, as in the anchors of the page.
+        Number of the stack from 1, as in the anchors of the page.
     verdict : StackVerdict
     thumbnail : Tile or None
         Middle slice with the outline of the mask.
@@ -63,7 +64,7 @@ class StackRow:
 
     @property
     def look(self) -> str:
-        """Class of the page."""
+        """CSS class of the row."""
         return STACK_LOOKS[self.verdict.level]
 
 
@@ -73,17 +74,17 @@ def stack_rows(
     thumbnails: Mapping[str, Sequence[Tile]],
     excluded: Sequence[Exclusion],
 ) -> list[StackRow]:
-    """Make the rows of all stacks.
+    """Return the rows of all stacks.
 
     Parameters
     ----------
     panels : sequence of StackPanel
     numbers : mapping
-        By the name of the stack, from :func:`gsbids.qc.stack_verdict.stack_numbers`.
+        Numbers from :func:`gsbids.qc.stack_verdict.stack_numbers`, by the name of the stack.
     thumbnails : mapping
         Pictures by the name of the stack; the middle one is taken.
     excluded : sequence of Exclusion
-        Whole stacks without a part in the volume.
+        Whole stacks that do not contribute to the volume.
     """
     out = {each.stack: each.reason for each in excluded}
     rows = []
@@ -112,7 +113,7 @@ def stack_rows(
 
 
 def mask_words(panel: StackPanel) -> str:
-    """Source and confidence of a mask, in few words.
+    """Describe the source and the confidence of a mask in few words.
 
     Examples
     --------
@@ -127,7 +128,7 @@ def mask_words(panel: StackPanel) -> str:
 
 
 def rejected_words(numbers: Mapping[str, float]) -> str:
-    """Slices rejected of all slices of a stack.
+    """Describe how many slices of a stack were rejected.
 
     Examples
     --------
@@ -143,9 +144,9 @@ def rejected_words(numbers: Mapping[str, float]) -> str:
 
 
 def to_look_at(rows: Sequence[StackRow]) -> str:
-    """Name the stacks that are not fine, the worst first; empty where all are.
+    """Name the stacks that are not fine, the worst first; empty where all are fine.
 
-    Those that were left out have no part in the volume and are not named.
+    Stacks that were left out do not contribute to the volume and are not named.
     """
     levels = [LOOK, BAD]
     found = [row for row in rows if row.verdict.level in levels]
@@ -155,4 +156,5 @@ def to_look_at(rows: Sequence[StackRow]) -> str:
 
 
 def _number(numbers: Mapping[str, float], name: str, form: str) -> str:
+    """Format a number of a stack; ``UNKNOWN`` where it has none."""
     return form.format(numbers[name]) if known(numbers.get(name)) else UNKNOWN

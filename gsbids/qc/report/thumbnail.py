@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small picture of a volume at the head of its report, from where the page of the group takes it."""
+"""Small picture of a volume in the head of its report, where the group report finds it."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ _FOUND = re.compile(rf'<meta name="{NAME}" content="(data:image/png;base64,[A-Za
 
 
 def thumbnail(png: bytes) -> str:
-    """Make a picture small, as a data URI.
+    """Shrink a picture to at most ``LONGEST`` pixels along its longer side and return it as a data URI.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def thumbnail(png: bytes) -> str:
 
 
 def read_thumbnail(report: Path) -> str:
-    """Read the picture at the head of a report; empty where there is none, as in reports of earlier versions."""
+    """Read the picture, as a data URI, in the head of a report; empty where there is none, as in older reports."""
     try:
         with open(report, "rb") as file:
             found = _FOUND.search(file.read(HEAD).decode("ascii", errors="replace"))

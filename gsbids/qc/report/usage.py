@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every step of a reconstruction took: time, processor time and memory, as a table and in words."""
+"""Resources of the steps of a reconstruction: time, processor time and memory, as a table and in words."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ class StepUsage:
     Attributes
     ----------
     name : str
-        For example ``run_1 denoise``.
+        Name of the step, for example ``run_1 denoise``.
     seconds, cpu_seconds : float
-        Time that passed, and that of all its threads.
+        Elapsed time, and processor time of all threads.
     peak_gb : float
-        Largest memory of its process while it ran, with all that was loaded before; NaN where it is not known.
+        Peak memory (GB) of its process while the step ran, including what was loaded before; NaN where it is not
+        known.
     """
 
     name: str
@@ -30,7 +31,7 @@ class StepUsage:
 
 
 def format_usage(steps: Sequence[StepUsage]) -> str:
-    r"""Steps as tab-separated text with a header.
+    r"""Format the steps as tab-separated text with a header.
 
     Examples
     --------
@@ -45,7 +46,7 @@ def format_usage(steps: Sequence[StepUsage]) -> str:
 
 
 def read_usage(path: str | Path) -> tuple[StepUsage, ...]:
-    """Steps of a file as :func:`format_usage` writes it; lines that are none are passed over."""
+    """Read the steps from a file with the text of :func:`format_usage`; lines that are not steps are skipped."""
     steps = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
         name, *numbers = line.split("\t")
@@ -58,7 +59,14 @@ def read_usage(path: str | Path) -> tuple[StepUsage, ...]:
 
 
 def usage_rows(steps: Sequence[StepUsage]) -> list[dict]:
-    """Steps in words, with the share (%) of the longest and of the largest that each has."""
+    """Return the rows of the table of steps, in words.
+
+    Returns
+    -------
+    list of dict
+        Every row: ``name``, ``time``, ``cpu``, ``memory``, and time and memory as shares (%) of the largest of any
+        step, ``time_share`` and ``memory_share``.
+    """
     longest = max((step.seconds for step in steps if math.isfinite(step.seconds)), default=0.0)
     largest = max((step.peak_gb for step in steps if math.isfinite(step.peak_gb)), default=0.0)
     return [
@@ -75,7 +83,7 @@ def usage_rows(steps: Sequence[StepUsage]) -> list[dict]:
 
 
 def usage_total(steps: Sequence[StepUsage]) -> list[tuple[str, str]]:
-    """Sums of the times, and the largest memory: (label, value)."""
+    """Return the sums of the times and the largest memory, as (label, value)."""
     if not steps:
         return []
     seconds, cpu, peaks = zip(*(astuple(step)[1:] for step in steps), strict=True)
@@ -88,7 +96,7 @@ def usage_total(steps: Sequence[StepUsage]) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A time for reading.
+    """Format a time.
 
     Examples
     --------
@@ -104,7 +112,7 @@ def duration(seconds: float) -> str:
 
 
 def memory(gigabytes: float) -> str:
-    """An amount of memory for reading.
+    """Format an amount of memory.
 
     Examples
     --------
@@ -117,4 +125,5 @@ def memory(gigabytes: float) -> str:
 
 
 def _share(value: float, most: float) -> float:
+    """Return a value in percent of the largest; 0 where it is not known."""
     return round(100 * value / most, 1) if math.isfinite(value) and most > 0 else 0.0

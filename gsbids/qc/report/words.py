@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers and steps of a report in words."""
+"""Metrics and registration of a report in words."""
 
 import math
 
@@ -21,7 +21,7 @@ _UNITS = {
 
 
 def format_number(value: float, units: str = "") -> str:
-    """A value and its unit for reading.
+    """Format a value with its unit.
 
     Examples
     --------
@@ -53,23 +53,23 @@ _KNOWN = SR_METRIC_DESCRIPTIONS | METRIC_DESCRIPTIONS
 
 
 def highlights(metrics: dict | None) -> list[tuple[str, str]]:
-    """The few numbers that head the report: (name, value)."""
+    """Return the metrics at the head of the report, as (name, value)."""
     shown = {name: _KNOWN[name] for name in _HIGHLIGHTS if metrics and name in metrics}
     if metrics and "hidden_gain" in metrics:
         # Super-resolution does without a mask, and its fast mode without a trial.
         shown = {name: known for name, known in shown.items() if math.isfinite(metrics[name])}
-    return [(known["LongName"], format_number(metrics[name], known["Units"])) for name, known in shown.items()]
+    return [(known["LongName"], format_number(metrics[name], known["Units"])) for name, known in shown.items()]  # type: ignore[index]
 
 
 def template_highlight(content: ReportContent) -> list[tuple[str, str]]:
-    """Similarity to the template that the volume was aligned to; nothing where it lies as in the scanner."""
+    """Return the similarity to the template as (name, value); empty where the volume was aligned to none."""
     if content.template_similarity is None:
         return []
     return [("Similarity to the template", f"{content.template_similarity:.2f}")]
 
 
 def metric_rows(metrics: dict | None) -> list[tuple[str, str, str]]:
-    """Every metric: (name, value, description); unknown ones under their own key."""
+    """Return all metrics as (name, value, description); those without a description under their own key."""
     rows = []
     for name, value in (metrics or {}).items():
         known = _KNOWN.get(name, {"LongName": name, "Units": "arbitrary", "Description": ""})
@@ -79,7 +79,7 @@ def metric_rows(metrics: dict | None) -> list[tuple[str, str, str]]:
 
 
 def registration_rows(content: ReportContent) -> dict[str, str]:
-    """What became of every stack in the co-registration, in words, by the name of the stack."""
+    """Describe the outcome of the co-registration for every stack, by the name of the stack."""
     table = content.registration or {}
     rows = {}
     for i, stack in enumerate(content.stacks):
