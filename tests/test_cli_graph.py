@@ -57,7 +57,7 @@ def test_nodes_with_threads_and_memory(plan, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "parts", "steps"),
     [
-        ("svr", {"run_1_wf", "svr_wf", "volume_outputs_wf"}, {"fit (reconstruct)", "sample (reconstruct)"}),
+        ("svr", {"run_1_wf", "svr_wf", "volume_outputs_wf"}, {"fit (reconstruct)", "sample (sample_volume)"}),
         ("sr", {"volume_wf", "outputs_wf"}, {"super_resolve (super_resolve)", "qc (super_resolve)"}),
     ],
 )
