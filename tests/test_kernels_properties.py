@@ -58,6 +58,22 @@ def step(field, geometry, factor=1.0):
     )
 
 
+def oracle(field, geometry):
+    """Image in float64, and the parameters with their gradients of the loss of :func:`step`."""
+    exact = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in field]
+    flat = [torch.as_tensor(getattr(geometry, k), dtype=torch.float64) for k in NAMES[:5]]
+    image, _ = reference.render_slices(
+        exact[0],
+        reference.covariance(*exact[1:3]),
+        *exact[3:],
+        (*flat, geometry.shape),
+        cut=OPTIONS.cut,
+        mass_factor=True,
+    )
+    (torch.sqrt((image - 0.5) ** 2 + 0.03**2) - 0.03).sum().backward()
+    return image.detach(), exact
+
+
 def close(a, b, tolerance):
     a, b = np.asarray(a, float), np.asarray(b, float)
     assert np.isfinite(a).all()
@@ -72,28 +88,54 @@ def _rows(request):
         yield
 
 
-# Examples follow the text of a test; with the seed they stay when it is formatted. One that other text drew has a
-# gradient of 0.068 that is 2.6e-6 off, 1.3 times the tolerance: not looked into yet.
+# Without a seed the examples follow the text of the test, and change when it is formatted. One that was drawn so is
+# beyond this tolerance: see the next test.
 @seed(1)
 @quick
 @given(scenes())
 def test_every_scene_agrees_with_the_oracle(case):
     field, geometry = case
-    exact = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in field]
-    flat = [torch.as_tensor(getattr(geometry, k), dtype=torch.float64) for k in NAMES[:5]]
-    image, _ = reference.render_slices(
-        exact[0],
-        reference.covariance(*exact[1:3]),
-        *exact[3:],
-        (*flat, geometry.shape),
-        cut=OPTIONS.cut,
-        mass_factor=True,
-    )
-    (torch.sqrt((image - 0.5) ** 2 + 0.03**2) - 0.03).sum().backward()
+    image, exact = oracle(field, geometry)
     ours = step(field, geometry)
-    close(ours.image, image.detach(), 2e-6)
+    close(ours.image, image, 2e-6)
     for a, b in zip(ours.gradients, exact, strict=True):
         close(a, b.grad, 2e-5)
+
+
+def test_the_gradient_of_a_lone_amplitude_is_as_exact_as_float32_allows():
+    """Of one Gaussian that covers the slice it is the difference of two terms that are 800 times as large.
+
+    Both are rounded to float32, so that they, and not the difference, say how exact it can be.
+    """
+    field = [
+        np.array([[-0.7887041, -1.7248098, -4.065105]]),
+        np.array([[3.8642168, 4.1291456, 4.0752797]]),
+        np.array([[1.4104235, -0.04763224, 2.5223274, 0.82621825]]),
+        np.array([0.82768786]),
+        np.array([-0.19722931]),
+    ]
+    field = [a.astype(np.float32) for a in field]
+    turn = Rotation.from_matrix(
+        [
+            [0.17865471, -0.11675149, -0.97696038],
+            [0.93675254, -0.28353723, 0.20518606],
+            [-0.30096042, -0.95182757, 0.05871199],
+        ]
+    )
+    geometry = ops.SliceGeometry(
+        turn.as_matrix()[None],
+        np.array([[1.3924692, -0.50628911, 1.56994913]]),
+        np.array([[0.703545, 1.60866365, 1.97793334]]),
+        np.array([[1.29174313, 1.22971754]]),
+        np.array([[0.5, 16.0]]),
+        ops.full_extent(1, (2, 33)),
+        (2, 33),
+    )
+    _, exact = oracle(field, geometry)
+    intensity, amplitude = (float(each.grad) for each in exact[3:])
+    term = abs(float(field[3][0]) * intensity)
+    assert term > 500 * abs(amplitude)
+    assert abs(float(step(field, geometry).gradients[4][0]) - amplitude) < term * 2.0**-23
 
 
 @quick
