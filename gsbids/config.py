@@ -12,6 +12,7 @@ from gsbids.atomic import write_atomic
 from gsbids.errors import InputError
 
 DEFAULT_RESOLUTION = 0.8  # mm, of SVR
+TAKES_MASKS = ("auto", "derivatives")  # values of --mask-mode with which masks that were given are used
 AUTO, NONE = Path("auto"), Path("none")  # values of --template: one of the package; none
 TEMPLATE = "template"  # name of the space of --template, and of its folder among the data sets
 
@@ -135,7 +136,7 @@ class WorkflowOptions:
     @property
     def takes_masks(self) -> bool:
         """Whether brain masks that were given with the stacks are used."""
-        return self.mask_mode in ("auto", "derivatives")
+        return self.mask_mode in TAKES_MASKS
 
     @property
     def svr_resolution(self) -> float:

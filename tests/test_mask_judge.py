@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gsbids.errors import InputError
+from gsbids.imaging.masks import dice
 from gsbids.masking.found import MaskNetwork
 from gsbids.masking.judge import SIDE, VOXEL, block_about, build_judge, judge_block
 from gsbids.masking.network import NetworkShape, build_network, segment
@@ -43,10 +44,6 @@ def balls(*told, shape=(100, 100, 20)):
         image[where[-1]] = brightness
     image[:4, ::2] = 100.0
     return image, where
-
-
-def overlap(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
 def test_a_block_shows_what_lies_around_a_place_in_mm():
@@ -106,7 +103,7 @@ def test_what_the_judge_takes_for_no_brain_is_none(brightness, sure, found):
     image, (ball,) = balls(((100, 110, 40), 25, brightness))
     plain = segment(image, SPACING, MaskNetwork(Bright(), SHAPE))
     known = segment(image, SPACING, MaskNetwork(Bright(), SHAPE, Opinion(sure)))
-    assert overlap(plain.mask, ball) > 0.95
+    assert dice(plain.mask, ball) > 0.95
     assert known.mask.any() == found
     assert known.confidence == pytest.approx(plain.confidence if found else 0.0, abs=1e-3)
 
@@ -115,10 +112,10 @@ def test_a_large_region_that_is_half_believed_is_not_in_the_way_of_a_brain():
     image, (small, large) = balls(((60, 110, 40), 22, 50.0), ((145, 110, 40), 30, 95.0))
     known = MaskNetwork(Bright(), SHAPE, Opinion(0.9))  # 0.71 for the small one, 0.29 for the large one
     assert large.sum() * 2 * 0.29 > 1.2 * small.sum()
-    assert overlap(segment(image, SPACING, known).mask, small) > 0.95
+    assert dice(segment(image, SPACING, known).mask, small) > 0.95
 
 
 def test_of_two_regions_the_one_is_kept_that_the_judge_believes():
     image, (small, large) = balls(((60, 110, 40), 22, 50.0), ((145, 110, 40), 30, 95.0))
-    assert overlap(segment(image, SPACING, MaskNetwork(Bright(), SHAPE)).mask, large) > 0.95
-    assert overlap(segment(image, SPACING, MaskNetwork(Bright(), SHAPE, Opinion())).mask, small) > 0.95
+    assert dice(segment(image, SPACING, MaskNetwork(Bright(), SHAPE)).mask, large) > 0.95
+    assert dice(segment(image, SPACING, MaskNetwork(Bright(), SHAPE, Opinion())).mask, small) > 0.95

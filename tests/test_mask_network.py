@@ -11,7 +11,7 @@ import torch
 
 from gsbids.cli.main import main
 from gsbids.errors import InputError
-from gsbids.imaging.masks import without_appendages
+from gsbids.imaging.masks import dice, without_appendages
 from gsbids.masking.found import MaskNetwork
 from gsbids.masking.network import NetworkShape, build_network, normalised, segment
 from gsbids.masking.networks import load_network, save_network, segment_stack, weights_file
@@ -45,15 +45,11 @@ def crumb():
     return image[..., :4]
 
 
-def overlap(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
-
-
 def test_a_ball_is_found_whatever_the_axis_of_the_slices():
     image, ball = stack()
     affine = np.diag([1.1, 1.1, 3.0, 1])
     found = segment_stack(image, affine, BRIGHT)
-    assert overlap(found.mask, ball) > 0.95
+    assert dice(found.mask, ball) > 0.95
     assert found.confidence > 0.9
     assert found.millilitres(affine) == pytest.approx(ball.sum() * 1.1 * 1.1 * 3 / 1e3, rel=0.05)
     turned = segment_stack(np.moveaxis(image, 2, 0), np.diag([3.0, 1.1, 1.1, 1]), BRIGHT)
@@ -76,7 +72,7 @@ def test_what_hangs_on_the_brain_by_a_neck_is_cut_off():
     attached[40:52, 70:, 5:11] = True  # and what it leads to
     kept = without_appendages(attached, (1.1, 1.1, 3.0))
     assert not kept[:, 66:].any()
-    assert overlap(kept, ball) > 0.97
+    assert dice(kept, ball) > 0.97
     thin = np.zeros(ball.shape, bool)
     thin[:, 40, 8] = True
     np.testing.assert_array_equal(without_appendages(thin, (1.1, 1.1, 3.0)), thin)
@@ -93,7 +89,7 @@ def test_a_network_sees_the_neighbours_of_a_slice_and_nothing_beyond_the_ends():
     found = segment(image, (1.1, 1.1, 3.0), MaskNetwork(Below(), NetworkShape((4, 8, 8), 2.0, 3)))
     assert not (found.probability[..., 0] > 0.5).any()
     lit = np.flatnonzero(ball.any((0, 1)))  # the others are noise between two percentiles
-    assert overlap(found.probability[..., lit + 1] > 0.5, ball[..., lit]) > 0.95
+    assert dice(found.probability[..., lit + 1] > 0.5, ball[..., lit]) > 0.95
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,7 @@ def test_gain_of_slices_and_unfit_numbers_do_not_matter():
     gains = np.random.default_rng(1).uniform(0.3, 3, image.shape[2]).astype(np.float32)
     odd = image * gains
     odd[3, 3, 3] = np.nan
-    assert overlap(segment(odd, (1.1, 1.1, 3.0), BRIGHT).mask, ball) > 0.95
+    assert dice(segment(odd, (1.1, 1.1, 3.0), BRIGHT).mask, ball) > 0.95
 
 
 def test_intensities_lie_between_percentiles():
@@ -225,7 +221,7 @@ def test_auto_takes_what_the_network_finds_with_its_doubt_and_a_threshold_where_
     image, ball = stack()
     made = make_mask("auto", image, np.diag([1.1, 1.1, 3.0, 1]), weights=biased(tmp_path, logit))
     assert (made.method, made.doubt) == (method, doubt)
-    assert made.mask.all() if method == "network" else overlap(made.mask, ball) > 0.98
+    assert made.mask.all() if method == "network" else dice(made.mask, ball) > 0.98
 
 
 @pytest.mark.parametrize(("logit", "method"), [(5.0, "network"), (1.75, "otsu"), (-5.0, "otsu")])
@@ -290,4 +286,4 @@ def test_the_brain_of_a_real_stack_is_found_without_a_hint(test_data):
     )
     made = make_mask("auto", image.get_fdata(), image.affine)
     assert made.method == "network"
-    assert overlap(made.mask, truth) > 0.7  # 0.80 was measured
+    assert dice(made.mask, truth) > 0.7  # 0.80 was measured

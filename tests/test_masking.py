@@ -8,6 +8,7 @@ import pytest
 
 from gsbids.errors import InputError
 from gsbids.imaging.geometry import conform
+from gsbids.imaging.masks import dice
 from gsbids.imaging.nifti import save_image
 from gsbids.masking.stack_masks import full_mask, is_head_in_air, is_stripped, make_mask, nonzero_mask, otsu_mask
 
@@ -23,10 +24,6 @@ def brain(radius=12.0, affine=AFFINE, shape=SHAPE):
 def image_of(mask, background=30.0):
     noise = np.random.default_rng(3).normal(0, 8, mask.shape)
     return np.clip(np.where(mask, 200.0, background) + noise, 1, None).astype(np.float32)
-
-
-def dice(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
 def test_simple_masks():

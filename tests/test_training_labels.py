@@ -13,6 +13,7 @@ import labels
 from sources import atlas_files, stack_files
 
 from gsbids.errors import InputError
+from gsbids.imaging.masks import dice
 from gsbids.imaging.stack import Stack
 
 VOXEL = 1.0
@@ -30,10 +31,6 @@ def head():
     image = np.where(far < 31, image, 0) + np.random.default_rng(0).normal(0, 10, far.shape)
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
     return Stack("head", image.astype(np.float32), far < 27, affine, VOXEL), far, eye
-
-
-def dice(one, other):
-    return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
 @pytest.mark.parametrize("aside", [0.0, 3.0])

@@ -84,14 +84,14 @@ def report_inputs(config: Config, task: ReconstructionTask) -> dict:
 
 
 def made_by(config: Config) -> dict[str, str]:
-    """Date and command line of a run, as far as they are known."""
+    """Return date and command line of a run, as far as they are known."""
     date = re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)", config.execution.run_uuid)
     known = {"Date": "{}-{}-{} {}:{}".format(*date.groups()) if date else "", "Command": config.execution.command}
     return {name: value for name, value in known.items() if value}
 
 
 def help_page(task: ReconstructionTask) -> str:
-    """Page beside the report that says what the outputs are; none beside plain files."""
+    """Return the page beside the report that says what the outputs are; empty where the files are plain ones."""
     return "" if task.plain else "README.md"
 
 

@@ -7,6 +7,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from gsbids.bids.task import StackFile
+from gsbids.config import TAKES_MASKS
 from gsbids.interfaces.stack import ConformStack, CorrectBias, DenoiseStack, MaskStack
 from gsbids.workflows.names import stack_workflow_name
 
@@ -67,7 +68,7 @@ def init_stack_prep_wf(
     mask = Node(MaskStack(mode=mask_mode, may_be_empty=True, of_slices=True), "mask", mem_gb=0.6)
     if mask_weights:
         mask.inputs.weights = str(mask_weights)
-    if stack.mask is not None and mask_mode in ("auto", "derivatives"):
+    if stack.mask is not None and mask_mode in TAKES_MASKS:
         mask.inputs.mask_file = str(stack.mask)
     workflow.connect(
         [

@@ -74,7 +74,7 @@ def check_folders(bids_dir: Path, output_dir: Path) -> None:
 
 
 def dataset_name(folder: Path) -> str:
-    """Name of a data set: that of its description, or of its folder."""
+    """Return the name of a data set: that of its description, or of its folder."""
     name = (_read(folder / FILE) or {}).get("Name")
     return " ".join(name.split()) if isinstance(name, str) and name.strip() else folder.name
 

@@ -63,6 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
     with _messages() as logger, _terminated_like_interrupted():
         try:
             words = list(sys.argv[1:] if argv is None else argv)
+            typed = shlex.join(["gsbids", *words])
             if not words:
                 print(overview(), file=sys.stderr)
                 return InputError.exit_code
@@ -70,11 +71,11 @@ def _run(argv: Sequence[str] | None) -> int:
                 return _help(words[1:])
             if command := COMMANDS.get(words[0]):
                 args = command.parse(words[1:])
-                args.command = shlex.join(["gsbids", *words])
+                args.command = typed
                 return command.run(args)
             check_command(words, COMMANDS)
             args = parse_args(words)
-            args.command = shlex.join(["gsbids", *words])
+            args.command = typed
             logger.setLevel(logging.DEBUG if args.verbosity else logging.INFO)
             if args.analysis_level == "group":
                 from gsbids.cli.commands.group import run

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share, each described once."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ def add_masking(group: Any, modes: tuple[str, ...], first: str) -> None:
         metavar="FILE",
         help="weights of a mask network of your own (.safetensors), or the checkpoint of MONAIfbs or "
         "Fetal-BET2 (.pt, .pth)",
+    )
+
+
+def add_corrections(group: Any, usual: str) -> None:
+    """Add what is corrected, of the participant level and of ``gsbids reconstruct``.
+
+    ``usual`` says when noise and bias are corrected if nothing else is asked for.
+    """
+    for name, what in (("denoise", "denoise first"), ("n4", "correct the bias field first (N4)")):
+        group.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=f"{what} (default: {usual})"
+        )
+    group.add_argument(
+        "--motion-correction",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="estimate the motion of every slice; without it stacks move as wholes",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from gsbids import __version__
 from gsbids.cli.argument_types import RESOLUTION_RANGE, OneOrThree, between, label, level, with_dashes
-from gsbids.cli.options import add_masking, add_orientation, add_resources, add_seed_and_device
+from gsbids.cli.options import add_corrections, add_masking, add_orientation, add_resources, add_seed_and_device
 from gsbids.imaging.limits import THICKNESS_RANGE
 
 DESCRIPTION = (
@@ -271,19 +271,7 @@ def _add_preparation(group: Any) -> None:
     add_masking(
         group, ("auto", "derivatives", "network", "nonzero", "otsu", "none"), "--derivatives if it has one, else"
     )
-    for name, what in (("denoise", "denoise first"), ("n4", "correct the bias field first (N4)")):
-        group.add_argument(
-            f"--{name}",
-            action=argparse.BooleanOptionalAction,
-            default=None,
-            help=f"{what} (default: with svr, not with sr)",
-        )
-    group.add_argument(
-        "--motion-correction",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="estimate the motion of every slice; without it stacks move as wholes",
-    )
+    add_corrections(group, "with svr, not with sr")
 
 
 def _add_plugin(group: Any) -> None:

@@ -158,7 +158,7 @@ class SampleVolume(NodeInterface):
         return voted[0], facts | {"TemplateMaskDoubt": doubt}
 
     def _tell_placement(self, facts: dict, runtime: "Bunch") -> None:
-        """Write what is told of template and mask where report and sidecars find it."""
+        """Write the facts about template and mask where report and sidecars find them."""
         self._results["placement"] = write_text(self.path(runtime, "placement.json"), json.dumps(facts))
         self._results["space"] = {k: v for k, v in facts.items() if k == "SpatialReference"}
         by_atlas = "TemplateMaskOverlap" in facts and "TemplateMaskDoubt" not in facts

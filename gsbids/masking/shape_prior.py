@@ -14,7 +14,7 @@ AROUND = 2.0  # mm around the mask that the registration sees: masks by vote end
 AFFINE = (500, 300, 100, 0)  # iterations of the affine registration, coarse to fine
 DEFORMED = (40, 20, 0)  # and of the deformation
 SMOOTHNESS = (3.0, 0.0)  # standard deviations (voxels) of the update and of the whole deformation
-SEED = 1
+SEED = 1  # of ANTs, which draws the voxels that it compares
 LEAST_OVERLAP = 0.8  # Dice coefficient with the mask of the head, below which the atlas has not found the brain
 
 
@@ -77,7 +77,7 @@ def lay_atlas(
         From 0 outside to 1 inside, on the grid of the head.
     """
     ants = load_ants()
-    ants.config.set_ants_deterministic(True, SEED)  # points of the affine registration are drawn
+    ants.config.set_ants_deterministic(True, SEED)
     back = np.linalg.inv(start @ atlas.affine) @ head.affine
     image, mask = (
         _as_ants(

@@ -139,14 +139,14 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _brightness(result: SvrResult, s: int) -> float:
-    """Gain of a slice over that of the typical one of its stack that is kept."""
+    """Return the gain of a slice over that of the typical one of its stack that is kept."""
     mine = ~result.rejected & (result.stack_index == result.stack_index[s])
     usual = float(np.median(result.gain[mine])) if mine.any() else 1.0
     return float(result.gain[s] / usual) if usual > 0 else 1.0
 
 
 def _numbers(result: SvrResult, s: int) -> str:
-    """Residual and similarity of a slice, beside the residual of the typical one."""
+    """Format residual and similarity of a slice, beside the residual of the typical one."""
     kept = result.residual[~result.rejected]
     typical = float(np.median(kept if len(kept) else result.residual))
     times = f", {result.residual[s] / typical:.1f} times that of the typical slice" if typical > 0 else ""

@@ -62,7 +62,7 @@ LEAST_SPAN = 10.0  # least spreads that an axis covers: small differences do not
 
 
 def least_spread(name: str, units: str = "") -> float:
-    """Spread of a metric below which differences mean nothing."""
+    """Return the spread of a metric below which differences mean nothing."""
     return LEAST_SPREAD.get(name, LEAST_SPREAD.get(units, 0.0))
 
 

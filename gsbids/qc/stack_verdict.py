@@ -33,7 +33,7 @@ STACK_NUMBERS = {
 
 
 def _limit(metric: str, level: str) -> float:
-    """Limit of the verdict on the whole volume, which holds for its worst stack."""
+    """Return the limit of the verdict on the whole volume, which holds for its worst stack."""
     return next(rule.limit for rule in RULES if rule.metric == metric and rule.level == level)
 
 

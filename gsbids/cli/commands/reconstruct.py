@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gsbids.cli.argument_types import RESOLUTION_RANGE, between, with_dashes
 from gsbids.cli.commands.plain_files import make_plan
 from gsbids.cli.commands.slice_folders import FOLDERS, write_slice_folders
-from gsbids.cli.options import add_masking, add_orientation, add_resources, add_seed_and_device
+from gsbids.cli.options import add_corrections, add_masking, add_orientation, add_resources, add_seed_and_device
 from gsbids.cli.parser import Parser
 from gsbids.cli.places import writable_places
 from gsbids.config import AUTO, DEFAULT_RESOLUTION, NONE
@@ -166,19 +166,7 @@ def _add_method(group: Any) -> None:
         "distance between slices, which is too much where there are gaps",
     )
     add_masking(group, ("auto", "network", "nonzero", "otsu", "none"), "--input-masks, else")
-    for name, what in (("denoise", "denoise the stacks"), ("n4", "correct the bias field of the stacks (N4)")):
-        group.add_argument(
-            f"--{name}",
-            action=argparse.BooleanOptionalAction,
-            default=None,
-            help=f"{what} (default: stacks, not --input-slices)",
-        )
-    group.add_argument(
-        "--motion-correction",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="estimate the motion of every slice; without it stacks move as wholes",
-    )
+    add_corrections(group, "stacks, not --input-slices")
     add_orientation(group, template="none")
     add_seed_and_device(group)
 

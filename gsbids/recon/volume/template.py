@@ -62,7 +62,7 @@ class TemplateAlignment:
         }
 
     def laid(self, template: Stack) -> np.ndarray:
-        """World of a template -> world of the reconstruction, with the template brought to its size, (4, 4)."""
+        """Return the transform of the template's world to that of the reconstruction, sizes matched, (4, 4)."""
         middle, shrink = _middle(template), np.eye(4)
         shrink[:3, :3] /= self.scale
         shrink[:3, 3] = middle - shrink[:3, :3] @ middle
